@@ -1,0 +1,69 @@
+"""dnas_ens: ensembles of neural networks, found by differentiable architecture search.
+
+    import dnas_ens as de
+
+    data = de.load_data("digits")
+    found = de.search(data, members=5)
+    ensemble = de.retrain(found, data)
+    print(ensemble.evaluate(data.test))
+
+Importing the package does not import torch; the first use of a name does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# Bound before any submodule of the same name is looked up, so that de.search is the function.
+from dnas_ens.evaluate import evaluate
+from dnas_ens.retrain import retrain
+from dnas_ens.search import search
+
+if TYPE_CHECKING:
+    from dnas_ens.data import ImageData, Split, load_data
+    from dnas_ens.ensembles import Ensemble
+    from dnas_ens.errors import UserError
+    from dnas_ens.genotype import Genotype
+
+__version__ = "0.1.0"
+__all__ = [
+    "Ensemble",
+    "Genotype",
+    "ImageData",
+    "Split",
+    "UserError",
+    "evaluate",
+    "load",
+    "load_data",
+    "retrain",
+    "search",
+]
+_HOMES = {
+    "Ensemble": "dnas_ens.ensembles",
+    "Genotype": "dnas_ens.genotype",
+    "ImageData": "dnas_ens.data",
+    "Split": "dnas_ens.data",
+    "UserError": "dnas_ens.errors",
+    "load_data": "dnas_ens.data",
+}
+
+
+def load(folder: str | Path) -> Ensemble:
+    """Load the ensemble of a run folder, or one that ``Ensemble.save`` wrote.
+
+    Raises:
+        UserError: If the folder holds no finished ensemble.
+    """
+    from dnas_ens.ensembles import Ensemble
+
+    return Ensemble.load(folder)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,91 @@
+"""Command: ``python -m dnas_ens``, the whole way: search, retrain, evaluate, in one run folder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.commands import (
+    EARLY_OPTIONS,
+    EarlyOptions,
+    load_configured_data,
+    preset_help,
+    print_next,
+    print_resolved,
+    write_splits,
+)
+from dnas_ens.config import PRESET_COSTS, RetrainConfig, SearchConfig, to_dict
+
+PROG = "python -m dnas_ens"
+DESCRIPTION = """Search an ensemble of different networks, retrain its members from scratch and evaluate it. """
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeWayCommand:
+    """Options of the command."""
+
+    search: OmitArgPrefixes[SearchConfig]
+    retrain: RetrainConfig
+    run_dir: Path | None = None
+    """Run folder; default: a fresh numbered one under runs/."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted run in --run-dir."""
+    dry_run: bool = False
+    """Print the resolved configuration and what it will take, then stop."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    early = EarlyOptions.read(argv)
+    search_default, retrain_default = early.defaults()
+    command = parse(
+        WholeWayCommand,
+        early.rest,
+        prog=PROG,
+        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
+        default=WholeWayCommand(search=search_default, retrain=retrain_default),
+        extra_options=EARLY_OPTIONS,
+    )
+    from dnas_ens.device import resolve_device
+    from dnas_ens.evaluate.run import evaluate_folder
+    from dnas_ens.evaluate.tables import to_markdown
+    from dnas_ens.nn.operations import require_operations
+    from dnas_ens.retrain.members import train_members
+    from dnas_ens.runs import RunFolder
+    from dnas_ens.search.run import estimate, run_search
+
+    config, recipe, device = command.search, command.retrain, resolve_device(command.device)
+    require_operations(config.supernet.operations)
+    data = load_configured_data(config.data)
+    if command.dry_run:
+        print_resolved(config, estimate(config, data))
+        print_resolved(recipe, {"members": config.candidates.members})
+        return
+    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
+    with RunFolder.create(
+        command.run_dir,
+        config=to_dict(config),
+        command=[*PROG.split(), *argv],
+        resume=command.resume,
+        name=Path(config.data.data).name,
+    ) as run:
+        run.record_config("retrain", to_dict(recipe), resume=command.resume)
+        run.write_env({"device": str(device), "data": data.describe()})
+        write_splits(run, data)
+        result = run_search(config, data, device=device, run=run, resume=command.resume)
+        train_members(result.genotypes, data, recipe, device=device, folder=run.path)
+        rows = evaluate_folder(run.path, data, device=device)
+        print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
+        print(to_markdown(rows), end="")
+        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {run.path}")
+        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

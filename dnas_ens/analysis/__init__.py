@@ -1,0 +1,1 @@
+"""What a finished search or ensemble is worth: metrics, diversity, significance, and its pictures."""

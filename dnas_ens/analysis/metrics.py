@@ -1,0 +1,196 @@
+"""Accuracy, NLL, Brier score and calibration error of predicted class probabilities.
+
+Legend: B batch, M members, N images, K classes. Everything is computed in float64.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+PROB_FLOOR = 1e-12
+"""Smallest probability a logarithm is taken of; bounds the NLL of one image by 27.6 nats."""
+
+SUM_TOLERANCE = 1e-3
+"""Largest deviation of a row's sum from 1: the rounding of half-precision probabilities."""
+
+
+def check_probs(probs: npt.ArrayLike, *, num_dims: int = 2) -> FloatArray:
+    """Validate class probabilities and return them in float64.
+
+    Args:
+        probs: Class probabilities, shape (N, K), or (M, N, K) with ``num_dims=3``; range [0, 1].
+        num_dims: Number of axes that is asked for, 2 or 3.
+
+    Returns:
+        The same probabilities in float64, the same shape.
+
+    Raises:
+        ValueError: Wrong number of axes, an empty axis, a value that is not finite or negative, or
+            classes that do not sum to 1.
+    """
+    array = np.asarray(probs, dtype=np.float64)
+    shape = "(N, K)" if num_dims == 2 else "(M, N, K)"
+    if array.ndim != num_dims:
+        raise ValueError(f"probabilities must have shape {shape}, got {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"probabilities must not be empty, got shape {array.shape}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"probabilities must be finite, {int((~np.isfinite(array)).sum())} values are not")
+    if array.min() < 0.0:
+        raise ValueError(f"probabilities must not be negative, the smallest is {array.min():g}")
+    worst = float(np.abs(array.sum(axis=-1) - 1.0).max())
+    if worst > SUM_TOLERANCE:
+        raise ValueError(f"probabilities of one image must sum to 1, the worst sum is {worst:g} away from it")
+    return array
+
+
+def check_labels(labels: npt.ArrayLike, *, num_images: int, num_classes: int) -> IntArray:
+    """Validate class labels and return them in int64.
+
+    Args:
+        labels: Class indices, shape (N,), integers in 0..K-1.
+        num_images: N, as the probabilities have it.
+        num_classes: K, as the probabilities have it.
+
+    Returns:
+        The same labels in int64, shape (N,).
+
+    Raises:
+        ValueError: Wrong shape, not integers, or a label outside 0..K-1.
+    """
+    array = np.asarray(labels)
+    if array.shape != (num_images,):
+        raise ValueError(f"labels must have shape ({num_images},), got {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"labels must be integers, got {array.dtype}")
+    if array.min() < 0 or array.max() >= num_classes:
+        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {array.min()}..{array.max()}")
+    return array.astype(np.int64)
+
+
+def check_predictions(probs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
+    """Validate one model's probabilities (N, K) together with their labels (N,).
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Probabilities in float64 and labels in int64.
+
+    Raises:
+        ValueError: See `check_probs` and `check_labels`.
+    """
+    checked = check_probs(probs)
+    return checked, check_labels(labels, num_images=checked.shape[0], num_classes=checked.shape[1])
+
+
+def accuracy(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Share of images whose most probable class is the label; a tie goes to the lowest class.
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    return float((checked.argmax(axis=1) == classes).mean())
+
+
+def nll(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Negative log-likelihood of the labels, -1/N sum_n ln max(p_n[y_n], 1e-12).
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Mean over images in nats, in [0, 27.7].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    of_labels = checked[np.arange(len(classes)), classes]
+    # A sum of rounded probabilities may exceed 1 in the last place: the upper clip keeps the NLL >= 0.
+    return float(-np.log(np.clip(of_labels, PROB_FLOOR, 1.0)).mean() + 0.0)
+
+
+def brier(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Brier score of several classes, 1/N sum_n sum_k (p_n[k] - 1[k = y_n])^2.
+
+    The original definition (Brier, Monthly Weather Review 78, 1950), a sum over classes: twice the
+    usual score of a binary event.
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Mean over images, in [0, 2].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    residual = checked.copy()
+    residual[np.arange(len(classes)), classes] -= 1.0
+    return float((residual**2).sum(axis=1).mean())
+
+
+def ece15(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Expected calibration error with 15 equal-width bins of the top probability.
+
+    sum_b |B_b|/N * |acc(B_b) - conf(B_b)| with the bins ((b-1)/15, b/15], b = 1..15 (Guo et al., arXiv
+    1706.04599). It is biased by the number of images and bins; compare it at equal N only (Ashukha et
+    al., arXiv 2002.06470).
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Expected calibration error in [0, 1].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    confidence = checked.max(axis=1)
+    correct = checked.argmax(axis=1) == classes
+    inner_bounds = np.linspace(0.0, 1.0, 16)[1:-1]
+    bins = np.digitize(confidence, inner_bounds, right=True)
+    # |B|/N * |acc - conf| is |sum of (correct - confidence)| / N, which needs no guard for an empty bin.
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=15)
+    return float(np.abs(gaps).sum() / len(classes))
+
+
+def evaluate_probs(probs: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:
+    """All metrics of one predictive distribution.
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        ``accuracy`` in [0, 1], ``nll`` in nats, ``brier`` in [0, 2], ``ece15`` in [0, 1].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    return {
+        "accuracy": accuracy(checked, classes),
+        "nll": nll(checked, classes),
+        "brier": brier(checked, classes),
+        "ece15": ece15(checked, classes),
+    }

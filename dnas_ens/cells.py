@@ -1,0 +1,194 @@
+"""One cell: what makes it valid, its renumberings, edges shared with another, random choices.
+
+A cell has two inputs (sources 0 and 1, the outputs of the two preceding cells) and N intermediate nodes
+(sources 2 .. N+1). Each node sums its edges, an operation applied to an earlier source, and the cell
+concatenates its N nodes (DARTS, arXiv 1806.09055).
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator, Sequence
+from operator import index as to_index
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    import networkx
+    import numpy as np
+
+Edge = tuple[str, int]
+Node = tuple[Edge, ...]
+Cell = tuple[Node, ...]
+
+CELL_TYPES = ("normal", "reduction")
+NUM_INPUTS = 2
+
+CELL_PATTERN = (
+    'Write a cell as nodes of [operation, source] pairs: [[["sep_conv_3x3", 0], ["skip_connect", 1]]].'
+)
+
+
+def check_cell_type(cell_type: object) -> None:
+    """Raise UserError unless this is one of `CELL_TYPES`."""
+    if cell_type not in CELL_TYPES:
+        raise UserError(f"{shown(cell_type)} is not a cell type.", f"Use {' or '.join(CELL_TYPES)}.")
+
+
+def shown(value: object) -> str:
+    """Return a value as an error message shows it, shortened if it is long."""
+    text = reprlib.repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def checked_cell(cell: Any, cell_type: str) -> Cell:
+    """Return a cell, given as nested lists or tuples, as tuples; UserError names what is wrong with it."""
+    if not isinstance(cell, (list, tuple)):
+        raise UserError(f"The {cell_type} cell is {shown(cell)}, not a list of nodes.", CELL_PATTERN)
+    return tuple(_checked_node(node, index, cell_type) for index, node in enumerate(cell))
+
+
+def _checked_node(node: Any, index: int, cell_type: str) -> Node:
+    where = f"Node {index} of the {cell_type} cell"
+    if not isinstance(node, (list, tuple)) or not node:
+        raise UserError(f"{where} is {shown(node)}, not a list of at least one edge.", CELL_PATTERN)
+    edges = []
+    for edge in node:
+        if not isinstance(edge, (list, tuple)) or len(edge) != 2:
+            raise UserError(
+                f"{where} has the edge {shown(edge)}, not an [operation, source] pair.", CELL_PATTERN
+            )
+        operation, source = edge
+        if not isinstance(operation, str) or not operation:
+            raise UserError(
+                f"{where} has the operation {shown(operation)}, which is not a name.", CELL_PATTERN
+            )
+        try:
+            source = to_index(source)
+        except TypeError:
+            source = None
+        if source is None or isinstance(edge[1], bool):
+            raise UserError(
+                f"{where} has the source {shown(edge[1])}, which is not a whole number.", CELL_PATTERN
+            )
+        if not 0 <= source < NUM_INPUTS + index:
+            raise UserError(
+                f"{where} takes {shown(operation)} from source {source}, which does not exist before it.",
+                f"Use a source from 0 to {NUM_INPUTS + index - 1}; 0 and 1 are the inputs, 2 is node 0.",
+            )
+        edges.append((operation, source))
+    if len({source for _, source in edges}) < len(edges):
+        raise UserError(
+            f"{where} takes a source twice: {shown(node)}.", "Give each edge of a node its own source."
+        )
+    return tuple(edges)
+
+
+def cell_graph(cell: Cell) -> networkx.DiGraph:
+    """Return a cell as a graph whose nodes are the source indices; `Genotype.to_graph` describes it."""
+    import networkx
+
+    graph = networkx.DiGraph()
+    graph.add_node(0, role="input0")
+    graph.add_node(1, role="input1")
+    output = NUM_INPUTS + len(cell)
+    for index, node in enumerate(cell, start=NUM_INPUTS):
+        graph.add_node(index, role="intermediate")
+        graph.add_edges_from((source, index, {"operation": operation}) for operation, source in node)
+    graph.add_node(output, role="output")
+    graph.add_edges_from(((index, output) for index in range(NUM_INPUTS, output)), operation=None)
+    return graph
+
+
+def canonical_cell(cell: Cell) -> Cell:
+    """Return the lexicographically smallest of a cell's topological renumberings, edges sorted by source."""
+    import networkx
+
+    intermediate = cell_graph(cell).subgraph(range(NUM_INPUTS, NUM_INPUTS + len(cell)))
+    return min(_renumbered(cell, order) for order in networkx.all_topological_sorts(intermediate))
+
+
+def _renumbered(cell: Cell, order: Sequence[int]) -> Cell:
+    """Put the intermediate nodes, named by their source indices, in this order."""
+    new_index = {0: 0, 1: 1, **{old: new for new, old in enumerate(order, start=NUM_INPUTS)}}
+    nodes = (
+        [(operation, new_index[source]) for operation, source in cell[old - NUM_INPUTS]] for old in order
+    )
+    return tuple(tuple(sorted(node, key=itemgetter(1))) for node in nodes)
+
+
+def most_shared_edges(cell: Cell, other: Cell) -> int:
+    """Return the most edges two cells share over all matchings of their nodes, by branch and bound.
+
+    A node's sources precede it, so they are matched before it is and its gain is known at once.
+    """
+    if len(cell) > len(other):
+        cell, other = other, cell
+    targets = [frozenset(node) for node in other]
+    edges_left = [sum(len(node) for node in cell[index:]) for index in range(len(cell) + 1)]
+    best = 0
+
+    def extend(matching: tuple[int, ...], gained: int) -> None:
+        nonlocal best
+        best = max(best, gained)
+        index = len(matching) - NUM_INPUTS
+        if gained + edges_left[index] <= best:
+            return
+        for target, edges in enumerate(targets, start=NUM_INPUTS):
+            if target not in matching:
+                gain = sum((operation, matching[source]) in edges for operation, source in cell[index])
+                extend((*matching, target), gained + gain)
+
+    extend((0, 1), 0)
+    return best
+
+
+def drawable_operations(operations: Sequence[str], *, at_least: int) -> list[str]:
+    """Return the different operations other than "none"; UserError if there are too few to draw from."""
+    names = [name for name in dict.fromkeys(operations) if name != "none"]
+    if len(names) < at_least:
+        raise UserError(
+            f"There are {len(names)} operations to draw from: {shown(names)}.",
+            f'Give at least {at_least} different operations other than "none".',
+        )
+    return names
+
+
+def random_cell(
+    generator: np.random.Generator, num_nodes: int, *, edges_per_node: int, operations: Sequence[str]
+) -> Cell:
+    """Draw for each node its distinct sources and an operation for each; `random_genotype` describes it."""
+    names = drawable_operations(operations, at_least=1)
+    for field, count in (("num_nodes", num_nodes), ("edges_per_node", edges_per_node)):
+        if count < 1:
+            raise UserError(f"A random cell cannot have {field} = {count}.", f"Set {field} to 1 or more.")
+
+    def draw_node(num_sources: int) -> Node:
+        sources = generator.choice(num_sources, size=min(edges_per_node, num_sources), replace=False)
+        return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
+
+    return tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes))
+
+
+def deviated_cell(
+    cell: Cell, *, replaced: Iterator[bool], operations: Sequence[str], generator: np.random.Generator
+) -> Cell:
+    """Replace the edges for which `replaced`, edge after edge, is true by others their node did not have.
+
+    Two operations are enough for a replacement to exist: whichever source is free, at least one of them
+    makes a new edge on it.
+    """
+    nodes = []
+    for num_sources, node in enumerate(cell, start=NUM_INPUTS):
+        marks = [next(replaced) for _ in node]
+        taken = {source for (_, source), mark in zip(node, marks, strict=True) if not mark}
+        edges = list(node)
+        for position in (position for position, mark in enumerate(marks) if mark):
+            free = [source for source in range(num_sources) if source not in taken]
+            new = [(name, source) for source in free for name in operations if (name, source) not in node]
+            edges[position] = new[int(generator.integers(len(new)))]
+            taken.add(edges[position][1])
+        nodes.append(tuple(edges))
+    return tuple(nodes)

@@ -1,0 +1,373 @@
+"""The command line: flags from dataclasses (tyro), configuration files, and errors of one line each.
+
+Importing this module does not import torch, so that `--help` and a mistyped flag are answered at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+import types
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar, Union
+
+from dnas_ens.errors import UserError
+
+T = TypeVar("T")
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Fields of a nested dataclass that is not flat have dots in their flags.
+_FLAG = re.compile(r"--\w[\w-]*(?:\.\w[\w-]*)*")
+_BOX = " \t│|╭╮╰╯+"
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C but for its exit code."""
+
+
+def parse(
+    command: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    default: T | None = None,
+    extra_options: Sequence[str] = (),
+) -> T:
+    """Read a command's options into its dataclass.
+
+    Args:
+        command: The dataclass; each field is a flag, its docstring the help. The fields of a nested one are
+            `--section.field`, or flat where it is marked `tyro.conf.OmitArgPrefixes`.
+        argv: What was typed after the program's name.
+        prog: The program's name as typed, such as `python -m dnas_ens.search`.
+        description: First lines of `--help`.
+        default: Values of the fields that are not given; None where fields have defaults of their own.
+        extra_options: Flags read elsewhere (`pop_option`), to be suggested for a mistyped one.
+
+    Returns:
+        The dataclass with what was given.
+
+    Raises:
+        UserError: A flag is unknown (the nearest is named) or a value does not fit.
+        SystemExit: With 0, after `--help` was printed.
+    """
+    import tyro
+
+    def call(arguments: Sequence[str]) -> tuple[T, list[str]]:
+        options: dict[str, Any] = {} if default is None else {"default": default}
+        return tyro.cli(
+            command,
+            args=arguments,
+            prog=prog,
+            description=description,
+            return_unknown_args=True,
+            **options,
+        )
+
+    if {"-h", "--help"} & set(argv):
+        call(argv)
+    errors = io.StringIO()
+    try:
+        with _terminal_width(10_000), contextlib.redirect_stderr(errors):
+            parsed, unknown = call(argv)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        parsed, unknown = None, []
+    if parsed is not None and not unknown:
+        return parsed
+    rows = _help_rows(call)
+    _refuse_unknown_flag(argv if parsed is None else unknown, [*rows, *extra_options, "--debug"], prog)
+    if unknown:
+        raise UserError(f"Unexpected argument {unknown[0]!r}.", f"Leave it out; see `{prog} --help`.")
+    cause = _cause(errors.getvalue())
+    row = next((rows[flag] for flag in _FLAG.findall(cause) if flag in rows), None)
+    raise UserError(cause, f"See `{prog} --help`." if row is None else f"{row}. See `{prog} --help`.")
+
+
+def pop_option(
+    argv: Sequence[str], option: str, default: T, *, choices: Sequence[str] = ()
+) -> tuple[str | T, list[str]]:
+    """Take one option out of a command line before the rest is parsed.
+
+    Args:
+        argv: What was typed.
+        option: The flag, such as `--preset`; both `--preset x` and `--preset=x` are read, the last counts.
+        default: Its value where it is not given.
+        choices: The values allowed; empty allows any.
+
+    Returns:
+        The value, and argv without the option.
+
+    Raises:
+        UserError: The value is missing or not among the choices.
+    """
+    value: str | T = default
+    rest: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, given = argument.partition("=")
+        if name.replace("_", "-") != option:
+            rest.append(argument)
+            continue
+        value = given if equals else next(arguments, "")
+        if not value or (not equals and value.startswith("--")):
+            raise UserError(f"{option} needs a value.", f"Give one, such as {option} {_example(choices)}.")
+        if choices and value not in choices:
+            raise UserError(f"{option} {value} does not exist.", _nearest(value, choices))
+    return value, rest
+
+
+def load_config_file(path: Path, default: T) -> T:
+    """Replace fields of a configuration by those of a JSON file; see `override`.
+
+    Raises:
+        UserError: The file is missing or malformed, or a field does not fit.
+    """
+    from dnas_ens.runs import read_json
+
+    return override(default, read_json(path), source=str(path))
+
+
+def override(default: T, values: Any, *, source: str = "the configuration") -> T:
+    """Replace fields of a dataclass, nested ones included, by plain JSON values.
+
+    Args:
+        default: An instance of a frozen dataclass.
+        values: The fields to replace; a nested dataclass takes an object, which may leave fields out. Lists
+            become tuples and strings paths where the field asks for them.
+        source: Where the values come from, for the message.
+
+    Returns:
+        A new instance, validated by its own `__post_init__`.
+
+    Raises:
+        UserError: A field is unknown (the nearest is named) or a value has another type.
+    """
+    overridden: T = _override(default, values, "", source=source, known=_dotted_names(default))
+    return overridden
+
+
+def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+    """Run a command and turn its end into an exit code: `sys.exit(run_main(main))`.
+
+    Args:
+        main: The command, called with the command line; `--debug` is taken out.
+        argv: What was typed after the program's name; by default this process's.
+
+    Returns:
+        0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the
+        traceback under `--debug`); 130 interrupted and 143 terminated, both resumable; 1 anything else, with
+        a traceback. A SystemExit passes through.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        with _sigterm_raises():
+            main([argument for argument in arguments if argument != "--debug"])
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        for word, line in (("error", error.cause), ("remedy", error.remedy)):
+            print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print("interrupted; continue with --resume", file=sys.stderr)
+        return 143 if isinstance(interrupt, Terminated) else 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that files and locks are closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, frame: types.FrameType | None) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _terminal_width(columns: int) -> Iterator[None]:
+    """Let tyro write what is read back here as if to a terminal of this width."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(columns)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+
+
+def _help_rows(call: Callable[[Sequence[str]], object]) -> dict[str, str]:
+    """Every flag of a command with its row of the help, read from the help itself: tyro's public face."""
+    text = io.StringIO()
+    # Wider, and tyro would set the help in several columns.
+    with _terminal_width(100), contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        call(["--help"])
+    rows: dict[str, str] = {}
+    current: list[str] = []
+    for line in _ANSI.sub("", text.getvalue()).splitlines():
+        row = " ".join(line.strip(_BOX).split())
+        if re.match(r"\W {8}", line):
+            # The help beside or below a flag goes on; it may itself begin with the name of another flag.
+            rows |= {flag: f"{rows[flag]} {row}".rstrip() for flag in current}
+        elif row.startswith("-") and not _is_rule(row):
+            current = _FLAG.findall(re.split(r" (?!--?[a-zA-Z])", row)[0])
+            rows |= dict.fromkeys(current, row)
+    return rows
+
+
+def _refuse_unknown_flag(arguments: Sequence[str], known: Sequence[str], prog: str) -> None:
+    for argument in arguments:
+        if argument == "--":
+            return
+        flag = argument.partition("=")[0]
+        if re.match(r"--?[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
+            raise UserError(f"Unknown option {flag}.", f"{_suggestion(flag, known)}See `{prog} --help`.")
+
+
+def _cause(text: str) -> str:
+    """The message of the box that tyro draws around an error, as one line."""
+    rows = [row for line in _ANSI.sub("", text).splitlines() if (row := line.strip(_BOX))]
+    # The first row is the title, with a rule below it where the box has no frame; a rule ends the message.
+    body = itertools.dropwhile(_is_rule, rows[1:])
+    cause = " ".join(" ".join(itertools.takewhile(lambda row: not _is_rule(row), body)).split())
+    cause = cause or "The command line is not understood"
+    for pattern, wanted in (
+        (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", "a whole number"),
+        (r"Error parsing (\S+): could not convert string to float: (.*)", "a number"),
+    ):
+        if match := re.fullmatch(pattern, cause):
+            cause = f"{match[1]} takes {wanted}, not {match[2]}"
+    cause = cause[0].upper() + cause[1:]
+    return cause if cause.endswith((".", "!")) else f"{cause}."
+
+
+def _is_rule(row: str) -> bool:
+    return set(row) <= set("─-")
+
+
+def _suggestion(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
+    return f"Did you mean {near[0]}? " if near else ""
+
+
+def _nearest(value: str, choices: Sequence[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    return "".join(f"Did you mean {name}? " for name in near) + f"There are {', '.join(choices)}."
+
+
+def _example(choices: Sequence[str]) -> str:
+    return choices[0] if choices else "VALUE"
+
+
+def _dotted_names(config: Any, prefix: str = "") -> list[str]:
+    names = []
+    for field in dataclasses.fields(config):
+        names.append(f"{prefix}{field.name}")
+        if dataclasses.is_dataclass(value := getattr(config, field.name)):
+            names += _dotted_names(value, f"{prefix}{field.name}.")
+    return names
+
+
+def _override(default: Any, values: Any, prefix: str, *, source: str, known: Sequence[str]) -> Any:
+    if not isinstance(values, dict):
+        raise _wrong_type(prefix.rstrip(".") or "the whole", values, "an object of fields", source)
+    hints = typing.get_type_hints(type(default))
+    names = [field.name for field in dataclasses.fields(default)]
+    changes: dict[str, Any] = {}
+    for name, value in values.items():
+        place = f"{prefix}{name}"
+        if name not in names:
+            # A name that stands in another section is nearer than any other spelling in this one.
+            elsewhere = [other for other in known if other.rpartition(".")[2] == name]
+            near = elsewhere or difflib.get_close_matches(place, known, n=1)
+            remedy = f"Did you mean {near[0]}?" if near else f"There are {', '.join(names)}."
+            raise UserError(f"Unknown field {place} in {source}.", remedy)
+        current = getattr(default, name)
+        if dataclasses.is_dataclass(current) and not isinstance(current, type):
+            changes[name] = _override(current, value, f"{place}.", source=source, known=known)
+        else:
+            changes[name] = _converted(value, hints[name], place, source)
+    return dataclasses.replace(default, **changes)
+
+
+def _converted(value: Any, hint: Any, place: str, source: str) -> Any:
+    """A JSON value as the field's type wants it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        for option in arguments:
+            with contextlib.suppress(UserError):
+                return _converted(value, option, place, source)
+    elif origin is Literal:
+        # 1 == True, so the type is compared as well.
+        if any(value == choice and type(value) is type(choice) for choice in arguments):
+            return value
+    elif origin is tuple or hint is tuple:
+        if isinstance(value, list | tuple):
+            each = arguments or (Any, ...)
+            repeated = len(each) == 2 and each[1] is Ellipsis
+            kinds = [each[0]] * len(value) if repeated else [kind for kind in each if kind != ()]
+            if len(kinds) == len(value):
+                places = [f"{place}[{index}]" for index in range(len(value))]
+                return tuple(map(_converted, value, kinds, places, [source] * len(value)))
+    elif hint is Path:
+        if isinstance(value, str | Path):
+            return Path(value)
+    elif hint is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    elif hint in (None, type(None)):
+        if value is None:
+            return None
+    elif hint in (int, str, bool) and type(value) is hint:
+        return value
+    raise _wrong_type(place, value, _described(hint), source)
+
+
+def _described(hint: Any) -> str:
+    """A type in a person's words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_described(option) for option in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(json.dumps(choice) for choice in arguments)
+    if origin is tuple and arguments:
+        if arguments[-1] is Ellipsis:
+            return f"a list, each item {_described(arguments[0])}"
+        return f"a list of {len(arguments)}: " + ", ".join(_described(kind) for kind in arguments)
+    words = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+    words |= {Path: "a path", type(None): "null", tuple: "a list"}
+    return words.get(hint, str(hint))
+
+
+def _wrong_type(place: str, value: Any, wanted: str, source: str) -> UserError:
+    return UserError(f"{place} is {json.dumps(value, default=str)} in {source}.", f"Make it {wanted}.")

@@ -1,0 +1,142 @@
+"""What the commands share: their common options, reading presets and files, finding data and device."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.config import (
+    PRESET_COSTS,
+    DataConfig,
+    RetrainConfig,
+    SearchConfig,
+    retrain_preset,
+    search_preset,
+    to_dict,
+)
+from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.runs import RunFolder
+
+#: Flags read before the others, because they decide the defaults of the others.
+EARLY_OPTIONS = ("--preset", "--regime", "--base", "--config")
+
+
+@dataclass(frozen=True)
+class EarlyOptions:
+    """Preset, regime, base and configuration file, and what is left of the command line."""
+
+    preset: str
+    regime: str
+    base: Path | None
+    config: Path | None
+    rest: list[str]
+
+    @classmethod
+    def read(cls, argv: Sequence[str], *, preset: str = "smoke") -> EarlyOptions:
+        """Take the early options out of a command line; presets and regimes are checked where they are used."""
+        from dnas_ens.cli import pop_option
+
+        chosen, rest = pop_option(argv, "--preset", preset)
+        regime, rest = pop_option(rest, "--regime", "star")
+        base, rest = pop_option(rest, "--base", None)
+        config, rest = pop_option(rest, "--config", None)
+        return cls(
+            preset=chosen,
+            regime=regime,
+            base=None if base is None else Path(base),
+            config=None if config is None else Path(config),
+            rest=rest,
+        )
+
+    def defaults(self, *, section: str | None = None) -> tuple[SearchConfig, RetrainConfig]:
+        """Return search and recipe as preset, regime and configuration file set them.
+
+        Args:
+            section: The one the file's fields belong to where it has no sections; None if it has both.
+        """
+        from dnas_ens.cli import override
+        from dnas_ens.runs import read_json
+
+        values = {} if self.config is None else read_json(self.config)
+        if section is not None and not (isinstance(values, dict) and set(values) & {"search", "retrain"}):
+            values = {section: values}
+        if not isinstance(values, dict) or set(values) - {"search", "retrain"}:
+            raise UserError(
+                f"{self.config} has parts other than search and retrain.",
+                'Write it as {"search": {...}, "retrain": {...}}, like the config.json of a run.',
+            )
+        stored = values.get("search", {})
+        # A file that is a run's own config.json names its preset and regime; a flag beats it.
+        search = search_preset(
+            self.preset if self.preset != "smoke" else stored.get("preset", "smoke"),
+            self.regime if self.regime != "star" else stored.get("regime", "star"),
+            base=self.base or _path(stored.get("hypernetwork", {}).get("base")),
+        )
+        return override(search, stored), override(retrain_preset(search.preset), values.get("retrain", {}))
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def load_configured_data(config: DataConfig) -> ImageData:
+    """Load the data a configuration names."""
+    from dnas_ens.data import load_data
+
+    return load_data(
+        config.data,
+        data_root=config.data_root,
+        limit_train=config.limit_train,
+        image_size=config.image_size,
+        seed=config.split_seed,
+    )
+
+
+def data_of_run(run: RunFolder) -> ImageData:
+    """Load the data of a run folder and check that they are the ones it was made with.
+
+    Raises:
+        UserError: If the images, labels or splits have changed since.
+    """
+    from dnas_ens.cli import override
+
+    config = override(DataConfig(), run.config["search"]["data"])
+    data = load_configured_data(config)
+    stored = run.read_json("splits.json")
+    if stored["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"The data {config.data} are not those {run.path} was made with: their fingerprint is "
+            f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
+            "Bring the images back as they were, or search anew with another --run-dir.",
+        )
+    return data
+
+
+def write_splits(run: RunFolder, data: ImageData) -> None:
+    """Write which image is in which split, with the fingerprint of it all."""
+    run.write_json("splits.json", {**data.describe(), "indices": data.splits})
+
+
+def preset_help() -> str:
+    """Return the lines on presets for the help of a command."""
+    return "Presets: " + "; ".join(f"{name} = {cost}" for name, cost in PRESET_COSTS.items()) + "."
+
+
+def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) -> None:
+    """Print what a dry run shows: the resolved configuration and what it will take."""
+    print(json.dumps(to_dict(config), indent=2))
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' ')}: {value:,.0f}" if isinstance(value, int | float) else f"{name}: {value}")
+
+
+def print_next(run_dir: Path, *commands: str) -> None:
+    """Print the run folder and the exact next command."""
+    print(f"run folder: {run_dir}")
+    for command in commands:
+        print(f"next: {command}")

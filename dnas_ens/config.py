@@ -1,0 +1,437 @@
+"""The configuration: frozen dataclasses, one a concern, with presets (scale) and regimes (published method).
+
+Every field is a command-line flag and a key of ``--config FILE``. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from tyro.conf import OmitArgPrefixes
+
+from dnas_ens.errors import UserError
+from dnas_ens.search_space import DARTS_OPERATIONS
+
+Preset = Literal["smoke", "micro", "fast", "paper"]
+Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
+PENALTIES = Literal[
+    "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
+]
+
+
+def require(condition: bool, cause: str, remedy: str) -> None:
+    """Raise a ``UserError`` unless the condition holds."""
+    if not condition:
+        raise UserError(cause, remedy)
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(value > 0, f"{flag} is {value}; it must be positive.", f"Give {flag} a value above 0.")
+
+
+def _require_share(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(0 <= value < 1, f"{flag} is {value}; it must be in [0, 1).", f"Give {flag} such a value.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images."""
+
+    data: str = "digits"
+    """digits, fashion-mnist, mnist, cifar10, cifar100, svhn, or a path to a folder of images."""
+    data_root: Path | None = None
+    """Where data sets lie or are downloaded to; default $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
+    limit_train: int | None = None
+    """Use a stratified subset of this many training images; val and test stay whole."""
+    image_size: int | None = None
+    """Side in pixels to which the images of a folder are resized; default: kept if equal, square and small."""
+    split_seed: int = 0
+    """Seed of the stratified splits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig:
+    """The space and the supernet."""
+
+    num_cells: int = 3
+    """Cells in the stack; reduction cells stand at one and two thirds of it."""
+    channels: int = 8
+    """C, channels of the first cell."""
+    num_nodes: int = 4
+    """N, intermediate nodes of a cell."""
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+    """Candidate operations, by registered name."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_cells", "channels", "num_nodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetworkConfig:
+    """The map from lambda and direction to an architecture."""
+
+    hypernetwork: Literal["star", "mlp"] = "star"
+    """Piecewise-linear paths or a small perceptron."""
+    directions: int = 5
+    """R, paths that start from the base."""
+    num_knots: int = 5
+    """K, knots of a path."""
+    max_lambda: float = 0.8
+    """Largest lambda: a distance in [0, 1], or a number of shared edges for edge-overlap."""
+    lambda_margin: float = 0.05
+    """Overhang of the drawn lambdas on both sides of the range, clipped."""
+    train_knot_positions: bool = False
+    """Learn where on the lambda axis the inner knots stand."""
+    base: Path | None = None
+    """JSON file of a given base: a genotype, or the genotypes.json of an earlier search; default: learnt."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "directions", "max_lambda")
+        require(self.num_knots >= 2, f"--num-knots is {self.num_knots}.", "Give --num-knots 2 or more.")
+        require(self.lambda_margin >= 0, "--lambda-margin is negative.", "Give --lambda-margin 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What an architecture step minimises."""
+
+    likelihood: Literal["member", "ensemble"] = "member"
+    """Mean cross-entropy of the drawn members, or -log of their averaged probability."""
+    penalty: PENALTIES = "js-pairwise"
+    """Penalty on similarity between the drawn members."""
+    penalty_weight: tuple[float, float] = (1.0, 20.0)
+    """c at the first and the last step, linear in between."""
+    relaxation: Literal["softmax", "gumbel-softmax"] = "softmax"
+    """How logits become mixture weights."""
+    temperature: tuple[float, float] = (1.0, 0.4)
+    """Temperature at the first and the last step, linear in between."""
+    drawn_members: int = 4
+    """m, members drawn for each step."""
+    passes: Literal["slices", "separate"] = "slices"
+    """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes."""
+    predictive_scale: float = 0.3
+    """Distance between predictions asked for per unit of lambda (js-predictive)."""
+    base_smoothing: float = 0.1
+    """tau, the share of uniform probability mixed into a given base."""
+    fixed_lambda: float | None = None
+    """Draw this lambda only."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "drawn_members")
+        require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
+        require(
+            0 < self.base_smoothing < 1,
+            f"--base-smoothing is {self.base_smoothing}.",
+            "Give --base-smoothing between 0 and 1.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BilevelConfig:
+    """How supernet and hypernetwork are trained."""
+
+    epochs: int = 20
+    """Epochs over the weight half of the training images."""
+    warmup_epochs: int = 2
+    """First epochs that train the weights alone."""
+    batch_size: int = 64
+    """Images of a weight step and of an architecture step."""
+    learning_rate: float = 0.05
+    """SGD learning rate of the weights, annealed by a cosine to --min-learning-rate."""
+    min_learning_rate: float = 0.001
+    """Learning rate at the end."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 3e-4
+    """Weight decay of the weights."""
+    gradient_clip: float = 5.0
+    """Largest gradient norm of a weight step."""
+    architecture_learning_rate: float = 0.03
+    """Adam learning rate of the hypernetwork."""
+    architecture_weight_decay: float = 1e-3
+    """Weight decay of the hypernetwork."""
+    second_order: bool = False
+    """Differentiate through one weight step (DARTS second order) instead of the first-order step."""
+    augment: bool = True
+    """Pad-crop and, where it keeps the meaning, flip the training images."""
+    auxiliary_skip: float = 0.0
+    """Weight of an extra skip on every edge, decayed linearly to 0 (DARTS-)."""
+    max_skips: int | None = None
+    """Stop early once a base cell holds more skip connections than this (DARTS+)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"{self.warmup_epochs} warm-up epochs leave none of {self.epochs} for the search.",
+            "Give --warmup-epochs less than --epochs.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateConfig:
+    """From the hypernetwork to the members of the ensemble."""
+
+    members: int = 5
+    """M, members of the ensemble."""
+    pool_size: int = 30
+    """Candidates drawn from the hypernetwork before doubles are dropped."""
+    edges_per_node: int = 2
+    """Incoming edges a node keeps (EdgeNES: 1)."""
+    selection: Literal["greedy", "greedy-replacement", "exhaustive"] = "greedy"
+    """How M candidates are chosen on the ensemble's validation NLL with inherited weights."""
+    candidate_epochs: int = 0
+    """Train every candidate this long with its inherited weights before it is scored."""
+    replaced_edges: int = 3
+    """Edges of the base replaced at random in each candidate (regime random)."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "members", "pool_size", "edges_per_node")
+        require(
+            self.members <= self.pool_size,
+            f"{self.members} members are more than the {self.pool_size} candidates they are chosen from.",
+            "Raise --pool-size or lower --members.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """One search: everything that decides its result."""
+
+    preset: Preset = "smoke"
+    """Scale; sets the defaults of the fields below."""
+    regime: Regime = "star"
+    """Published method; sets the defaults of the fields below."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and draws."""
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    supernet: OmitArgPrefixes[SupernetConfig] = field(default_factory=SupernetConfig)
+    hypernetwork: OmitArgPrefixes[HypernetworkConfig] = field(default_factory=HypernetworkConfig)
+    objective: OmitArgPrefixes[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
+    bilevel: OmitArgPrefixes[BilevelConfig] = field(default_factory=BilevelConfig)
+    candidates: OmitArgPrefixes[CandidateConfig] = field(default_factory=CandidateConfig)
+
+    def __post_init__(self) -> None:
+        given = self.hypernetwork.base is not None
+        require(
+            given or (self.objective.penalty != "edge-overlap" and self.regime not in ("edges", "random")),
+            f"The regime {self.regime} with penalty {self.objective.penalty} compares with a given base.",
+            "Search one with --regime optimal, then give --base RUN/genotypes.json.",
+        )
+        if self.objective.penalty.startswith("js-p"):
+            require(
+                self.hypernetwork.max_lambda <= 1,
+                f"--max-lambda is {self.hypernetwork.max_lambda}, but {self.objective.penalty} reads lambda "
+                "as a distance in [0, 1].",
+                "Give --max-lambda 1 or less.",
+            )
+        if self.bilevel.batch_size % self.objective.drawn_members:
+            raise UserError(
+                f"{self.objective.drawn_members} drawn members do not divide a batch of "
+                f"{self.bilevel.batch_size} images.",
+                f"Give --batch-size a multiple of {self.objective.drawn_members}.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """The recipe a genotype is trained from scratch with."""
+
+    num_cells: int = 3
+    """Cells in the stack."""
+    channels: int = 16
+    """C, channels of the first cell."""
+    epochs: int = 30
+    """Epochs over all the training images."""
+    batch_size: int = 64
+    """Images of a step."""
+    learning_rate: float = 0.05
+    """SGD learning rate, annealed by a cosine to 0."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 3e-4
+    """Weight decay."""
+    gradient_clip: float = 5.0
+    """Largest gradient norm."""
+    label_smoothing: float = 0.0
+    """Share of uniform probability in the targets."""
+    drop_path: float = 0.0
+    """Drop-path probability at the end; it rises linearly from 0."""
+    auxiliary_weight: float = 0.0
+    """Weight of the auxiliary head's loss; 0 builds no head."""
+    cutout: int = 0
+    """Side of the square cut out of training images, in pixels; 0 cuts none."""
+    augment: bool = True
+    """Pad-crop and, where it keeps the meaning, flip the training images."""
+    seed: int = 0
+    """Root of the members' separate seeds for initialisation, order and augmentation."""
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "num_cells", "channels", "epochs", "batch_size", "learning_rate")
+        _require_share(self, "label_smoothing", "drop_path")
+        require(
+            self.auxiliary_weight >= 0 and self.cutout >= 0,
+            "--auxiliary-weight and --cutout cannot be negative.",
+            "Give 0 to switch them off.",
+        )
+
+
+#: What each preset changes in the search, as (section, field): value.
+_SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {},
+    "micro": {
+        "data": {"data": "fashion-mnist", "limit_train": 10_000},
+        "bilevel": {"epochs": 8, "warmup_epochs": 1},
+    },
+    "fast": {
+        "data": {"data": "fashion-mnist"},
+        "supernet": {"num_cells": 5, "channels": 16},
+        "bilevel": {"epochs": 25, "learning_rate": 0.025},
+        "candidates": {"pool_size": 50},
+    },
+    "paper": {
+        "data": {"data": "cifar10"},
+        "supernet": {"num_cells": 8, "channels": 16},
+        "bilevel": {"epochs": 50, "warmup_epochs": 15, "learning_rate": 0.025},
+        "candidates": {"pool_size": 100},
+    },
+}
+_RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {},
+    "micro": {"channels": 8, "epochs": 10},
+    "fast": {"num_cells": 8, "channels": 16, "epochs": 50, "cutout": 8, "drop_path": 0.1},
+    "paper": {
+        "num_cells": 20,
+        "channels": 36,
+        "epochs": 600,
+        "batch_size": 96,
+        "learning_rate": 0.025,
+        "drop_path": 0.2,
+        "auxiliary_weight": 0.4,
+        "cutout": 16,
+    },
+}
+#: What each preset costs, as measured or, where it says so, estimated.
+PRESET_COSTS: dict[str, str] = {
+    "smoke": "digits, minutes on two CPU cores",
+    "micro": "10,000 Fashion-MNIST images, about an hour and a half on two CPU cores",
+    "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
+    "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
+}
+#: What each regime changes in the search (method of the cited paper in this project's terms).
+_REGIMES: dict[str, dict[str, dict[str, Any]]] = {
+    "star": {},
+    "optimal": {
+        "hypernetwork": {"directions": 1},
+        "objective": {"penalty": "none", "fixed_lambda": 0.0},
+        "candidates": {"members": 1, "pool_size": 1},
+    },
+    "edges": {
+        "hypernetwork": {"directions": 1, "max_lambda": 4.0},
+        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", "fixed_lambda": 2.0},
+        "candidates": {"members": 1, "pool_size": 1},
+    },
+    "random": {"objective": {"penalty": "none"}},
+    "hypernet": {
+        "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
+        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax"},
+    },
+    "js": {"hypernetwork": {"directions": 1}, "objective": {"penalty": "js-base"}},
+}
+
+Config = TypeVar("Config")
+
+
+def _replace_sections(config: SearchConfig, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {
+        name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()
+    }
+
+
+def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
+    """Return the search configuration of a preset and a regime.
+
+    Args:
+        preset: smoke, micro, fast or paper.
+        regime: star, optimal, edges, random, hypernet or js.
+        base: File of a given base, needed by edges, random and hypernet.
+
+    Raises:
+        UserError: If a name is unknown or a needed base is missing.
+    """
+    for name, known, flag in ((preset, _SEARCH_PRESETS, "--preset"), (regime, _REGIMES, "--regime")):
+        require(name in known, f"Unknown {flag[2:]} {name!r}.", f"Give {flag} one of {', '.join(known)}.")
+    merged: dict[str, dict[str, Any]] = {}
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
+        for section, values in changes.items():
+            merged.setdefault(section, {}).update(values)
+    plain = SearchConfig()
+    return dataclasses.replace(plain, preset=preset, regime=regime, **_replace_sections(plain, merged))
+
+
+def retrain_preset(preset: str = "smoke") -> RetrainConfig:
+    """Return the training recipe of a preset.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    require(
+        preset in _RETRAIN_PRESETS,
+        f"Unknown preset {preset!r}.",
+        f"Give --preset one of {', '.join(_RETRAIN_PRESETS)}.",
+    )
+    return RetrainConfig(**_RETRAIN_PRESETS[preset])
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a configuration as nested JSON-ready dictionaries."""
+
+    def ready(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: ready(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [ready(entry) for entry in value]
+        return str(value) if isinstance(value, Path) else value
+
+    result: dict[str, Any] = ready(dataclasses.asdict(config))
+    return result
+
+
+
+
+def with_fields(config: Any, **values: Any) -> Any:
+    """Return a configuration with fields replaced by their own name, whichever section they are in.
+
+    Raises:
+        UserError: If no section has a field of that name; the nearest one is named.
+    """
+    sections = {
+        entry.name: getattr(config, entry.name)
+        for entry in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, entry.name))
+    }
+    changes: dict[str, dict[str, Any]] = {}
+    own: dict[str, Any] = {}
+    for name, value in values.items():
+        owners = [section for section, part in sections.items() if hasattr(part, name)]
+        if owners:
+            changes.setdefault(owners[0], {})[name] = value
+        elif hasattr(config, name):
+            own[name] = value
+        else:
+            known = [entry.name for part in (config, *sections.values()) for entry in dataclasses.fields(part)]
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(known)}."
+            raise UserError(f"The configuration has no field {name!r}.", hint)
+    replaced = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
+    return dataclasses.replace(config, **own, **replaced)

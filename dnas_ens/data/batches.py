@@ -1,0 +1,222 @@
+"""Batches on the device that holds the images: shuffling, normalisation, augmentation.
+
+The images stay uint8 on the device and are cropped, flipped and normalised a batch at a time, as in airbench
+(arXiv 2404.00498); there is no worker process and no loop over images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.normalisation import normalise
+from dnas_ens.errors import UserError
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AugmentationDraws:
+    """The random numbers of one augmented batch, all int64 (B,) but `flips`; None where a part is off.
+
+    Args:
+        crop_rows: First row of the crop in the padded image, 0 to 2 pad.
+        crop_columns: First column of the crop, 0 to 2 pad.
+        flips: bool (B,), whether an image is flipped.
+        cutout_rows: Row of the cutout's centre, 0 to H - 1.
+        cutout_columns: Column of the cutout's centre, 0 to W - 1.
+    """
+
+    crop_rows: torch.Tensor | None = None
+    crop_columns: torch.Tensor | None = None
+    flips: torch.Tensor | None = None
+    cutout_rows: torch.Tensor | None = None
+    cutout_columns: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random crop of the zero-padded image, horizontal flip, normalisation, cutout, in this order.
+
+    Args:
+        pad: Pixels of black padding on every side before an H x W crop at a uniform offset; 0 for none.
+        flip: Whether each image is flipped with probability 1/2.
+        cutout: Side, in pixels, of the square set to 0 after normalisation; its centre is uniform over the
+            image and the square is clipped at the borders (arXiv 1708.04552); 0 for none.
+        mean: C channel means in [0, 1].
+        std: C channel standard deviations, above 0, in the same unit.
+
+    Raises:
+        UserError: If a number is out of range.
+    """
+
+    pad: int
+    flip: bool
+    cutout: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.pad < 0 or self.cutout < 0:
+            raise UserError(
+                f"Augmentation with padding {self.pad} and cutout {self.cutout}.",
+                "Give 0 or more pixels for both.",
+            )
+        if len(self.mean) != len(self.std) or not self.std or min(self.std) <= 0:
+            raise UserError(
+                f"Normalisation by mean {self.mean} and standard deviation {self.std}.",
+                "Give as many of one as of the other, and deviations above 0.",
+            )
+
+    @classmethod
+    def for_data(cls, data: ImageData, *, augment: bool = True, cutout: int = 0) -> Augmentation:
+        """The usual augmentation for a data set.
+
+        Args:
+            data: Gives the size, the normalisation and whether flips keep the meaning.
+            augment: False for normalisation only (`cutout` is then ignored).
+            cutout: Side of the cutout square in pixels, 0 for none.
+
+        Returns:
+            Padding of 4 pixels from 28 x 28 up, one seventh of the side (at least 1) below.
+        """
+        if not augment:
+            return cls(pad=0, flip=False, cutout=0, mean=data.mean, std=data.std)
+        pad = min(4, max(1, data.image_size // 7))
+        return cls(pad=pad, flip=data.flip, cutout=cutout, mean=data.mean, std=data.std)
+
+    def normalise(self, images: torch.Tensor) -> torch.Tensor:
+        """(x / 255 - mean) / std for each channel.
+
+        Args:
+            images: uint8 (B, C, H, W).
+
+        Returns:
+            float32 (B, C, H, W) on the same device.
+        """
+        return normalise(images, mean=self.mean, std=self.std)
+
+    def draw(
+        self, num_images: int, *, height: int, width: int, generator: torch.Generator
+    ) -> AugmentationDraws:
+        """Draw what one batch needs, for `apply`.
+
+        Args:
+            num_images: B.
+            height: H in pixels.
+            width: W in pixels.
+            generator: On the device of the images.
+        """
+
+        def integers(high: int) -> torch.Tensor:
+            return torch.randint(high, (num_images,), generator=generator, device=generator.device)
+
+        return AugmentationDraws(
+            crop_rows=integers(2 * self.pad + 1) if self.pad else None,
+            crop_columns=integers(2 * self.pad + 1) if self.pad else None,
+            flips=integers(2).bool() if self.flip else None,
+            cutout_rows=integers(height) if self.cutout else None,
+            cutout_columns=integers(width) if self.cutout else None,
+        )
+
+    def apply(self, images: torch.Tensor, draws: AugmentationDraws) -> torch.Tensor:
+        """Augment by numbers already drawn; uint8 (B, C, H, W) to float32 (B, C, H, W)."""
+        height, width = images.shape[-2:]
+        if draws.crop_rows is not None and draws.crop_columns is not None:
+            padded = F.pad(images, (self.pad,) * 4)
+            windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+            each = torch.arange(len(images), device=images.device)
+            images = windows[each, :, draws.crop_rows, draws.crop_columns]
+        if draws.flips is not None:
+            images = torch.where(draws.flips[:, None, None, None], images.flip(-1), images)
+        normalised = self.normalise(images)
+        if draws.cutout_rows is not None and draws.cutout_columns is not None:
+            rows = self._in_cutout(draws.cutout_rows, size=height)
+            columns = self._in_cutout(draws.cutout_columns, size=width)
+            normalised.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+        return normalised
+
+    def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Augment each image of a batch by numbers of its own.
+
+        Args:
+            images: uint8 (B, C, H, W).
+            generator: On the device of the images.
+
+        Returns:
+            float32 (B, C, H, W) on the same device.
+        """
+        height, width = images.shape[-2:]
+        return self.apply(images, self.draw(len(images), height=height, width=width, generator=generator))
+
+    def _in_cutout(self, centres: torch.Tensor, *, size: int) -> torch.Tensor:
+        """Whether (B, size) the square around each centre covers a position along one side."""
+        first = centres[:, None] - self.cutout // 2
+        positions = torch.arange(size, device=centres.device)
+        return (positions >= first) & (positions < first + self.cutout)
+
+
+def iterate_batches(
+    split: Split,
+    batch_size: int,
+    *,
+    generator: torch.Generator | None = None,
+    augmentation: Augmentation | None = None,
+    augmentation_generator: torch.Generator | None = None,
+    drop_last: bool = False,
+    first_batch: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """One epoch of batches on the split's device.
+
+    Args:
+        split: The images.
+        batch_size: B, at least 1.
+        generator: On the CPU; one permutation is drawn from it, before the first batch. None keeps
+            the order.
+        augmentation: Normalises, and augments if `augmentation_generator` is given. None only
+            scales to [0, 1].
+        augmentation_generator: On the split's device, drawn from for every batch; apart from `generator`, so
+            that order and augmentation have seeds of their own.
+        drop_last: Leave out a smaller last batch, unless it is the only one.
+        first_batch: Batches of the order to pass over without drawing for them, to resume in mid-epoch with
+            `generator` as it was before the epoch and `augmentation_generator` as it was after that batch.
+
+    Yields:
+        float32 images (B, C, H, W) and int64 labels (B,).
+
+    Raises:
+        UserError: If `batch_size` is below 1 or `generator` is not on the CPU.
+    """
+    num_batches = count_batches(split, batch_size, drop_last=drop_last)
+    device = split.labels.device
+    order = None
+    if generator is not None:
+        if generator.device.type != "cpu":
+            raise UserError(
+                f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU."
+            )
+        order = torch.randperm(len(split), generator=generator).to(device)
+    for batch in range(first_batch, num_batches):
+        chosen = slice(batch * batch_size, (batch + 1) * batch_size)
+        index = chosen if order is None else order[chosen]
+        images, labels = split.images[index], split.labels[index]
+        if augmentation is None:
+            yield images.float().div_(255), labels
+        elif augmentation_generator is None:
+            yield augmentation.normalise(images), labels
+        else:
+            yield augmentation(images, augmentation_generator), labels
+
+
+def count_batches(split: Split, batch_size: int, *, drop_last: bool = False) -> int:
+    """How many batches `iterate_batches` gives in an epoch; 0 only for an empty split.
+
+    Raises:
+        UserError: If `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}.", "Give --batch-size a number of images from 1 up.")
+    full, rest = divmod(len(split), batch_size)
+    return full + (1 if rest and (full == 0 or not drop_last) else 0)

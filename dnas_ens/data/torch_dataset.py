@@ -1,0 +1,139 @@
+"""Any map-style torch Dataset of (image, label) pairs as a data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from dnas_ens.data.images import LabelledImages, PixelArray, plain, stack
+from dnas_ens.errors import UserError
+
+# torchvision's data sets of characters, which a mirror turns into other characters or into none.
+_NOT_FLIPPED = {"EMNIST", "KMNIST", "MNIST", "Omniglot", "QMNIST", "SVHN", "USPS"}
+
+
+def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) -> LabelledImages:
+    """Read every item of a Dataset once.
+
+    Args:
+        dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor
+            (H, W) or (C, H, W) of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from
+            0. Class names come from its `classes`, or from those of the data set it is a Subset of.
+        image_size: As for `folder.load_folder`.
+
+    Returns:
+        The images in the Dataset's order, all of them for training, so that val and test are cut off it.
+
+    Raises:
+        UserError: If there is no length, no item, another kind of item, or a class without items.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise UserError(
+            f"A {type(dataset).__name__} has no length.",
+            "Give a map-style Dataset, with __len__ and __getitem__.",
+        )
+    num_images = len(dataset)
+    if num_images == 0:
+        raise UserError(f"The {type(dataset).__name__} is empty.", "Give a Dataset with items.")
+    arrays: list[PixelArray] = []
+    labels = np.empty(num_images, dtype=np.int64)
+    for index in range(num_images):
+        item = dataset[index]
+        if not isinstance(item, (tuple, list)) or len(item) != 2:
+            raise UserError(
+                f"Item {index} of the {type(dataset).__name__} is a {type(item).__name__}, not a pair.",
+                "Give a Dataset whose items are (image, label).",
+            )
+        arrays.append(_to_array(item[0], index=index))
+        labels[index] = _to_label(item[1], index=index)
+    classes = _class_names(dataset, labels)
+    source = _innermost(dataset)
+    return LabelledImages(
+        name=type(source).__name__,
+        classes=classes,
+        images=stack(arrays, image_size=image_size),
+        labels=labels,
+        flip=type(source).__name__ not in _NOT_FLIPPED,
+        num_train=num_images,
+    )
+
+
+def _to_array(image: Any, *, index: int) -> PixelArray:
+    """(H, W) or (H, W, 3) of uint8."""
+    if isinstance(image, Image.Image):
+        try:
+            return np.asarray(plain(image))
+        except ValueError as error:
+            raise UserError(
+                f"Image {index} is unsuitable: {error}.", "Convert the images to 8 or 16 bits."
+            ) from error
+    if not isinstance(image, torch.Tensor):
+        raise UserError(
+            f"Image {index} is a {type(image).__name__}.", "Give PIL images, or tensors of shape (C, H, W)."
+        )
+    planes = image.detach().cpu()
+    if planes.ndim == 2:
+        planes = planes[None]
+    if planes.ndim != 3 or planes.shape[0] not in (1, 3):
+        raise UserError(
+            f"Image {index} is a tensor of shape {tuple(image.shape)}.",
+            "Give tensors of shape (C, H, W) with one or three channels.",
+        )
+    if planes.is_floating_point():
+        low, high = float(planes.min()), float(planes.max())
+        if not (low >= 0 and high <= 1):
+            raise UserError(
+                f"Image {index} has values from {low:g} to {high:g}.",
+                "Give floats in [0, 1], or uint8: leave out Normalize, which is done later.",
+            )
+        planes = (planes.double() * 255).round().to(torch.uint8)
+    if planes.dtype != torch.uint8:
+        raise UserError(f"Image {index} is a tensor of {planes.dtype}.", "Give uint8, or floats in [0, 1].")
+    pixels = planes.numpy()
+    return pixels[0].copy() if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+
+
+def _to_label(label: Any, *, index: int) -> int:
+    try:
+        number = label.__index__()
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"Label {index} is {label!r}.", "Give whole numbers from 0 as labels, one an image."
+        ) from error
+    if number < 0:
+        raise UserError(f"Label {index} is {number}.", "Give whole numbers from 0 as labels.")
+    return int(number)
+
+
+def _class_names(dataset: Dataset[Any], labels: np.ndarray) -> tuple[str, ...]:
+    named = getattr(dataset, "classes", None) or getattr(_innermost(dataset), "classes", None)
+    classes = tuple(map(str, named)) if named else tuple(map(str, range(int(labels.max()) + 1)))
+    if labels.max() >= len(classes):
+        raise UserError(
+            f"Label {labels.max()} has no name: `classes` lists {len(classes)}.",
+            "Give one class name a label.",
+        )
+    if len(classes) == 1:
+        raise UserError(f"The Dataset has the one class {classes[0]!r}.", "Give at least two classes.")
+    empty = [
+        name
+        for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True)
+        if not count
+    ]
+    if empty:
+        raise UserError(
+            f"Class {', '.join(map(repr, empty[:5]))} has no images.",
+            "Number the labels from 0 without gaps.",
+        )
+    return classes
+
+
+def _innermost(dataset: Any) -> Any:
+    """The data set inside any number of Subsets."""
+    while isinstance(dataset, torch.utils.data.Subset):
+        dataset = dataset.dataset
+    return dataset

@@ -1,0 +1,53 @@
+"""Command: ``python -m dnas_ens.evaluate R``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.commands import data_of_run, print_next
+
+PROG = "python -m dnas_ens.evaluate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand:
+    """Options of the command."""
+
+    run_dir: Positional[Path]
+    """Run folder whose members are trained."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    command = parse(
+        EvaluateCommand,
+        argv,
+        prog=PROG,
+        description="Measure every member, the best single one and the ensemble on the test images.",
+        default=EvaluateCommand(run_dir=tyro.MISSING),
+    )
+    from dnas_ens.device import resolve_device
+    from dnas_ens.evaluate.run import evaluate_folder
+    from dnas_ens.evaluate.tables import to_markdown
+    from dnas_ens.runs import RunFolder
+
+    device = resolve_device(command.device)
+    with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
+        data = data_of_run(run)
+        run.write_env({"device": str(device), "data": data.describe()})
+        rows = evaluate_folder(run.path, data, device=device)
+        print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
+        print(to_markdown(rows), end="")
+        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

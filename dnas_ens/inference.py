@@ -1,0 +1,82 @@
+"""Predictions of a network, and the BatchNorm statistics they stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from dnas_ens.data.batches import Augmentation, iterate_batches
+from dnas_ens.data.dataset import Split
+
+#: Images of a pass without gradients.
+EVALUATION_BATCH = 256
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Let BatchNorm normalise with the statistics of each batch, without touching its running ones.
+
+    The running statistics of a supernet average over all the architectures that were drawn and fit none.
+    """
+    was_training = model.training
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    tracked = [norm.track_running_stats for norm in norms]
+    model.eval()
+    try:
+        for norm in norms:
+            norm.train()
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm, tracks in zip(norms, tracked, strict=True):
+            norm.track_running_stats = tracks
+        model.train(was_training)
+
+
+def recalibrate(model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048) -> None:
+    """Recompute BatchNorm's running statistics as plain averages over training images.
+
+    Args:
+        model: Network (B, C, H, W) -> logits.
+        split: Training images.
+        augmentation: For its normalisation alone; images are not augmented.
+        num_images: How many images to use at most.
+    """
+    chosen = split.subset(torch.arange(0, len(split), max(1, len(split) // num_images)))
+    batches = (
+        images.contiguous(memory_format=torch.channels_last)
+        for images, _ in iterate_batches(chosen, EVALUATION_BATCH, augmentation=augmentation)
+    )
+    with torch.no_grad():
+        update_bn(batches, model)
+
+
+@torch.inference_mode()
+def predict_log_probs(model: nn.Module, split: Split, *, augmentation: Augmentation) -> Tensor:
+    """Return log-probabilities (N, K) of a network in evaluation mode, in the order of the split."""
+    was_training = model.training
+    model.eval()
+    parts = [
+        model(images.contiguous(memory_format=torch.channels_last)).float().log_softmax(-1)
+        for images, _ in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation)
+    ]
+    model.train(was_training)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def accuracy_under_batch_statistics(
+    classify: Callable[[Tensor], Tensor], model: nn.Module, split: Split, *, augmentation: Augmentation
+) -> float:
+    """Return the share of right answers in [0, 1] with BatchNorm on each batch's own statistics."""
+    hits = torch.zeros((), device=split.labels.device)
+    with batch_statistics(model):
+        for images, labels in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation):
+            images = images.contiguous(memory_format=torch.channels_last)
+            hits += (classify(images).argmax(-1) == labels).sum()
+    return float(hits) / len(split)

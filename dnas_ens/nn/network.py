@@ -1,0 +1,219 @@
+"""The discrete network of a genotype: what is retrained from scratch and joins the ensemble."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype
+from dnas_ens.nn.operations import build_operation, require_operations
+from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
+from dnas_ens.nn.supernet import Supernet
+
+
+def drop_path(features: Tensor, probability: float) -> Tensor:
+    """Zero a whole path for each image with the given probability, scaled so that the mean is kept.
+
+    Source: FractalNet (arXiv 1605.07648), as used by DARTS.
+
+    Args:
+        features: (B, C, H, W).
+        probability: In [0, 1).
+    """
+    keep = features.new_empty(len(features), 1, 1, 1).bernoulli_(1.0 - probability)
+    return features * keep / (1.0 - probability)
+
+
+class NetworkCell(nn.Module):
+    """One cell of a genotype: every node sums its kept edges, the output concatenates the nodes."""
+
+    def __init__(self, genotype: Genotype, plan: CellPlan, *, affine: bool) -> None:
+        super().__init__()
+        cell = genotype.cell(plan.cell_type)
+        self.sources = [[source for _, source in node] for node in cell]
+        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
+        self.nodes = nn.ModuleList(
+            nn.ModuleList(
+                build_operation(
+                    operation, plan.channels, edge_stride(plan.cell_type, source), affine=affine
+                )
+                for operation, source in node
+            )
+            for node in cell
+        )
+
+    def forward(self, before_last: Tensor, last: Tensor, drop_path_probability: float) -> Tensor:
+        """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
+        states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        for operations, sources in zip(self.nodes, self.sources, strict=True):
+            total = None
+            for operation, source in zip(operations, sources, strict=True):  # type: ignore[call-overload]
+                features = operation(states[source])
+                # A skip connection is never dropped, so that some path always carries the signal.
+                if drop_path_probability > 0.0 and not isinstance(operation, nn.Identity):
+                    features = drop_path(features, drop_path_probability)
+                total = features if total is None else total + features
+            states.append(total)
+        return torch.cat(states[2:], dim=1)
+
+
+class AuxiliaryHead(nn.Module):
+    """A second classifier on the features behind the last reduction cell; it is used in training only.
+
+    DARTS's head crops 8x8 features; this one pools to at most 2x2 first, so that any image size fits.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 256, 2, bias=False),
+            nn.BatchNorm2d(256),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(256, num_classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to logits (B, K)."""
+        return self.classifier(self.features(features).flatten(1))
+
+
+class Network(nn.Module):
+    """A stack of the genotype's cells between a stem and a linear classifier.
+
+    Args:
+        genotype: The cells; it must hold every cell type that occurs in the stack.
+        num_cells: Cells in the stack; reduction cells stand at one and two thirds of it.
+        channels: C of the first cell.
+        in_channels: Channels of the images.
+        num_classes: K.
+        auxiliary: Whether to add the auxiliary head.
+        affine: Whether BatchNorm in the cells has a learnt scale and shift.
+        large_images: Whether the stem reduces the images fourfold first.
+
+    Raises:
+        UserError: If the genotype lacks a cell type of the stack or names an unknown operation.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        *,
+        num_cells: int,
+        channels: int,
+        in_channels: int,
+        num_classes: int,
+        auxiliary: bool = False,
+        affine: bool = True,
+        large_images: bool = False,
+    ) -> None:
+        super().__init__()
+        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=genotype.num_nodes)
+        missing = {plan.cell_type for plan in plans} - set(genotype.cell_types)
+        if missing:
+            raise UserError(
+                f"A stack of {num_cells} cells has {missing.pop()} cells, but the genotype has none.",
+                "Search with as many cells, or choose --num-cells so that both kinds are used.",
+            )
+        require_operations(genotype.operations)
+        self.genotype = genotype
+        self.num_cells, self.channels, self.affine = num_cells, channels, affine
+        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
+        #: Probability that a path is dropped, in [0, 1); the training schedule raises it linearly.
+        self.drop_path_probability = 0.0
+        self.stem = build_stem(in_channels, channels, large_images=large_images)
+        self.cells = nn.ModuleList(NetworkCell(genotype, plan, affine=affine) for plan in plans)
+        self.classifier = nn.Linear(out_channels, num_classes)
+        reductions = [index for index, plan in enumerate(plans) if plan.cell_type == "reduction"]
+        self.auxiliary_position = reductions[-1]
+        self.auxiliary = (
+            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, num_classes)
+            if auxiliary
+            else None
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, C_in, H, W) to logits (B, K)."""
+        return self.forward_with_auxiliary(images)[0]
+
+    def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits (B, K) and, in training mode with the head built, the auxiliary logits (B, K)."""
+        probability = self.drop_path_probability if self.training else 0.0
+        auxiliary_logits = None
+        before_last = last = self.stem(images)
+        for position, cell in enumerate(self.cells):
+            before_last, last = last, cell(before_last, last, probability)
+            if position == self.auxiliary_position and self.auxiliary is not None and self.training:
+                auxiliary_logits = self.auxiliary(last)
+        return self.classifier(last.mean(dim=(2, 3))), auxiliary_logits
+
+    def spec(self) -> dict[str, Any]:
+        """Return what rebuilds this network through ``from_spec``, ready for JSON."""
+        return {
+            "kind": "network",
+            "genotype": self.genotype.to_dict(),
+            "num_cells": self.num_cells,
+            "channels": self.channels,
+            "in_channels": self.in_channels,
+            "num_classes": self.num_classes,
+            "auxiliary": self.auxiliary is not None,
+            "affine": self.affine,
+            "large_images": self.large_images,
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Network:
+        """Build the network a ``spec()`` describes, with fresh weights.
+
+        Raises:
+            UserError: If a field is missing or unknown, or the genotype is malformed.
+        """
+        fields = {key: value for key, value in spec.items() if key not in ("kind", "genotype")}
+        if spec.get("kind") != "network" or "genotype" not in spec:
+            raise UserError(
+                f"The description of a member is of kind {spec.get('kind')!r}, not 'network'.",
+                "Load the folder with members=[...] that holds the fresh modules to fill.",
+            )
+        try:
+            return cls(Genotype.from_dict(spec["genotype"]), **fields)
+        except TypeError as error:
+            raise UserError(
+                f"The description of a member does not fit: {error}.", "Use a folder this version wrote."
+            ) from error
+
+
+def inherit(supernet: Supernet, genotype: Genotype) -> Network:
+    """Return the discrete network of a genotype with weights and BatchNorm statistics copied from the supernet.
+
+    Its forward equals the supernet's with mixture weight 1 on every (edge, operation) of the genotype and 0
+    elsewhere.
+    """
+    network = Network(
+        genotype,
+        num_cells=supernet.num_cells,
+        channels=supernet.channels,
+        in_channels=supernet.in_channels,
+        num_classes=supernet.num_classes,
+        affine=False,
+        large_images=supernet.large_images,
+    ).to(supernet.classifier.weight)
+    space = supernet.space
+    network.stem.load_state_dict(supernet.stem.state_dict())
+    network.classifier.load_state_dict(supernet.classifier.state_dict())
+    for source_cell, cell in zip(supernet.cells, network.cells, strict=True):
+        cell_type = space.cell_types[source_cell.type_index]  # type: ignore[index]
+        for name in ("preprocess_before_last", "preprocess_last"):
+            getattr(cell, name).load_state_dict(getattr(source_cell, name).state_dict())
+        for node, edges in enumerate(genotype.cell(cell_type)):
+            for position, (operation, source) in enumerate(edges):
+                mixed = source_cell.edges[space.edges.index((node, source))]  # type: ignore[index]
+                chosen = mixed.operations[space.operations.index(operation)]
+                cell.nodes[node][position].load_state_dict(chosen.state_dict())  # type: ignore[index]
+    return network

@@ -1,0 +1,192 @@
+"""Candidate operations of a cell (DARTS, arXiv 1806.09055) and the registry a user can extend.
+
+An operation is built by ``build_operation(name, channels, stride, affine=...)`` and maps
+(B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnas_ens.errors import UserError
+
+OperationBuilder = Callable[[int, int, bool], nn.Module]
+_REGISTRY: dict[str, OperationBuilder] = {}
+
+
+def register_operation(name: str) -> Callable[[OperationBuilder], OperationBuilder]:
+    """Add an operation to the registry; use it as a decorator.
+
+    The decorated callable takes ``(channels, stride, affine)`` and returns a module that maps
+    (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)). ``affine`` says whether BatchNorm has
+    a learnt scale and shift: it has none in the search and both in the retrained network.
+
+    Raises:
+        ValueError: If the name is taken.
+    """
+
+    def add(builder: OperationBuilder) -> OperationBuilder:
+        if name in _REGISTRY:
+            raise ValueError(f"Operation {name!r} is registered already; choose another name.")
+        _REGISTRY[name] = builder
+        return builder
+
+    return add
+
+
+def operation_names() -> tuple[str, ...]:
+    """Return the names of all registered operations."""
+    return tuple(_REGISTRY)
+
+
+def require_operations(names: tuple[str, ...] | frozenset[str]) -> None:
+    """Check that every name is registered.
+
+    Raises:
+        UserError: Naming the first unknown operation and the nearest known one.
+    """
+    for name in sorted(set(names) - set(_REGISTRY)):
+        nearest = difflib.get_close_matches(name, _REGISTRY, n=1)
+        hint = f"Did you mean {nearest[0]}? " if nearest else ""
+        raise UserError(f"Unknown operation {name!r}.", f"{hint}Known are {', '.join(_REGISTRY)}.")
+
+
+def build_operation(name: str, channels: int, stride: int, *, affine: bool) -> nn.Module:
+    """Build one registered operation.
+
+    Args:
+        name: Registered name.
+        channels: C, kept by the operation.
+        stride: 1, or 2 on the edges that leave an input of a reduction cell.
+        affine: Whether BatchNorm has a learnt scale and shift.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    require_operations((name,))
+    return _REGISTRY[name](channels, stride, affine)
+
+
+class ReluConvBn(nn.Sequential):
+    """ReLU, convolution, BatchNorm: the preprocessing of a cell's inputs."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.BatchNorm2d(out_channels, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halve height and width by two strided 1x1 convolutions, the second one shifted by a pixel.
+
+    Odd sizes are rounded up, like a padded convolution of stride 2 does.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
+        super().__init__()
+        half = out_channels // 2
+        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels, affine=affine)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C_out, ceil(H/2), ceil(W/2))."""
+        active = F.relu(features)
+        shifted = F.pad(active[:, :, 1:, 1:], (0, 1, 0, 1))
+        return self.norm(torch.cat([self.even(active), self.odd(shifted)], dim=1))
+
+
+class SeparableConv(nn.Sequential):
+    """ReLU, depthwise and pointwise convolution, BatchNorm, twice; the stride is in the first half."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        layers: list[nn.Module] = []
+        for half_stride in (stride, 1):
+            layers += depthwise_separable(channels, kernel_size, half_stride, dilation=1, affine=affine)
+        super().__init__(*layers)
+
+
+class DilatedConv(nn.Sequential):
+    """ReLU, depthwise convolution of dilation 2, pointwise convolution, BatchNorm."""
+
+    def __init__(self, channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
+        super().__init__(*depthwise_separable(channels, kernel_size, stride, dilation=2, affine=affine))
+
+
+def depthwise_separable(
+    channels: int, kernel_size: int, stride: int, *, dilation: int, affine: bool
+) -> list[nn.Module]:
+    """Return ReLU, depthwise convolution, pointwise convolution and BatchNorm, size kept at stride 1."""
+    padding = dilation * (kernel_size - 1) // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(
+            channels, channels, kernel_size, stride, padding, dilation=dilation, groups=channels, bias=False
+        ),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+class Zero(nn.Module):
+    """The operation ``none``: no information passes. It has the output shape of any other operation."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to zeros of the strided shape."""
+        return torch.zeros_like(features[:, :, :: self.stride, :: self.stride])
+
+
+def _pooling(pool: nn.Module, channels: int) -> nn.Module:
+    # Pooling has no weights to set its scale, so DARTS puts an affine-free BatchNorm behind it always.
+    return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False))
+
+
+@register_operation("none")
+def _none(channels: int, stride: int, affine: bool) -> nn.Module:
+    return Zero(stride)
+
+
+@register_operation("max_pool_3x3")
+def _max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return _pooling(nn.MaxPool2d(3, stride, padding=1), channels)
+
+
+@register_operation("avg_pool_3x3")
+def _avg_pool(channels: int, stride: int, affine: bool) -> nn.Module:
+    return _pooling(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), channels)
+
+
+@register_operation("skip_connect")
+def _skip_connect(channels: int, stride: int, affine: bool) -> nn.Module:
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
+
+
+@register_operation("sep_conv_3x3")
+def _sep_conv_3x3(channels: int, stride: int, affine: bool) -> nn.Module:
+    return SeparableConv(channels, 3, stride, affine=affine)
+
+
+@register_operation("sep_conv_5x5")
+def _sep_conv_5x5(channels: int, stride: int, affine: bool) -> nn.Module:
+    return SeparableConv(channels, 5, stride, affine=affine)
+
+
+@register_operation("dil_conv_3x3")
+def _dil_conv_3x3(channels: int, stride: int, affine: bool) -> nn.Module:
+    return DilatedConv(channels, 3, stride, affine=affine)
+
+
+@register_operation("dil_conv_5x5")
+def _dil_conv_5x5(channels: int, stride: int, affine: bool) -> nn.Module:
+    return DilatedConv(channels, 5, stride, affine=affine)

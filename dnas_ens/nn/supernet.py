@@ -1,0 +1,146 @@
+"""The reference supernet: every candidate operation of every edge, one at a time, in plain sight.
+
+The mixture weights are an argument of ``forward`` and never an attribute, so one supernet serves any number
+of architectures, also several within one batch. It is the yardstick for every faster form.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.nn.operations import Zero, build_operation, require_operations
+from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
+from dnas_ens.search_space import SearchSpace
+
+
+class MixedOperation(nn.Module):
+    """All O candidate operations of one edge, summed with mixture weights."""
+
+    def __init__(self, space: SearchSpace, channels: int, stride: int) -> None:
+        super().__init__()
+        self.operations = nn.ModuleList(
+            build_operation(name, channels, stride, affine=False) for name in space.operations
+        )
+
+    def forward(self, features: Tensor, weights: Tensor) -> Tensor:
+        """Return sum over o of weights_o * op_o(features).
+
+        Args:
+            features: (B, C, H, W).
+            weights: (O,) for the whole batch, or (B, O) for each image its own.
+        """
+        columns = weights.reshape(-1, weights.shape[-1], 1, 1, 1).unbind(1)
+        total: Tensor | None = None
+        for operation, column in zip(self.operations, columns, strict=True):
+            # ``none`` adds nothing; its weight still counts, for it takes from the others' share.
+            if isinstance(operation, Zero):
+                continue
+            term = operation(features)
+            total = column * term if total is None else torch.addcmul(total, column, term)
+        assert total is not None, "the space allows no cell without an operation"
+        return total
+
+
+class SupernetCell(nn.Module):
+    """One cell of the supernet: two inputs, N nodes, an output that concatenates the nodes."""
+
+    def __init__(self, space: SearchSpace, plan: CellPlan) -> None:
+        super().__init__()
+        self.space = space
+        self.type_index = space.cell_types.index(plan.cell_type)
+        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
+        self.edges = nn.ModuleList(
+            MixedOperation(space, plan.channels, edge_stride(plan.cell_type, source))
+            for _, source in space.edges
+        )
+
+    def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
+        """Compute the cell's output.
+
+        Args:
+            before_last: Output of the cell before the last one, (B, C', H', W').
+            last: Output of the last cell, (B, C'', H'', W'').
+            mixture: (T, E, O), or (B, T, E, O) for each image its own.
+
+        Returns:
+            (B, N * C, H, W).
+        """
+        weights = mixture[..., self.type_index, :, :]
+        states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        for node_slice in self.space.node_slices:
+            incoming = range(node_slice.start, node_slice.stop)
+            states.append(
+                sum(
+                    self.edges[edge](states[source], weights[..., edge, :])
+                    for source, edge in enumerate(incoming)
+                )
+            )
+        return torch.cat(states[2:], dim=1)
+
+
+class Supernet(nn.Module):
+    """A stack of cells in which every edge holds every candidate operation (DARTS, arXiv 1806.09055).
+
+    BatchNorm is affine-free inside the cells: a learnt scale would undo the mixture weights.
+
+    Args:
+        space: Cell types, nodes and operations.
+        num_cells: Cells in the stack; reduction cells stand at one and two thirds of it.
+        channels: C of the first cell.
+        in_channels: Channels of the images.
+        num_classes: K.
+        large_images: Whether the stem reduces the images fourfold first.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        num_cells: int,
+        channels: int,
+        in_channels: int,
+        num_classes: int,
+        large_images: bool = False,
+    ) -> None:
+        super().__init__()
+        require_operations(space.operations)
+        self.space = space
+        self.num_cells, self.channels = num_cells, channels
+        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
+        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
+        self.stem = build_stem(in_channels, channels, large_images=large_images)
+        self.cells = nn.ModuleList(SupernetCell(space, plan) for plan in plans)
+        self.classifier = nn.Linear(out_channels, num_classes)
+
+    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+        """Classify images under given mixture weights.
+
+        Args:
+            images: (B, C_in, H, W), normalised.
+            mixture: (T, E, O) non-negative weights of every (edge, operation), the same for all images; or
+                (S, T, E, O) for S slices: images [i * B/S, (i + 1) * B/S) use mixture i. BatchNorm statistics
+                are shared between the slices in training mode.
+
+        Returns:
+            Logits (B, K).
+
+        Raises:
+            ValueError: If the mixture has another shape, or the slices do not divide the batch.
+        """
+        if mixture.shape[-3:] != self.space.shape or mixture.dim() not in (3, 4):
+            raise ValueError(
+                f"mixture has shape {tuple(mixture.shape)}; it must be {self.space.shape}, "
+                "or the same with a leading axis of slices."
+            )
+        if mixture.dim() == 4:
+            slices = mixture.shape[0]
+            if len(images) % slices:
+                raise ValueError(
+                    f"{slices} slices do not divide a batch of {len(images)} images; use a multiple of {slices}."
+                )
+            mixture = mixture.repeat_interleave(len(images) // slices, dim=0)
+        before_last = last = self.stem(images)
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last, mixture)
+        return self.classifier(last.mean(dim=(2, 3)))

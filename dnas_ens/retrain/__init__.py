@@ -1,0 +1,51 @@
+"""Retraining: every chosen genotype from scratch, with seeds of its own, into an ensemble."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    from torch.utils.data import Dataset
+
+    from dnas_ens.config import RetrainConfig
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.ensembles import Ensemble
+    from dnas_ens.genotype import Genotype
+    from dnas_ens.search.result import SearchResult
+
+
+def retrain(
+    found: SearchResult | Sequence[Genotype],
+    data: str | os.PathLike[str] | Dataset | ImageData = "digits",
+    *,
+    config: RetrainConfig | None = None,
+    device: str = "auto",
+    **overrides: Any,
+) -> Ensemble:
+    """Train the members from scratch and return their ensemble.
+
+    Args:
+        found: The result of a search, or genotypes; name one several times for a deep ensemble of it.
+        data: What ``load_data`` takes; give the ``ImageData`` of the search for the same splits.
+        config: The recipe; default: that of the search's preset, else of the preset "smoke".
+        device: auto, cpu, cuda or cuda:N.
+        **overrides: Any field of the recipe by its own name, such as ``epochs=10``.
+
+    Returns:
+        The ensemble, its temperature fitted on ``val``.
+
+    Raises:
+        UserError: If a value or a genotype does not fit.
+    """
+    from dnas_ens.config import retrain_preset, with_fields
+    from dnas_ens.data import load_data
+    from dnas_ens.device import resolve_device
+    from dnas_ens.retrain.members import train_members
+
+    genotypes = list(found) if isinstance(found, Sequence) else found.genotypes
+    preset = "smoke" if isinstance(found, Sequence) else found.config.preset
+    recipe = with_fields(config or retrain_preset(preset), **overrides)
+    return train_members(genotypes, load_data(data), recipe, device=resolve_device(device))

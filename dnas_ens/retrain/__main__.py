@@ -1,0 +1,95 @@
+"""Command: ``python -m dnas_ens.retrain R``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from dnas_ens.cli import override, parse, run_main
+from dnas_ens.commands import data_of_run, print_next, print_resolved
+from dnas_ens.config import RetrainConfig, retrain_preset, to_dict
+
+PROG = "python -m dnas_ens.retrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainCommand:
+    """Options of the command."""
+
+    run_dir: Positional[Path]
+    """Run folder of a search."""
+    config: OmitArgPrefixes[RetrainConfig]
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted training."""
+    dry_run: bool = False
+    """Print the resolved recipe and what it will take, then stop."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    from dnas_ens.cli import pop_option
+    from dnas_ens.runs import RunFolder, read_json
+
+    preset, rest = pop_option(argv, "--preset", None)
+    config_file, rest = pop_option(rest, "--config", None)
+    preset = preset or _stored_preset(rest)
+    default = retrain_preset(preset)
+    if config_file is not None:
+        values = read_json(Path(config_file))
+        default = override(default, values.get("retrain", values) if isinstance(values, dict) else values)
+    command = parse(
+        RetrainCommand,
+        rest,
+        prog=PROG,
+        description="Train the members a search has chosen from scratch, each with seeds of its own. "
+        "Also: --preset NAME (default: the search's own), --config FILE.",
+        default=RetrainCommand(run_dir=tyro.MISSING, config=default),
+        extra_options=("--preset", "--config"),
+    )
+    from dnas_ens.device import resolve_device
+    from dnas_ens.genotype import Genotype
+    from dnas_ens.retrain.members import MemberTraining, train_members
+
+    device = resolve_device(command.device)
+    with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
+        found = run.read_json("genotypes.json")
+        genotypes = [Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]]
+        data = data_of_run(run)
+        if command.dry_run:
+            training = MemberTraining(genotypes[0], data, command.config, index=0)
+            parameters = sum(parameter.numel() for parameter in training.network.parameters())
+            steps = training.steps_per_epoch * command.config.epochs
+            facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
+            print_resolved(command.config, facts)
+            return
+        run.record_config("retrain", to_dict(command.config), resume=command.resume)
+        run.write_env({"device": str(device), "data": data.describe()})
+        train_members(genotypes, data, command.config, device=device, folder=run.path)
+        for index in range(len(genotypes)):
+            member = run.read_json(f"members/{index}/member.json")
+            print(
+                f"member {index}: val accuracy {100 * member['val_accuracy']:.2f} %, val NLL "
+                f"{member['val_nll']:.4f}, {member['parameters']:,} parameters, {member['wall_seconds']:.0f} s"
+            )
+        print_next(run.path, f"python -m dnas_ens.evaluate {run.path}")
+
+
+def _stored_preset(argv: list[str]) -> str:
+    """Return the preset of the search whose run folder is named on the command line."""
+    from dnas_ens.runs import read_json
+
+    for argument in argv:
+        path = Path(argument) / "config.json"
+        if not argument.startswith("-") and path.is_file():
+            return str(read_json(path).get("search", {}).get("preset", "smoke"))
+    return "smoke"
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

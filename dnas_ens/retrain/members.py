@@ -1,0 +1,261 @@
+"""Training members from scratch, resumable, each in a folder of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnas_ens.analysis.calibration import fit_temperature
+from dnas_ens.analysis.metrics import accuracy, nll
+from dnas_ens.checkpoint import CheckpointStore
+from dnas_ens.config import RetrainConfig, to_dict
+from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
+from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.ensembles.ensemble import Ensemble, Preprocessing
+from dnas_ens.genotype import Genotype
+from dnas_ens.inference import predict_log_probs
+from dnas_ens.nn.network import Network
+from dnas_ens.nn.stack import SMALL_IMAGE
+from dnas_ens.progress import MetricsLog, Progress
+from dnas_ens.runs import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.training import MemberSeeds, cosine_learning_rate, drop_path_at, require_finite, train_epoch
+
+
+class MemberTraining:
+    """State and epochs of one member.
+
+    Args:
+        genotype: Its cells.
+        data: Images; ``train`` is learnt from and ``val`` measured on.
+        recipe: How to train.
+        index: Position in the ensemble; decides its seeds.
+        device: Where to train.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        data: ImageData,
+        recipe: RetrainConfig,
+        *,
+        index: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.recipe, self.index = recipe, index
+        self.device = torch.device(device)
+        self.seeds = MemberSeeds.derive(recipe.seed, index)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seeds.initialisation)
+            self.network = Network(
+                genotype,
+                num_cells=recipe.num_cells,
+                channels=recipe.channels,
+                in_channels=data.num_channels,
+                num_classes=data.num_classes,
+                auxiliary=recipe.auxiliary_weight > 0,
+                large_images=data.image_size > SMALL_IMAGE,
+            )
+        self.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        self.train_split: Split = data.train.to(self.device)
+        self.val: Split = data.val.to(self.device)
+        self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
+        self.order = torch.Generator().manual_seed(self.seeds.order)
+        self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
+        self.epoch = 0
+        self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
+
+    def run_epoch(self, progress: Progress | None = None) -> dict[str, float]:
+        """Train one epoch and return its scalars.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+
+        def on_step(num_images: int) -> None:
+            if progress is not None:
+                progress.count_images(num_images)
+                progress.step()
+
+        learning_rate = cosine_learning_rate(self.recipe, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.network.drop_path_probability = drop_path_at(self.recipe, self.epoch)
+        batches = iterate_batches(
+            self.train_split,
+            self.recipe.batch_size,
+            generator=self.order,
+            augmentation=self.augmentation,
+            augmentation_generator=self.augmentation_generator,
+            drop_last=True,
+        )
+        # Drop-path draws from the global stream; seeding it by epoch keeps a resumed run on the same path.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
+            scalars = train_epoch(self.network, batches, self.optimizer, self.recipe, on_step=on_step)
+        require_finite(scalars, where=f"epoch {self.epoch + 1} of member {self.index}")
+        self.epoch += 1
+        return {**scalars, "learning_rate": learning_rate}
+
+    def val_probs(self) -> np.ndarray:
+        """Return probabilities (N, K) on the validation images."""
+        return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that decides how the training goes on."""
+        return {
+            "epoch": self.epoch,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "order": self.order.get_state(),
+            "augmentation": self.augmentation_generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to a saved state."""
+        self.epoch = state["epoch"]
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.order.set_state(state["order"].cpu())
+        self.augmentation_generator.set_state(state["augmentation"].cpu())
+
+
+def train_member(
+    training: MemberTraining, *, folder: Path | None = None, num_members: int = 1
+) -> tuple[Network, dict[str, Any]]:
+    """Train one member to the end, going on from its newest checkpoint if there is one.
+
+    Args:
+        training: The member.
+        folder: The ensemble's folder; the member goes to ``members/<i>/``, its states to ``checkpoints/``.
+        num_members: M, for the progress line.
+
+    Returns:
+        The network in evaluation mode, and what member.json holds.
+    """
+    recipe, index = training.recipe, training.index
+    store = None if folder is None else CheckpointStore(folder / "checkpoints", name=f"member-{index}")
+    log = (
+        None
+        if folder is None
+        else MetricsLog(folder / "members" / str(index), tensorboard=folder / "tensorboard")
+    )
+    phase = f"member-{index}"
+    before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+    if store is not None and log is not None and (newest := store.load_newest()) is not None:
+        training.load_state_dict(newest[1]["training"])
+        before = newest[1]["seconds"]
+        log.truncate(phase, step=training.epoch * training.steps_per_epoch)
+    start = time.perf_counter(), time.process_time()
+
+    def seconds() -> dict[str, float]:
+        return {
+            "wall_seconds": before["wall_seconds"] + time.perf_counter() - start[0],
+            "cpu_seconds": before["cpu_seconds"] + time.process_time() - start[1],
+        }
+
+    labels = training.val.labels.cpu().numpy()
+    with Progress(
+        recipe.epochs,
+        description=f"member {index + 1} of {num_members}",
+        steps_per_epoch=training.steps_per_epoch,
+        initial_epoch=training.epoch,
+    ) as progress:
+        while training.epoch < recipe.epochs:
+            scalars = training.run_epoch(progress)
+            # Measured at the quarters only: the last state is the member whatever val says on the way.
+            if training.epoch % max(1, recipe.epochs // 4) == 0 or training.epoch == recipe.epochs:
+                probs = training.val_probs()
+                scalars |= {"val_accuracy": accuracy(probs, labels), "val_nll": nll(probs, labels)}
+            progress.epoch(training.epoch, **scalars)
+            if store is not None and log is not None:
+                step = training.epoch * training.steps_per_epoch
+                log.log(scalars, step=step, epoch=training.epoch, phase=phase)
+                store.save(training.epoch, {"training": training.state_dict(), "seconds": seconds()})
+    if log is not None:
+        log.close()
+    probs = training.val_probs()
+    description = {
+        "index": index,
+        "spec": training.network.spec(),
+        "recipe": to_dict(recipe),
+        "seeds": vars(training.seeds),
+        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
+        "val_accuracy": accuracy(probs, labels),
+        "val_nll": nll(probs, labels),
+        **seconds(),
+    }
+    return training.network.eval(), description
+
+
+def train_members(
+    genotypes: Sequence[Genotype],
+    data: ImageData,
+    recipe: RetrainConfig,
+    *,
+    device: torch.device | str = "cpu",
+    folder: Path | None = None,
+) -> Ensemble:
+    """Train M members from scratch and return their ensemble, its temperature fitted on ``val``.
+
+    With a folder, members that are finished there are loaded, unfinished ones go on where they stopped, and
+    ``ensemble.json`` is written at the end.
+
+    Args:
+        genotypes: M genotypes; the same one several times makes a deep ensemble.
+        data: Images; ``test`` is not read.
+        recipe: How to train.
+        device: Where to train.
+        folder: Where the ensemble goes.
+    """
+    networks, val_probs = [], []
+    for index, genotype in enumerate(genotypes):
+        training = MemberTraining(genotype, data, recipe, index=index, device=device)
+        place = None if folder is None else folder / "members" / str(index)
+        if place is not None and (place / "member.json").exists():
+            expected = {"spec": training.network.spec(), "recipe": to_dict(recipe)}
+            stored = read_json(place / "member.json")
+            _require_same(stored, expected, place)
+            training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
+            network = training.network.eval()
+        else:
+            network, description = train_member(training, folder=folder, num_members=len(genotypes))
+            if place is not None:
+                save_tensors(place / "model.safetensors", network.state_dict())
+                write_json(place / "member.json", description)
+        networks.append(network)
+        val_probs.append(training.val_probs())
+    averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
+    ensemble = Ensemble(
+        networks,
+        temperature=fit_temperature(averaged, data.val.labels.cpu().numpy()),
+        classes=data.classes,
+        preprocessing=Preprocessing(
+            image_size=data.image_size, num_channels=data.num_channels, mean=data.mean, std=data.std
+        ),
+    ).eval()
+    if folder is not None:
+        ensemble.save(folder, overwrite=True)
+    return ensemble.to(device)
+
+
+def _require_same(stored: dict[str, Any], expected: dict[str, Any], place: Path) -> None:
+    from dnas_ens.errors import UserError
+
+    for name, value in expected.items():
+        if stored.get(name) != value:
+            raise UserError(
+                f"{place} holds a member of another {name}.",
+                "Retrain with the settings it was begun with, or copy genotypes.json and config.json's search "
+                "to a fresh folder.",
+            )

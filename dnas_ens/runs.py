@@ -1,0 +1,415 @@
+"""The run folder: what was asked, on which machine, what came of it, and who may write to it."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.checkpoint import CheckpointStore, tensors_to_bytes, unreadable, unwritable, write_atomic
+from dnas_ens.errors import UserError
+from dnas_ens.progress import MetricsLog
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+_ABSENT = object()
+_OTHER_FOLDER = "Name another folder with --run-dir"
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Write a JSON file atomically, indented and in the order given.
+
+    Args:
+        path: The file.
+        obj: What JSON can hold; tuples become lists, paths strings, and NumPy scalars numbers.
+
+    Raises:
+        ValueError: NaN or an infinity is in it, which JSON has no word for.
+    """
+    try:
+        text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be written: {error}") from error
+    write_atomic(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: The file is missing or is not valid JSON.
+    """
+    try:
+        return json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise unreadable(path, error) from error
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, such as a module's state_dict, atomically to one .safetensors file."""
+    write_atomic(path, tensors_to_bytes(tensors, metadata=metadata))
+
+
+def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
+    """Read the tensors of one .safetensors file.
+
+    Raises:
+        UserError: The file is missing or is not a valid safetensors file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path, device=str(device))
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, error) from error
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time. Made by `create` or `open`; a context manager.
+
+    Args:
+        path: The folder, which exists.
+        command: The command line, for env.json.
+
+    Attributes:
+        path: The folder.
+        config: What config.json holds: a section a command, such as `{"search": {...}, "retrain": {...}}`.
+        metrics: The run's own metrics.jsonl and TensorBoard folder.
+    """
+
+    def __init__(self, path: Path, *, command: Sequence[str] | None = None) -> None:
+        self.path = Path(path)
+        self.config: dict[str, Any] = {}
+        self.metrics = MetricsLog(self.path)
+        self._command = list(sys.argv if command is None else command)
+        self._lock: int | None = _lock(self.path)
+
+    @classmethod
+    def create(
+        cls,
+        run_dir: Path | None,
+        *,
+        config: Mapping[str, Any],
+        section: str = "search",
+        command: Sequence[str] | None = None,
+        resume: bool = False,
+        name: str = "run",
+        root: Path = Path("runs"),
+    ) -> RunFolder:
+        """Make a run folder, or go on with the one of the same configuration.
+
+        Args:
+            run_dir: The folder; None makes a fresh `<root>/<NNN>-<name>`.
+            config: The configuration, which config.json holds under `section`.
+            section: The command it belongs to.
+            command: The command line; this process's own by default.
+            resume: Go on with a folder that holds the same configuration.
+            name: Last part of a numbered folder's name.
+            root: Where numbered folders lie.
+
+        Raises:
+            UserError: The folder holds something else, belongs to another configuration (the first field that
+                differs is named), would be continued without `resume`, or is in use by another process.
+        """
+        if run_dir is None:
+            if resume:
+                newest = next((path for _, path in sorted(_numbered(root), reverse=True)), root / "001-run")
+                raise UserError("--resume does not say which run.", f"Name it, such as --run-dir {newest}.")
+            run_dir = _fresh_folder(root, name)
+        elif _is_foreign(run_dir):
+            raise UserError(f"{run_dir} exists and is not a run folder.", f"{_OTHER_FOLDER}.")
+        run = cls(_made(run_dir), command=command)
+        try:
+            if run.file("config.json").exists():
+                run.config = _read_config(run.path)
+                run._compare(section, config, resume=resume)
+            else:
+                run._write_section(section, config)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, run_dir: Path, *, command: Sequence[str] | None = None) -> RunFolder:
+        """Open the folder of an earlier command.
+
+        Raises:
+            UserError: It is not a run folder, or it is in use by another process.
+        """
+        _read_config(Path(run_dir))
+        run = cls(run_dir, command=command)
+        # Read again: whoever held the lock until now may have added a section.
+        run.config = _read_config(run.path)
+        return run
+
+    def record_config(self, section: str, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Add the configuration of one more command to config.json; `create`'s rules of refusal hold for it.
+
+        Args:
+            section: The command, such as `retrain`.
+            config: Its configuration.
+            resume: Go on where the section holds the same configuration already.
+        """
+        if section in self.config:
+            self._compare(section, config, resume=resume)
+        else:
+            self._write_section(section, config)
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder.
+
+        Raises:
+            UserError: The name, perhaps read from another file, leads out of the folder.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"The file name {name!r} leads out of {self.path}.", "Correct the file that names it."
+            )
+        return self.path / name
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Write a JSON file of the folder; see `write_json`."""
+        write_json(self.file(name), obj)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder; see `read_json`."""
+        return read_json(self.file(name))
+
+    def checkpoints(self, name: str) -> CheckpointStore:
+        """The resumable states of one part of the run, in checkpoints/."""
+        return CheckpointStore(self.path / "checkpoints", name=name)
+
+    def log(self, scalars: Mapping[str, float], *, step: int, phase: str, epoch: int | None = None) -> None:
+        """Log scalars; see `MetricsLog.log`."""
+        self.metrics.log(scalars, step=step, phase=phase, epoch=epoch)
+
+    def truncate_metrics(self, phase: str, *, step: int) -> int:
+        """Drop what a phase logged after the step it resumes from; see `MetricsLog.truncate`."""
+        return self.metrics.truncate(phase, step=step)
+
+    def add_figure(self, tag: str, figure: Figure, *, step: int, phase: str) -> None:
+        """Add a figure to TensorBoard; see `MetricsLog.add_figure`."""
+        self.metrics.add_figure(tag, figure, step=step, phase=phase)
+
+    def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
+        """Append this command's versions, device, command line and git revision to env.json.
+
+        Args:
+            extra: More to note, such as the data set's name and fingerprint.
+        """
+        path = self.file("env.json")
+        entries = read_json(path) if path.exists() else []
+        write_json(path, [*entries, {**environment(self._command), **(extra or {})}])
+
+    def close(self) -> None:
+        """Close the files and let other processes write."""
+        self.metrics.close()
+        if self._lock is not None:
+            # Unlocked, not merely closed: forked data workers hold the same open file.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_section(self, section: str, config: Mapping[str, Any]) -> None:
+        self.config = {**self.config, section: _as_json(config)}
+        self.write_json("config.json", self.config)
+
+    def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool) -> None:
+        stored = self.config.get(section, _ABSENT)
+        difference = _first_difference(stored, _as_json(config), section)
+        if difference is not None:
+            field, there, asked = difference
+            raise UserError(
+                f"{self.path} belongs to another configuration: {field} is {there} there and {asked} here.",
+                f"{_OTHER_FOLDER}, or give {field} the value it has there.",
+            )
+        if not resume:
+            raise UserError(
+                f"{self.path} already holds a {section} of this configuration.",
+                f"Continue it with --resume. {_OTHER_FOLDER} to start afresh.",
+            )
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """The machine and the software a command runs on, as env.json notes them."""
+    import torch
+
+    packages = ("dnas_ens", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in packages},
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "num_cpus": os.cpu_count(),
+        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda,
+        "git_revision": _git_revision(Path(__file__).parent),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    return match[1] if match else platform.processor() or platform.machine()
+
+
+def _git_revision(folder: Path) -> str | None:
+    """The commit of the checkout that tracks the package, with -dirty where files differ from it."""
+    # An installed copy may lie inside somebody else's checkout; only a tracked one has a revision.
+    tracked = ("git", "ls-files", "--error-unmatch", Path(__file__).name)
+    describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    try:
+        subprocess.run(tracked, cwd=folder, check=True, capture_output=True, timeout=10)
+        done = subprocess.run(describe, cwd=folder, check=True, capture_output=True, timeout=10, text=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder's lock; the kernel lets go of it when the process ends, however it ends."""
+    path = folder / "run.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "that has just started"
+        os.close(descriptor)
+        raise UserError(
+            f"{folder} is in use by process {holder}.",
+            f"Wait for it to end, or stop it. {_OTHER_FOLDER} otherwise.",
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise unwritable(path, error) from error
+    return descriptor
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a path holds something other than a run; what a killed start leaves behind does not count."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = os.listdir(folder)
+    ours = re.compile(r"run\.lock|\.config\.json\.[0-9a-f]{8}\.tmp")
+    return "config.json" not in names and not all(ours.fullmatch(name) for name in names)
+
+
+def _numbered(root: Path) -> list[tuple[int, Path]]:
+    names = os.listdir(root) if root.is_dir() else []
+    return [(int(match[1]), root / name) for name in names if (match := re.match(r"(\d{3,})-", name))]
+
+
+def _fresh_folder(root: Path, name: str) -> Path:
+    _made(root)
+    number = max((number for number, _ in _numbered(root)), default=0) + 1
+    while True:
+        try:
+            (root / f"{number:03d}-{name}").mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise unwritable(root, error) from error
+        else:
+            return root / f"{number:03d}-{name}"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a run folder: it has no config.json.", "Name a folder that a search has made."
+        )
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise unreadable(path, "it does not hold an object")
+    return config
+
+
+def _first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str] | None:
+    """The dotted name of the first field that differs, with both values as JSON."""
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in [*stored, *(key for key in asked if key not in stored)]:
+            found = _first_difference(stored.get(key, _ABSENT), asked.get(key, _ABSENT), f"{field}.{key}")
+            if found is not None:
+                return found
+        return None
+    if _ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
+        return None
+    return field, _shown(stored), _shown(asked)
+
+
+def _comparable(value: Any) -> str:
+    """JSON in which 1 and 1.0 are the same, and 1 and true are not."""
+    return json.dumps(json.loads(json.dumps(value), parse_float=_whole_as_int))
+
+
+def _whole_as_int(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _shown(value: Any) -> str:
+    if value is _ABSENT:
+        return "absent"
+    return "given" if isinstance(value, dict) else json.dumps(value)
+
+
+def _as_json(config: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps(config, allow_nan=False, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")

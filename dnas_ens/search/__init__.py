@@ -1,0 +1,58 @@
+"""Searching: one supernet, one hypernetwork, a family of architectures steered by lambda."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import os
+
+    from torch.utils.data import Dataset
+
+    from dnas_ens.config import SearchConfig
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.genotype import Genotype
+    from dnas_ens.search.result import SearchResult
+
+
+def search(
+    data: str | os.PathLike[str] | Dataset | ImageData = "digits",
+    *,
+    members: int | None = None,
+    config: SearchConfig | None = None,
+    base: Genotype | None = None,
+    device: str = "auto",
+    **overrides: Any,
+) -> SearchResult:
+    """Search for an ensemble of architectures.
+
+    Args:
+        data: What ``load_data`` takes.
+        members: M, members of the ensemble; default: the configuration's.
+        config: The configuration; default: the preset "smoke".
+        base: A given base's genotype, for the regimes that compare with one.
+        device: auto, cpu, cuda or cuda:N.
+        **overrides: Any field of the configuration by its own name, such as ``epochs=10``.
+
+    Returns:
+        The base, the candidates and the chosen members.
+
+    Raises:
+        UserError: If a name, a value or the data do not fit.
+    """
+    from dnas_ens.config import SearchConfig, with_fields
+    from dnas_ens.data import load_data
+    from dnas_ens.device import resolve_device
+    from dnas_ens.search.run import run_search
+
+    if members is not None:
+        overrides["members"] = members
+    chosen = with_fields(config or SearchConfig(), **overrides)
+    loaded = load_data(
+        data,
+        data_root=chosen.data.data_root,
+        limit_train=chosen.data.limit_train,
+        image_size=chosen.data.image_size,
+        seed=chosen.data.split_seed,
+    )
+    return run_search(chosen, loaded, device=resolve_device(device), base=base)

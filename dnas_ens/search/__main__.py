@@ -1,0 +1,95 @@
+"""Command: ``python -m dnas_ens.search``."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import OmitArgPrefixes
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.commands import (
+    EARLY_OPTIONS,
+    EarlyOptions,
+    load_configured_data,
+    preset_help,
+    print_next,
+    print_resolved,
+    write_splits,
+)
+from dnas_ens.config import PRESET_COSTS, SearchConfig, to_dict
+
+PROG = "python -m dnas_ens.search"
+DESCRIPTION = """Train a supernet together with a hypernetwork that maps a diversity parameter lambda and a direction
+to an architecture, draw candidates from it and choose the members of an ensemble. """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchCommand:
+    """Options of the command."""
+
+    config: OmitArgPrefixes[SearchConfig]
+    run_dir: Path | None = None
+    """Run folder; default: a fresh numbered one under runs/."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted search in --run-dir."""
+    dry_run: bool = False
+    """Print the resolved configuration and what it will take, then stop."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    early = EarlyOptions.read(argv)
+    default = SearchCommand(config=early.defaults(section="search")[0])
+    command = parse(
+        SearchCommand,
+        early.rest,
+        prog=PROG,
+        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
+        default=default,
+        extra_options=EARLY_OPTIONS,
+    )
+    from dnas_ens.device import resolve_device
+    from dnas_ens.nn.operations import require_operations
+    from dnas_ens.runs import RunFolder
+    from dnas_ens.search.run import estimate, run_search
+
+    config, device = command.config, resolve_device(command.device)
+    require_operations(config.supernet.operations)
+    data = load_configured_data(config.data)
+    if command.dry_run:
+        print_resolved(config, estimate(config, data))
+        return
+    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
+    with RunFolder.create(
+        command.run_dir,
+        config=to_dict(config),
+        command=[*PROG.split(), *argv],
+        resume=command.resume,
+        name=Path(config.data.data).name,
+    ) as run:
+        run.write_env({"device": str(device), "data": data.describe()})
+        write_splits(run, data)
+        result = run_search(config, data, device=device, run=run, resume=command.resume)
+        for member, index in enumerate(result.selected):
+            candidate = result.candidates[index]
+            score = candidate.supernet_val_nll
+            print(
+                f"member {member}: candidate {index}, lambda {_shown(candidate.lam)}, direction "
+                f"{candidate.direction}, D to base {_shown(candidate.distance_to_base)}, "
+                f"{candidate.shared_edges} edges shared with the base, val NLL with inherited weights "
+                f"{_shown(score)}"
+            )
+        # The recipe's defaults come from the preset that config.json holds.
+        print_next(run.path, f"python -m dnas_ens.retrain {run.path}")
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

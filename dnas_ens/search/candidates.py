@@ -1,0 +1,214 @@
+"""The candidate pool: drawn from the hypernetwork, scored with inherited weights, chosen greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnas_ens.config import CandidateConfig, RetrainConfig
+from dnas_ens.data.batches import Augmentation, iterate_batches
+from dnas_ens.data.dataset import Split
+from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype, random_deviation
+from dnas_ens.inference import predict_log_probs, recalibrate
+from dnas_ens.nn.network import Network, inherit
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.search.discretise import discretise
+from dnas_ens.search.divergence import architecture_distance
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.steering import mixtures_at
+from dnas_ens.training import train_epoch
+
+#: How often the pool is drawn more densely before it is declared too small.
+_DENSER = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One genotype of the pool.
+
+    Args:
+        genotype: The cells.
+        lam: Diversity parameter it was drawn at; None for a random deviation.
+        direction: Direction it was drawn on; None for a random deviation.
+        distance_to_base: D to the base, in [0, 1]; None for a random deviation.
+        shared_edges: (node, edge, operation) triples shared with the base.
+        supernet_val_nll: Validation NLL with inherited weights, nats; None if it was not scored.
+        supernet_val_accuracy: Validation accuracy with inherited weights, in [0, 1].
+    """
+
+    genotype: Genotype
+    lam: float | None = None
+    direction: int | None = None
+    distance_to_base: float | None = None
+    shared_edges: int = 0
+    supernet_val_nll: float | None = None
+    supernet_val_accuracy: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {**vars(self), "genotype": self.genotype.to_dict()}
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Candidate:
+        """Rebuild a candidate from its dictionary."""
+        return cls(**{**entry, "genotype": Genotype.from_dict(entry["genotype"])})
+
+
+def drop_doubles(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Keep the first of every set of isomorphic genotypes, so that no ensemble holds one network twice."""
+    unique: dict[Genotype, Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(candidate.genotype.canonical(), candidate)
+    return list(unique.values())
+
+
+def draw_pool(loop: SearchLoop) -> list[Candidate]:
+    """Draw candidates at evenly spaced lambdas on every direction, the base first, isomorphic ones dropped.
+
+    Where that leaves fewer different genotypes than members are wanted, lambda is drawn more densely.
+
+    Raises:
+        UserError: If the paths do not hold enough different genotypes.
+    """
+    config, hyper = loop.config.candidates, loop.config.hypernetwork
+    fixed = loop.config.objective.fixed_lambda
+    base = loop.base_genotype()
+    pool: list[Candidate] = []
+    for density in _DENSER:
+        num_lambdas = 1 if fixed is not None else max(1, density * config.pool_size // hyper.directions)
+        steps = torch.arange(1, num_lambdas + 1) / num_lambdas * hyper.max_lambda
+        lam = (steps if fixed is None else torch.tensor([fixed])).repeat(hyper.directions)
+        direction = torch.arange(hyper.directions).repeat_interleave(num_lambdas)
+        # The path's own start; with a reference-only base it is another architecture than the base.
+        lam = torch.cat([torch.tensor([fixed or 0.0]), lam]).to(loop.device)
+        direction = torch.cat([torch.zeros(1, dtype=torch.int64), direction]).to(loop.device)
+        mixtures = mixtures_at(
+            loop.hypernetwork, lam, direction, temperature=loop.distribution_temperature()
+        )
+        distances = architecture_distance(mixtures, loop.reference(), loop.space)
+        genotypes = [
+            discretise(mixture, loop.space, edges_per_node=config.edges_per_node) for mixture in mixtures
+        ]
+        pool = drop_doubles(
+            Candidate(
+                genotype=genotype,
+                lam=round(float(lam[index]), 6),
+                direction=int(direction[index]),
+                distance_to_base=float(distances[index]),
+                shared_edges=genotype.shared_edges(base),
+            )
+            for index, genotype in enumerate(genotypes)
+        )
+        if len(pool) >= config.members:
+            return pool[: max(config.pool_size + 1, config.members)]
+    raise UserError(
+        f"{config.members} members were asked for, but the hypernetwork holds {len(pool)} different genotypes.",
+        "Lower --members, raise --directions or --max-lambda, or search for more --epochs.",
+    )
+
+
+def deviation_pool(base: Genotype, config: CandidateConfig, *, operations: tuple[str, ...], seed: int) -> list[Candidate]:
+    """Draw random deviations of a base, ``replaced_edges`` of its edges replaced in each.
+
+    Raises:
+        UserError: If they do not hold enough different genotypes.
+    """
+    generator = np.random.default_rng(seed)
+    drawn = (
+        random_deviation(base, num_edges=config.replaced_edges, operations=operations, generator=generator)
+        for _ in range(max(_DENSER) * config.pool_size)
+    )
+    pool = drop_doubles(
+        Candidate(genotype=genotype, shared_edges=genotype.shared_edges(base)) for genotype in drawn
+    )
+    if len(pool) < config.members:
+        raise UserError(
+            f"{config.members} members were asked for, but only {len(pool)} deviations are different.",
+            "Lower --members or raise --replaced-edges.",
+        )
+    return pool[: config.pool_size]
+
+
+def inherited_networks(
+    supernet: Supernet, genotypes: Iterable[Genotype], calibration: Split, *, augmentation: Augmentation
+) -> Iterable[Network]:
+    """Yield the discrete networks with inherited weights and BatchNorm statistics of their own."""
+    for genotype in genotypes:
+        network = inherit(supernet, genotype)
+        recalibrate(network, calibration, augmentation=augmentation)
+        yield network
+
+
+def score(
+    loop: SearchLoop, pool: list[Candidate], *, recipe: RetrainConfig
+) -> tuple[list[Candidate], np.ndarray]:
+    """Score candidates on the validation images with the supernet's weights.
+
+    Args:
+        loop: A finished search.
+        pool: Candidates.
+        recipe: Learning rate and regularisation of the optional brief training (``candidate_epochs``).
+
+    Returns:
+        The candidates with their scores, and their probabilities (P, N, K) on ``val``.
+    """
+    scored, probs = [], []
+    genotypes = [candidate.genotype for candidate in pool]
+    networks = inherited_networks(
+        loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation
+    )
+    for candidate, network in zip(pool, networks, strict=True):
+        if loop.config.candidates.candidate_epochs:
+            _train_briefly(network, loop, recipe)
+        log_probs = predict_log_probs(network, loop.val, augmentation=loop.augmentation)
+        picked = log_probs.gather(1, loop.val.labels[:, None])
+        hits = (log_probs.argmax(-1) == loop.val.labels).float().mean()
+        scored.append(
+            replace(candidate, supernet_val_nll=-float(picked.mean()), supernet_val_accuracy=float(hits))
+        )
+        probs.append(log_probs.exp().cpu().numpy())
+    return scored, np.stack(probs)
+
+
+def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) -> None:
+    """Train with inherited weights for a few epochs, the learning rate falling by a cosine."""
+    epochs = loop.config.candidates.candidate_epochs
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=0.5 * recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for _ in range(epochs):
+        batches = iterate_batches(
+            loop.weight_half,
+            recipe.batch_size,
+            generator=loop.generators["order"],
+            augmentation=loop.augmentation,
+            augmentation_generator=loop.generators["augmentation"],
+            drop_last=True,
+        )
+        train_epoch(network, batches, optimizer, recipe)
+        schedule.step()
+
+
+def select(probs: np.ndarray, labels: np.ndarray, config: CandidateConfig) -> list[int]:
+    """Choose M candidates on the validation NLL of their ensemble; positions in the pool, best first.
+
+    Raises:
+        UserError: If more members are asked for than there are candidates.
+    """
+    if config.selection == "exhaustive":
+        return list(exhaustive_selection(probs, labels, num_members=config.members))
+    return list(
+        greedy_selection(
+            probs, labels, num_members=config.members, replacement=config.selection == "greedy-replacement"
+        )
+    )

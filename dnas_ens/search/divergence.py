@@ -1,0 +1,101 @@
+"""Distances between architectures and between predictions, all in [0, 1].
+
+The natural distribution of node n is categorical over its incoming (edge, operation) pairs,
+p_n(e, o) = softmax(beta)_e * softmax(alpha_e)_o, so a mixture tensor (T, E, O) holds one distribution for
+each of the T * N nodes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dnas_ens.search_space import SearchSpace
+
+#: Below this divergence the root is replaced by a line, so that its gradient stays finite at equality.
+ROOT_EPSILON = 1e-8
+#: Probabilities are clamped to this before their logarithm is taken; the divergence does not notice.
+PROBABILITY_FLOOR = 1e-30
+
+
+def jensen_shannon_terms(p: Tensor, q: Tensor) -> Tensor:
+    """Return each outcome's share of the Jensen-Shannon divergence, in units of ln 2.
+
+    Equation: 1/2 p log2(p / m) + 1/2 q log2(q / m) with m = (p + q) / 2.
+
+    Args:
+        p: Probabilities of any shape; zeros are allowed.
+        q: Probabilities of a shape that broadcasts with p.
+
+    Returns:
+        The broadcast shape; summed over the outcomes of a distribution it is the divergence in [0, 1].
+    """
+    # Without the clamp an underflowed probability would give the gradient log(0).
+    p, q = p.clamp_min(PROBABILITY_FLOOR), q.clamp_min(PROBABILITY_FLOOR)
+    mean = 0.5 * (p + q)
+    terms = 0.5 * (torch.xlogy(p, p) + torch.xlogy(q, q)) - torch.xlogy(mean, mean)
+    return terms / math.log(2.0)
+
+
+def safe_root(divergence: Tensor, *, epsilon: float = ROOT_EPSILON) -> Tensor:
+    """Return the square root, linear below ``epsilon``, so that it is exact at 0 with a finite gradient.
+
+    The Jensen-Shannon divergence is quadratic around equality and its own gradient vanishes there, where every
+    search starts; its root is a metric (Endres and Schindelin, 2003) and has a gradient of constant size.
+
+    Args:
+        divergence: Values in [0, 1]; rounding may have taken them slightly below 0.
+        epsilon: Where the line takes over.
+    """
+    root = divergence.clamp_min(epsilon).sqrt()
+    line = divergence.clamp_min(0.0) / math.sqrt(epsilon)
+    return torch.where(divergence > epsilon, root, line)
+
+
+def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
+    """Return the Jensen-Shannon divergence of every node's distribution.
+
+    Args:
+        p: Mixtures (..., T, E, O), summing to 1 over each node's incoming edges and operations.
+        q: Mixtures of a shape that broadcasts with p.
+        space: The space both live in.
+
+    Returns:
+        (..., T, N), in [0, 1] (units of ln 2).
+    """
+    terms = jensen_shannon_terms(p, q).sum(-1)
+    return torch.stack([terms[..., node].sum(-1) for node in space.node_slices], dim=-1)
+
+
+def architecture_distance(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
+    """Return D, the mean over nodes and cell types of the Jensen-Shannon distance sqrt(JSD_n / ln 2).
+
+    Args:
+        p: Mixtures (..., T, E, O).
+        q: Mixtures of a shape that broadcasts with p.
+        space: The space both live in.
+
+    Returns:
+        (...), in [0, 1]. It is a metric, as a mean of metrics.
+    """
+    return safe_root(node_divergences(p, q, space)).mean(dim=(-2, -1))
+
+
+def pairwise_architecture_distance(mixtures: Tensor, space: SearchSpace) -> Tensor:
+    """Return D between all pairs of m mixtures (m, T, E, O) as (m, m), in [0, 1]."""
+    return architecture_distance(mixtures[:, None], mixtures[None, :], space)
+
+
+def pairwise_predictive_distance(log_probs: Tensor) -> Tensor:
+    """Return the mean over images of the Jensen-Shannon distance between predicted class distributions.
+
+    Args:
+        log_probs: (m, B, K), the members' log-probabilities on the same images.
+
+    Returns:
+        (m, m), in [0, 1].
+    """
+    probs = log_probs.exp()
+    return safe_root(jensen_shannon_terms(probs[:, None], probs[None, :]).sum(-1)).mean(-1)

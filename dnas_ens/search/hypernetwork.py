@@ -1,0 +1,225 @@
+"""Hypernetworks that map a diversity parameter lambda and a direction to architecture logits.
+
+Every direction is a path theta(lambda, r) through the space of architectures; all paths start from one *base*
+at lambda = 0. The interface of both kinds is ``forward(lam, direction) -> (alpha, beta)``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.search_space import SearchSpace
+
+HypernetworkKind = Literal["star", "mlp"]
+#: Standard deviation of the logits at the start of a search (DARTS).
+INITIAL_SCALE = 1e-3
+
+
+class Hypernetwork(nn.Module):
+    """What both kinds share: the base, the range of lambda, and logits packed as one tensor (T, E, O + 1).
+
+    The last column of the packed tensor is beta. Packing keeps interpolation in one place.
+
+    Args:
+        space: The search space.
+        num_directions: R.
+        max_lambda: Largest lambda, > 0; larger and negative values are clipped.
+        generator: Source of the initial values.
+        base_logits: (alpha, beta) of a given base, which then stays fixed; without it the base is learnt.
+    """
+
+    base: Tensor
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        num_directions: int,
+        max_lambda: float,
+        generator: torch.Generator | None = None,
+        base_logits: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if num_directions < 1 or max_lambda <= 0:
+            raise ValueError(f"num_directions {num_directions} and max_lambda {max_lambda} must be positive.")
+        self.space, self.num_directions, self.max_lambda = space, num_directions, max_lambda
+        if base_logits is None:
+            self.base = nn.Parameter(INITIAL_SCALE * torch.randn(self.packed_shape, generator=generator))
+        else:
+            alpha, beta = base_logits
+            self.register_buffer("base", torch.cat([alpha, beta.unsqueeze(-1)], dim=-1))
+
+    @property
+    def packed_shape(self) -> tuple[int, int, int]:
+        """(T, E, O + 1)."""
+        cell_types, edges, operations = self.space.shape
+        return (cell_types, edges, operations + 1)
+
+    def forward(
+        self, lam: Tensor, direction: Tensor, *, detach_base: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits at m points of the star.
+
+        Args:
+            lam: (m,) diversity parameters; clipped to [0, max_lambda].
+            direction: (m,) int64 in [0, R).
+            detach_base: Whether no gradient reaches the base. The diversity penalty asks for it: pushing the
+                base away would not bring the members any further from it.
+
+        Returns:
+            alpha (m, T, E, O) and beta (m, T, E).
+        """
+        base = self.base.detach() if detach_base else self.base
+        packed = self.path(lam.clamp(0.0, self.max_lambda), direction, base)
+        return packed[..., :-1], packed[..., -1]
+
+    def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
+        """Return packed logits (m, T, E, O + 1) at clipped lambda, given the base."""
+        raise NotImplementedError
+
+    def base_logits(self) -> tuple[Tensor, Tensor]:
+        """Return the base's alpha (T, E, O) and beta (T, E)."""
+        return self.base[..., :-1], self.base[..., -1]
+
+
+class StarHypernetwork(Hypernetwork):
+    """R continuous piecewise-linear paths through K knots each, which share the knot at lambda = 0.
+
+    Equation: theta(lambda, r) = sum over k of hat_k(lambda) * knot_{k, r} with the hat functions of the knot
+    positions 0 = s_0 < ... < s_{K-1} = max_lambda, and knot_{0, r} = base. R = 1 is the hypernetwork of EdgeNES
+    with its two interpolation weights the right way round, so that the path is continuous and meets its knots.
+
+    Args:
+        space: The search space.
+        num_directions: R.
+        num_knots: K >= 2.
+        max_lambda: Position of the last knot.
+        train_positions: Whether the inner knots' positions are learnt.
+        generator: Source of the initial values.
+        base_logits: (alpha, beta) of a given base, which then stays fixed.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        num_directions: int,
+        num_knots: int = 5,
+        max_lambda: float,
+        train_positions: bool = False,
+        generator: torch.Generator | None = None,
+        base_logits: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            space,
+            num_directions=num_directions,
+            max_lambda=max_lambda,
+            generator=generator,
+            base_logits=base_logits,
+        )
+        if num_knots < 2:
+            raise ValueError(f"num_knots is {num_knots}; a path needs at least 2.")
+        shape = (num_directions, num_knots - 1, *self.packed_shape)
+        # A knot is the base plus the steps up to it. The paths follow while the base is learnt, and every
+        # large lambda trains the first steps too, which keeps a path straight: with free knots the way from one
+        # to the next often led back past the base.
+        self.steps = nn.Parameter(INITIAL_SCALE * torch.randn(shape, generator=generator))
+        # Softmax of these, summed up, gives the positions: ordered and inside the range by construction.
+        self.gap_logits = nn.Parameter(torch.zeros(num_knots - 1), requires_grad=train_positions)
+
+    def positions(self) -> Tensor:
+        """Return the knots' positions (K,), ascending from 0 to max_lambda."""
+        gaps = self.gap_logits.softmax(0).cumsum(0)
+        ends = gaps.new_tensor([0.0]), gaps[:-1], gaps.new_tensor([1.0])
+        return self.max_lambda * torch.cat(ends)
+
+    def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
+        """Interpolate between the two knots around each lambda."""
+        positions = self.positions()
+        left = torch.searchsorted(positions[1:-1].detach().contiguous(), lam.detach().contiguous(), right=True)
+        fraction = (lam - positions[left]) / (positions[left + 1] - positions[left])
+        offsets = self.steps.cumsum(dim=1)
+        knots = torch.cat([torch.zeros_like(offsets[:, :1]), offsets], dim=1)
+        fraction = fraction.view(-1, 1, 1, 1)
+        return base + (1 - fraction) * knots[direction, left] + fraction * knots[direction, left + 1]
+
+
+class MlpHypernetwork(Hypernetwork):
+    """Smooth paths: theta(lambda, r) = base + (lambda / max_lambda) * mlp(lambda, embedding of r).
+
+    Args:
+        space: The search space.
+        num_directions: R.
+        max_lambda: Largest lambda.
+        width: Hidden units of both layers and size of the embedding.
+        generator: Source of the initial values.
+        base_logits: (alpha, beta) of a given base, which then stays fixed.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        num_directions: int,
+        max_lambda: float,
+        width: int = 64,
+        generator: torch.Generator | None = None,
+        base_logits: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            space,
+            num_directions=num_directions,
+            max_lambda=max_lambda,
+            generator=generator,
+            base_logits=base_logits,
+        )
+        outputs = self.base.numel()
+        self.embedding = nn.Parameter(torch.randn(num_directions, width, generator=generator))
+        self.layers = nn.Sequential(
+            nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs)
+        )
+        with torch.no_grad():
+            for parameter in self.layers.parameters():
+                scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.0
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            self.layers[-1].weight.mul_(INITIAL_SCALE)
+
+    def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
+        """Evaluate the perceptron and scale it so that every path starts from the base."""
+        relative = (lam / self.max_lambda).unsqueeze(-1)
+        offsets = self.layers(torch.cat([relative, self.embedding[direction]], dim=-1))
+        return base + relative.view(-1, 1, 1, 1) * offsets.view(-1, *self.packed_shape)
+
+
+def build_hypernetwork(
+    kind: HypernetworkKind,
+    space: SearchSpace,
+    *,
+    num_directions: int,
+    num_knots: int,
+    max_lambda: float,
+    train_positions: bool,
+    generator: torch.Generator | None = None,
+    base_logits: tuple[Tensor, Tensor] | None = None,
+) -> Hypernetwork:
+    """Build a hypernetwork of the given kind; knots concern the star alone."""
+    if kind == "mlp":
+        return MlpHypernetwork(
+            space,
+            num_directions=num_directions,
+            max_lambda=max_lambda,
+            generator=generator,
+            base_logits=base_logits,
+        )
+    return StarHypernetwork(
+        space,
+        num_directions=num_directions,
+        num_knots=num_knots,
+        max_lambda=max_lambda,
+        train_positions=train_positions,
+        generator=generator,
+        base_logits=base_logits,
+    )

@@ -1,0 +1,195 @@
+"""The objective of an architecture step: a likelihood and a penalty on similarity between members.
+
+    min over a of  E[L_val] + c(t) * [ mean_i (lam_i - D(theta_i, base))^2
+                                       + mean_{i<j} relu(target_ij - D(theta_i, theta_j))^2 ]
+
+with target_ij = max(lam_i, lam_j) on different directions and |lam_i - lam_j| on the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dnas_ens.search.divergence import (
+    architecture_distance,
+    jensen_shannon_terms,
+    pairwise_architecture_distance,
+    pairwise_predictive_distance,
+)
+from dnas_ens.search.draws import Draw
+from dnas_ens.search_space import SearchSpace
+
+Likelihood = Literal["member", "ensemble"]
+Penalty = Literal[
+    "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
+]
+
+
+def needs_same_images(likelihood: Likelihood, penalty: Penalty) -> bool:
+    """Say whether all members must see the same images: for averaged or compared predictions they must."""
+    return likelihood == "ensemble" or "js-predictive" in penalty
+
+
+def member_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the members, in nats.
+
+    Args:
+        logits: (m, B, K).
+        labels: (m, B) int64.
+    """
+    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return -log of the averaged probability, the objective of neural ensemble search, in nats.
+
+    Equation: mean over images of -log (1/m sum_i softmax(logits_i)_label). By Jensen's inequality it is at
+    most ``member_nll``.
+
+    Args:
+        logits: (m, B, K) of members that saw the same images.
+        labels: (m, B) int64, equal rows.
+    """
+    log_probs = logits.log_softmax(-1)
+    log_mean = torch.logsumexp(log_probs, dim=0) - math.log(len(logits))
+    return F.nll_loss(log_mean, labels[0])
+
+
+def likelihood_nll(kind: Likelihood, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the likelihood part of the objective; see ``member_nll`` and ``ensemble_nll``."""
+    return ensemble_nll(logits, labels) if kind == "ensemble" else member_nll(logits, labels)
+
+
+def pair_targets(draw: Draw) -> Tensor:
+    """Return the distance asked for between each pair of drawn members, (m, m) in units of lambda."""
+    lam, direction = draw.lam, draw.direction
+    largest = torch.maximum(lam[:, None], lam[None, :])
+    along_path = (lam[:, None] - lam[None, :]).abs()
+    return torch.where(direction[:, None] == direction[None, :], along_path, largest)
+
+
+def pair_penalty(distances: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean over pairs of relu(target - distance)^2; 0 for a single member.
+
+    Args:
+        distances: (m, m), in [0, 1].
+        targets: (m, m), the distances asked for.
+    """
+    rows, columns = torch.triu_indices(len(distances), len(distances), offset=1)
+    if len(rows) == 0:
+        return distances.new_zeros(())
+    return F.relu(targets[rows, columns] - distances[rows, columns]).square().mean()
+
+
+def base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
+    """Return mean_i (lam_i - D(theta_i, base))^2, the part that makes lambda mean a distance.
+
+    Args:
+        mixtures: (m, T, E, O) distributions of the drawn members.
+        base: (T, E, O) distribution of the base.
+        lam: (m,), in [0, 1].
+        space: The space.
+    """
+    return (lam - architecture_distance(mixtures, base, space)).square().mean()
+
+
+def js_base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
+    """Return mean_i of -lam_i * JS(base, theta_i), the penalty of EdgeNES's first version.
+
+    JS is the Jensen-Shannon divergence between the operation distributions, a mean over edges, in [0, 1].
+    The published form has no target: with lambda large it asks for all the distance there is.
+
+    Args:
+        mixtures: (m, T, E, O) distributions of the drawn members.
+        base: (T, E, O) smoothed distribution of the base.
+        lam: (m,), >= 0.
+        space: The space.
+    """
+    terms = jensen_shannon_terms(per_edge(mixtures), per_edge(base))
+    return -(lam * terms.sum(-1).mean(dim=(-2, -1))).mean()
+
+
+def per_edge(mixtures: Tensor) -> Tensor:
+    """Return the operation distributions (..., T, E, O), each edge summing to 1."""
+    return mixtures / mixtures.sum(-1, keepdim=True).clamp_min(torch.finfo(mixtures.dtype).tiny)
+
+
+def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpace) -> Tensor:
+    """Return how many (node, edge, operation) triples a draw from the mixture shares with the base.
+
+    Every node draws as many pairs as the base keeps there, so the number is the sum over nodes of
+    k_n * sum of p_n(e, o) over the base's pairs, at most the base's number of edges when p_n is spread evenly
+    over them.
+
+    Args:
+        mixtures: (m, T, E, O) relaxed samples.
+        base_edges: (T, E, O), 1 on the triples of the base.
+        space: The space.
+
+    Returns:
+        (m,).
+    """
+    shared = (mixtures * base_edges).sum(-1)
+    kept = base_edges.sum(-1)
+    return sum(
+        (kept[:, node].sum(-1) * shared[..., node].sum(-1)).sum(-1)  # (m, T) summed over cell types
+        for node in space.node_slices
+    )  # type: ignore[return-value]
+
+
+def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
+    """Return mean_i (lam_i - expected shared edges)^2 (EdgeNES's second version); lambda counts shared edges.
+
+    Args:
+        samples: (m, T, E, O) relaxed samples of the drawn members.
+        base_edges: (T, E, O), 1 on the triples of the given base.
+        lam: (m,), in edges.
+        space: The space.
+    """
+    return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
+
+
+def diversity_penalty(
+    kind: Penalty,
+    *,
+    distributions: Tensor,
+    samples: Tensor,
+    base: Tensor,
+    draw: Draw,
+    space: SearchSpace,
+    logits: Tensor | None = None,
+    predictive_scale: float = 1.0,
+) -> Tensor:
+    """Return the penalty of the given kind, a scalar.
+
+    Args:
+        kind: Which one; the joint kind adds the pair terms of both.
+        distributions: (m, T, E, O) natural distributions of the drawn members.
+        samples: (m, T, E, O) relaxed samples (equal to the distributions for the softmax relaxation).
+        base: (T, E, O) natural distribution of the base; 1 on the base's triples for ``edge-overlap``.
+        draw: The m points.
+        space: The space.
+        logits: (m, B, K) on the same images, for the predictive kinds.
+        predictive_scale: Predictive distance asked for per unit of lambda.
+    """
+    if kind == "none":
+        return distributions.new_zeros(())
+    if kind == "js-base":
+        return js_base_penalty(distributions, base, draw.lam, space)
+    if kind == "edge-overlap":
+        return edge_overlap_penalty(samples, base, draw.lam, space)
+    penalty = base_penalty(distributions, base, draw.lam, space)
+    targets = pair_targets(draw)
+    if "js-pairwise" in kind:
+        penalty = penalty + pair_penalty(pairwise_architecture_distance(distributions, space), targets)
+    if "js-predictive" in kind:
+        if logits is None:
+            raise ValueError("The predictive penalty needs the members' logits on the same images.")
+        distances = pairwise_predictive_distance(logits.log_softmax(-1))
+        penalty = penalty + pair_penalty(distances, predictive_scale * targets)
+    return penalty

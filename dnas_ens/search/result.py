@@ -1,0 +1,117 @@
+"""What a search found: base, candidates, choice, and how lambda steers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dnas_ens.config import SearchConfig
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype
+from dnas_ens.search.candidates import Candidate
+from dnas_ens.search.discretise import discretise
+from dnas_ens.search.hypernetwork import Hypernetwork
+from dnas_ens.search.steering import DiversityCurve, mixtures_at
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchResult:
+    """The result of ``dnas_ens.search``.
+
+    Args:
+        config: The search's configuration.
+        base: The base's genotype.
+        candidates: The pool, with scores.
+        selected: Positions in the pool of the chosen members.
+        curve: The sweep of lambda; None for random deviations, which have no hypernetwork.
+        hypernetwork: The star; None for random deviations.
+        temperature: Temperature of the hypernetwork's distributions at the end of the search.
+        report: Scalars: discretisation gap, entropy, seconds, ensemble NLL with inherited weights.
+    """
+
+    config: SearchConfig
+    base: Genotype
+    candidates: list[Candidate]
+    selected: list[int]
+    curve: DiversityCurve | None = None
+    hypernetwork: Hypernetwork | None = None
+    temperature: float = 1.0
+    report: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def genotypes(self) -> list[Genotype]:
+        """The chosen members' genotypes, in the order of their choice."""
+        return [self.candidates[index].genotype for index in self.selected]
+
+    def sample(self, lam: float, direction: int = 0) -> Genotype:
+        """Return the genotype at a point of the star.
+
+        Args:
+            lam: Diversity parameter, clipped to [0, max_lambda].
+            direction: In [0, R).
+
+        Raises:
+            UserError: If there is no hypernetwork or no such direction.
+        """
+        if self.hypernetwork is None:
+            raise UserError("A search by random deviations has no hypernetwork.", "Search with --regime star.")
+        if not 0 <= direction < self.hypernetwork.num_directions:
+            raise UserError(
+                f"There is no direction {direction}.",
+                f"Give one of 0 to {self.hypernetwork.num_directions - 1}.",
+            )
+        mixture = mixtures_at(
+            self.hypernetwork,
+            torch.tensor([lam], device=self.hypernetwork.base.device),
+            torch.tensor([direction], device=self.hypernetwork.base.device),
+            temperature=self.temperature,
+        )[0]
+        return discretise(
+            mixture, self.hypernetwork.space, edges_per_node=self.config.candidates.edges_per_node
+        )
+
+    def plot(self) -> Figure:
+        """Draw lambda against D to the base and against the shared edges, one line a direction.
+
+        Raises:
+            UserError: If there is no hypernetwork.
+        """
+        from dnas_ens.analysis.plots import plot_diversity_curve
+
+        if self.curve is None:
+            raise UserError("A search by random deviations has no curve.", "Search with --regime star.")
+        return plot_diversity_curve(
+            self.curve.lam,
+            self.curve.distance_to_base,
+            self.curve.shared_edges,
+            directions=self.curve.direction,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of genotypes.json."""
+        return {
+            "base": {"genotype": self.base.to_dict()},
+            "selected": self.selected,
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "temperature": self.temperature,
+            "curve": None if self.curve is None else self.curve.to_dict(),
+            "report": self.report,
+        }
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any], *, config: SearchConfig) -> SearchResult:
+        """Rebuild the result from genotypes.json, without its hypernetwork."""
+        return cls(
+            config=config,
+            base=Genotype.from_dict(entry["base"]["genotype"]),
+            candidates=[Candidate.from_dict(candidate) for candidate in entry["candidates"]],
+            selected=list(entry["selected"]),
+            curve=None if entry["curve"] is None else DiversityCurve(**entry["curve"]),
+            temperature=entry["temperature"],
+            report=entry["report"],
+        )

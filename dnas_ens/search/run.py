@@ -1,0 +1,246 @@
+"""A whole search: loop, candidate pool, choice, and what is written to the run folder."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from dnas_ens.analysis.metrics import nll
+from dnas_ens.config import RetrainConfig, SearchConfig, retrain_preset
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype, load_genotype
+from dnas_ens.nn.operations import require_operations
+from dnas_ens.progress import Progress
+from dnas_ens.search.candidates import deviation_pool, draw_pool, score, select
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.result import SearchResult
+from dnas_ens.search.steering import diversity_curve
+from dnas_ens.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from dnas_ens.runs import RunFolder
+
+#: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
+SKIP_WARNING = 2
+
+
+def run_search(
+    config: SearchConfig,
+    data: ImageData,
+    *,
+    device: torch.device | str = "cpu",
+    run: RunFolder | None = None,
+    resume: bool = False,
+    base: Genotype | None = None,
+) -> SearchResult:
+    """Search, choose the members, and write both to the run folder if there is one.
+
+    Args:
+        config: The search.
+        data: Images; ``test`` is not read.
+        device: Where the supernet lives.
+        run: Where checkpoints, metrics and results go.
+        resume: Whether to go on from the newest checkpoint of the run folder.
+        base: A given base; by default the file the configuration names is read.
+
+    Raises:
+        UserError: If base, operations or candidates do not fit.
+    """
+    require_operations(config.supernet.operations)
+    if base is None and config.hypernetwork.base is not None:
+        base = load_genotype(config.hypernetwork.base)
+    if config.regime == "random":
+        result = _random_deviations(config, base)
+    else:
+        loop = SearchLoop(config, data, device=device, base=base)
+        seconds = train(loop, run=run, resume=resume)
+        result = conclude(loop, recipe=retrain_preset(config.preset), seconds=seconds)
+        if run is not None:
+            _write_weights(loop, run)
+    if run is not None:
+        _write_result(result, run)
+    return result
+
+
+def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> dict[str, float]:
+    """Run the loop to its end, with a checkpoint after every epoch.
+
+    Returns:
+        Seconds the search has taken so far, over all sittings: ``wall_seconds`` and ``cpu_seconds``.
+    """
+    config = loop.config
+    store = None if run is None else run.checkpoints("search")
+    before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+    if resume and store is not None and run is not None:
+        newest = store.load_newest()
+        if newest is not None:
+            loop.load_state_dict(newest[1]["loop"])
+            before = newest[1]["seconds"]
+            run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
+    start = time.perf_counter(), time.process_time()
+
+    def seconds() -> dict[str, float]:
+        return {
+            "wall_seconds": before["wall_seconds"] + time.perf_counter() - start[0],
+            "cpu_seconds": before["cpu_seconds"] + time.process_time() - start[1],
+        }
+
+    with Progress(
+        config.bilevel.epochs,
+        description="search",
+        steps_per_epoch=loop.steps_per_epoch,
+        initial_epoch=loop.epoch,
+    ) as progress:
+
+        def on_step(num_images: int) -> None:
+            progress.count_images(num_images)
+            progress.step()
+
+        while loop.epoch < config.bilevel.epochs:
+            scalars = loop.run_epoch(on_step)
+            progress.epoch(
+                loop.epoch,
+                loss=scalars["train_loss"],
+                architecture_loss=scalars["architecture_loss"],
+                penalty=scalars["penalty"],
+                val_accuracy=scalars["val_accuracy"],
+                D=scalars["member_distance"],
+                skips=_flagged_skips(scalars["skips"]),
+                entropy=scalars["entropy"],
+            )
+            if run is not None and store is not None:
+                step = loop.epoch * loop.steps_per_epoch
+                run.log(scalars, step=step, epoch=loop.epoch, phase="search")
+                store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": seconds()})
+            if loop.epoch > config.bilevel.warmup_epochs and loop.should_stop():
+                break
+    return seconds()
+
+
+def _flagged_skips(skips: float) -> str:
+    return f"{skips:.0f} (collapsing? past {SKIP_WARNING} a cell)" if skips > SKIP_WARNING else f"{skips:.0f}"
+
+
+def conclude(loop: SearchLoop, *, recipe: RetrainConfig, seconds: dict[str, float]) -> SearchResult:
+    """Draw, score and choose candidates, and measure how lambda steers.
+
+    Args:
+        loop: A finished loop.
+        recipe: For the optional brief training of candidates.
+        seconds: What the loop has cost; the scoring's cost is added.
+    """
+    start = time.perf_counter(), time.process_time()
+    config = loop.config
+    pool, probs = score(loop, draw_pool(loop), recipe=recipe)
+    labels = loop.val.labels.cpu().numpy()
+    selected = select(probs, labels, config.candidates)
+    base = loop.base_genotype()
+    reference = loop.reference()
+    curve = diversity_curve(
+        loop.hypernetwork,
+        reference=reference,
+        base=base,
+        temperature=loop.distribution_temperature(),
+        edges_per_node=config.candidates.edges_per_node,
+    )
+    relaxed = loop.measure(num_images=len(loop.val))
+    report = {
+        "supernet_val_accuracy": relaxed["val_accuracy"],
+        "discretisation_gap": relaxed["val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0),
+        "entropy": relaxed["entropy"],
+        "selected_val_nll": nll(np.mean(probs[selected], axis=0), labels),
+        "wall_seconds": seconds["wall_seconds"] + time.perf_counter() - start[0],
+        "cpu_seconds": seconds["cpu_seconds"] + time.process_time() - start[1],
+    }
+    return SearchResult(
+        config=config,
+        base=base,
+        candidates=pool,
+        selected=selected,
+        curve=curve,
+        hypernetwork=loop.hypernetwork,
+        temperature=loop.distribution_temperature(),
+        report=report,
+    )
+
+
+def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchResult:
+    """Return the regime "random" of EdgeNES: the base with k edges replaced, nothing trained or scored."""
+    if base is None:
+        raise UserError("Random deviations need a base to deviate from.", "Give --base RUN/genotypes.json.")
+    pool = deviation_pool(
+        base, config.candidates, operations=config.supernet.operations, seed=config.seed
+    )
+    return SearchResult(
+        config=config, base=base, candidates=pool, selected=list(range(config.candidates.members))
+    )
+
+
+def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
+    from dnas_ens.runs import save_tensors
+
+    save_tensors(run.file("hypernetwork.safetensors"), loop.hypernetwork.state_dict())
+    save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
+
+
+def _write_result(result: SearchResult, run: RunFolder) -> None:
+    """Write genotypes.json and draw the members' cells and the curve, as files and in TensorBoard."""
+    from dnas_ens.analysis.cell_drawing import draw_genotype, save_cells
+    from dnas_ens.analysis.style import save_svg
+
+    run.write_json("genotypes.json", result.to_dict())
+    save_cells(result.base, run.file("cells/base.svg"), title="Base")
+    for member, genotype in enumerate(result.genotypes):
+        title = f"Member {member}"
+        save_cells(genotype, run.file(f"cells/member-{member}.svg"), title=title)
+        run.add_figure("cells", draw_genotype(genotype, title=title), step=member, phase="members")
+    if result.curve is not None:
+        figure = result.plot()
+        save_svg(figure, run.file("cells/diversity.svg"), title="How lambda steers diversity")
+        run.add_figure("diversity", figure, step=0, phase="search")
+
+
+def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
+    """Return what a search will take, without running it: parameters, steps and an estimate of memory.
+
+    The memory estimate counts weights, momentum and gradients, and the activations of one pass of a cell's
+    operations as measured for the DARTS operations (about 14 tensors of the node's size an edge and operation).
+    """
+    from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
+    from dnas_ens.nn.supernet import Supernet
+
+    space = SearchSpace.for_stack(
+        config.supernet.num_cells, operations=config.supernet.operations, num_nodes=config.supernet.num_nodes
+    )
+    supernet = Supernet(
+        space,
+        num_cells=config.supernet.num_cells,
+        channels=config.supernet.channels,
+        in_channels=data.num_channels,
+        num_classes=data.num_classes,
+        large_images=data.image_size > SMALL_IMAGE,
+    )
+    num_parameters = sum(parameter.numel() for parameter in supernet.parameters())
+    plans, _ = plan_stack(
+        config.supernet.num_cells, channels=config.supernet.channels, num_nodes=space.num_nodes
+    )
+    side = data.image_size if data.image_size <= SMALL_IMAGE else data.image_size // 4
+    values = 0
+    for plan in plans:
+        if plan.cell_type == "reduction":
+            side = -(-side // 2)
+        values += space.num_edges * len(space.operations) * 5 * plan.channels * side * side
+    steps = max(1, len(data.train) // 2 // config.bilevel.batch_size) * config.bilevel.epochs
+    return {
+        "supernet_parameters": num_parameters,
+        "hypernetwork_parameters": np.prod(space.shape, dtype=float)
+        * (1 + config.hypernetwork.directions * (config.hypernetwork.num_knots - 1)),
+        "weight_steps": steps,
+        "memory_mib": (4 * 4 * num_parameters + 4 * config.bilevel.batch_size * values) / 2**20,
+    }
+
+

@@ -1,0 +1,96 @@
+"""Training a network: one epoch, the schedules, the seeds of a member, and the guard on numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnas_ens.config import RetrainConfig
+from dnas_ens.nn.network import Network
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSeeds:
+    """Independent seeds of one member."""
+
+    initialisation: int
+    order: int
+    augmentation: int
+
+    @classmethod
+    def derive(cls, root: int, member: int) -> MemberSeeds:
+        """Derive the seeds of a member from the recipe's seed; any two members' are independent."""
+        words = np.random.SeedSequence([root, member]).generate_state(3)
+        return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
+
+
+def train_epoch(
+    network: Network,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    recipe: RetrainConfig,
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Train a network over the given batches.
+
+    Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
+
+    Returns:
+        Mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] on the training batches.
+    """
+    network.train()
+    device = next(network.parameters()).device
+    total_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
+    num_images = 0
+    for images, labels in batches:
+        images = images.contiguous(memory_format=torch.channels_last)
+        logits, auxiliary_logits = network.forward_with_auxiliary(images)
+        nll = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        loss = nll
+        if auxiliary_logits is not None:
+            auxiliary = F.cross_entropy(auxiliary_logits, labels, label_smoothing=recipe.label_smoothing)
+            loss = nll + recipe.auxiliary_weight * auxiliary
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
+        optimizer.step()
+        # Kept on the device: reading them here would make a GPU wait at every step.
+        total_loss += nll.detach() * len(labels)
+        hits += (logits.argmax(-1) == labels).sum()
+        num_images += len(labels)
+        if on_step is not None:
+            on_step(len(labels))
+    return {
+        "train_loss": float(total_loss) / max(1, num_images),
+        "train_accuracy": float(hits) / max(1, num_images),
+    }
+
+
+def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
+    """Return the drop-path probability of an epoch (from 0): linear from 0 to ``drop_path`` (DARTS)."""
+    return recipe.drop_path * epoch / recipe.epochs
+
+
+def cosine_learning_rate(recipe: RetrainConfig, epoch: int) -> float:
+    """Return the learning rate of an epoch (from 0): half a cosine from ``learning_rate`` towards 0."""
+    return float(0.5 * recipe.learning_rate * (1 + np.cos(np.pi * epoch / recipe.epochs)))
+
+
+def require_finite(values: Mapping[str, float], *, where: str) -> None:
+    """Check that no value is NaN or infinite.
+
+    Raises:
+        FloatingPointError: Naming the values and where they were seen.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(
+            f"{', '.join(bad)} not finite in {where}; the last checkpoint is unharmed. Lower the learning rate."
+        )

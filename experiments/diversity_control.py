@@ -1,0 +1,267 @@
+"""Does lambda steer diversity? Distances, shared edges and predictions along the paths of a search.
+
+    python experiments/diversity_control.py --workers 2
+
+For every penalty and for R = 1 and R = 4 directions, over several seeds, on digits: Spearman's correlation of lambda
+with D to the base and with the edges shared with the base, the mean |D - lambda|, the mean D between members
+of equal lambda over lambda, and, of the discretised members with inherited weights, predictive disagreement,
+predictive JS and shared errors on val. It answers EdgeNES's claim that one parameter steers diversity (its Fig. 4 and
+Table 3). About 40 searches of one to two minutes a CPU core; finished ones are kept and not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.config import SearchConfig, search_preset, to_dict, with_fields
+
+RESULTS = Path(__file__).parent / "results"
+#: Directions of the star in this study, as the fields each setting changes.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "js-pairwise, R=4": {"directions": 4},
+    "js-pairwise, R=1": {"directions": 1},
+    "js-predictive, R=4": {"directions": 4, "penalty": "js-predictive"},
+    "js-pairwise+js-predictive, R=4": {"directions": 4, "penalty": "js-pairwise+js-predictive"},
+    "none, R=4": {"directions": 4, "penalty": "none"},
+    "js-base (EdgeNES v1), R=1": {"regime": "js"},
+    "edge-overlap (EdgeNES v2), R=1": {"regime": "hypernet"},
+}
+NUM_MEMBERS = 4
+#: |D - lambda| is judged up to here.
+JUDGED_LAMBDA = 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Options of the study."""
+
+    seeds: int = 5
+    """Seeds a setting."""
+    epochs: int | None = None
+    """Epochs a search; default: the preset's."""
+    workers: int = 1
+    """Searches side by side, each on one CPU core."""
+    settings: tuple[str, ...] = tuple(SETTINGS)
+    """Which settings to run."""
+    output: Path = RESULTS / "diversity-control-digits"
+    """Where table, plot and figures go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
+
+
+def configuration(setting: str, seed: int, *, epochs: int | None, base: Path | None = None) -> SearchConfig:
+    """Return the search of a setting and a seed."""
+    fields = dict(SETTINGS[setting])
+    config = search_preset("smoke", fields.pop("regime", "star"), base=base)
+    if epochs is not None:
+        fields["epochs"] = epochs
+    return with_fields(config, seed=seed, **fields)
+
+
+def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> dict[str, Any]:
+    """Run one search and measure it."""
+    import torch
+    from scipy.stats import spearmanr
+
+    from dnas_ens.analysis.diversity import evaluate_members
+    from dnas_ens.data import load_data
+    from dnas_ens.genotype import load_genotype
+    from dnas_ens.inference import predict_log_probs
+    from dnas_ens.runs import write_json
+    from dnas_ens.search.candidates import inherited_networks
+    from dnas_ens.search.discretise import discretise
+    from dnas_ens.search.draws import Draw
+    from dnas_ens.search.loop import SearchLoop
+    from dnas_ens.search.steering import diversity_curve, mixtures_at
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    data = load_data("digits")
+    base_file = None
+    if SETTINGS[setting].get("regime") == "hypernet":
+        # EdgeNES's two stages: an ordinary search first, whose cell is then the given base.
+        base_file = Path(base_folder) / f"optimal-{seed}.json"
+        if not base_file.exists():
+            optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
+            first = SearchLoop(optimal if epochs is None else with_fields(optimal, epochs=epochs), data)
+            for _ in range(first.config.bilevel.epochs):
+                first.run_epoch()
+            write_json(base_file, first.base_genotype().to_dict())
+    config = configuration(setting, seed, epochs=epochs, base=base_file)
+    loop = SearchLoop(config, data, base=None if base_file is None else load_genotype(base_file))
+    for _ in range(config.bilevel.epochs):
+        scalars = loop.run_epoch()
+    hyper, temperature = config.hypernetwork, loop.distribution_temperature()
+    curve = diversity_curve(
+        loop.hypernetwork,
+        reference=loop.reference(),
+        base=loop.base_genotype(),
+        temperature=temperature,
+        edges_per_node=config.candidates.edges_per_node,
+    )
+    shape = (hyper.directions, -1)
+    lam, distance, shared = (
+        np.array(values, dtype=float).reshape(shape)
+        for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
+    )
+
+    def correlation(values: np.ndarray) -> float:
+        # A constant has no rank order: lambda steers nothing, which counts as 0.
+        rows = [0.0 if np.ptp(row) == 0 else float(spearmanr(lam[0], row)[0]) for row in values]
+        return statistics.fmean(rows)
+
+    # Members: one a direction at half the range, or spread along the only path.
+    if hyper.directions > 1:
+        points = Draw(torch.full((NUM_MEMBERS,), hyper.max_lambda / 2), torch.arange(NUM_MEMBERS))
+    else:
+        spread = torch.linspace(0, hyper.max_lambda, NUM_MEMBERS)
+        points = Draw(spread, torch.zeros(NUM_MEMBERS, dtype=torch.int64))
+    mixtures = mixtures_at(loop.hypernetwork, points.lam, points.direction, temperature=temperature)
+    genotypes = [
+        discretise(mixture, loop.space, edges_per_node=config.candidates.edges_per_node)
+        for mixture in mixtures
+    ]
+    probs = np.stack(
+        [
+            predict_log_probs(network, loop.val, augmentation=loop.augmentation).exp().numpy()
+            for network in inherited_networks(
+                loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation
+            )
+        ]
+    )
+    predictive = evaluate_members(probs, loop.val.labels.numpy())
+    between = np.array(curve.distance_between[1:])
+    return {
+        "setting": setting,
+        "seed": seed,
+        "epochs": config.bilevel.epochs,
+        "config": to_dict(config),
+        "spearman_distance": correlation(distance),
+        "spearman_shared": correlation(shared),
+        "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
+        "between_over_lambda": float((between / lam[0, 1:]).mean()) if len(between) else None,
+        "between_over_lambda_min": float((between / lam[0, 1:]).min()) if len(between) else None,
+        "different_genotypes": len({genotype.canonical() for genotype in genotypes}),
+        "disagreement": predictive["disagreement"],
+        "predictive_js": predictive["predictive_js"],
+        "shared_error_fraction": predictive["shared_error_fraction"],
+        "average_member_nll": predictive["average_member_nll"],
+        "ensemble_nll": predictive["nll"],
+        "val_accuracy": scalars["val_accuracy"],
+        "entropy": scalars["entropy"],
+        "seconds": time.perf_counter() - start,
+        "lam": lam[0].tolist(),
+        "distance": distance.tolist(),
+        "shared": shared.tolist(),
+        "between": curve.distance_between,
+    }
+
+
+COLUMNS = {
+    "spearman_distance": "Spearman(λ, D to base)",
+    "spearman_shared": "Spearman(λ, shared edges)",
+    "tracking_error": "mean abs(D−λ), λ ≤ 0.7",
+    "between_over_lambda": "D between / λ",
+    "between_over_lambda_min": "its minimum",
+    "disagreement": "disagreement",
+    "predictive_js": "predictive JS",
+    "shared_error_fraction": "shared errors",
+    "average_member_nll": "member NLL",
+    "ensemble_nll": "ensemble NLL",
+    "val_accuracy": "relaxed accuracy",
+}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return mean ± standard deviation over seeds of every setting as Markdown."""
+    lines = ["| setting | seeds | " + " | ".join(COLUMNS.values()) + " |", "|:--" * 2 + "|--:" * len(COLUMNS) + "|"]
+    for setting in SETTINGS:
+        chosen = [run for run in runs if run["setting"] == setting]
+        if not chosen:
+            continue
+        cells = []
+        for column in COLUMNS:
+            values = [run[column] for run in chosen if run[column] is not None]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.fmean(values):.3f} ± {spread:.3f}" if values else "")
+        lines.append(f"| {setting} | {len(chosen)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Draw D to the base and shared edges against lambda, a column a setting, a line a seed and direction."""
+    from dnas_ens.analysis.style import new_figure, style_axis
+
+    settings = [name for name in SETTINGS if any(run["setting"] == name for run in runs)]
+    figure = new_figure(2.6 * len(settings), 5.2)
+    axes = figure.subplots(2, len(settings), squeeze=False, sharey="row")
+    for column, setting in enumerate(settings):
+        top, bottom = axes[0, column], axes[1, column]
+        for run in (run for run in runs if run["setting"] == setting):
+            for distance, shared in zip(run["distance"], run["shared"], strict=True):
+                top.plot(run["lam"], distance, color="#0072b2", alpha=0.35, linewidth=1)
+                bottom.plot(run["lam"], shared, color="#d55e00", alpha=0.35, linewidth=1)
+        if "edge-overlap" not in setting:
+            top.plot([0, 0.8], [0, 0.8], color="black", linestyle="--", linewidth=1)
+        style_axis(top, x_label="", y_label="D to base" if column == 0 else "")
+        style_axis(bottom, x_label="λ", y_label="edges shared with base" if column == 0 else "")
+        name, _, rest = setting.partition(",")
+        top.set_title(f"{name.replace('+', '+' + chr(10)).replace(' (', chr(10) + '(')}\n{rest.strip()}", fontsize=9)
+        top.set_ylim(0, 1)
+        bottom.set_ylim(0, 17)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study."""
+    study = parse(Study, argv, prog="python experiments/diversity_control.py", description=__doc__ or "", default=Study())
+    from dnas_ens.runs import environment
+
+    log = study.output.with_suffix(".jsonl")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    config_of = {run["setting"] + str(run["seed"]): run["config"] for run in done}
+    wanted = [(setting, seed) for setting in study.settings for seed in range(study.seeds)]
+    missing = [pair for pair in wanted if pair[0] + str(pair[1]) not in config_of]
+    bases = Path("runs") / "diversity-control-bases"
+    bases.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(study.workers) as pool:
+        futures = [pool.submit(run_one, *pair, study.epochs, str(bases)) for pair in missing]
+        for future in futures:
+            run = future.result()
+            done.append(run)
+            with log.open("a") as file:
+                file.write(json.dumps(run) + "\n")
+            print(
+                f"{run['setting']}, seed {run['seed']}: Spearman {run['spearman_distance']:.3f} / "
+                f"{run['spearman_shared']:.3f}, error {run['tracking_error']:.3f}, {run['seconds']:.0f} s",
+                flush=True,
+            )
+    env = environment(["python", "experiments/diversity_control.py", *argv])
+    versions = {name: env["packages"][name] for name in ("torch", "numpy", "scipy")}
+    text = (
+        "# Does lambda steer diversity? (digits, preset smoke)\n\n"
+        f"Command: `{' '.join(env['command'])}`\n\n"
+        f"Hardware: {env['cpu']}, {env['num_cpus']} cores. Versions: {versions}. Date: {env['time']}.\n\n"
+        "Mean ± standard deviation over seeds. Members of the right half: the discretised networks at half the "
+        f"range on each direction (R=1: {NUM_MEMBERS} points along the path), with inherited weights, on val. "
+        "For edge-overlap lambda counts shared edges, so its correlations have the other sign and "
+        "abs(D−λ) means nothing.\n\n" + table(done)
+    )
+    study.output.with_suffix(".md").write_text(text)
+    plot(done, study.output.with_suffix(".png"))
+    print(table(done))
+    print(f"wrote {study.output}.md, .png and .jsonl")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,183 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dnas_ens.data import ImageData, Split
+from dnas_ens.errors import UserError
+
+
+def split_of(num: int = 6, *, channels: int = 1, size: int = 4, label: int | None = None) -> Split:
+    labels = torch.arange(num) % 2 if label is None else torch.full((num,), label)
+    return Split(torch.arange(num * channels * size * size).reshape(num, channels, size, size).byte(), labels)
+
+
+def test_split_length_subset_and_device() -> None:
+    split = split_of(6)
+    assert len(split) == 6
+    for indices in ([4, 1], np.array([4, 1]), torch.tensor([4, 1], dtype=torch.int32), (4, 1)):
+        part = split.subset(indices)
+        assert torch.equal(part.images, torch.stack([split.images[4], split.images[1]]))
+        assert part.labels.tolist() == [0, 1]
+    assert len(split.subset([])) == 0
+    moved = split.to("meta")
+    assert moved.images.device.type == moved.labels.device.type == "meta"
+
+
+def test_split_subset_refuses_a_mask() -> None:
+    with pytest.raises(UserError, match="asked for by a mask"):
+        split_of(2).subset([True, False])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "cause"),
+    [
+        (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "torch.float32 of shape (2, 1, 4, 4)"),
+        (torch.zeros(2, 4, 4).byte(), torch.zeros(2, dtype=torch.int64), "torch.uint8 of shape (2, 4, 4)"),
+        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2), "labels are torch.float32"),
+        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, 1, dtype=torch.int64), "shape (2, 1)"),
+        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(3, dtype=torch.int64), "2 images but 3 labels"),
+        (
+            torch.zeros(2, 1, 4, 4).byte(),
+            torch.zeros(2, dtype=torch.int64, device="meta"),
+            "its labels on meta",
+        ),
+    ],
+)
+def test_split_refuses_wrong_tensors(images: torch.Tensor, labels: torch.Tensor, cause: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Split(images, labels)
+    assert cause in caught.value.cause
+    assert caught.value.remedy
+
+
+def test_normalisation_is_of_the_training_images_only(make_data) -> None:
+    data = make_data(channels=3)
+    pixels = data.train.images.numpy() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(data.std, pixels.std(axis=(0, 2, 3)), rtol=1e-9)
+    assert (data.image_size, data.num_channels, data.num_classes) == (8, 3, 4)
+
+
+def test_fingerprint_changes_with_one_pixel_label_or_index(make_data) -> None:
+    data = make_data()
+    parts = {"train": data.train, "val": data.val, "test": data.test}
+
+    def fingerprint(**changed: object) -> str:
+        arguments = {**parts, "splits": data.splits, "flip": True, **changed}
+        return ImageData.from_splits("made", data.classes, **arguments).fingerprint
+
+    assert fingerprint() == data.fingerprint == make_data().fingerprint
+    seen = {data.fingerprint}
+    for name, split in parts.items():
+        images, labels = split.images.clone(), split.labels.clone()
+        images[3, 0, 2, 1] ^= 1
+        labels[3] = (labels[3] + 1) % 4
+        indices = list(data.splits[name])
+        indices[0], indices[1] = indices[1], indices[0]
+        seen.add(fingerprint(**{name: Split(images, split.labels)}))
+        seen.add(fingerprint(**{name: Split(split.images, labels)}))
+        seen.add(fingerprint(splits={**data.splits, name: indices}))
+    assert len(seen) == 10
+
+
+def test_split_fingerprint_sees_the_shape() -> None:
+    labels = torch.tensor([0, 1])
+    pixels = torch.arange(2 * 16, dtype=torch.uint8)
+    flat, square = (Split(pixels.view(shape), labels) for shape in ((2, 1, 2, 8), (2, 1, 4, 4)))
+    assert flat.fingerprint() != square.fingerprint()
+    strided = Split(pixels.view(2, 4, 4, 1).permute(0, 3, 1, 2), labels)
+    assert strided.fingerprint() == square.fingerprint()
+
+
+def test_search_halves(make_data) -> None:
+    data = make_data(41)
+    weight, architecture = data.search_halves(seed=7)
+    assert (len(weight), len(architecture)) == (21, 20)
+
+    def images_of(split: Split) -> set[bytes]:
+        return {image.numpy().tobytes() for image in split.images}
+
+    assert not images_of(weight) & images_of(architecture)
+    assert images_of(weight) | images_of(architecture) == images_of(data.train)
+    difference = weight.labels.bincount(minlength=4) - architecture.labels.bincount(minlength=4)
+    assert difference.abs().max() <= 1
+    again, _ = data.search_halves(seed=7)
+    other, _ = data.search_halves(seed=8)
+    assert again.fingerprint() == weight.fingerprint() != other.fingerprint()
+
+
+def test_limited_leaves_val_and_test_alone(make_data) -> None:
+    data = make_data(40)
+    small = data.limited(12, seed=1)
+    assert len(small.train) == 12
+    assert small.train.labels.bincount().tolist() == [3, 3, 3, 3]
+    for name in ("val", "test"):
+        assert getattr(small, name).fingerprint() == getattr(data, name).fingerprint()
+        assert small.splits[name] == data.splits[name]
+    assert torch.equal(small.train.images, data.train.images[small.splits["train"]])
+    np.testing.assert_allclose(small.mean[0], small.train.images.numpy().mean() / 255)
+    assert small.fingerprint != data.fingerprint
+
+
+def test_describe_is_json_ready(make_data) -> None:
+    data = make_data(40, channels=3)
+    described = json.loads(json.dumps(data.describe()))
+    assert described["fingerprint"] == data.fingerprint
+    assert described["classes"] == list("abcd")
+    assert described["mean"] == list(data.mean)
+    assert (described["num_channels"], described["image_size"], described["flip"]) == (3, 8, True)
+    assert described["splits"]["train"] == {
+        "num_images": 40,
+        "class_counts": [10, 10, 10, 10],
+        "fingerprint": data.train.fingerprint(),
+    }
+    assert {key: value["num_images"] for key, value in described["splits"].items()} == {
+        "train": 40,
+        "val": 20,
+        "test": 20,
+    }
+
+
+def test_indices_default_to_train_then_val_then_test(make_data) -> None:
+    assert make_data(4, classes=2).splits == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7]}
+
+
+def test_to_keeps_everything_else(make_data) -> None:
+    data = make_data()
+    moved = data.to(torch.device("cpu"))
+    assert moved.fingerprint == data.fingerprint
+    assert torch.equal(moved.val.images, data.val.images)
+
+
+@pytest.mark.parametrize(
+    ("changed", "cause"),
+    [
+        (
+            {"train": split_of(size=4), "val": split_of(size=5)},
+            "Images of val are (1, 5, 5), of train (1, 4, 4)",
+        ),
+        ({"test": split_of(channels=3)}, "Images of test are (3, 4, 4)"),
+        ({"val": split_of(0)}, "The val split is empty"),
+        ({"test": split_of(label=2)}, "Labels of test reach from 2 to 2, but there are 2 classes"),
+        ({"val": split_of(label=-1)}, "Labels of val reach from -1"),
+        (
+            {"splits": {"train": [0], "val": range(6), "test": range(6)}},
+            "split indices of train do not number 6",
+        ),
+    ],
+)
+def test_contradictions_are_refused(changed: dict[str, object], cause: str) -> None:
+    parts = {"train": split_of(), "val": split_of(), "test": split_of(), "flip": False}
+    with pytest.raises(UserError) as caught:
+        ImageData.from_splits("made", ("a", "b"), **{**parts, **changed})
+    assert cause in caught.value.cause
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize(("channels", "height", "width"), [(1, 4, 6), (2, 4, 4)])
+def test_odd_shapes_are_refused(channels: int, height: int, width: int) -> None:
+    split = Split(torch.zeros(2, channels, height, width, dtype=torch.uint8), torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=r"4x6|2 channels"):
+        ImageData.from_splits("made", ("a", "b"), train=split, val=split, test=split, flip=False)

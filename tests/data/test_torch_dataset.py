@@ -1,0 +1,130 @@
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+
+from dnas_ens.data.torch_dataset import load_torch_dataset
+from dnas_ens.errors import UserError
+
+
+class Listed(Dataset[Any]):
+    """A Dataset of the items it is given."""
+
+    def __init__(self, items: list[Any], classes: list[str] | None = None) -> None:
+        self.items = items
+        if classes is not None:
+            self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+class MNIST(Listed):
+    """Named as torchvision's."""
+
+
+class Endless(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        Image.fromarray,
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1) / 255,
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).double() / 255,
+        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).half() / 255,
+    ],
+    ids=["pil", "uint8", "float32", "float64", "float16"],
+)
+def test_images_of_every_kind(convert) -> None:
+    loaded = load_torch_dataset(Listed([(convert(pixels), index % 2) for index, pixels in enumerate(PIXELS)]))
+    assert np.array_equal(loaded.images, PIXELS.transpose(0, 3, 1, 2))
+    assert loaded.labels.tolist() == [0, 1, 0, 1]
+    assert loaded.classes == ("0", "1")
+    assert (loaded.num_train, loaded.num_val, loaded.num_test) == (4, 0, 0)
+
+
+def test_grey_with_and_without_a_channel_and_tensor_labels() -> None:
+    images = torch.from_numpy(PIXELS[..., 0])
+    flat = load_torch_dataset(TensorDataset(images, torch.tensor([0, 1, 1, 0])))
+    deep = load_torch_dataset(TensorDataset(images[:, None], torch.tensor([0, 1, 1, 0])))
+    assert np.array_equal(flat.images, images[:, None].numpy())
+    assert np.array_equal(deep.images, flat.images)
+    assert flat.labels.tolist() == [0, 1, 1, 0]
+    assert flat.name == "TensorDataset"
+
+
+def test_images_do_not_share_memory_with_a_buffer_the_dataset_reuses() -> None:
+    class Reusing(Listed):
+        def __getitem__(self, index: int) -> Any:
+            self.buffer = getattr(self, "buffer", torch.zeros(1, 4, 4, dtype=torch.uint8)).fill_(index)
+            return self.buffer, index % 2
+
+    assert load_torch_dataset(Reusing([None] * 4)).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_classes_and_flip_of_the_data_set_inside_a_subset() -> None:
+    items = [(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)]
+    loaded = load_torch_dataset(Subset(Subset(MNIST(items, ["zero", "one"]), [3, 2, 1]), [0, 1]))
+    assert loaded.classes == ("zero", "one")
+    assert loaded.labels.tolist() == [1, 0]
+    assert loaded.name == "MNIST"
+    assert not loaded.flip
+    assert load_torch_dataset(Listed(items)).flip
+
+
+def test_sizes() -> None:
+    items = [(Image.new("L", (20, 10), 5), 0), (Image.new("L", (8, 8), 5), 1)]
+    assert load_torch_dataset(Listed(items)).images.shape == (2, 1, 64, 64)
+    assert load_torch_dataset(Listed(items), image_size=8).images.shape == (2, 1, 8, 8)
+
+
+GOOD = (torch.zeros(1, 4, 4), 0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "cause", "remedy"),
+    [
+        (Endless(), "A Endless has no length", "map-style"),
+        (Listed([]), "The Listed is empty", "with items"),
+        (
+            Listed([GOOD, torch.zeros(1, 4, 4)]),
+            "Item 1 of the Listed is a Tensor, not a pair",
+            "(image, label)",
+        ),
+        (Listed([GOOD, ("x.png", 1)]), "Image 1 is a str", "PIL images"),
+        (Listed([GOOD, (torch.zeros(2, 4, 4), 1)]), "Image 1 is a tensor of shape (2, 4, 4)", "one or three"),
+        (Listed([GOOD, (torch.full((1, 4, 4), 2.5), 1)]), "Image 1 has values from 2.5 to 2.5", "Normalize"),
+        (Listed([GOOD, (torch.full((1, 4, 4), torch.nan), 1)]), "Image 1 has values from nan", "[0, 1]"),
+        (Listed([GOOD, (torch.zeros(1, 4, 4, dtype=torch.int64), 1)]), "tensor of torch.int64", "uint8"),
+        (
+            Listed([GOOD, (Image.new("F", (4, 4)), 1)]),
+            "Image 1 is unsuitable: floating-point",
+            "8 or 16 bits",
+        ),
+        (Listed([GOOD, (torch.zeros(1, 4, 4), "cat")]), "Label 1 is 'cat'", "whole numbers"),
+        (Listed([GOOD, (torch.zeros(1, 4, 4), 0.5)]), "Label 1 is 0.5", "whole numbers"),
+        (Listed([GOOD, (torch.zeros(1, 4, 4), -1)]), "Label 1 is -1", "from 0"),
+        (Listed([GOOD, (torch.zeros(1, 4, 4), 2)], ["a", "b"]), "Label 2 has no name", "class name"),
+        (Listed([GOOD, (torch.zeros(1, 4, 4), 2)]), "Class '1' has no images", "without gaps"),
+        (Listed([GOOD, GOOD]), "the one class '0'", "two classes"),
+    ],
+)
+def test_unsuitable_datasets(dataset: Dataset[Any], cause: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_torch_dataset(dataset)
+    assert cause in caught.value.cause
+    assert remedy in caught.value.remedy

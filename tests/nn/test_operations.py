@@ -1,0 +1,99 @@
+import pytest
+import torch
+from torch import nn
+
+from dnas_ens.errors import UserError
+from dnas_ens.nn.operations import (
+    FactorizedReduce,
+    build_operation,
+    operation_names,
+    register_operation,
+    require_operations,
+)
+
+DARTS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect") + tuple(
+    f"{kind}_conv_{size}x{size}" for kind in ("sep", "dil") for size in (3, 5)
+)
+
+
+def test_registry_holds_the_eight_of_darts():
+    assert set(DARTS) <= set(operation_names())
+
+
+@pytest.mark.parametrize("name", DARTS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [8, 7, 2])
+def test_every_operation_keeps_channels_and_rounds_sizes_up(name, stride, size):
+    operation = build_operation(name, 6, stride, affine=True)
+    features = operation(torch.randn(3, 6, size, size))
+    assert features.shape == (3, 6, -(-size // stride), -(-size // stride))
+
+
+def test_parameter_counts_of_the_papers_operations():
+    def count(name, stride=1):
+        return sum(p.numel() for p in build_operation(name, 16, stride, affine=False).parameters())
+
+    # Depthwise k*k*C and pointwise C*C, once for dilated and twice for separable convolutions.
+    assert count("sep_conv_3x3") == 2 * (9 * 16 + 16 * 16)
+    assert count("sep_conv_5x5") == 2 * (25 * 16 + 16 * 16)
+    assert count("dil_conv_3x3") == 9 * 16 + 16 * 16
+    assert count("dil_conv_5x5") == 25 * 16 + 16 * 16
+    assert count("skip_connect") == count("max_pool_3x3") == count("none") == 0
+    assert count("skip_connect", 2) == 2 * 8 * 16
+
+
+def test_dilated_convolution_sees_the_papers_receptive_field():
+    operation = build_operation("dil_conv_5x5", 1, 1, affine=False).eval()
+    image = torch.rand(1, 1, 21, 21, requires_grad=True)
+    operation(image)[0, 0, 10, 10].backward()
+    seen = image.grad[0, 0].abs().sum(0).nonzero().flatten().tolist()
+    assert seen == [6, 8, 10, 12, 14]
+
+
+def test_average_pooling_does_not_count_padding():
+    pool = build_operation("avg_pool_3x3", 1, 1, affine=False)[0]
+    assert torch.equal(pool(torch.ones(1, 1, 4, 4)), torch.ones(1, 1, 4, 4))
+
+
+def test_none_passes_nothing_on():
+    zero = build_operation("none", 2, 2, affine=False)
+    assert zero(torch.full((1, 2, 4, 4), 5.0)).abs().sum() == 0
+
+
+@pytest.mark.parametrize("size", [6, 7])
+def test_factorized_reduce_sees_every_pixel(size):
+    reduce = FactorizedReduce(1, 2, affine=False).eval()
+    image = torch.rand(1, 1, size, size) + 0.1
+    image.requires_grad_()
+    reduce(image).square().sum().backward()
+    touched = image.grad[0, 0] != 0
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    # One path sees the even rows and columns, the other the odd ones.
+    assert torch.equal(touched, (rows % 2) == (columns % 2))
+
+
+def test_search_operations_have_no_affine_batchnorm_and_retrained_ones_have():
+    for affine in (False, True):
+        norms = [
+            m for m in build_operation("sep_conv_3x3", 4, 1, affine=affine).modules() if isinstance(m, nn.BatchNorm2d)
+        ]
+        assert [norm.affine for norm in norms] == [affine, affine]
+
+
+def test_a_user_can_register_an_operation_once():
+    name = "test_only_conv_1x1"
+
+    @register_operation(name)
+    def conv(channels, stride, affine):
+        return nn.Conv2d(channels, channels, 1, stride=stride)
+
+    assert build_operation(name, 3, 2, affine=True)(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 2, 2)
+    with pytest.raises(ValueError, match=name):
+        register_operation(name)(conv)
+
+
+def test_unknown_operation_names_the_nearest():
+    with pytest.raises(UserError) as caught:
+        require_operations(("sep_conv_3x3", "sep_conv_5x6"))
+    assert "sep_conv_5x6" in caught.value.cause
+    assert "Did you mean sep_conv_5x5?" in caught.value.remedy

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+import torch
+
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype, random_genotype
+from dnas_ens.nn.network import AuxiliaryHead, Network, drop_path, inherit
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.search.discretise import discretise, genotype_mixture
+from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace, stack_cell_types
+
+WITH_NONE = ("none", *DARTS_OPERATIONS)
+
+
+def supernet(num_cells=3, operations=WITH_NONE, num_nodes=3, channels=4, large_images=False, seed=0):
+    torch.manual_seed(seed)
+    space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
+    return Supernet(
+        space,
+        num_cells=num_cells,
+        channels=channels,
+        in_channels=2,
+        num_classes=5,
+        large_images=large_images,
+    ).double()
+
+
+def genotype_for(space, seed, edges_per_node=2):
+    return random_genotype(
+        np.random.default_rng(seed),
+        operations=DARTS_OPERATIONS,
+        num_nodes=space.num_nodes,
+        edges_per_node=edges_per_node,
+        cell_types=space.cell_types,
+    )
+
+
+def random_mixture(space, *lead, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*lead, *space.shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("num_cells", "edges_per_node"), [(1, 2), (3, 1), (5, 2)])
+@pytest.mark.parametrize("training", [True, False])
+def test_one_hot_supernet_is_the_discrete_network(num_cells, edges_per_node, training):
+    net = supernet(num_cells)
+    images, labels = torch.randn(6, 2, 9, 9, dtype=torch.float64), torch.arange(6) % 5
+    net(images, random_mixture(net.space))  # so that the running statistics are not the initial ones
+    genotype = genotype_for(net.space, seed=num_cells, edges_per_node=edges_per_node)
+    discrete = inherit(net, genotype)
+    net.train(training)
+    discrete.train(training)
+    mixture = genotype_mixture(genotype, net.space).double()
+    expected, logits = net(images, mixture), discrete(images)
+    torch.testing.assert_close(logits, expected, rtol=1e-10, atol=1e-10)
+
+    for result in (expected, logits):
+        torch.nn.functional.cross_entropy(result, labels).backward()
+    # Every weight of the discrete network has its counterpart in the supernet, with an equal gradient.
+    pairs = [(discrete.stem, net.stem), (discrete.classifier, net.classifier)]
+    for cell, mixed_cell in zip(discrete.cells, net.cells, strict=True):
+        pairs.append((cell.preprocess_before_last, mixed_cell.preprocess_before_last))
+        pairs.append((cell.preprocess_last, mixed_cell.preprocess_last))
+        cell_type = net.space.cell_types[mixed_cell.type_index]
+        for node, edges in enumerate(genotype.cell(cell_type)):
+            for position, (operation, source) in enumerate(edges):
+                mixed = mixed_cell.edges[net.space.edges.index((node, source))]
+                pairs.append((cell.nodes[node][position], mixed.operations[WITH_NONE.index(operation)]))
+    compared = 0
+    for ours, theirs in pairs:
+        for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-8, atol=1e-10, msg=name)
+            compared += 1
+        for buffer, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+            torch.testing.assert_close(buffer, other)
+    assert compared == len(list(discrete.parameters()))
+    assert sum(p.grad.abs().sum() for p in discrete.parameters()) > 0
+
+
+def test_slices_equal_separate_passes_with_batchnorm_in_evaluation_mode():
+    net = supernet()
+    images = torch.randn(12, 2, 8, 8, dtype=torch.float64)
+    mixtures = random_mixture(net.space, 3)
+    net(images, mixtures[0])
+    net.eval()
+    together = net(images, mixtures)
+    apart = torch.cat([net(part, mixture) for part, mixture in zip(images.chunk(3), mixtures, strict=True)])
+    torch.testing.assert_close(together, apart, rtol=1e-10, atol=1e-12)
+    assert (together[:4] - net(images[:4], mixtures[1])).abs().max() > 1e-6
+
+
+def test_gradients_reach_the_mixture_of_their_own_slice_only():
+    net = supernet().eval()
+    mixtures = random_mixture(net.space, 2).requires_grad_()
+    net(torch.randn(4, 2, 8, 8, dtype=torch.float64), mixtures)[:2].sum().backward()
+    assert mixtures.grad[0].abs().sum() > 0
+    assert mixtures.grad[1].abs().sum() == 0
+
+
+def test_mixture_gradient_against_finite_differences():
+    net = supernet(num_cells=1, num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3")).eval()
+    images = torch.randn(2, 2, 6, 6, dtype=torch.float64)
+    mixture = random_mixture(net.space).requires_grad_()
+    assert torch.autograd.gradcheck(lambda weights: net(images, weights), (mixture,))
+
+
+def test_none_takes_weight_but_adds_nothing():
+    net = supernet().eval()
+    images = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    mixture = random_mixture(net.space)
+    changed = mixture.clone()
+    changed[..., WITH_NONE.index("none")] += 1.0
+    assert torch.equal(net(images, mixture), net(images, changed))
+
+
+def test_wrong_mixture_shapes_are_refused():
+    net = supernet()
+    images = torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    with pytest.raises(ValueError, match="mixture has shape"):
+        net(images, random_mixture(net.space)[:, 1:])
+    with pytest.raises(ValueError, match="3 slices do not divide a batch of 4"):
+        net(images, random_mixture(net.space, 3))
+
+
+def test_reductions_stand_at_thirds_and_halve_the_size():
+    assert stack_cell_types(1) == ("reduction",)
+    assert stack_cell_types(3) == ("normal", "reduction", "reduction")
+    assert [i for i, kind in enumerate(stack_cell_types(20)) if kind == "reduction"] == [6, 13]
+    sizes = []
+    net = supernet(num_cells=6)
+    for cell in net.cells:
+        cell.register_forward_hook(lambda module, inputs, features: sizes.append(tuple(features.shape[1:])))
+    net(torch.randn(2, 2, 16, 16, dtype=torch.float64), random_mixture(net.space))
+    assert sizes == [(12, 16, 16)] * 2 + [(24, 8, 8)] * 2 + [(48, 4, 4)] * 2
+
+
+def test_large_images_are_reduced_fourfold_by_the_stem():
+    net = supernet(large_images=True)
+    assert net.stem(torch.zeros(2, 2, 96, 96, dtype=torch.float64)).shape[2:] == (24, 24)
+
+
+def test_parameter_count_of_the_published_darts_network():
+    # DARTS (second order) on CIFAR-10 as published: 20 cells, C=36, auxiliary head off: 3.3 M parameters.
+    cell = {
+        "normal": [
+            [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]],
+            [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]],
+            [["skip_connect", 0], ["sep_conv_3x3", 1]],
+            [["skip_connect", 0], ["dil_conv_3x3", 2]],
+        ],
+        "reduction": [
+            [["max_pool_3x3", 0], ["max_pool_3x3", 1]],
+            [["max_pool_3x3", 1], ["skip_connect", 2]],
+            [["max_pool_3x3", 0], ["skip_connect", 2]],
+            [["max_pool_3x3", 1], ["skip_connect", 2]],
+        ],
+    }
+    network = Network(Genotype.from_dict(cell), num_cells=20, channels=36, in_channels=3, num_classes=10)
+    count = sum(p.numel() for p in network.parameters())
+    assert count == pytest.approx(3.35e6, rel=0.01)
+
+
+def test_spec_rebuilds_the_network():
+    space = SearchSpace(num_nodes=3)
+    network = Network(
+        genotype_for(space, 1), num_cells=4, channels=4, in_channels=1, num_classes=3, auxiliary=True
+    )
+    other = Network.from_spec(network.spec())
+    other.load_state_dict(network.state_dict())
+    images = torch.randn(2, 1, 8, 8)
+    assert torch.equal(network.eval()(images), other.eval()(images))
+    with pytest.raises(UserError, match="of kind 'external'"):
+        Network.from_spec({"kind": "external"})
+    with pytest.raises(UserError, match="does not fit"):
+        Network.from_spec({**network.spec(), "colour": "red"})
+
+
+def test_a_stack_needs_its_cell_types():
+    only_reduction = genotype_for(SearchSpace(cell_types=("reduction",)), 0)
+    Network(only_reduction, num_cells=1, channels=4, in_channels=1, num_classes=2)
+    with pytest.raises(UserError, match="normal cells"):
+        Network(only_reduction, num_cells=3, channels=4, in_channels=1, num_classes=2)
+
+
+def test_auxiliary_logits_in_training_only():
+    network = Network(
+        genotype_for(SearchSpace(), 0), num_cells=3, channels=4, in_channels=1, num_classes=7, auxiliary=True
+    )
+    images = torch.randn(3, 1, 8, 8)
+    logits, auxiliary = network.forward_with_auxiliary(images)
+    assert logits.shape == auxiliary.shape == (3, 7)
+    assert network.eval().forward_with_auxiliary(images)[1] is None
+    assert AuxiliaryHead(5, 4)(torch.randn(2, 5, 9, 9)).shape == (2, 4)
+
+
+def test_drop_path_zeroes_whole_images_and_keeps_the_mean():
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(20_000, 2, 1, 1), 0.3)
+    per_image = dropped.flatten(1)
+    assert torch.equal(per_image[:, 0], per_image[:, 1])
+    assert per_image[:, 0].unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_drop_path_spares_skip_connections_and_evaluation():
+    cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]]]
+    network = Network(
+        Genotype.from_dict({"normal": cell, "reduction": cell}),
+        num_cells=3,
+        channels=4,
+        in_channels=1,
+        num_classes=3,
+    )
+    images = torch.randn(4, 1, 8, 8)
+    before = network.eval()(images)
+    network.drop_path_probability = 0.9
+    assert torch.equal(network(images), before)
+    assert not torch.equal(network.train()(images), network(images))
+
+
+def test_discretising_a_genotypes_mixture_gives_it_back():
+    space = SearchSpace(operations=WITH_NONE)
+    genotype = genotype_for(space, 3)
+    noisy = genotype_mixture(genotype, space) + 0.1 * random_mixture(space).float()
+    assert discretise(noisy, space, edges_per_node=2) == genotype

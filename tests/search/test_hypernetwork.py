@@ -1,0 +1,151 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnas_ens.search.draws import draw_members, grid
+from dnas_ens.search.hypernetwork import MlpHypernetwork, StarHypernetwork
+from dnas_ens.search_space import SearchSpace
+
+SPACE = SearchSpace(num_nodes=2)
+
+
+def star(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, seed=0):
+    net = StarHypernetwork(
+        SPACE,
+        num_directions=num_directions,
+        num_knots=num_knots,
+        max_lambda=max_lambda,
+        train_positions=train_positions,
+    ).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (net.base, net.steps, net.gap_logits):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return net
+
+
+def mlp():
+    return MlpHypernetwork(SPACE, num_directions=3, max_lambda=0.8, generator=torch.Generator().manual_seed(0)).double()
+
+
+def at(net, lam, direction):
+    alpha, beta = net(torch.tensor([lam], dtype=torch.float64), torch.tensor([direction]))
+    return torch.cat([alpha.flatten(), beta.flatten()])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 7), st.integers(0, 1000))
+def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
+    net = star(num_knots=num_knots, seed=seed)
+    positions = net.positions()
+    assert float(positions[0]) == 0.0
+    assert float(positions[-1]) == 0.8
+    assert bool((positions.diff() > 0).all())
+    for direction in range(3):
+        knots = [net.base]
+        for step in net.steps[direction]:
+            knots.append(knots[-1] + step)
+        knots = [torch.cat([knot[..., :-1].flatten(), knot[..., -1].flatten()]) for knot in knots]
+        for position, knot in zip(positions.tolist(), knots, strict=True):
+            torch.testing.assert_close(at(net, position, direction), knot)
+        for k in range(num_knots - 1):
+            quarter = float(0.75 * positions[k] + 0.25 * positions[k + 1])
+            torch.testing.assert_close(at(net, quarter, direction), 0.75 * knots[k] + 0.25 * knots[k + 1])
+
+
+@pytest.mark.parametrize("build", [star, mlp])
+def test_continuous_in_lambda(build):
+    net = build()
+    lam = torch.linspace(0, 0.8, 4001, dtype=torch.float64)
+    for direction in range(3):
+        alpha, beta = net(lam, torch.full((4001,), direction))
+        path = torch.cat([alpha.flatten(1), beta.flatten(1)], dim=1)
+        # With K knots a step of 1/4000 of the range can move by at most a thousandth of a knot's step or so.
+        assert float(path.detach().diff(dim=0).abs().max()) < 0.02
+        assert float((path[-1] - path[0]).detach().abs().max()) > 0
+
+
+@pytest.mark.parametrize("build", [star, mlp])
+def test_all_directions_share_the_base_and_part_from_it(build):
+    net = build()
+    bases = torch.stack([at(net, 0.0, direction) for direction in range(3)])
+    alpha, beta = net.base_logits()
+    base = torch.cat([alpha.flatten(), beta.flatten()])
+    torch.testing.assert_close(bases, base.expand(3, -1))
+    ends = torch.stack([at(net, 0.8, direction) for direction in range(3)])
+    assert float(torch.pdist(ends.detach()).min()) > 0
+
+
+@pytest.mark.parametrize("build", [star, mlp])
+def test_lambda_is_clipped(build):
+    net = build()
+    assert torch.equal(at(net, -0.3, 1), at(net, 0.0, 1))
+    assert torch.equal(at(net, 5.0, 1), at(net, 0.8, 1))
+
+
+@pytest.mark.parametrize("build", [star, mlp])
+def test_detached_base_gets_no_gradient_but_the_paths_do(build):
+    net = build()
+    alpha, _ = net(torch.tensor([0.4], dtype=torch.float64), torch.tensor([0]), detach_base=True)
+    alpha.square().sum().backward()
+    assert net.base.grad is None
+    others = [p.grad for name, p in net.named_parameters() if name != "base" and p.grad is not None]
+    assert sum(float(gradient.abs().sum()) for gradient in others) > 0
+
+
+def test_a_given_base_is_not_a_parameter_but_is_saved():
+    alpha, beta = torch.randn(SPACE.shape), torch.randn(SPACE.shape[:-1])
+    net = StarHypernetwork(SPACE, num_directions=1, max_lambda=1.0, base_logits=(alpha, beta))
+    assert "base" not in dict(net.named_parameters())
+    assert "base" in net.state_dict()
+    assert torch.equal(net.base_logits()[0], alpha)
+    assert torch.equal(net.base_logits()[1], beta)
+
+
+def test_knot_positions_train_only_on_request():
+    lam, direction = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0])
+    net = star(train_positions=True)
+    net(lam, direction)[0].square().sum().backward()
+    assert float(net.gap_logits.grad.abs().sum()) > 0
+    assert not star().gap_logits.requires_grad
+
+
+def test_impossible_stars_are_refused():
+    with pytest.raises(ValueError, match="num_knots is 1"):
+        StarHypernetwork(SPACE, num_directions=1, num_knots=1, max_lambda=1.0)
+    with pytest.raises(ValueError, match="must be positive"):
+        StarHypernetwork(SPACE, num_directions=0, max_lambda=1.0)
+
+
+def test_draws_are_stratified_clipped_and_without_replacement():
+    generator = torch.Generator().manual_seed(0)
+    lams = []
+    for _ in range(500):
+        draw = draw_members(4, num_directions=5, max_lambda=0.8, margin=0.1, generator=generator)
+        assert len(set(draw.direction.tolist())) == 4
+        ordered = draw.lam.sort().values
+        # One draw a stratum of [-0.1, 0.9], clipped to the range.
+        for stratum, value in enumerate(ordered.tolist()):
+            assert max(0.0, stratum * 0.25 - 0.1) <= value <= min(0.8, (stratum + 1) * 0.25 - 0.1) + 1e-6
+        lams.append(draw.lam)
+    everything = torch.stack(lams)
+    assert 0.05 < float((everything == 0).float().mean()) < 0.15  # a tenth of the interval lies below 0
+    assert 0.05 < float((everything == 0.8).float().mean()) < 0.15
+    # Shuffled: no slice of the batch sees small lambdas only.
+    assert float(everything.mean(0).std()) < 0.05
+
+
+def test_more_members_than_directions_share_them_evenly():
+    draw = draw_members(5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1))
+    assert sorted(draw.direction.tolist()).count(0) in (2, 3)
+    fixed = draw_members(
+        3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25
+    )
+    assert fixed.lam.tolist() == [0.25] * 3
+
+
+def test_grid_goes_direction_by_direction():
+    points = grid(3, num_directions=2, max_lambda=1.0)
+    assert points.lam.tolist() == [0.0, 0.5, 1.0] * 2
+    assert points.direction.tolist() == [0, 0, 0, 1, 1, 1]
