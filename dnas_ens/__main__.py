@@ -21,7 +21,9 @@ from dnas_ens.commands import (
 from dnas_ens.config import PRESET_COSTS, RetrainConfig, SearchConfig, to_dict
 
 PROG = "python -m dnas_ens"
-DESCRIPTION = """Search an ensemble of different networks, retrain its members from scratch and evaluate it. """
+DESCRIPTION = (
+    """Search an ensemble of different networks, retrain its members from scratch and evaluate it. """
+)
 
 
 @dataclass(frozen=True, kw_only=True)

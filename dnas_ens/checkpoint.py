@@ -84,17 +84,26 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str,
 
     Returns:
         The content of a .safetensors file.
+
+    Raises:
+        TypeError: A tensor is sparse, has no data, or is of a type that safetensors does not know.
     """
+    import torch
     from safetensors.torch import save
 
     plain: dict[str, torch.Tensor] = {}
     storages: set[int] = set()
     for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise TypeError(f"{name} is sparse or without data, which a file cannot hold")
         value = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         storage = value.untyped_storage().data_ptr()
         plain[name] = value.clone() if storage in storages else value
         storages.add(storage)
-    return save(plain, metadata=metadata)
+    try:
+        return save(plain, metadata=metadata)
+    except KeyError as error:
+        raise TypeError(f"a tensor is of the type {error}, which a file cannot hold") from error
 
 
 def save_state(path: Path, state: Any) -> str:

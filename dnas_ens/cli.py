@@ -79,6 +79,9 @@ def parse(
 
     if {"-h", "--help"} & set(argv):
         call(argv)
+    # Before parsing, for a mistyped flag may otherwise be read as the value of a positional argument.
+    rows = _help_rows(call)
+    _refuse_unknown_flag(argv, [*rows, *extra_options, "--debug"], prog)
     errors = io.StringIO()
     try:
         with _terminal_width(10_000), contextlib.redirect_stderr(errors):
@@ -86,16 +89,12 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        parsed, unknown = None, []
-    if parsed is not None and not unknown:
-        return parsed
-    rows = _help_rows(call)
-    _refuse_unknown_flag(argv if parsed is None else unknown, [*rows, *extra_options, "--debug"], prog)
+        cause = _cause(errors.getvalue())
+        row = next((f"{rows[flag]}. " for flag in _FLAG.findall(cause) if flag in rows), "")
+        raise UserError(cause, f"{row}See `{prog} --help`.") from stop
     if unknown:
         raise UserError(f"Unexpected argument {unknown[0]!r}.", f"Leave it out; see `{prog} --help`.")
-    cause = _cause(errors.getvalue())
-    row = next((rows[flag] for flag in _FLAG.findall(cause) if flag in rows), None)
-    raise UserError(cause, f"See `{prog} --help`." if row is None else f"{row}. See `{prog} --help`.")
+    return parsed
 
 
 def pop_option(
@@ -248,7 +247,8 @@ def _refuse_unknown_flag(arguments: Sequence[str], known: Sequence[str], prog: s
         if argument == "--":
             return
         flag = argument.partition("=")[0]
-        if re.match(r"--?[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
+        # --tyro-print-completion and its like are no part of the help.
+        if re.match(r"--?(?!-?tyro-)[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
             raise UserError(f"Unknown option {flag}.", f"{_suggestion(flag, known)}See `{prog} --help`.")
 
 

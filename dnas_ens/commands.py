@@ -95,6 +95,7 @@ def load_configured_data(config: DataConfig) -> ImageData:
         limit_train=config.limit_train,
         image_size=config.image_size,
         seed=config.split_seed,
+        skip_bad_images=config.skip_bad_images,
     )
 
 
@@ -132,7 +133,11 @@ def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) 
     """Print what a dry run shows: the resolved configuration and what it will take."""
     print(json.dumps(to_dict(config), indent=2))
     for name, value in facts.items():
-        print(f"{name.replace('_', ' ')}: {value:,.0f}" if isinstance(value, int | float) else f"{name}: {value}")
+        print(
+            f"{name.replace('_', ' ')}: {value:,.0f}"
+            if isinstance(value, int | float)
+            else f"{name}: {value}"
+        )
 
 
 def print_next(run_dir: Path, *commands: str) -> None:

@@ -57,6 +57,8 @@ class DataConfig:
     """Side in pixels to which the images of a folder are resized; default: kept if equal, square and small."""
     split_seed: int = 0
     """Seed of the stratified splits."""
+    skip_bad_images: bool = False
+    """Leave out files of a folder that cannot be read, instead of refusing the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,13 +351,11 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "js": {"hypernetwork": {"directions": 1}, "objective": {"penalty": "js-base"}},
 }
 
-Config = TypeVar("Config")
+Config = TypeVar("Config", SearchConfig, RetrainConfig)
 
 
 def _replace_sections(config: SearchConfig, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {
-        name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()
-    }
+    return {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
 
 
 def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
@@ -376,7 +376,9 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
         for section, values in changes.items():
             merged.setdefault(section, {}).update(values)
     plain = SearchConfig()
-    return dataclasses.replace(plain, preset=preset, regime=regime, **_replace_sections(plain, merged))
+    # The names were checked above; a literal type cannot tell.
+    named: dict[str, Any] = {"preset": preset, "regime": regime}
+    return dataclasses.replace(plain, **named, **_replace_sections(plain, merged))
 
 
 def retrain_preset(preset: str = "smoke") -> RetrainConfig:
@@ -407,15 +409,13 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
-
-
-def with_fields(config: Any, **values: Any) -> Any:
+def with_fields(config: Config, **values: Any) -> Config:
     """Return a configuration with fields replaced by their own name, whichever section they are in.
 
     Raises:
         UserError: If no section has a field of that name; the nearest one is named.
     """
-    sections = {
+    sections: dict[str, Any] = {
         entry.name: getattr(config, entry.name)
         for entry in dataclasses.fields(config)
         if dataclasses.is_dataclass(getattr(config, entry.name))
@@ -429,7 +429,9 @@ def with_fields(config: Any, **values: Any) -> Any:
         elif hasattr(config, name):
             own[name] = value
         else:
-            known = [entry.name for part in (config, *sections.values()) for entry in dataclasses.fields(part)]
+            known = [
+                entry.name for part in (config, *sections.values()) for entry in dataclasses.fields(part)
+            ]
             nearest = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(known)}."
             raise UserError(f"The configuration has no field {name!r}.", hint)

@@ -38,7 +38,9 @@ def batch_statistics(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def recalibrate(model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048) -> None:
+def recalibrate(
+    model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048
+) -> None:
     """Recompute BatchNorm's running statistics as plain averages over training images.
 
     Args:

@@ -91,7 +91,10 @@ def main(argv: list[str]) -> None:
         our_seconds, their_seconds = training_seconds(run.path), training_seconds(folder)
         best = best_single(ours)
         rows = [
-            {**ensemble_row("ours (searched ensemble)", ours), "cpu_seconds": search_seconds + sum(our_seconds)},
+            {
+                **ensemble_row("ours (searched ensemble)", ours),
+                "cpu_seconds": search_seconds + sum(our_seconds),
+            },
             {
                 **ensemble_row("deep ensemble of the base cell", theirs),
                 "cpu_seconds": search_seconds + sum(their_seconds),

@@ -182,7 +182,10 @@ COLUMNS = {
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Return mean ± standard deviation over seeds of every setting as Markdown."""
-    lines = ["| setting | seeds | " + " | ".join(COLUMNS.values()) + " |", "|:--" * 2 + "|--:" * len(COLUMNS) + "|"]
+    lines = [
+        "| setting | seeds | " + " | ".join(COLUMNS.values()) + " |",
+        "|:--" * 2 + "|--:" * len(COLUMNS) + "|",
+    ]
     for setting in SETTINGS:
         chosen = [run for run in runs if run["setting"] == setting]
         if not chosen:
@@ -214,7 +217,9 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         style_axis(top, x_label="", y_label="D to base" if column == 0 else "")
         style_axis(bottom, x_label="λ", y_label="edges shared with base" if column == 0 else "")
         name, _, rest = setting.partition(",")
-        top.set_title(f"{name.replace('+', '+' + chr(10)).replace(' (', chr(10) + '(')}\n{rest.strip()}", fontsize=9)
+        top.set_title(
+            f"{name.replace('+', '+' + chr(10)).replace(' (', chr(10) + '(')}\n{rest.strip()}", fontsize=9
+        )
         top.set_ylim(0, 1)
         bottom.set_ylim(0, 17)
     figure.tight_layout()
@@ -223,7 +228,13 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the study."""
-    study = parse(Study, argv, prog="python experiments/diversity_control.py", description=__doc__ or "", default=Study())
+    study = parse(
+        Study,
+        argv,
+        prog="python experiments/diversity_control.py",
+        description=__doc__ or "",
+        default=Study(),
+    )
     from dnas_ens.runs import environment
 
     log = study.output.with_suffix(".jsonl")

@@ -125,7 +125,7 @@ def _open(known: KnownSource, *, data_root: Path, train: bool, download: bool) -
     cls = type(original.__name__, (original,), {"_check_legacy_exist": lambda self: False})
     part = {"split": "train" if train else "test"} if original is datasets.SVHN else {"train": train}
     with warnings.catch_warnings():
-        # CIFAR's pickles are older than NumPy's present way to write a dtype.
+        # NumPy 2.4.0 to 2.4.4 warns of the way in which CIFAR's old pickles write a dtype.
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
         return cls(data_root, **part, download=download)
 

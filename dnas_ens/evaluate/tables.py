@@ -128,12 +128,22 @@ def to_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS
     cells += [[_cell(column, row.get(column)) for column in shown] for row in rows]
     widths = [max(len(row[index]) for row in cells) for index in range(len(shown))]
     lines = [
-        "| " + " | ".join(_aligned(text, width, left=index == 0) for index, (text, width) in enumerate(zip(row, widths, strict=True))) + " |"
+        "| "
+        + " | ".join(
+            _aligned(text, width, left=index == 0)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        + " |"
         for row in cells
     ]
-    rule = "|" + "|".join(
-        (":" + "-" * (width + 1)) if index == 0 else ("-" * (width + 1) + ":") for index, width in enumerate(widths)
-    ) + "|"
+    rule = (
+        "|"
+        + "|".join(
+            (":" + "-" * (width + 1)) if index == 0 else ("-" * (width + 1) + ":")
+            for index, width in enumerate(widths)
+        )
+        + "|"
+    )
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 

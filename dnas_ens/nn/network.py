@@ -11,7 +11,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
 from dnas_ens.nn.operations import build_operation, require_operations
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
-from dnas_ens.nn.supernet import Supernet
+from dnas_ens.nn.supernet import MixedOperation, Supernet, SupernetCell
 
 
 def drop_path(features: Tensor, probability: float) -> Tensor:
@@ -37,9 +37,7 @@ class NetworkCell(nn.Module):
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
         self.nodes = nn.ModuleList(
             nn.ModuleList(
-                build_operation(
-                    operation, plan.channels, edge_stride(plan.cell_type, source), affine=affine
-                )
+                build_operation(operation, plan.channels, edge_stride(plan.cell_type, source), affine=affine)
                 for operation, source in node
             )
             for node in cell
@@ -82,7 +80,8 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, H, W) to logits (B, K)."""
-        return self.classifier(self.features(features).flatten(1))
+        logits: Tensor = self.classifier(self.features(features).flatten(1))
+        return logits
 
 
 class Network(nn.Module):
@@ -208,12 +207,16 @@ def inherit(supernet: Supernet, genotype: Genotype) -> Network:
     network.stem.load_state_dict(supernet.stem.state_dict())
     network.classifier.load_state_dict(supernet.classifier.state_dict())
     for source_cell, cell in zip(supernet.cells, network.cells, strict=True):
-        cell_type = space.cell_types[source_cell.type_index]  # type: ignore[index]
+        assert isinstance(source_cell, SupernetCell)
+        assert isinstance(cell, NetworkCell)
+        cell_type = space.cell_types[source_cell.type_index]
         for name in ("preprocess_before_last", "preprocess_last"):
             getattr(cell, name).load_state_dict(getattr(source_cell, name).state_dict())
         for node, edges in enumerate(genotype.cell(cell_type)):
             for position, (operation, source) in enumerate(edges):
-                mixed = source_cell.edges[space.edges.index((node, source))]  # type: ignore[index]
+                mixed = source_cell.edges[space.edges.index((node, source))]
+                assert isinstance(mixed, MixedOperation)
                 chosen = mixed.operations[space.operations.index(operation)]
-                cell.nodes[node][position].load_state_dict(chosen.state_dict())  # type: ignore[index]
+                inherited = cell.nodes[node][position]  # type: ignore[index]
+                inherited.load_state_dict(chosen.state_dict())
     return network

@@ -100,7 +100,8 @@ class FactorizedReduce(nn.Module):
         """Map (B, C, H, W) to (B, C_out, ceil(H/2), ceil(W/2))."""
         active = F.relu(features)
         shifted = F.pad(active[:, :, 1:, 1:], (0, 1, 0, 1))
-        return self.norm(torch.cat([self.even(active), self.odd(shifted)], dim=1))
+        reduced: Tensor = self.norm(torch.cat([self.even(active), self.odd(shifted)], dim=1))
+        return reduced
 
 
 class SeparableConv(nn.Sequential):

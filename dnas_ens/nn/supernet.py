@@ -143,4 +143,5 @@ class Supernet(nn.Module):
         before_last = last = self.stem(images)
         for cell in self.cells:
             before_last, last = last, cell(before_last, last, mixture)
-        return self.classifier(last.mean(dim=(2, 3)))
+        logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
+        return logits

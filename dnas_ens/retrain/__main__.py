@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
     device = resolve_device(command.device)
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
         found = run.read_json("genotypes.json")
-        genotypes = [Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]]
+        genotypes = [
+            Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]
+        ]
         data = data_of_run(run)
         if command.dry_run:
             training = MemberTraining(genotypes[0], data, command.config, index=0)

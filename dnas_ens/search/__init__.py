@@ -54,5 +54,6 @@ def search(
         limit_train=chosen.data.limit_train,
         image_size=chosen.data.image_size,
         seed=chosen.data.split_seed,
+        skip_bad_images=chosen.data.skip_bad_images,
     )
     return run_search(chosen, loaded, device=resolve_device(device), base=base)

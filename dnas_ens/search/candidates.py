@@ -88,9 +88,7 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
         # The path's own start; with a reference-only base it is another architecture than the base.
         lam = torch.cat([torch.tensor([fixed or 0.0]), lam]).to(loop.device)
         direction = torch.cat([torch.zeros(1, dtype=torch.int64), direction]).to(loop.device)
-        mixtures = mixtures_at(
-            loop.hypernetwork, lam, direction, temperature=loop.distribution_temperature()
-        )
+        mixtures = mixtures_at(loop.hypernetwork, lam, direction, temperature=loop.distribution_temperature())
         distances = architecture_distance(mixtures, loop.reference(), loop.space)
         genotypes = [
             discretise(mixture, loop.space, edges_per_node=config.edges_per_node) for mixture in mixtures
@@ -113,7 +111,9 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
     )
 
 
-def deviation_pool(base: Genotype, config: CandidateConfig, *, operations: tuple[str, ...], seed: int) -> list[Candidate]:
+def deviation_pool(
+    base: Genotype, config: CandidateConfig, *, operations: tuple[str, ...], seed: int
+) -> list[Candidate]:
     """Draw random deviations of a base, ``replaced_edges`` of its edges replaced in each.
 
     Raises:
@@ -160,9 +160,7 @@ def score(
     """
     scored, probs = [], []
     genotypes = [candidate.genotype for candidate in pool]
-    networks = inherited_networks(
-        loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation
-    )
+    networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
     for candidate, network in zip(pool, networks, strict=True):
         if loop.config.candidates.candidate_epochs:
             _train_briefly(network, loop, recipe)

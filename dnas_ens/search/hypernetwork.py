@@ -58,9 +58,7 @@ class Hypernetwork(nn.Module):
         cell_types, edges, operations = self.space.shape
         return (cell_types, edges, operations + 1)
 
-    def forward(
-        self, lam: Tensor, direction: Tensor, *, detach_base: bool = False
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, lam: Tensor, direction: Tensor, *, detach_base: bool = False) -> tuple[Tensor, Tensor]:
         """Return the logits at m points of the star.
 
         Args:
@@ -139,7 +137,9 @@ class StarHypernetwork(Hypernetwork):
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
         """Interpolate between the two knots around each lambda."""
         positions = self.positions()
-        left = torch.searchsorted(positions[1:-1].detach().contiguous(), lam.detach().contiguous(), right=True)
+        left = torch.searchsorted(
+            positions[1:-1].detach().contiguous(), lam.detach().contiguous(), right=True
+        )
         fraction = (lam - positions[left]) / (positions[left + 1] - positions[left])
         offsets = self.steps.cumsum(dim=1)
         knots = torch.cat([torch.zeros_like(offsets[:, :1]), offsets], dim=1)
@@ -178,19 +178,20 @@ class MlpHypernetwork(Hypernetwork):
         )
         outputs = self.base.numel()
         self.embedding = nn.Parameter(torch.randn(num_directions, width, generator=generator))
-        self.layers = nn.Sequential(
-            nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, outputs)
+        self.hidden = nn.Sequential(
+            nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
+        self.last = nn.Linear(width, outputs)
         with torch.no_grad():
-            for parameter in self.layers.parameters():
+            for parameter in (*self.hidden.parameters(), *self.last.parameters()):
                 scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.0
                 parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-            self.layers[-1].weight.mul_(INITIAL_SCALE)
+            self.last.weight.mul_(INITIAL_SCALE)
 
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
         """Evaluate the perceptron and scale it so that every path starts from the base."""
         relative = (lam / self.max_lambda).unsqueeze(-1)
-        offsets = self.layers(torch.cat([relative, self.embedding[direction]], dim=-1))
+        offsets: Tensor = self.last(self.hidden(torch.cat([relative, self.embedding[direction]], dim=-1)))
         return base + relative.view(-1, 1, 1, 1) * offsets.view(-1, *self.packed_shape)
 
 

@@ -190,8 +190,10 @@ class SearchLoop:
         else:
             parts = list(images.chunk(num_members))
         if self.config.objective.passes == "separate":
-            return torch.stack([self.supernet(part, w) for part, w in zip(parts, weights, strict=True)])
-        return self.supernet(torch.cat(parts), weights).unflatten(0, (num_members, -1))
+            passes = zip(parts, weights, strict=True)
+            return torch.stack([self.supernet(part, weight) for part, weight in passes])
+        logits: Tensor = self.supernet(torch.cat(parts), weights)
+        return logits.view(num_members, -1, logits.shape[-1])
 
     def _nll(self, images: Tensor, labels: Tensor, mixtures: Tensor) -> Tensor:
         logits = self._member_logits(images, mixtures, same_images=False)
@@ -360,9 +362,7 @@ class SearchLoop:
         fixed = self.config.objective.fixed_lambda
         lam = torch.tensor([fixed or 0.0], device=self.device)
         direction = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return mixtures_at(
-            self.hypernetwork, lam, direction, temperature=self.distribution_temperature()
-        )[0]
+        return mixtures_at(self.hypernetwork, lam, direction, temperature=self.distribution_temperature())[0]
 
     def base_genotype(self) -> Genotype:
         """Return the given base, or the discretised learnt one."""

@@ -117,5 +117,7 @@ def genotype_logits(mixture: Tensor, space: SearchSpace, *, smoothing: float) ->
     edge_blocks = []
     for node in space.node_slices:
         block = kept[:, node, 0]
-        edge_blocks.append((1 - smoothing) * block / block.sum(-1, keepdim=True) + smoothing / block.shape[-1])
+        edge_blocks.append(
+            (1 - smoothing) * block / block.sum(-1, keepdim=True) + smoothing / block.shape[-1]
+        )
     return operation_probs.log(), torch.cat(edge_blocks, dim=-1).log()

@@ -59,7 +59,9 @@ class SearchResult:
             UserError: If there is no hypernetwork or no such direction.
         """
         if self.hypernetwork is None:
-            raise UserError("A search by random deviations has no hypernetwork.", "Search with --regime star.")
+            raise UserError(
+                "A search by random deviations has no hypernetwork.", "Search with --regime star."
+            )
         if not 0 <= direction < self.hypernetwork.num_directions:
             raise UserError(
                 f"There is no direction {direction}.",

@@ -172,9 +172,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
     """Return the regime "random" of EdgeNES: the base with k edges replaced, nothing trained or scored."""
     if base is None:
         raise UserError("Random deviations need a base to deviate from.", "Give --base RUN/genotypes.json.")
-    pool = deviation_pool(
-        base, config.candidates, operations=config.supernet.operations, seed=config.seed
-    )
+    pool = deviation_pool(base, config.candidates, operations=config.supernet.operations, seed=config.seed)
     return SearchResult(
         config=config, base=base, candidates=pool, selected=list(range(config.candidates.members))
     )
@@ -242,5 +240,3 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
         "weight_steps": steps,
         "memory_mib": (4 * 4 * num_parameters + 4 * config.bilevel.batch_size * values) / 2**20,
     }
-
-

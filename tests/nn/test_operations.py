@@ -11,9 +11,8 @@ from dnas_ens.nn.operations import (
     require_operations,
 )
 
-DARTS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect") + tuple(
-    f"{kind}_conv_{size}x{size}" for kind in ("sep", "dil") for size in (3, 5)
-)
+CONVOLUTIONS = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+DARTS = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", *CONVOLUTIONS)
 
 
 def test_registry_holds_the_eight_of_darts():
@@ -74,9 +73,8 @@ def test_factorized_reduce_sees_every_pixel(size):
 
 def test_search_operations_have_no_affine_batchnorm_and_retrained_ones_have():
     for affine in (False, True):
-        norms = [
-            m for m in build_operation("sep_conv_3x3", 4, 1, affine=affine).modules() if isinstance(m, nn.BatchNorm2d)
-        ]
+        operation = build_operation("sep_conv_3x3", 4, 1, affine=affine)
+        norms = [m for m in operation.modules() if isinstance(m, nn.BatchNorm2d)]
         assert [norm.affine for norm in norms] == [affine, affine]
 
 

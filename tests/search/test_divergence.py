@@ -43,9 +43,7 @@ def test_architecture_distance_against_scipy_node_by_node():
     distances = []
     for cell_type in range(2):
         for node in SPACE.node_slices:
-            distances.append(
-                jensenshannon(p[cell_type, node].ravel(), q[cell_type, node].ravel(), base=2)
-            )
+            distances.append(jensenshannon(p[cell_type, node].ravel(), q[cell_type, node].ravel(), base=2))
     ours = architecture_distance(torch.tensor(p), torch.tensor(q), SPACE)
     assert float(ours) == pytest.approx(np.mean(distances), abs=1e-10)
 
@@ -54,8 +52,10 @@ def test_architecture_distance_against_scipy_node_by_node():
 @given(st.integers(0, 10_000), st.floats(0.0, 8.0))
 def test_distance_is_a_metric(seed, scale):
     a, b, c = mixtures(3, seed=seed, scale=scale)
-    d = {pair: float(architecture_distance(*pair_of, SPACE)) for pair, pair_of in
-         {"ab": (a, b), "ba": (b, a), "ac": (a, c), "bc": (b, c)}.items()}
+    d = {
+        pair: float(architecture_distance(*pair_of, SPACE))
+        for pair, pair_of in {"ab": (a, b), "ba": (b, a), "ac": (a, c), "bc": (b, c)}.items()
+    }
     assert float(architecture_distance(a, a, SPACE)) == 0.0
     assert d["ab"] == d["ba"]
     assert 0.0 <= d["ab"] <= 1.0 + 1e-12

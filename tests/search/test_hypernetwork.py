@@ -26,7 +26,9 @@ def star(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, s
 
 
 def mlp():
-    return MlpHypernetwork(SPACE, num_directions=3, max_lambda=0.8, generator=torch.Generator().manual_seed(0)).double()
+    return MlpHypernetwork(
+        SPACE, num_directions=3, max_lambda=0.8, generator=torch.Generator().manual_seed(0)
+    ).double()
 
 
 def at(net, lam, direction):
@@ -137,7 +139,9 @@ def test_draws_are_stratified_clipped_and_without_replacement():
 
 
 def test_more_members_than_directions_share_them_evenly():
-    draw = draw_members(5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1))
+    draw = draw_members(
+        5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1)
+    )
     assert sorted(draw.direction.tolist()).count(0) in (2, 3)
     fixed = draw_members(
         3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25

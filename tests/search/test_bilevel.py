@@ -1,0 +1,98 @@
+import pytest
+import torch
+
+from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
+
+
+def quadratic(seed=0, weights=4, architecture=3):
+    """L_train = w'Aw/2 + w'Ba + b'w and L_val = (w - c)'C(w - c)/2 + d'a + a'a/2, all closed-form."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    a = draw(weights, weights)
+    c = draw(weights, weights)
+    return {
+        "A": a @ a.T,
+        "B": draw(weights, architecture),
+        "b": draw(weights),
+        "C": c @ c.T,
+        "c": draw(weights),
+        "d": draw(architecture),
+        "w": draw(weights).requires_grad_(),
+        "a": draw(architecture).requires_grad_(),
+    }
+
+
+def losses(q):
+    def training():
+        return q["w"] @ q["A"] @ q["w"] / 2 + q["w"] @ q["B"] @ q["a"] + q["b"] @ q["w"]
+
+    def validation():
+        miss = q["w"] - q["c"]
+        return miss @ q["C"] @ miss / 2 + q["d"] @ q["a"] + q["a"] @ q["a"] / 2
+
+    return training, validation
+
+
+@pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01)])
+def test_second_order_step_against_the_closed_form(momentum, weight_decay):
+    q = quadratic()
+    training, validation = losses(q)
+    xi = 0.05
+    buffer = torch.arange(4, dtype=torch.float64) if momentum else None
+    before = q["w"].detach().clone()
+    loss, (gradient,) = second_order_gradient(
+        training,
+        validation,
+        weights=[q["w"]],
+        architecture=[q["a"]],
+        learning_rate=xi,
+        momentum=momentum,
+        momentum_buffers=[buffer],
+        weight_decay=weight_decay,
+    )
+    w, a = before, q["a"].detach()
+    step = q["A"] @ w + q["B"] @ a + q["b"] + weight_decay * w
+    if buffer is not None:
+        step = step + momentum * buffer
+    virtual = w - xi * step
+    slope = q["C"] @ (virtual - q["c"])
+    expected = q["d"] + a - xi * q["B"].T @ slope
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
+    miss = virtual - q["c"]
+    torch.testing.assert_close(loss, miss @ q["C"] @ miss / 2 + q["d"] @ a + a @ a / 2)
+    assert torch.equal(q["w"].detach(), before)
+
+
+def test_first_order_is_second_order_without_a_virtual_step():
+    q = quadratic()
+    training, validation = losses(q)
+    _, (first,) = first_order_gradient(validation, [q["a"]])
+    torch.testing.assert_close(first, (q["d"] + q["a"]).detach())
+    _, (second,) = second_order_gradient(
+        training, validation, weights=[q["w"]], architecture=[q["a"]], learning_rate=0.0
+    )
+    torch.testing.assert_close(first, second)
+
+
+def test_weights_are_restored_when_the_validation_loss_fails():
+    q = quadratic()
+    training, _ = losses(q)
+    before = q["w"].detach().clone()
+
+    def broken():
+        raise RuntimeError("no validation today")
+
+    with pytest.raises(RuntimeError, match="no validation"):
+        second_order_gradient(training, broken, weights=[q["w"]], architecture=[q["a"]], learning_rate=0.1)
+    assert torch.equal(q["w"].detach(), before)
+
+
+def test_parameters_the_loss_does_not_touch_get_zeros():
+    touched = torch.tensor([2.0], requires_grad=True)
+    untouched = torch.ones(2, requires_grad=True)
+    _, gradients = first_order_gradient(lambda: touched.square().sum(), [touched, untouched])
+    assert gradients[0].tolist() == [4.0]
+    assert gradients[1].tolist() == [0.0, 0.0]

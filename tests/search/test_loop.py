@@ -1,0 +1,240 @@
+import numpy as np
+import pytest
+import torch
+
+from dnas_ens.config import RetrainConfig, SearchConfig, with_fields
+from dnas_ens.data import ImageData, Split
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import random_genotype
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.run import conclude, run_search, train
+from dnas_ens.search_space import SearchSpace
+
+
+def base_for(config):
+    space = SearchSpace.for_stack(
+        config.supernet.num_cells,
+        operations=config.supernet.operations,
+        num_nodes=config.supernet.num_nodes,
+    )
+    return random_genotype(
+        np.random.default_rng(0),
+        operations=space.operations,
+        num_nodes=space.num_nodes,
+        cell_types=space.cell_types,
+    )
+
+
+def states_equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(states_equal(first[k], second[k]) for k in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(states_equal, first, second))
+    return first == second
+
+
+def test_same_seed_same_genotypes_and_another_seed_others(few_digits, tiny_search):
+    first, again = (run_search(tiny_search, few_digits) for _ in range(2))
+    assert first.to_dict()["candidates"] == again.to_dict()["candidates"]
+    assert first.selected == again.selected
+    other = run_search(with_fields(tiny_search, seed=1), few_digits)
+    assert [c.genotype for c in other.candidates] != [c.genotype for c in first.candidates]
+
+
+@pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax"])
+def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_search, relaxation, tmp_path):
+    from dnas_ens.checkpoint import load_state, save_state
+
+    config = with_fields(tiny_search, relaxation=relaxation)
+    straight = SearchLoop(config, few_digits)
+    for _ in range(3):
+        last = straight.run_epoch()
+    stopped = SearchLoop(config, few_digits)
+    stopped.run_epoch()
+    stopped.run_epoch()
+    save_state(tmp_path / "state.safetensors", stopped.state_dict())
+    torch.manual_seed(999)  # the global stream must not matter
+    resumed = SearchLoop(with_fields(config, seed=config.seed), few_digits)
+    resumed.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    assert resumed.run_epoch() == last
+    assert states_equal(resumed.state_dict(), straight.state_dict())
+
+
+def test_warmup_moves_the_weights_alone(few_digits, tiny_search):
+    loop = SearchLoop(tiny_search, few_digits)
+    weights = loop.supernet.classifier.weight.detach().clone()
+    steps = loop.hypernetwork.steps.detach().clone()
+    loop.run_epoch()
+    assert torch.equal(loop.hypernetwork.steps, steps)
+    assert not torch.equal(loop.supernet.classifier.weight, weights)
+    loop.run_epoch()
+    assert not torch.equal(loop.hypernetwork.steps, steps)
+
+
+def test_schedules_reach_both_ends(few_digits, tiny_search):
+    config = with_fields(tiny_search, epochs=5, warmup_epochs=2, temperature=(1.0, 0.4))
+    loop = SearchLoop(config, few_digits)
+    temperatures = []
+    for epoch in range(6):
+        loop.epoch = epoch
+        temperatures.append(round(loop.temperature, 6))
+    assert temperatures == [1.0, 1.0, 1.0, 0.7, 0.4, 0.4]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"likelihood": "ensemble"},
+        {"penalty": "js-predictive"},
+        {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
+        {"penalty": "js-base"},
+        {"penalty": "none"},
+        {"passes": "separate"},
+        {"second_order": True},
+        {"hypernetwork": "mlp"},
+        {"train_knot_positions": True},
+        {"auxiliary_skip": 1.0},
+        {"relaxation": "gumbel-softmax", "drawn_members": 4},
+        {"fixed_lambda": 0.3},
+    ],
+    ids=str,
+)
+def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
+    config = with_fields(tiny_search, warmup_epochs=0, epochs=1, **fields)
+    loop = SearchLoop(config, few_digits)
+    before = {name: p.detach().clone() for name, p in loop.hypernetwork.named_parameters() if p.requires_grad}
+    scalars = loop.run_epoch()
+    assert all(np.isfinite(value) for value in scalars.values())
+    assert 0 <= scalars["val_accuracy"] <= 1
+    moved = {
+        name
+        for name, p in loop.hypernetwork.named_parameters()
+        if name in before and not torch.equal(p, before[name])
+    }
+    assert "base" in moved
+    assert len(moved) >= 2
+
+
+@pytest.mark.parametrize(
+    ("penalty", "fixed"), [("edge-overlap", False), ("js-base", False), ("js-pairwise", True)]
+)
+def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(
+    few_digits, tiny_search, penalty, fixed
+):
+    base = base_for(tiny_search)
+    config = with_fields(
+        with_fields(tiny_search, base="given.json"), penalty=penalty, warmup_epochs=0, epochs=1
+    )
+    loop = SearchLoop(config, few_digits, base=base)
+    loop.run_epoch()
+    assert ("base" not in dict(loop.hypernetwork.named_parameters())) is fixed
+    assert loop.base_genotype() == base
+    if fixed:
+        from dnas_ens.search.discretise import discretise
+
+        assert discretise(loop.base_distribution(), loop.space) == base
+
+
+def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tiny_search):
+    """With many cheap steps D to the base follows lambda and directions part, and without penalty they do not."""
+
+    def measured(penalty):
+        config = with_fields(
+            tiny_search, penalty=penalty, epochs=40, warmup_epochs=0, architecture_learning_rate=0.04
+        )
+        loop = SearchLoop(config, few_digits)
+        train(loop)
+        curve = conclude(
+            loop, recipe=RetrainConfig(), seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0}
+        ).curve
+        lam, distance = np.array(curve.lam), np.array(curve.distance_to_base)
+        return np.abs(lam - distance).mean(), np.mean(curve.distance_between)
+
+    error, between = measured("js-pairwise")
+    error_without, between_without = measured("none")
+    assert error < 0.12 < error_without
+    assert between > between_without + 0.15
+
+
+def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
+    loop = SearchLoop(with_fields(tiny_search, max_skips=0), few_digits)
+    with torch.no_grad():
+        loop.hypernetwork.base[..., loop.space.operations.index("skip_connect")] = 5.0
+    assert loop.should_stop()
+    assert not SearchLoop(tiny_search, few_digits).should_stop()
+    stopped = run_search(
+        with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits
+    )
+    assert stopped.report["wall_seconds"] > 0
+
+
+def test_test_images_are_never_read(few_digits, tiny_search):
+    blind = ImageData.from_splits(
+        "blind",
+        few_digits.classes,
+        train=few_digits.train,
+        val=few_digits.val,
+        test=Split(images=few_digits.test.images, labels=few_digits.test.labels.flip(0)),
+        flip=False,
+    )
+    assert (
+        run_search(tiny_search, blind).to_dict()["candidates"]
+        == run_search(tiny_search, few_digits).to_dict()["candidates"]
+    )
+
+
+def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_search):
+    loop = SearchLoop(tiny_search, few_digits)
+    train(loop)
+    result = conclude(loop, recipe=RetrainConfig(), seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0})
+    canonical = {genotype.canonical() for genotype in result.genotypes}
+    assert len(canonical) == len(result.genotypes) == 3
+    # The first chosen is the best single candidate.
+    scores = [candidate.supernet_val_nll for candidate in result.candidates]
+    assert result.selected[0] == int(np.argmin(scores))
+    assert result.candidates[0].lam == 0.0
+    assert result.candidates[0].genotype == result.base
+    assert result.sample(0.0) == result.base
+    with pytest.raises(UserError, match="no direction 7"):
+        result.sample(0.1, direction=7)
+
+
+def test_brief_training_improves_the_candidates(few_digits, tiny_search):
+    scores = []
+    for epochs in (0, 6):
+        loop = SearchLoop(with_fields(tiny_search, candidate_epochs=epochs, pool_size=3), few_digits)
+        train(loop)
+        recipe = RetrainConfig(batch_size=16)
+        result = conclude(loop, recipe=recipe, seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0})
+        scores.append(np.mean([c.supernet_val_nll for c in result.candidates]))
+    assert scores[1] < scores[0] - 0.05
+
+
+def test_more_members_than_the_paths_hold(few_digits, tiny_search):
+    config = with_fields(tiny_search, operations=("sep_conv_3x3",), num_nodes=1, members=2, pool_size=4)
+    with pytest.raises(UserError) as caught:
+        run_search(config, few_digits)
+    assert "2 members were asked for" in caught.value.cause
+    assert "--members" in caught.value.remedy
+
+
+def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
+    from dnas_ens.config import search_preset
+    from dnas_ens.runs import write_json
+
+    base = base_for(tiny_search)
+    write_json(tmp_path / "base.json", base.to_dict())
+    config = with_fields(search_preset("smoke", "random", base=tmp_path / "base.json"), replaced_edges=2)
+    result = run_search(config, few_digits)
+    assert result.base == base
+    assert len(result.genotypes) == 5
+    assert result.hypernetwork is None
+    assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
+    with pytest.raises(UserError, match="no hypernetwork"):
+        result.sample(0.5)
+
+
+def test_defaults_are_a_valid_configuration():
+    assert SearchConfig().candidates.members == 5

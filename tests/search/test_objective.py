@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from dnas_ens.search.discretise import genotype_mixture
+from dnas_ens.search.divergence import architecture_distance
+from dnas_ens.search.draws import Draw
+from dnas_ens.search.objective import (
+    diversity_penalty,
+    edge_overlap_penalty,
+    ensemble_nll,
+    expected_shared_edges,
+    js_base_penalty,
+    likelihood_nll,
+    member_nll,
+    needs_same_images,
+    pair_penalty,
+    pair_targets,
+)
+from dnas_ens.search.relaxation import mixture_distribution
+from dnas_ens.search_space import SearchSpace
+
+SPACE = SearchSpace(num_nodes=2, operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
+
+
+def mixtures(*lead, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    alpha = torch.randn(*lead, *SPACE.shape, generator=generator, dtype=torch.float64)
+    beta = torch.randn(*lead, *SPACE.shape[:-1], generator=generator, dtype=torch.float64)
+    return mixture_distribution(alpha, beta, SPACE)
+
+
+def draw(lam, direction):
+    return Draw(torch.tensor(lam, dtype=torch.float64), torch.tensor(direction))
+
+
+def test_likelihoods_by_hand():
+    probs = torch.tensor([[[0.9, 0.1], [0.5, 0.5]], [[0.3, 0.7], [0.1, 0.9]]], dtype=torch.float64)
+    labels = torch.tensor([[0, 1], [0, 1]])
+    expected_member = -np.mean(np.log([0.9, 0.5, 0.3, 0.9]))
+    expected_ensemble = -np.mean(np.log([(0.9 + 0.3) / 2, (0.5 + 0.9) / 2]))
+    assert float(member_nll(probs.log(), labels)) == pytest.approx(expected_member)
+    assert float(ensemble_nll(probs.log(), labels)) == pytest.approx(expected_ensemble)
+    assert likelihood_nll("ensemble", probs.log(), labels) == ensemble_nll(probs.log(), labels)
+    assert likelihood_nll("member", probs.log(), labels) == member_nll(probs.log(), labels)
+
+
+def test_ensemble_nll_is_at_most_the_members_and_stays_finite():
+    logits = 200 * torch.randn(3, 40, 10, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(3, 40, dtype=torch.int64)
+    assert float(ensemble_nll(logits, labels)) <= float(member_nll(logits, labels))
+    assert math.isfinite(float(ensemble_nll(logits, labels)))
+
+
+def test_targets_are_the_larger_lambda_across_directions_and_the_difference_along_one():
+    targets = pair_targets(draw([0.2, 0.5, 0.6], [0, 1, 0]))
+    expected = [[0.0, 0.5, 0.4], [0.5, 0.0, 0.6], [0.4, 0.6, 0.0]]
+    np.testing.assert_allclose(targets.numpy(), expected, atol=1e-12)
+
+
+def test_pair_penalty_counts_each_pair_once_and_only_where_too_close():
+    distances = torch.tensor([[0.0, 0.1, 0.9], [0.1, 0.0, 0.2], [0.9, 0.2, 0.0]])
+    targets = torch.full((3, 3), 0.5)
+    assert float(pair_penalty(distances, targets)) == pytest.approx((0.4**2 + 0.0 + 0.3**2) / 3)
+    assert float(pair_penalty(distances[:1, :1], targets[:1, :1])) == 0.0
+
+
+def test_js_pairwise_is_the_objective_of_the_method():
+    members, base = mixtures(3), mixtures(seed=9)
+    points = draw([0.1, 0.4, 0.7], [0, 1, 1])
+    penalty = diversity_penalty(
+        "js-pairwise", distributions=members, samples=members, base=base, draw=points, space=SPACE
+    )
+    lam, direction = points.lam.tolist(), points.direction.tolist()
+    first = np.mean([(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)])
+    second = []
+    for i, j in [(0, 1), (0, 2), (1, 2)]:
+        target = max(lam[i], lam[j]) if direction[i] != direction[j] else abs(lam[i] - lam[j])
+        second.append(max(0.0, target - float(architecture_distance(members[i], members[j], SPACE))) ** 2)
+    assert float(penalty) == pytest.approx(first + np.mean(second))
+
+
+def test_predictive_kind_reads_predictions_instead_of_architectures():
+    members, base = mixtures(2), mixtures(seed=9)
+    points = draw([0.5, 0.5], [0, 1])
+    same = torch.zeros(2, 6, 4, dtype=torch.float64)
+    apart = torch.zeros(2, 6, 4, dtype=torch.float64)
+    apart[0, :, 0], apart[1, :, 1] = 50.0, 50.0
+
+    def penalty(logits, kind="js-predictive"):
+        return float(
+            diversity_penalty(
+                kind,
+                distributions=members,
+                samples=members,
+                base=base,
+                draw=points,
+                space=SPACE,
+                logits=logits,
+                predictive_scale=0.4,
+            )
+        )
+
+    # Equal predictions miss the whole target of 0.4 * 0.5; disjoint ones miss nothing.
+    assert penalty(same) - penalty(apart) == pytest.approx(0.2**2, abs=1e-6)
+    pairwise = diversity_penalty(
+        "js-pairwise", distributions=members, samples=members, base=base, draw=points, space=SPACE
+    )
+    joint = penalty(same, kind="js-pairwise+js-predictive")
+    assert joint == pytest.approx(float(pairwise) + 0.2**2, abs=1e-6)
+    with pytest.raises(ValueError, match="needs the members' logits"):
+        diversity_penalty(
+            "js-predictive", distributions=members, samples=members, base=base, draw=points, space=SPACE
+        )
+
+
+def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
+    from scipy.spatial.distance import jensenshannon
+
+    members, base = mixtures(2), mixtures(seed=9)
+    lam = torch.tensor([0.3, 0.9], dtype=torch.float64)
+    values = []
+    for member, weight in zip(members, lam, strict=True):
+        rows = zip(member.reshape(-1, 3), base.reshape(-1, 3), strict=True)
+        values.append(-float(weight) * np.mean([jensenshannon(p, q, base=2) ** 2 for p, q in rows]))
+    assert float(js_base_penalty(members, base, lam, SPACE)) == pytest.approx(np.mean(values))
+
+
+def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
+    from dnas_ens.genotype import Genotype
+
+    cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["max_pool_3x3", 1], ["sep_conv_3x3", 2]]]
+    base = genotype_mixture(Genotype.from_dict({"normal": cell, "reduction": cell}), SPACE)
+    # Every node spreads its mass evenly over the base's own two pairs: all 8 are shared.
+    full = base / 2
+    assert float(expected_shared_edges(full[None], base, SPACE)) == pytest.approx(8.0)
+    half = full.clone()
+    half[1] = 0.0
+    half[1, :, 0] = 0.25 * (base[1].sum(-1) == 0)
+    assert float(expected_shared_edges(half[None], base, SPACE)) == pytest.approx(4.0)
+    lam = torch.tensor([6.0])
+    assert float(edge_overlap_penalty(full[None], base, lam, SPACE)) == pytest.approx(4.0)
+
+
+def test_none_costs_nothing_and_only_predictions_need_the_same_images():
+    members = mixtures(2)
+    points = draw([0.1, 0.2], [0, 1])
+    penalty = diversity_penalty(
+        "none", distributions=members, samples=members, base=members[0], draw=points, space=SPACE
+    )
+    assert float(penalty) == 0.0
+    assert needs_same_images("ensemble", "none")
+    assert needs_same_images("member", "js-pairwise+js-predictive")
+    assert not needs_same_images("member", "js-pairwise")

@@ -1,0 +1,118 @@
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype
+from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
+from dnas_ens.search.relaxation import (
+    add_auxiliary_skip,
+    edge_probs,
+    genotype_logits,
+    gumbel_mixture,
+    mixture_distribution,
+)
+from dnas_ens.search_space import SearchSpace
+
+SPACE = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
+CELL = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["sep_conv_3x3", 0], ["sep_conv_3x3", 2]]]
+GENOTYPE = Genotype.from_dict({"normal": CELL, "reduction": CELL})
+
+
+def logits(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(*SPACE.shape, generator=generator, dtype=torch.float64),
+        torch.randn(*SPACE.shape[:-1], generator=generator, dtype=torch.float64),
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_distribution_against_scipy(temperature):
+    alpha, beta = logits()
+    mixture = mixture_distribution(alpha, beta, SPACE, temperature=temperature).numpy()
+    for cell_type in range(2):
+        for node in (slice(0, 2), slice(2, 5)):
+            edges = softmax(beta[cell_type, node].numpy() / temperature)
+            operations = softmax(alpha[cell_type, node].numpy() / temperature, axis=-1)
+            np.testing.assert_allclose(mixture[cell_type, node], edges[:, None] * operations, rtol=1e-12)
+            assert mixture[cell_type, node].sum() == pytest.approx(1.0)
+
+
+def test_gumbel_argmax_is_distributed_like_the_softmax():
+    alpha, beta = logits()
+    many = gumbel_mixture(
+        alpha.expand(20_000, *alpha.shape),
+        beta.expand(20_000, *beta.shape),
+        SPACE,
+        temperature=0.5,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert float((many.sum(-1) - edge_probs(beta, SPACE)).abs().max()) < 1e-12
+    frequency = torch.nn.functional.one_hot(many.argmax(-1), 3).double().mean(0)
+    assert float((frequency - alpha.softmax(-1)).abs().max()) < 0.015
+
+
+def test_gumbel_is_seeded_and_sharpens_as_the_temperature_falls():
+    alpha, beta = logits()
+
+    def sample(temperature, seed=1):
+        generator = torch.Generator().manual_seed(seed)
+        return gumbel_mixture(alpha, beta, SPACE, temperature=temperature, generator=generator)
+
+    assert torch.equal(sample(1.0), sample(1.0))
+    assert not torch.equal(sample(1.0), sample(1.0, seed=2))
+    sharp = sample(0.001) / edge_probs(beta, SPACE).unsqueeze(-1)
+    assert float(sharp.max(-1).values.min()) > 0.99
+
+
+def test_auxiliary_skip_adds_to_skip_alone():
+    mixture = mixture_distribution(*logits(), SPACE)
+    added = add_auxiliary_skip(mixture, SPACE, weight=0.5) - mixture
+    assert float(added[..., [0, 2]].abs().max()) == 0.0
+    torch.testing.assert_close(added[..., 1], 0.5 * mixture.sum(-1))
+    assert add_auxiliary_skip(mixture, SPACE, weight=0.0) is mixture
+    without = SearchSpace(num_nodes=2, operations=("sep_conv_3x3",))
+    with pytest.raises(UserError, match="needs the operation skip_connect"):
+        add_auxiliary_skip(mixture[..., 2:], without, weight=0.5)
+
+
+def test_logits_of_a_genotype_are_its_smoothed_one_hot():
+    alpha, beta = genotype_logits(genotype_mixture(GENOTYPE, SPACE), SPACE, smoothing=0.1)
+    distribution = mixture_distribution(alpha, beta, SPACE)
+    # Node 1 keeps sources 0 and 2 of its three: 0.9 / 2 + 0.1 / 3 each; operation 0.9 + 0.1 / 3.
+    kept = (0.45 + 0.1 / 3) * (0.9 + 0.1 / 3)
+    assert float(distribution[0, 2, 2]) == pytest.approx(kept, abs=1e-6)
+    assert float(distribution[0, 4, 2]) == pytest.approx(kept, abs=1e-6)
+    assert float(distribution[0, 3].sum()) == pytest.approx(0.1 / 3, abs=1e-6)
+    assert discretise(distribution, SPACE) == GENOTYPE
+
+
+def test_discretise_takes_the_strongest_edges_and_never_none():
+    mixture = torch.zeros(SPACE.shape)
+    mixture[:, 0, 0], mixture[:, 0, 1] = 0.9, 0.02  # mostly none, else skip
+    mixture[:, 1, 2] = 0.08
+    mixture[:, 2, 2], mixture[:, 3, 1], mixture[:, 4, 1] = 0.2, 0.5, 0.3
+    two = discretise(mixture, SPACE)
+    assert two.normal == (
+        (("skip_connect", 0), ("sep_conv_3x3", 1)),
+        (("skip_connect", 1), ("skip_connect", 2)),
+    )
+    one = discretise(mixture, SPACE, edges_per_node=1)
+    assert one.reduction == ((("sep_conv_3x3", 1),), (("skip_connect", 1),))
+
+
+def test_a_base_outside_the_space_is_refused():
+    with pytest.raises(UserError, match="not searched"):
+        genotype_mixture(GENOTYPE, SearchSpace(num_nodes=2, operations=("skip_connect",)))
+    with pytest.raises(UserError, match="has 2 nodes; the search has 3"):
+        genotype_mixture(GENOTYPE, SearchSpace(num_nodes=3))
+
+
+def test_entropy_is_one_for_uniform_and_zero_for_one_hot():
+    uniform = mixture_distribution(torch.zeros(SPACE.shape), torch.zeros(SPACE.shape[:-1]), SPACE)
+    assert normalised_entropy(uniform, SPACE) == pytest.approx(1.0, abs=1e-6)
+    one_hot = torch.zeros(SPACE.shape)
+    one_hot[:, [0, 2], 1] = 1.0
+    assert normalised_entropy(one_hot, SPACE) == 0.0
