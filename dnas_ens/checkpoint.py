@@ -1,9 +1,6 @@
-"""Files that survive a crash: atomic writes, tensors, whole training states, and the newest two of them.
+"""Whole training states that survive a crash, and the newest two of them.
 
-The save protocol is the one of torch.distributed.checkpoint and Lightning: write a temporary file in the
-same folder, flush, fsync, rename over the target, fsync the folder. Tensors are kept as safetensors and
-everything else as JSON; nothing is ever pickled, so loading a file cannot run code. torch is imported where
-it is used, so that the run folder's JSON half stays free of it.
+Tensors are kept as safetensors and everything else as JSON in the same file.
 """
 
 from __future__ import annotations
@@ -13,97 +10,18 @@ import json
 import math
 import os
 import re
-import secrets
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.errors import UserError
+from dnas_ens.files import tensors_to_bytes, unreadable, write_atomic
 
 if TYPE_CHECKING:
     import torch
 
 _FORMAT = "dnas_ens-state-1"
-
-
-def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell a user whose disk refuses a write."""
-    return UserError(
-        f"Cannot write {path}: {error.strerror or error}.",
-        "Free some space or make the folder writable, then run the command again.",
-    )
-
-
-def unreadable(path: Path, reason: object) -> UserError:
-    """What to tell a user whose file is missing or damaged."""
-    if isinstance(reason, OSError):
-        reason = reason.strerror or reason
-    return UserError(f"Cannot read {path}: {reason}.", "Check the path, or restore the file from a copy.")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file as a whole: a reader sees the old content or the new one, also after a crash.
-
-    Args:
-        path: The file; its folder is made where it is absent.
-        data: The whole content.
-
-    Raises:
-        UserError: The disk is full or the folder cannot be written; the old content is untouched.
-    """
-    path = Path(path)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        # The rename itself is only on the disk once its folder is.
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> bytes:
-    """Serialise tensors as safetensors; those that share memory or are not contiguous are copied first.
-
-    Args:
-        tensors: Tensors of any shape, on any device, by name.
-        metadata: Text stored beside them.
-
-    Returns:
-        The content of a .safetensors file.
-
-    Raises:
-        TypeError: A tensor is sparse, has no data, or is of a type that safetensors does not know.
-    """
-    import torch
-    from safetensors.torch import save
-
-    plain: dict[str, torch.Tensor] = {}
-    storages: set[int] = set()
-    for name, tensor in tensors.items():
-        if tensor.layout is not torch.strided or tensor.is_meta:
-            raise TypeError(f"{name} is sparse or without data, which a file cannot hold")
-        value = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-        storage = value.untyped_storage().data_ptr()
-        plain[name] = value.clone() if storage in storages else value
-        storages.add(storage)
-    try:
-        return save(plain, metadata=metadata)
-    except KeyError as error:
-        raise TypeError(f"a tensor is of the type {error}, which a file cannot hold") from error
 
 
 def save_state(path: Path, state: Any) -> str:

@@ -60,8 +60,8 @@ class EarlyOptions:
         Args:
             section: The one the file's fields belong to where it has no sections; None if it has both.
         """
-        from dnas_ens.cli import override
-        from dnas_ens.runs import read_json
+        from dnas_ens.config_file import override
+        from dnas_ens.files import read_json
 
         values = {} if self.config is None else read_json(self.config)
         if section is not None and not (isinstance(values, dict) and set(values) & {"search", "retrain"}):
@@ -105,7 +105,7 @@ def data_of_run(run: RunFolder) -> ImageData:
     Raises:
         UserError: If the images, labels or splits have changed since.
     """
-    from dnas_ens.cli import override
+    from dnas_ens.config_file import override
 
     config = override(DataConfig(), run.config["search"]["data"])
     data = load_configured_data(config)

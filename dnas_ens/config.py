@@ -119,6 +119,8 @@ class ObjectiveConfig:
     """Temperature at the first and the last step, linear in between."""
     drawn_members: int = 4
     """m, members drawn for each step."""
+    penalty_draws: int = 32
+    """Points of the star at which distances between architectures are penalised; they need no images."""
     passes: Literal["slices", "separate"] = "slices"
     """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes."""
     predictive_scale: float = 0.3
@@ -129,7 +131,7 @@ class ObjectiveConfig:
     """Draw this lambda only."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "drawn_members")
+        _require_positive(self, "drawn_members", "penalty_draws")
         require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
         require(
             0 < self.base_smoothing < 1,

@@ -3,79 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
 import json
 import os
-import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.checkpoint import CheckpointStore, tensors_to_bytes, unreadable, unwritable, write_atomic
+from dnas_ens.checkpoint import CheckpointStore
+from dnas_ens.environment import environment
 from dnas_ens.errors import UserError
-from dnas_ens.progress import MetricsLog
+from dnas_ens.files import as_json, read_json, unreadable, unwritable, write_json
+from dnas_ens.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
-    import torch
     from matplotlib.figure import Figure
 
 _ABSENT = object()
 _OTHER_FOLDER = "Name another folder with --run-dir"
-
-
-def write_json(path: Path, obj: Any) -> None:
-    """Write a JSON file atomically, indented and in the order given.
-
-    Args:
-        path: The file.
-        obj: What JSON can hold; tuples become lists, paths strings, and NumPy scalars numbers.
-
-    Raises:
-        ValueError: NaN or an infinity is in it, which JSON has no word for.
-    """
-    try:
-        text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be written: {error}") from error
-    write_atomic(path, (text + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file is missing or is not valid JSON.
-    """
-    try:
-        return json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise unreadable(path, error) from error
-
-
-def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None
-) -> None:
-    """Write tensors, such as a module's state_dict, atomically to one .safetensors file."""
-    write_atomic(path, tensors_to_bytes(tensors, metadata=metadata))
-
-
-def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Read the tensors of one .safetensors file.
-
-    Raises:
-        UserError: The file is missing or is not a valid safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path, device=str(device))
-    except (OSError, SafetensorError) as error:
-        raise unreadable(path, error) from error
 
 
 class RunFolder:
@@ -183,11 +129,11 @@ class RunFolder:
         return self.path / name
 
     def write_json(self, name: str, obj: Any) -> None:
-        """Write a JSON file of the folder; see `write_json`."""
+        """Write a JSON file of the folder; see `dnas_ens.files.write_json`."""
         write_json(self.file(name), obj)
 
     def read_json(self, name: str) -> Any:
-        """Read a JSON file of the folder; see `read_json`."""
+        """Read a JSON file of the folder; see `dnas_ens.files.read_json`."""
         return read_json(self.file(name))
 
     def checkpoints(self, name: str) -> CheckpointStore:
@@ -232,12 +178,12 @@ class RunFolder:
         self.close()
 
     def _write_section(self, section: str, config: Mapping[str, Any]) -> None:
-        self.config = {**self.config, section: _as_json(config)}
+        self.config = {**self.config, section: as_json(config)}
         self.write_json("config.json", self.config)
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool) -> None:
         stored = self.config.get(section, _ABSENT)
-        difference = _first_difference(stored, _as_json(config), section)
+        difference = _first_difference(stored, as_json(config), section)
         if difference is not None:
             field, there, asked = difference
             raise UserError(
@@ -249,53 +195,6 @@ class RunFolder:
                 f"{self.path} already holds a {section} of this configuration.",
                 f"Continue it with --resume. {_OTHER_FOLDER} to start afresh.",
             )
-
-
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """The machine and the software a command runs on, as env.json notes them."""
-    import torch
-
-    packages = ("dnas_ens", "torch", "torchvision", "numpy", "scipy", "scikit-learn", "safetensors")
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": list(command),
-        "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
-        "platform": platform.platform(),
-        "cpu": _cpu_model(),
-        "num_cpus": os.cpu_count(),
-        "cuda_device": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda,
-        "git_revision": _git_revision(Path(__file__).parent),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        match = None
-    return match[1] if match else platform.processor() or platform.machine()
-
-
-def _git_revision(folder: Path) -> str | None:
-    """The commit of the checkout that tracks the package, with -dirty where files differ from it."""
-    # An installed copy may lie inside somebody else's checkout; only a tracked one has a revision.
-    tracked = ("git", "ls-files", "--error-unmatch", Path(__file__).name)
-    describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
-    try:
-        subprocess.run(tracked, cwd=folder, check=True, capture_output=True, timeout=10)
-        done = subprocess.run(describe, cwd=folder, check=True, capture_output=True, timeout=10, text=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _lock(folder: Path) -> int:
@@ -397,19 +296,3 @@ def _shown(value: Any) -> str:
     if value is _ABSENT:
         return "absent"
     return "given" if isinstance(value, dict) else json.dumps(value)
-
-
-def _as_json(config: Mapping[str, Any]) -> Any:
-    return json.loads(json.dumps(config, allow_nan=False, default=_plain))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Path):
-        return str(value)
-    if hasattr(value, "item"):
-        return value.item()
-    raise TypeError(f"{value!r} cannot be written as JSON")
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")

@@ -19,8 +19,9 @@ import numpy as np
 import tyro
 from tyro.conf import Positional
 
-from dnas_ens.cli import override, parse, run_main
+from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run
+from dnas_ens.config_file import override
 
 PROG = "python experiments/compare_ensembles.py"
 BASELINE = "baselines/deep-ensemble-of-base"
@@ -56,16 +57,16 @@ def main(argv: list[str]) -> None:
     comparison = parse(
         Comparison, argv, prog=PROG, description=__doc__ or "", default=Comparison(run_dir=tyro.MISSING)
     )
-    from dnas_ens.checkpoint import write_atomic
     from dnas_ens.config import RetrainConfig
     from dnas_ens.device import resolve_device
     from dnas_ens.errors import UserError
     from dnas_ens.evaluate.predictions import Predictions
     from dnas_ens.evaluate.run import predict_folder, write_tables
     from dnas_ens.evaluate.tables import best_single, ensemble_row, result_rows, to_csv, to_markdown
+    from dnas_ens.files import write_atomic, write_json
     from dnas_ens.genotype import Genotype
     from dnas_ens.retrain.members import train_members
-    from dnas_ens.runs import RunFolder, write_json
+    from dnas_ens.runs import RunFolder
 
     device = resolve_device(comparison.device)
     with RunFolder.open(comparison.run_dir, command=[*PROG.split(), *argv]) as run:
@@ -135,7 +136,7 @@ def main(argv: list[str]) -> None:
 
 def training_seconds(folder: Path) -> list[float]:
     """Return the CPU seconds of every member of an ensemble's folder."""
-    from dnas_ens.runs import read_json
+    from dnas_ens.files import read_json
 
     members = read_json(folder / "ensemble.json")["members"]
     return [

@@ -73,9 +73,9 @@ def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> di
 
     from dnas_ens.analysis.diversity import evaluate_members
     from dnas_ens.data import load_data
+    from dnas_ens.files import write_json
     from dnas_ens.genotype import load_genotype
     from dnas_ens.inference import predict_log_probs
-    from dnas_ens.runs import write_json
     from dnas_ens.search.candidates import inherited_networks
     from dnas_ens.search.discretise import discretise
     from dnas_ens.search.draws import Draw
@@ -235,7 +235,7 @@ def main(argv: list[str]) -> None:
         description=__doc__ or "",
         default=Study(),
     )
-    from dnas_ens.runs import environment
+    from dnas_ens.environment import environment
 
     log = study.output.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,9 @@ from safetensors import safe_open
 from torch import nn
 
 from dnas_ens import checkpoint
-from dnas_ens.checkpoint import CheckpointStore, load_state, save_state, tensors_to_bytes, write_atomic
+from dnas_ens.checkpoint import CheckpointStore, load_state, save_state
 from dnas_ens.errors import UserError
+from dnas_ens.files import tensors_to_bytes
 
 ROOT = Path(checkpoint.__file__).parents[1]
 DTYPES = (
@@ -355,7 +356,7 @@ def kill_at(point):
     seen = 0
     def trace(frame, event, argument):
         nonlocal seen
-        if not frame.f_code.co_filename.endswith("checkpoint.py"):
+        if not frame.f_code.co_filename.endswith(("checkpoint.py", "files.py")):
             return None
         if event == "line" and frame.f_code.co_name in ("write_atomic", "save", "_drop_all_but"):
             seen += 1
@@ -398,71 +399,6 @@ def test_killed_at_any_line_of_saving_the_newest_valid_state_loads(tmp_path: Pat
     done = run_python(KILLED_WHILE_SAVING, str(tmp_path / "checkpoints"))
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
-
-
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from dnas_ens.checkpoint import write_atomic
-from dnas_ens.errors import UserError
-
-path = Path(sys.argv[1])
-write_atomic(path, b"old")
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-try:
-    write_atomic(path, b"new" * 1000)
-except UserError as error:
-    print(error.cause)
-assert path.read_bytes() == b"old"
-assert list(path.parent.iterdir()) == [path]
-assert "torch" not in sys.modules
-"""
-
-
-def test_a_full_disk_is_told_and_the_old_file_survives(tmp_path: Path) -> None:
-    done = run_python(FULL_DISK, str(tmp_path / "a.json"))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"Cannot write {tmp_path / 'a.json'}: File too large")
-
-
-def test_write_atomic_makes_folders_and_honours_the_umask(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b" / "c.txt"
-    write_atomic(path, b"x")
-    (tmp_path / "plain.txt").write_bytes(b"x")
-    assert path.read_bytes() == b"x"
-    assert path.stat().st_mode == (tmp_path / "plain.txt").stat().st_mode
-    with pytest.raises(UserError, match="Cannot write"):
-        write_atomic(path / "below-a-file.txt", b"x")
-
-
-def test_a_reader_sees_the_old_content_or_the_new(tmp_path: Path) -> None:
-    write_atomic(tmp_path / "a", b"old")
-    with open(tmp_path / "a", "rb") as reader:
-        write_atomic(tmp_path / "a", b"new")
-        assert reader.read() == b"old"
-    assert (tmp_path / "a").read_bytes() == b"new"
-
-
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
-def test_content_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, os.replace
-
-    def watched_fsync(descriptor: int) -> None:
-        calls.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def watched_replace(source: Path, target: Path) -> None:
-        calls.append(("replace", str(target)))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(os, "replace", watched_replace)
-    write_atomic(tmp_path / "a", b"new")
-    (first, temporary), *rest = calls
-    assert first == "fsync"
-    assert Path(temporary).parent == tmp_path
-    assert rest == [("replace", str(tmp_path / "a")), ("fsync", str(tmp_path))]
 
 
 def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -8,13 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pytest
 import tyro
 
 from dnas_ens import cli
-from dnas_ens.cli import load_config_file, override, parse, pop_option, run_main
+from dnas_ens.cli import parse, pop_option, run_main
 from dnas_ens.config import SearchConfig
 from dnas_ens.errors import UserError
 
@@ -58,10 +57,6 @@ class Search:
     """Which penalty."""
     operations: tuple[str, ...] = ("skip",)
     """Candidate operations."""
-    nodes: Literal[1, 4] = 4
-    """Nodes of a cell."""
-    pairs: tuple[tuple[str, int], ...] = ()
-    """Edges."""
     bilevel: tyro.conf.OmitArgPrefixes[Bilevel] = field(default_factory=Bilevel)
     late: Late = field(default_factory=Late)
 
@@ -98,7 +93,7 @@ def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def test_importing_does_not_import_torch() -> None:
-    script = "import sys, tyro, dnas_ens.cli, dnas_ens.runs; sys.exit('torch' in sys.modules)"
+    script = "import sys, tyro, dnas_ens.cli, dnas_ens.commands; sys.exit('torch' in sys.modules)"
     assert run_python(script).returncode == 0
 
 
@@ -303,78 +298,6 @@ def test_option_read_ahead_names_the_nearest_choice() -> None:
     assert remedy == "Did you mean paper? There are fast, paper."
     _, remedy = refused(lambda: pop_option(["--preset", "xyz"], "--preset", "a", choices=("fast", "paper")))
     assert remedy == "There are fast, paper."
-
-
-def test_a_configuration_file_replaces_what_it_names(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    default = Search(seed=4, bilevel=Bilevel(second_order=True))
-    values = {
-        "bilevel": {"epochs": 9, "temperature": [2, 1.5]},
-        "data_root": "x/y",
-        "limit": None,
-        "operations": ["a", "b"],
-        "pairs": [["a", 1], ["b", 2]],
-        "penalty": "none",
-    }
-    path.write_text(json.dumps(values))
-    loaded = load_config_file(path, default)
-    assert loaded == Search(
-        seed=4,
-        data_root=Path("x/y"),
-        operations=("a", "b"),
-        pairs=(("a", 1), ("b", 2)),
-        penalty="none",
-        bilevel=Bilevel(epochs=9, temperature=(2.0, 1.5), second_order=True),
-    )
-    # 2 reads as 2.0 where a number with decimals is meant, so that the stored configuration is the same.
-    assert [type(value) for value in loaded.bilevel.temperature] == [float, float]
-    assert default == Search(seed=4, bilevel=Bilevel(second_order=True))
-    path.write_text("{}")
-    assert load_config_file(path, default) == default
-
-
-@pytest.mark.parametrize(
-    ("values", "cause", "remedy"),
-    [
-        ({"sed": 1}, "Unknown field sed in", "Did you mean seed?"),
-        ({"bilevel": {"epoch": 1}}, "Unknown field bilevel.epoch in", "Did you mean bilevel.epochs?"),
-        ({"epochs": 1}, "Unknown field epochs in", "Did you mean bilevel.epochs?"),
-        ({"xyzzy": 1}, "Unknown field xyzzy in", "There are seed, batch_size,"),
-        ({"seed": "x"}, 'seed is "x" in', "Make it a whole number."),
-        ({"seed": 1.5}, "seed is 1.5 in", "Make it a whole number."),
-        ({"seed": True}, "seed is true in", "Make it a whole number."),
-        ({"seed": None}, "seed is null in", "Make it a whole number."),
-        ({"limit": "x"}, 'limit is "x" in', "Make it a whole number or null."),
-        ({"data_root": 3}, "data_root is 3 in", "Make it a path or null."),
-        ({"penalty": "jss"}, 'penalty is "jss" in', 'Make it one of "js", "none".'),
-        ({"nodes": True}, "nodes is true in", "Make it one of 1, 4."),
-        ({"operations": "skip"}, 'operations is "skip" in', "Make it a list, each item a string."),
-        ({"operations": ["a", 1]}, "operations[1] is 1 in", "Make it a string."),
-        ({"pairs": [["a"]]}, 'pairs[0] is ["a"] in', "Make it a list of 2: a string, a whole number."),
-        ({"bilevel": 3}, "bilevel is 3 in", "Make it an object of fields."),
-        ({"bilevel": {"second_order": 1}}, "bilevel.second_order is 1 in", "Make it true or false."),
-        ({"bilevel": {"learning_rate": "x"}}, 'bilevel.learning_rate is "x" in', "Make it a number."),
-        ({"bilevel": {"learning_rate": True}}, "bilevel.learning_rate is true in", "Make it a number."),
-        ({"bilevel": {"temperature": [1]}}, "bilevel.temperature is [1] in", "Make it a list of 2: a number"),
-        ({"bilevel": {"epochs": 0}}, "--epochs is 0.", "Give --epochs 1 or more."),
-        ([1], "the whole is [1] in", "Make it an object of fields."),
-    ],
-)
-def test_a_field_that_does_not_fit_is_named(tmp_path: Path, values: Any, cause: str, remedy: str) -> None:
-    path = tmp_path / "a.json"
-    path.write_text(json.dumps(values))
-    said, advised = refused(lambda: load_config_file(path, Search()))
-    assert said.startswith(cause)
-    assert advised.startswith(remedy)
-    assert str(path) in said or "--epochs" in said
-    refused(lambda: override(Search(), values))
-
-
-def test_a_missing_or_malformed_configuration_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    assert str(path) in refused(lambda: load_config_file(path, Search()))[0]
-    path.write_text("{")
-    assert str(path) in refused(lambda: load_config_file(path, Search()))[0]
 
 
 MAIN = """

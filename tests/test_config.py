@@ -2,7 +2,6 @@ import json
 
 import pytest
 
-from dnas_ens.cli import override
 from dnas_ens.config import (
     RetrainConfig,
     SearchConfig,
@@ -11,6 +10,7 @@ from dnas_ens.config import (
     to_dict,
     with_fields,
 )
+from dnas_ens.config_file import override
 from dnas_ens.errors import UserError
 from dnas_ens.search_space import SearchSpace
 

@@ -1,28 +1,24 @@
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
-from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dnas_ens import runs
 from dnas_ens.errors import UserError
-from dnas_ens.runs import RunFolder, load_tensors, read_json, save_tensors, write_json
+from dnas_ens.files import read_json
+from dnas_ens.runs import RunFolder
 
 ROOT = Path(runs.__file__).parents[1]
 CONFIG: dict[str, Any] = {
@@ -49,59 +45,6 @@ def start_python(script: str, *arguments: str, folder: Path | None = None) -> su
 def test_importing_does_not_import_torch() -> None:
     with start_python("import sys, dnas_ens.runs; sys.exit('torch' in sys.modules)") as process:
         assert process.wait(30) == 0
-
-
-def test_json_keeps_order_and_plain_values(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "a.json"
-    write_json(path, {"z": (1, 2.5), "a": Path("x/y"), "n": np.float64(0.1), "é": None})
-    assert list(read_json(path).items()) == [("z", [1, 2.5]), ("a", "x/y"), ("n", 0.1), ("é", None)]
-    assert path.read_text("utf-8").startswith('{\n  "z": [\n')
-    write_json(path, [])
-    assert read_json(path) == []
-    assert os.listdir(path.parent) == ["a.json"]
-
-
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("nan")])
-def test_json_refuses_nan_and_leaves_the_old_file(tmp_path: Path, number: Any) -> None:
-    write_json(tmp_path / "a.json", 1)
-    with pytest.raises(ValueError, match=r"a\.json"):
-        write_json(tmp_path / "a.json", {"loss": [number]})
-    assert read_json(tmp_path / "a.json") == 1
-    with pytest.raises(TypeError, match="object"):
-        write_json(tmp_path / "a.json", object())
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[NaN]", b"\xff\xfe\xfa", b"[" * 100_000])
-def test_malformed_json_is_a_users_error(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.json"
-    with pytest.raises(UserError, match="No such file"):
-        read_json(path)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"Cannot read .*a\.json"):
-        read_json(path)
-
-
-def test_tensors_round_trip(tmp_path: Path) -> None:
-    weight = torch.randn(4, 3)
-    tensors = {"weight": weight, "tied": weight, "transposed": weight.T, "half": weight.bfloat16()}
-    save_tensors(tmp_path / "a.safetensors", tensors, metadata={"kind": "supernet"})
-    loaded = load_tensors(tmp_path / "a.safetensors")
-    assert loaded.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert loaded[name].dtype == tensor.dtype
-        assert torch.equal(loaded[name], tensor)
-    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
-        assert file.metadata() == {"kind": "supernet"}
-
-
-@pytest.mark.parametrize("content", [b"", b"abc", (2**40).to_bytes(8, "little") + b"{}"])
-def test_unreadable_tensors_are_a_users_error(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "a.safetensors"
-    with pytest.raises(UserError, match=r"Cannot read .*a\.safetensors"):
-        load_tensors(path)
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"Cannot read .*a\.safetensors"):
-        load_tensors(path)
 
 
 def test_folders_are_numbered_afresh(tmp_path: Path) -> None:
@@ -315,48 +258,6 @@ def test_env_holds_an_entry_a_command(tmp_path: Path) -> None:
     for entry in entries:
         assert entry["data"] == {"name": "digits"}
         assert entry["python"] == platform.python_version()
-        assert entry["packages"]["torch"] == importlib.metadata.version("torch")
-        assert entry["packages"]["numpy"] == np.__version__
-        assert entry["num_cpus"] == os.cpu_count()
-        assert entry["cpu"]
-        assert entry["time"].endswith("+00:00")
-        assert (entry["cuda_device"] is not None) == torch.cuda.is_available()
     with RunFolder.open(tmp_path) as run:
         run.write_env()
     assert read_json(tmp_path / "env.json")[-1]["command"] == sys.argv
-
-
-def test_git_revision_is_the_tracked_checkouts(tmp_path: Path) -> None:
-    def git(*arguments: str) -> str:
-        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-        done = subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    assert runs._git_revision(tmp_path) is None
-    git("init", "--quiet")
-    (tmp_path / "other.py").write_text("x")
-    git("add", "other.py")
-    git("commit", "--quiet", "-m", "a", "--no-verify")
-    (tmp_path / "runs.py").write_text("x")
-    # A checkout that does not track the package is somebody else's.
-    assert runs._git_revision(tmp_path) is None
-    git("add", "runs.py")
-    git("commit", "--quiet", "-m", "b", "--no-verify")
-    git("tag", "v1", "-m", "tag")
-    assert runs._git_revision(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "runs.py").write_text("y")
-    assert runs._git_revision(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
-
-
-def test_threads_write_one_file_without_mixing(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    contents = [[number] * 2000 for number in range(4)]
-    threads = [threading.Thread(target=write_json, args=(path, content)) for content in contents]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert read_json(path) in contents
-    assert os.listdir(tmp_path) == ["a.json"]

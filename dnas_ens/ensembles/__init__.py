@@ -9,14 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dnas_ens.ensembles.ensemble import Ensemble, Preprocessing, load
+    from dnas_ens.ensembles.ensemble import Ensemble, load
+    from dnas_ens.ensembles.preprocessing import Preprocessing
     from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 
 __all__ = ["Ensemble", "Preprocessing", "exhaustive_selection", "greedy_selection", "load"]
 
 _HOME = {
     "Ensemble": "ensemble",
-    "Preprocessing": "ensemble",
+    "Preprocessing": "preprocessing",
     "exhaustive_selection": "selection",
     "greedy_selection": "selection",
     "load": "ensemble",

@@ -5,11 +5,9 @@ Legend: B batch, M members, N images, K classes, C channels, H x W.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,81 +24,11 @@ from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
 from dnas_ens.data.normalisation import normalise
 from dnas_ens.device import resolve_device
+from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, check_images
+from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.errors import UserError
 from dnas_ens.inference import EVALUATION_BATCH
 from dnas_ens.nn.network import Network
-from dnas_ens.runs import load_tensors, read_json, save_tensors, write_json
-
-MANIFEST = "ensemble.json"
-_GIVE_PREPROCESSING = "Build the ensemble with preprocessing=Preprocessing(...)."
-#: The kind of a member that only its owner can build, such as a torchvision network.
-EXTERNAL = {"kind": "external"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """What turns an image file into a member's input.
-
-    Args:
-        image_size: H = W in pixels: the short side is resized to it and the centre cropped.
-        num_channels: C, 1 or 3.
-        mean: C means of the training pixels, in [0, 1].
-        std: C standard deviations of the training pixels, in the same unit, above 0.
-
-    Raises:
-        UserError: If a number is out of range, or there are not C means and deviations.
-    """
-
-    image_size: int
-    num_channels: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        statistics = (*self.mean, *self.std)
-        if not (
-            type(self.image_size) is int
-            and self.image_size > 0
-            and self.num_channels in (1, 3)
-            and len(self.mean) == len(self.std) == self.num_channels
-            and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
-            and min(self.std) > 0
-        ):
-            raise UserError(
-                f"The preprocessing {self} is not possible.",
-                "Give a size above 0, 1 or 3 channels, and a finite mean and a deviation above 0 for each.",
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as ensemble.json holds them: image_size, channels, mean, std."""
-        return {
-            "image_size": self.image_size,
-            "channels": self.num_channels,
-            "mean": list(self.mean),
-            "std": list(self.std),
-        }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Build from what `to_dict` returned; other keys are ignored.
-
-        Raises:
-            UserError: If a field is missing or out of range.
-        """
-        try:
-            return cls(
-                image_size=fields["image_size"],
-                num_channels=fields["channels"],
-                mean=tuple(fields["mean"]),
-                std=tuple(fields["std"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"The preprocessing lacks or misspells a field ({error!r}).",
-                "Give image_size, channels, mean and std as an ensemble's save writes them.",
-            ) from error
 
 
 class Ensemble(nn.Module):
@@ -213,7 +141,7 @@ class Ensemble(nn.Module):
         if isinstance(images, Split):
             images = images.images
         pixels = images if isinstance(images, Tensor) else torch.tensor(images)
-        _check_images(pixels, self.preprocessing)
+        check_images(pixels, self.preprocessing)
         _check_batch_size(batch_size)
         if device is not None:
             self.to(resolve_device(device) if isinstance(device, str) else device)
@@ -298,7 +226,7 @@ class Ensemble(nn.Module):
         if isinstance(paths, str | Path):
             raise UserError(f"predict was given the single path {paths}.", f"Give a list: [{str(paths)!r}].")
         if self.preprocessing is None:
-            raise UserError("The ensemble does not know how its members want images.", _GIVE_PREPROCESSING)
+            raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
         _check_batch_size(batch_size)
         read = partial(
             read_image,
@@ -352,28 +280,14 @@ class Ensemble(nn.Module):
         Raises:
             UserError: An ensemble lies there already, or the disk is full or can not be written.
         """
-        folder = Path(folder)
-        manifest = folder / MANIFEST
-        if manifest.exists() and not overwrite:
-            raise UserError(
-                f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True."
-            )
-        entries = []
-        for index, member in enumerate(self.members):
-            file = f"members/{index}/model.safetensors"
-            save_tensors(folder / file, member.state_dict())
-            spec = member.spec() if isinstance(member, Network) else EXTERNAL
-            entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
-        write_json(
-            manifest,
-            {
-                "classes": None if self.classes is None else list(self.classes),
-                **({} if self.preprocessing is None else self.preprocessing.to_dict()),
-                "members": entries,
-                "weights": self.weights.double().tolist(),
-                "temperature": float(self.temperature),
-            },
+        stored = StoredEnsemble(
+            members=list(self.members),
+            weights=self.weights.double().tolist(),
+            temperature=float(self.temperature),
+            classes=self.classes,
+            preprocessing=self.preprocessing,
         )
+        write_ensemble(Path(folder), stored, overwrite=overwrite)
 
     @classmethod
     def load(cls, folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
@@ -391,25 +305,13 @@ class Ensemble(nn.Module):
             UserError: ensemble.json is missing or malformed, a file lies outside the folder, is missing or
                 damaged, or does not fit its member, or modules are missing.
         """
-        folder = Path(folder)
-        manifest = _read_manifest(folder)
-        paths = [_member_file(folder, entry) for entry in manifest["members"]]
-        modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
-        for path, module in zip(paths, modules, strict=True):
-            try:
-                module.load_state_dict(load_tensors(path))
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())
-                raise UserError(
-                    f"{path} does not fit its member: {reason[:300]}.",
-                    "Give modules of the architecture that was saved, in the order it was saved in.",
-                ) from error
+        stored = read_ensemble(Path(folder), members=members)
         return cls(
-            modules,
-            weights=manifest["weights"],
-            temperature=manifest["temperature"],
-            classes=manifest["classes"],
-            preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
+            stored.members,
+            weights=stored.weights,
+            temperature=stored.temperature,
+            classes=stored.classes,
+            preprocessing=stored.preprocessing,
         ).eval()
 
 
@@ -448,110 +350,3 @@ def _check_weights(weights: Sequence[float] | np.ndarray | Tensor | None, num_me
 def _check_batch_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"The batch size is {batch_size}.", "Give a number of images from 1 up.")
-
-
-def _check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:
-    """Refuse images (N, C, H, W) that the members can not have been trained on."""
-    shape = tuple(images.shape)
-    if images.ndim != 4 or images.numel() == 0:
-        raise UserError(f"The images have shape {shape}.", "Give at least one image, as (N, C, H, W).")
-    if images.dtype == torch.uint8:
-        if preprocessing is None:
-            raise UserError("uint8 images must be normalised, but it is not known how.", _GIVE_PREPROCESSING)
-        if shape[2:] != (preprocessing.image_size,) * 2:
-            raise UserError(
-                f"The images are {shape[2]}x{shape[3]}, the ensemble's {preprocessing.image_size} squared.",
-                "Load the data with the image size that the members were trained on.",
-            )
-    elif not images.is_floating_point():
-        raise UserError(f"The images are {images.dtype}.", "Give uint8 images, or normalised float images.")
-    elif not images.isfinite().all():
-        raise UserError("The images hold values that are not finite.", "Look for NaN in what made them.")
-    if preprocessing is not None and shape[1] != preprocessing.num_channels:
-        raise UserError(
-            f"The images have {shape[1]} channels, the ensemble's have {preprocessing.num_channels}.",
-            "Convert the images, or use an ensemble that was trained on such images.",
-        )
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Read and check ensemble.json."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(
-            f"{folder} holds no ensemble: there is no {MANIFEST}.",
-            "Name a folder that an ensemble was saved in, or a run folder whose members are trained.",
-        )
-    manifest = read_json(path)
-    fields = manifest if isinstance(manifest, dict) else {}
-    members, weights, classes = (fields.get(key) for key in ("members", "weights", "classes"))
-    temperature = fields.get("temperature", 1.0)
-    valid = {
-        "members": isinstance(members, list)
-        and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("file"), str)
-            and isinstance(entry.get("spec"), dict)
-            for entry in members
-        ),
-        "weights": weights is None or _is_list_of(weights, int, float),
-        "temperature": _is_list_of([temperature], int, float),
-        "classes": classes is None or _is_list_of(classes, str),
-    }
-    wrong = [key for key, good in valid.items() if not good]
-    if wrong:
-        raise UserError(
-            f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
-        )
-    return {**fields, "weights": weights, "classes": classes, "temperature": temperature}
-
-
-def _is_list_of(values: object, *kinds: type) -> bool:
-    return isinstance(values, list) and all(type(value) in kinds for value in values)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """Return a member's file, which must lie in the folder and have the SHA-256 that is noted, if one is."""
-    file = str(entry["file"])
-    path = folder / file
-    if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
-        raise UserError(
-            f"{folder / MANIFEST} names the file {file!r}, which lies outside the folder.",
-            "Do not use this folder unless you trust where it is from; name files inside it.",
-        )
-    if not path.is_file():
-        raise UserError(f"The member file {path} is missing.", "Restore it from a copy, or train it again.")
-    if entry.get("sha256") not in (None, _sha256(path)):
-        raise UserError(
-            f"{path} is not the file that {MANIFEST} was written for: its SHA-256 differs.",
-            "It is damaged or was replaced: restore it from a copy, or save the ensemble again.",
-        )
-    return path
-
-
-def _build_members(
-    folder: Path, specs: Sequence[Mapping[str, Any]], members: Sequence[nn.Module] | None
-) -> list[nn.Module]:
-    """Return a module for every spec: given ones, and networks built for those of our kind."""
-    given = list(members or [])
-    if len(given) == len(specs):
-        return given
-    num_external = sum(spec == EXTERNAL for spec in specs)
-    if len(given) != num_external:
-        raise UserError(
-            f"{folder} holds {len(specs)} members, {num_external} of them external; {len(given)} were given.",
-            f"Load it with members=[...] that holds {num_external} fresh modules, in the order of saving.",
-        )
-    fresh = iter(given)
-    try:
-        return [next(fresh) if spec == EXTERNAL else Network.from_spec(dict(spec)) for spec in specs]
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(
-            f"{folder / MANIFEST} describes a network that can not be built ({error}).",
-            "Save the ensemble again.",
-        ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dnas_ens.checkpoint import unreadable, write_atomic
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.files import unreadable, write_atomic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,8 @@ class Predictions:
             UserError: If the file is missing or damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            # Opened here, for numpy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 stored = {name: arrays[name] for name in arrays.files}
             return cls(
                 **{
@@ -70,7 +72,7 @@ class Predictions:
                     "parameters": stored["parameters"].tolist(),
                 }
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise unreadable(path, error) from error
 
 

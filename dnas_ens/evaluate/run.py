@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from dnas_ens.checkpoint import write_atomic
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.tables import result_rows, to_csv, to_markdown
-from dnas_ens.runs import write_json
+from dnas_ens.files import write_atomic, write_json
 
 
 def predict_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:

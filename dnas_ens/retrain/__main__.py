@@ -9,9 +9,10 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dnas_ens.cli import override, parse, run_main
+from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run, print_next, print_resolved
 from dnas_ens.config import RetrainConfig, retrain_preset, to_dict
+from dnas_ens.config_file import override
 
 PROG = "python -m dnas_ens.retrain"
 
@@ -34,7 +35,8 @@ class RetrainCommand:
 def main(argv: list[str]) -> None:
     """Run the command."""
     from dnas_ens.cli import pop_option
-    from dnas_ens.runs import RunFolder, read_json
+    from dnas_ens.files import read_json
+    from dnas_ens.runs import RunFolder
 
     preset, rest = pop_option(argv, "--preset", None)
     config_file, rest = pop_option(rest, "--config", None)
@@ -84,7 +86,7 @@ def main(argv: list[str]) -> None:
 
 def _stored_preset(argv: list[str]) -> str:
     """Return the preset of the search whose run folder is named on the command line."""
-    from dnas_ens.runs import read_json
+    from dnas_ens.files import read_json
 
     for argument in argv:
         path = Path(argument) / "config.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from dnas_ens.checkpoint import CheckpointStore
 from dnas_ens.config import RetrainConfig, to_dict
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
-from dnas_ens.ensembles.ensemble import Ensemble, Preprocessing
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
 from dnas_ens.inference import predict_log_probs
+from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.stack import SMALL_IMAGE
-from dnas_ens.progress import MetricsLog, Progress
-from dnas_ens.runs import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.progress import Progress
 from dnas_ens.training import MemberSeeds, cosine_learning_rate, drop_path_at, require_finite, train_epoch
 
 
@@ -165,12 +168,15 @@ def train_member(
         }
 
     labels = training.val.labels.cpu().numpy()
-    with Progress(
-        recipe.epochs,
-        description=f"member {index + 1} of {num_members}",
-        steps_per_epoch=training.steps_per_epoch,
-        initial_epoch=training.epoch,
-    ) as progress:
+    with (
+        nullcontext() if log is None else closing(log),
+        Progress(
+            recipe.epochs,
+            description=f"member {index + 1} of {num_members}",
+            steps_per_epoch=training.steps_per_epoch,
+            initial_epoch=training.epoch,
+        ) as progress,
+    ):
         while training.epoch < recipe.epochs:
             scalars = training.run_epoch(progress)
             # Measured at the quarters only: the last state is the member whatever val says on the way.
@@ -182,8 +188,6 @@ def train_member(
                 step = training.epoch * training.steps_per_epoch
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
                 store.save(training.epoch, {"training": training.state_dict(), "seconds": seconds()})
-    if log is not None:
-        log.close()
     probs = training.val_probs()
     description = {
         "index": index,

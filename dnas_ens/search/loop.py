@@ -21,7 +21,12 @@ from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_
 from dnas_ens.search.divergence import pairwise_architecture_distance
 from dnas_ens.search.draws import Draw, draw_members
 from dnas_ens.search.hypernetwork import build_hypernetwork
-from dnas_ens.search.objective import diversity_penalty, likelihood_nll, needs_same_images
+from dnas_ens.search.objective import (
+    diversity_penalty,
+    likelihood_nll,
+    needs_same_images,
+    predictive_penalty,
+)
 from dnas_ens.search.relaxation import (
     add_auxiliary_skip,
     genotype_logits,
@@ -143,10 +148,10 @@ class SearchLoop:
 
     # One step
 
-    def _draw(self) -> Draw:
+    def _draw(self, num_members: int | None = None) -> Draw:
         objective, hyper = self.config.objective, self.config.hypernetwork
         return draw_members(
-            objective.drawn_members,
+            num_members or objective.drawn_members,
             num_directions=hyper.directions,
             max_lambda=hyper.max_lambda,
             margin=hyper.lambda_margin,
@@ -199,8 +204,13 @@ class SearchLoop:
         logits = self._member_logits(images, mixtures, same_images=False)
         return likelihood_nll("member", logits, labels.unflatten(0, (len(mixtures), -1)))
 
-    def _objective(self, images: Tensor, labels: Tensor, draw: Draw, *, noise_seed: int) -> Tensor:
-        """Return L_val + c * penalty of drawn members."""
+    def _objective(
+        self, images: Tensor, labels: Tensor, draw: Draw, penalty_draw: Draw, *, noise_seed: int
+    ) -> Tensor:
+        """Return L_val of the drawn members + c * the penalty on their similarity.
+
+        Distances between architectures need no images, so they are penalised at many more points of the star.
+        """
         objective = self.config.objective
         same = needs_same_images(objective.likelihood, objective.penalty)
         mixtures = self._relaxed(draw, noise_seed=noise_seed)
@@ -213,20 +223,20 @@ class SearchLoop:
         loss = likelihood_nll(objective.likelihood, logits, targets)
         if objective.penalty == "none":
             return loss
-        alpha, beta = self.hypernetwork(draw.lam, draw.direction, detach_base=True)
+        alpha, beta = self.hypernetwork(penalty_draw.lam, penalty_draw.direction, detach_base=True)
         overlap = objective.penalty == "edge-overlap"
         penalty = diversity_penalty(
             objective.penalty,
             distributions=mixture_distribution(
                 alpha, beta, self.space, temperature=self.distribution_temperature()
             ),
-            samples=mixtures,
+            samples=self._relaxed(penalty_draw, noise_seed=noise_seed + 1, detach_base=True),
             base=self.given_edges if overlap and self.given_edges is not None else self.reference(),
-            draw=draw,
+            draw=penalty_draw,
             space=self.space,
-            logits=logits if "js-predictive" in objective.penalty else None,
-            predictive_scale=objective.predictive_scale,
         )
+        if "js-predictive" in objective.penalty:
+            penalty = penalty + predictive_penalty(logits, draw, scale=objective.predictive_scale)
         self.totals["penalty"] += penalty.detach()
         return loss + self._between(objective.penalty_weight, self.progress) * penalty
 
@@ -236,9 +246,10 @@ class SearchLoop:
 
     def _architecture_step(self, batch: tuple[Tensor, Tensor], training_batch: tuple[Tensor, Tensor]) -> None:
         draw, seed = self._draw(), self._noise_seed()
+        penalty_draw = self._draw(self.config.objective.penalty_draws)
 
         def validation_loss() -> Tensor:
-            return self._objective(*batch, draw, noise_seed=seed)
+            return self._objective(*batch, draw, penalty_draw, noise_seed=seed)
 
         if self.config.bilevel.second_order:
             training_draw, training_seed = self._draw(), self._noise_seed()

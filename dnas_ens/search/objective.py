@@ -154,6 +154,21 @@ def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space
     return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
 
 
+def predictive_penalty(logits: Tensor, draw: Draw, *, scale: float) -> Tensor:
+    """Return the pair penalty on predicted class distributions, the predictive part of ``js-predictive``.
+
+    Equation: mean_{i<j} relu(scale * target_ij - J_ij)^2 with J_ij the mean over images of the Jensen-Shannon
+    distance between the members' predictions.
+
+    Args:
+        logits: (m, B, K) on the same images.
+        draw: The m points of the members.
+        scale: Predictive distance asked for per unit of lambda.
+    """
+    distances = pairwise_predictive_distance(logits.log_softmax(-1))
+    return pair_penalty(distances, scale * pair_targets(draw))
+
+
 def diversity_penalty(
     kind: Penalty,
     *,
@@ -162,20 +177,16 @@ def diversity_penalty(
     base: Tensor,
     draw: Draw,
     space: SearchSpace,
-    logits: Tensor | None = None,
-    predictive_scale: float = 1.0,
 ) -> Tensor:
-    """Return the penalty of the given kind, a scalar.
+    """Return the part of a penalty that reads architectures alone, a scalar.
 
     Args:
-        kind: Which one; the joint kind adds the pair terms of both.
+        kind: Which one. ``js-predictive`` keeps the term to the base alone, see ``predictive_penalty``.
         distributions: (m, T, E, O) natural distributions of the drawn members.
         samples: (m, T, E, O) relaxed samples (equal to the distributions for the softmax relaxation).
         base: (T, E, O) natural distribution of the base; 1 on the base's triples for ``edge-overlap``.
         draw: The m points.
         space: The space.
-        logits: (m, B, K) on the same images, for the predictive kinds.
-        predictive_scale: Predictive distance asked for per unit of lambda.
     """
     if kind == "none":
         return distributions.new_zeros(())
@@ -184,12 +195,7 @@ def diversity_penalty(
     if kind == "edge-overlap":
         return edge_overlap_penalty(samples, base, draw.lam, space)
     penalty = base_penalty(distributions, base, draw.lam, space)
-    targets = pair_targets(draw)
     if "js-pairwise" in kind:
-        penalty = penalty + pair_penalty(pairwise_architecture_distance(distributions, space), targets)
-    if "js-predictive" in kind:
-        if logits is None:
-            raise ValueError("The predictive penalty needs the members' logits on the same images.")
-        distances = pairwise_predictive_distance(logits.log_softmax(-1))
-        penalty = penalty + pair_penalty(distances, predictive_scale * targets)
+        distances = pairwise_architecture_distance(distributions, space)
+        penalty = penalty + pair_penalty(distances, pair_targets(draw))
     return penalty

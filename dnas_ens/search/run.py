@@ -179,7 +179,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
 
 
 def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
-    from dnas_ens.runs import save_tensors
+    from dnas_ens.files import save_tensors
 
     save_tensors(run.file("hypernetwork.safetensors"), loop.hypernetwork.state_dict())
     save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())

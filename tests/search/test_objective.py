@@ -18,6 +18,7 @@ from dnas_ens.search.objective import (
     needs_same_images,
     pair_penalty,
     pair_targets,
+    predictive_penalty,
 )
 from dnas_ens.search.relaxation import mixture_distribution
 from dnas_ens.search_space import SearchSpace
@@ -82,38 +83,30 @@ def test_js_pairwise_is_the_objective_of_the_method():
     assert float(penalty) == pytest.approx(first + np.mean(second))
 
 
-def test_predictive_kind_reads_predictions_instead_of_architectures():
-    members, base = mixtures(2), mixtures(seed=9)
-    points = draw([0.5, 0.5], [0, 1])
+def test_predictive_penalty_reads_predictions_instead_of_architectures():
+    points = draw([0.5, 0.2], [0, 1])
     same = torch.zeros(2, 6, 4, dtype=torch.float64)
     apart = torch.zeros(2, 6, 4, dtype=torch.float64)
     apart[0, :, 0], apart[1, :, 1] = 50.0, 50.0
+    # Equal predictions miss the whole target of 0.4 * 0.5; disjoint ones miss nothing.
+    assert float(predictive_penalty(same, points, scale=0.4)) == pytest.approx(0.2**2, abs=1e-6)
+    assert float(predictive_penalty(apart, points, scale=0.4)) == 0.0
 
-    def penalty(logits, kind="js-predictive"):
+
+def test_predictive_kind_keeps_the_term_to_the_base():
+    members, base = mixtures(2), mixtures(seed=9)
+    points = draw([0.5, 0.5], [0, 1])
+
+    def penalty(kind):
         return float(
             diversity_penalty(
-                kind,
-                distributions=members,
-                samples=members,
-                base=base,
-                draw=points,
-                space=SPACE,
-                logits=logits,
-                predictive_scale=0.4,
+                kind, distributions=members, samples=members, base=base, draw=points, space=SPACE
             )
         )
 
-    # Equal predictions miss the whole target of 0.4 * 0.5; disjoint ones miss nothing.
-    assert penalty(same) - penalty(apart) == pytest.approx(0.2**2, abs=1e-6)
-    pairwise = diversity_penalty(
-        "js-pairwise", distributions=members, samples=members, base=base, draw=points, space=SPACE
-    )
-    joint = penalty(same, kind="js-pairwise+js-predictive")
-    assert joint == pytest.approx(float(pairwise) + 0.2**2, abs=1e-6)
-    with pytest.raises(ValueError, match="needs the members' logits"):
-        diversity_penalty(
-            "js-predictive", distributions=members, samples=members, base=base, draw=points, space=SPACE
-        )
+    to_base = [(0.5 - float(architecture_distance(member, base, SPACE))) ** 2 for member in members]
+    assert penalty("js-predictive") == pytest.approx(np.mean(to_base))
+    assert penalty("js-pairwise+js-predictive") == penalty("js-pairwise") > penalty("js-predictive")
 
 
 def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():

@@ -1,0 +1,109 @@
+"""What turns images into the members' input, and which images can not have been it.
+
+Legend: N images, C channels, H x W.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnas_ens.errors import UserError
+
+#: What to tell somebody whose ensemble does not know its preprocessing.
+GIVE_PREPROCESSING = "Build the ensemble with preprocessing=Preprocessing(...)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What turns an image file into a member's input.
+
+    Args:
+        image_size: H = W in pixels: the short side is resized to it and the centre cropped.
+        num_channels: C, 1 or 3.
+        mean: C means of the training pixels, in [0, 1].
+        std: C standard deviations of the training pixels, in the same unit, above 0.
+
+    Raises:
+        UserError: If a number is out of range, or there are not C means and deviations.
+    """
+
+    image_size: int
+    num_channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        statistics = (*self.mean, *self.std)
+        if not (
+            type(self.image_size) is int
+            and self.image_size > 0
+            and self.num_channels in (1, 3)
+            and len(self.mean) == len(self.std) == self.num_channels
+            and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
+            and min(self.std) > 0
+        ):
+            raise UserError(
+                f"The preprocessing {self} is not possible.",
+                "Give a size above 0, 1 or 3 channels, and a finite mean and a deviation above 0 for each.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as ensemble.json holds them: image_size, channels, mean, std."""
+        return {
+            "image_size": self.image_size,
+            "channels": self.num_channels,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
+        """Build from what `to_dict` returned; other keys are ignored.
+
+        Raises:
+            UserError: If a field is missing or out of range.
+        """
+        try:
+            return cls(
+                image_size=fields["image_size"],
+                num_channels=fields["channels"],
+                mean=tuple(fields["mean"]),
+                std=tuple(fields["std"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"The preprocessing lacks or misspells a field ({error!r}).",
+                "Give image_size, channels, mean and std as an ensemble's save writes them.",
+            ) from error
+
+
+def check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:
+    """Refuse images (N, C, H, W) that the members can not have been trained on."""
+    shape = tuple(images.shape)
+    if images.ndim != 4 or images.numel() == 0:
+        raise UserError(f"The images have shape {shape}.", "Give at least one image, as (N, C, H, W).")
+    if images.dtype == torch.uint8:
+        if preprocessing is None:
+            raise UserError("uint8 images must be normalised, but it is not known how.", GIVE_PREPROCESSING)
+        if shape[2:] != (preprocessing.image_size,) * 2:
+            raise UserError(
+                f"The images are {shape[2]}x{shape[3]}, the ensemble's {preprocessing.image_size} squared.",
+                "Load the data with the image size that the members were trained on.",
+            )
+    elif not images.is_floating_point():
+        raise UserError(f"The images are {images.dtype}.", "Give uint8 images, or normalised float images.")
+    elif not images.isfinite().all():
+        raise UserError("The images hold values that are not finite.", "Look for NaN in what made them.")
+    if preprocessing is not None and shape[1] != preprocessing.num_channels:
+        raise UserError(
+            f"The images have {shape[1]} channels, the ensemble's have {preprocessing.num_channels}.",
+            "Convert the images, or use an ensemble that was trained on such images.",
+        )

@@ -1,0 +1,174 @@
+"""An ensemble's folder: ensemble.json, and one safetensors file a member with its SHA-256.
+
+Names of files lead nowhere outside the folder, and a file that is not the one saved is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.errors import UserError
+from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.nn.network import Network
+
+MANIFEST = "ensemble.json"
+#: The kind of a member that only its owner can build, such as a torchvision network.
+EXTERNAL = {"kind": "external"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredEnsemble:
+    """What a folder holds of an ensemble: the arguments to build it with.
+
+    Args:
+        members: M modules.
+        weights: M combining weights; None for equal ones.
+        temperature: T.
+        classes: K class names; None where they are unknown.
+        preprocessing: What turns images into the members' input; None where it is unknown.
+    """
+
+    members: Sequence[nn.Module]
+    weights: Sequence[float] | None
+    temperature: float
+    classes: Sequence[str] | None
+    preprocessing: Preprocessing | None
+
+
+def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> None:
+    """Write ensemble.json and one safetensors file a member; see `Ensemble.save`."""
+    manifest = folder / MANIFEST
+    if manifest.exists() and not overwrite:
+        raise UserError(
+            f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True."
+        )
+    entries = []
+    for index, member in enumerate(stored.members):
+        file = f"members/{index}/model.safetensors"
+        save_tensors(folder / file, member.state_dict())
+        spec = member.spec() if isinstance(member, Network) else EXTERNAL
+        entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
+    # Last: a folder without it was interrupted and does not load.
+    write_json(
+        manifest,
+        {
+            "classes": stored.classes,
+            **({} if stored.preprocessing is None else stored.preprocessing.to_dict()),
+            "members": entries,
+            "weights": stored.weights,
+            "temperature": stored.temperature,
+        },
+    )
+
+
+def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:
+    """Check a folder, build its members and fill them; see `Ensemble.load`."""
+    manifest = _read_manifest(folder)
+    paths = [_member_file(folder, entry) for entry in manifest["members"]]
+    modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
+    for path, module in zip(paths, modules, strict=True):
+        try:
+            module.load_state_dict(load_tensors(path))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path} does not fit its member: {reason[:300]}.",
+                "Give modules of the architecture that was saved, in the order it was saved in.",
+            ) from error
+    return StoredEnsemble(
+        members=modules,
+        weights=manifest["weights"],
+        temperature=manifest["temperature"],
+        classes=manifest["classes"],
+        preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
+    )
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check ensemble.json."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(
+            f"{folder} holds no ensemble: there is no {MANIFEST}.",
+            "Name a folder that an ensemble was saved in, or a run folder whose members are trained.",
+        )
+    manifest = read_json(path)
+    fields = manifest if isinstance(manifest, dict) else {}
+    members, weights, classes = (fields.get(key) for key in ("members", "weights", "classes"))
+    temperature = fields.get("temperature", 1.0)
+    valid = {
+        "members": isinstance(members, list)
+        and all(
+            isinstance(entry, dict)
+            and isinstance(entry.get("file"), str)
+            and isinstance(entry.get("spec"), dict)
+            for entry in members
+        ),
+        "weights": weights is None or _is_list_of(weights, int, float),
+        "temperature": _is_list_of([temperature], int, float),
+        "classes": classes is None or _is_list_of(classes, str),
+    }
+    wrong = [key for key, good in valid.items() if not good]
+    if wrong:
+        raise UserError(
+            f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
+        )
+    return {**fields, "weights": weights, "classes": classes, "temperature": temperature}
+
+
+def _is_list_of(values: object, *kinds: type) -> bool:
+    return isinstance(values, list) and all(type(value) in kinds for value in values)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
+    """Return a member's file, which must lie in the folder and have the SHA-256 that is noted, if one is."""
+    file = str(entry["file"])
+    path = folder / file
+    if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{folder / MANIFEST} names the file {file!r}, which lies outside the folder.",
+            "Do not use this folder unless you trust where it is from; name files inside it.",
+        )
+    if not path.is_file():
+        raise UserError(f"The member file {path} is missing.", "Restore it from a copy, or train it again.")
+    if entry.get("sha256") not in (None, _sha256(path)):
+        raise UserError(
+            f"{path} is not the file that {MANIFEST} was written for: its SHA-256 differs.",
+            "It is damaged or was replaced: restore it from a copy, or save the ensemble again.",
+        )
+    return path
+
+
+def _build_members(
+    folder: Path, specs: Sequence[Mapping[str, Any]], members: Sequence[nn.Module] | None
+) -> list[nn.Module]:
+    """Return a module for every spec: given ones, and networks built for those of our kind."""
+    given = list(members or [])
+    if len(given) == len(specs):
+        return given
+    num_external = sum(spec == EXTERNAL for spec in specs)
+    if len(given) != num_external:
+        raise UserError(
+            f"{folder} holds {len(specs)} members, {num_external} of them external; {len(given)} were given.",
+            f"Load it with members=[...] that holds {num_external} fresh modules, in the order of saving.",
+        )
+    fresh = iter(given)
+    try:
+        return [next(fresh) if spec == EXTERNAL else Network.from_spec(dict(spec)) for spec in specs]
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} describes a network that can not be built ({error}).",
+            "Save the ensemble again.",
+        ) from error

@@ -1,0 +1,77 @@
+"""Fixtures: ensembles of real members of three kinds, and builders of such members."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.genotype import Genotype
+from dnas_ens.nn.network import Network
+
+PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+CLASSES = ("ant", "bee", "cat")
+CELL = ((("skip_connect", 0), ("sep_conv_3x3", 1)), (("max_pool_3x3", 1), ("skip_connect", 2)))
+
+
+def _small_network(num_classes: int = 3) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(144, num_classes),
+    )
+
+
+def _own_network(seed: int) -> Network:
+    torch.manual_seed(seed)
+    return Network(
+        Genotype(normal=CELL, reduction=CELL),
+        num_cells=3,
+        channels=2,
+        in_channels=3,
+        num_classes=3,
+        auxiliary=True,
+    )
+
+
+def _mixed_members(seed: int = 0) -> list[nn.Module]:
+    torch.manual_seed(seed)
+    return [resnet18(num_classes=3), _small_network()]
+
+
+@pytest.fixture
+def small_network() -> Callable[..., nn.Module]:
+    """Build a small network for a number of classes."""
+    return _small_network
+
+
+@pytest.fixture
+def own_network() -> Callable[[int], Network]:
+    """Build a network of ours from a seed."""
+    return _own_network
+
+
+@pytest.fixture
+def mixed_members() -> Callable[..., Sequence[nn.Module]]:
+    """Build a torchvision network and a small one from a seed."""
+    return _mixed_members
+
+
+@pytest.fixture
+def ensemble() -> Ensemble:
+    return Ensemble(
+        _mixed_members(), weights=[1.0, 3.0], temperature=1.7, classes=CLASSES, preprocessing=PREPROCESSING
+    )
+
+
+@pytest.fixture
+def own_ensemble() -> Ensemble:
+    return Ensemble([_own_network(seed) for seed in range(3)], classes=CLASSES, preprocessing=PREPROCESSING)

@@ -1,0 +1,107 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dnas_ens import retrain
+from dnas_ens.config import RetrainConfig
+from dnas_ens.data import ImageData, Split
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import random_genotype
+from dnas_ens.retrain.members import MemberTraining, train_member, train_members
+from dnas_ens.search_space import DARTS_OPERATIONS
+
+RECIPE = RetrainConfig(
+    num_cells=1, channels=4, epochs=4, batch_size=16, drop_path=0.2, cutout=3, auxiliary_weight=0.4
+)
+
+
+def genotype(seed=0):
+    return random_genotype(
+        np.random.default_rng(seed), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
+    )
+
+
+def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_path):
+    straight = MemberTraining(genotype(), few_digits, RECIPE, index=1)
+    expected, description = train_member(straight)
+    begun = MemberTraining(genotype(), few_digits, RECIPE, index=1)
+
+    class StoppedError(RuntimeError):
+        pass
+
+    run_epoch = begun.run_epoch
+
+    def dies_in_third(progress=None):
+        if begun.epoch == 2:
+            raise StoppedError
+        return run_epoch(progress)
+
+    begun.run_epoch = dies_in_third
+    with pytest.raises(StoppedError):
+        train_member(begun, folder=tmp_path)
+    torch.manual_seed(7)  # the global stream must not matter
+    again = MemberTraining(genotype(), few_digits, RECIPE, index=1)
+    network, resumed = train_member(again, folder=tmp_path)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(expected.state_dict().values(), network.state_dict().values(), strict=True)
+    )
+    assert resumed["val_nll"] == description["val_nll"]
+    lines = [json.loads(line) for line in (tmp_path / "members/1/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_members_of_one_genotype_differ_by_their_seeds(few_digits):
+    ensemble = retrain([genotype()] * 2, few_digits, config=RECIPE, device="cpu", epochs=1)
+    first, second = (member.state_dict() for member in ensemble.members)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    again = retrain([genotype()] * 2, few_digits, config=RECIPE, device="cpu", epochs=1)
+    repeated = again.members[1].state_dict()
+    assert all(torch.equal(second[name], repeated[name]) for name in second)
+
+
+def test_training_learns_and_the_ensemble_is_the_average(few_digits, tmp_path):
+    recipe = RetrainConfig(num_cells=1, channels=6, epochs=12, batch_size=16)
+    ensemble = train_members([genotype(0), genotype(1)], few_digits, recipe, folder=tmp_path)
+    probs = ensemble.predict_probs(few_digits.val)
+    labels = few_digits.val.labels.numpy()
+    assert (probs.mean(0).argmax(-1) == labels).mean() > 0.6
+    stored = json.loads((tmp_path / "members/0/member.json").read_text())
+    nll = F.nll_loss(torch.tensor(probs[0]).log(), few_digits.val.labels)
+    assert stored["val_nll"] == pytest.approx(float(nll), rel=1e-4)
+    assert stored["parameters"] == sum(p.numel() for p in ensemble.members[0].parameters())
+    assert float(ensemble.temperature) != 1.0
+
+
+def test_finished_members_are_kept_and_others_are_refused(few_digits, tmp_path):
+    train_members([genotype(0)], few_digits, RECIPE, folder=tmp_path)
+    weights = (tmp_path / "members/0/model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / "checkpoints")
+    train_members([genotype(0), genotype(1)], few_digits, RECIPE, folder=tmp_path)
+    assert (tmp_path / "members/0/model.safetensors").read_bytes() == weights
+    assert (tmp_path / "members/1/model.safetensors").exists()
+    with pytest.raises(UserError, match="holds a member of another spec"):
+        train_members([genotype(2)], few_digits, RECIPE, folder=tmp_path)
+
+
+def test_test_images_are_never_read(few_digits):
+    shuffled = Split(images=few_digits.test.images.flip(0), labels=few_digits.test.labels.flip(0))
+    blind = ImageData.from_splits(
+        "blind", few_digits.classes, train=few_digits.train, val=few_digits.val, test=shuffled, flip=False
+    )
+    ours, theirs = (
+        train_members([genotype()], data, RECIPE).members[0].state_dict() for data in (few_digits, blind)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_diverged_training_says_so(few_digits):
+    wild = RetrainConfig(
+        num_cells=1, channels=4, epochs=3, batch_size=16, learning_rate=1e18, gradient_clip=1e30
+    )
+    with pytest.raises(FloatingPointError, match="not finite in epoch"):
+        train_members([genotype()], few_digits, wild)
