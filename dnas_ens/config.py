@@ -113,6 +113,8 @@ class ObjectiveConfig:
     """Penalty on similarity between the drawn members."""
     penalty_weight: tuple[float, float] = (1.0, 20.0)
     """c at the first and the last step, linear in between."""
+    commitment: tuple[float, float] = (0.0, 1.0)
+    """Weight of the distance between members and their discretisations, at the first and the last step."""
     relaxation: Literal["softmax", "gumbel-softmax"] = "softmax"
     """How logits become mixture weights."""
     temperature: tuple[float, float] = (1.0, 0.4)
@@ -295,7 +297,7 @@ _SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "smoke": {},
     "micro": {
         "data": {"data": "fashion-mnist", "limit_train": 10_000},
-        "bilevel": {"epochs": 8, "warmup_epochs": 1},
+        "bilevel": {"epochs": 6, "warmup_epochs": 1},
     },
     "fast": {
         "data": {"data": "fashion-mnist"},

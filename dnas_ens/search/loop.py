@@ -22,6 +22,7 @@ from dnas_ens.search.divergence import pairwise_architecture_distance
 from dnas_ens.search.draws import Draw, draw_members
 from dnas_ens.search.hypernetwork import build_hypernetwork
 from dnas_ens.search.objective import (
+    discretisation_distance,
     diversity_penalty,
     likelihood_nll,
     needs_same_images,
@@ -168,6 +169,11 @@ class SearchLoop:
             return gumbel_mixture(alpha, beta, self.space, temperature=self.temperature, generator=noise)
         return mixture_distribution(alpha, beta, self.space, temperature=self.temperature)
 
+    def _distributions(self, draw: Draw, *, detach_base: bool) -> Tensor:
+        """Return the natural distributions (m, T, E, O) of drawn members."""
+        alpha, beta = self.hypernetwork(draw.lam, draw.direction, detach_base=detach_base)
+        return mixture_distribution(alpha, beta, self.space, temperature=self.distribution_temperature())
+
     def distribution_temperature(self) -> float:
         """Temperature of the natural distribution; Gumbel-softmax's own temperature concerns its samples."""
         return 1.0 if self.config.objective.relaxation == "gumbel-softmax" else self.temperature
@@ -221,15 +227,18 @@ class SearchLoop:
         else:
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
+        distributions = self._distributions(penalty_draw, detach_base=False)
+        undecided = discretisation_distance(
+            distributions, self.space, edges_per_node=self.config.candidates.edges_per_node
+        ).mean()
+        self.totals["undecided"] += undecided.detach()
+        loss = loss + self._between(objective.commitment, self.progress) * undecided
         if objective.penalty == "none":
             return loss
-        alpha, beta = self.hypernetwork(penalty_draw.lam, penalty_draw.direction, detach_base=True)
         overlap = objective.penalty == "edge-overlap"
         penalty = diversity_penalty(
             objective.penalty,
-            distributions=mixture_distribution(
-                alpha, beta, self.space, temperature=self.distribution_temperature()
-            ),
+            distributions=self._distributions(penalty_draw, detach_base=True),
             samples=self._relaxed(penalty_draw, noise_seed=noise_seed + 1, detach_base=True),
             base=self.given_edges if overlap and self.given_edges is not None else self.reference(),
             draw=penalty_draw,
@@ -309,8 +318,8 @@ class SearchLoop:
         Raises:
             FloatingPointError: If a loss is not finite.
         """
-        zero = torch.zeros((), device=self.device)
-        self.totals = {"train_loss": zero.clone(), "architecture_loss": zero.clone(), "penalty": zero.clone()}
+        names = ("train_loss", "architecture_loss", "penalty", "undecided")
+        self.totals = {name: torch.zeros((), device=self.device) for name in names}
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.architecture)
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self._learning_rate()
