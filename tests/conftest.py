@@ -48,4 +48,5 @@ def tiny_search():
         drawn_members=2,
         members=3,
         pool_size=9,
+        architecture_learning_rate=0.1,
     )

@@ -142,7 +142,12 @@ def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tin
 
     def measured(penalty):
         config = with_fields(
-            tiny_search, penalty=penalty, epochs=40, warmup_epochs=0, architecture_learning_rate=0.04
+            tiny_search,
+            penalty=penalty,
+            epochs=40,
+            warmup_epochs=0,
+            architecture_learning_rate=0.04,
+            members=1,
         )
         loop = SearchLoop(config, few_digits)
         train(loop)

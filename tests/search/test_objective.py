@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from dnas_ens.search.discretise import genotype_mixture
+from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.draws import Draw
 from dnas_ens.search.objective import (
+    discretisation_distance,
     diversity_penalty,
     edge_overlap_penalty,
     ensemble_nll,
@@ -15,6 +16,7 @@ from dnas_ens.search.objective import (
     js_base_penalty,
     likelihood_nll,
     member_nll,
+    nearest_discrete,
     needs_same_images,
     pair_penalty,
     pair_targets,
@@ -135,6 +137,51 @@ def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
     assert float(expected_shared_edges(half[None], base, SPACE)) == pytest.approx(4.0)
     lam = torch.tensor([6.0])
     assert float(edge_overlap_penalty(full[None], base, lam, SPACE)) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("edges_per_node", [1, 2])
+def test_nearest_discrete_is_the_discretisation(edges_per_node):
+    with_none = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
+    generator = torch.Generator().manual_seed(4)
+    alpha = torch.randn(5, *with_none.shape, generator=generator)
+    alpha[..., 0] += 2.0  # mostly none
+    beta = torch.randn(5, *with_none.shape[:-1], generator=generator)
+    members = mixture_distribution(alpha, beta, with_none)
+    discrete = nearest_discrete(members, with_none, edges_per_node=edges_per_node)
+    for member, rounded in zip(members, discrete, strict=True):
+        genotype = discretise(member, with_none, edges_per_node=edges_per_node)
+        expected = genotype_mixture(genotype, with_none) / edges_per_node
+        torch.testing.assert_close(rounded, expected)
+
+
+def test_discretisation_distance_bounds_what_discretising_does_to_distances():
+    members = mixtures(6)
+    rounded = nearest_discrete(members, SPACE, edges_per_node=2)
+    lost = discretisation_distance(members, SPACE, edges_per_node=2)
+    assert bool((lost > 0).all())
+    assert float(discretisation_distance(rounded, SPACE, edges_per_node=2).max()) == pytest.approx(
+        0.0, abs=1e-6
+    )
+    for i in range(6):
+        for j in range(6):
+            relaxed = architecture_distance(members[i], members[j], SPACE)
+            discrete = architecture_distance(rounded[i], rounded[j], SPACE)
+            assert float((relaxed - discrete).abs()) <= float(lost[i] + lost[j]) + 1e-3
+
+
+def test_descending_the_discretisation_distance_decides_without_changing_the_choice():
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.randn(SPACE.shape, generator=generator, requires_grad=True)
+    beta = torch.randn(SPACE.shape[:-1], generator=generator, requires_grad=True)
+    before = discretise(mixture_distribution(alpha, beta, SPACE), SPACE)
+    optimizer = torch.optim.Adam([alpha, beta], lr=0.1)
+    for _ in range(200):
+        loss = discretisation_distance(mixture_distribution(alpha, beta, SPACE), SPACE, edges_per_node=2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+    assert discretise(mixture_distribution(alpha, beta, SPACE).detach(), SPACE) == before
 
 
 def test_none_costs_nothing_and_only_predictions_need_the_same_images():
