@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -271,3 +272,28 @@ def test_python_interface_from_the_readme(few_digits, tiny_search):
     assert rows[-1]["accuracy"] == ensemble.evaluate(few_digits.test)["accuracy"]
     with pytest.raises(de.UserError, match="no field 'epocs'"):
         de.search(few_digits, epocs=3)
+
+
+def readme_regimes():
+    """The commands of the README's table of regimes."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    return re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", readme, re.MULTILINE)
+
+
+def test_every_regime_of_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+    from dnas_ens.search.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+    regimes = readme_regimes()
+    assert [name for name, _ in regimes] == ["optimal", "edges", "random", "hypernet", "js", "star"]
+    # Small, and one member, since some regimes are about one architecture; the rest is the regime's own.
+    scale = (
+        "--num-cells 1 --channels 2 --num-nodes 2 --epochs 3 --warmup-epochs 1 --limit-train 96 --members 1 "
+        "--batch-size 24 --drawn-members 2 --architecture-learning-rate 0.1 --device cpu"
+    ).split()
+    for name, arguments in regimes:
+        main([*arguments.split(), *scale])
+        assert "next: python -m dnas_ens.retrain" in capsys.readouterr().out, name
+    found = json.loads(next(tmp_path.glob("runs/*-digits/genotypes.json")).read_text())
+    base = json.loads((tmp_path / "runs/base/genotypes.json").read_text())["base"]
+    assert found["base"] == base
