@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
@@ -12,34 +11,25 @@ from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import (
     EARLY_OPTIONS,
     EarlyOptions,
+    RunOptions,
+    begin_run,
     load_configured_data,
     preset_help,
     print_next,
     print_resolved,
-    write_splits,
 )
-from dnas_ens.config import PRESET_COSTS, RetrainConfig, SearchConfig, to_dict
+from dnas_ens.config import RetrainConfig, SearchConfig, to_dict
 
 PROG = "python -m dnas_ens"
-DESCRIPTION = (
-    """Search an ensemble of different networks, retrain its members from scratch and evaluate it. """
-)
+DESCRIPTION = "Search an ensemble of different networks, retrain its members from scratch, evaluate it. "
 
 
 @dataclass(frozen=True, kw_only=True)
-class WholeWayCommand:
+class WholeWayCommand(RunOptions):
     """Options of the command."""
 
     search: OmitArgPrefixes[SearchConfig]
     retrain: RetrainConfig
-    run_dir: Path | None = None
-    """Run folder; default: a fresh numbered one under runs/."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    resume: bool = False
-    """Go on with an interrupted run in --run-dir."""
-    dry_run: bool = False
-    """Print the resolved configuration and what it will take, then stop."""
 
 
 def main(argv: list[str]) -> None:
@@ -59,7 +49,6 @@ def main(argv: list[str]) -> None:
     from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.retrain.members import train_members
-    from dnas_ens.runs import RunFolder
     from dnas_ens.search.run import estimate, run_search
 
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
@@ -69,17 +58,8 @@ def main(argv: list[str]) -> None:
         print_resolved(config, estimate(config, data))
         print_resolved(recipe, {"members": config.candidates.members})
         return
-    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
-    with RunFolder.create(
-        command.run_dir,
-        config=to_dict(config),
-        command=[*PROG.split(), *argv],
-        resume=command.resume,
-        name=Path(config.data.data).name,
-    ) as run:
+    with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
-        run.write_env({"device": str(device), "data": data.describe()})
-        write_splits(run, data)
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         train_members(result.genotypes, data, recipe, device=device, folder=run.path)
         rows = evaluate_folder(run.path, data, device=device)

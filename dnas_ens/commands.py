@@ -20,6 +20,8 @@ from dnas_ens.config import (
 from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.runs import RunFolder
 
@@ -85,6 +87,39 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of the commands that begin a run."""
+
+    run_dir: Path | None = None
+    """Run folder; default: a fresh numbered one under runs/."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted run in --run-dir."""
+    dry_run: bool = False
+    """Print the resolved configuration and what it will take, then stop."""
+
+
+def begin_run(
+    options: RunOptions, config: SearchConfig, data: ImageData, *, device: torch.device, command: list[str]
+) -> RunFolder:
+    """Make the run folder of a search, or open it again, and note environment, data and splits in it."""
+    from dnas_ens.runs import RunFolder
+
+    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
+    run = RunFolder.create(
+        options.run_dir,
+        config=to_dict(config),
+        command=command,
+        resume=options.resume,
+        name=Path(config.data.data).name,
+    )
+    run.write_env({"device": str(device), "data": data.describe()})
+    run.write_json("splits.json", {**data.describe(), "indices": data.splits})
+    return run
+
+
 def load_configured_data(config: DataConfig) -> ImageData:
     """Load the data a configuration names."""
     from dnas_ens.data import load_data
@@ -117,11 +152,6 @@ def data_of_run(run: RunFolder) -> ImageData:
             "Bring the images back as they were, or search anew with another --run-dir.",
         )
     return data
-
-
-def write_splits(run: RunFolder, data: ImageData) -> None:
-    """Write which image is in which split, with the fingerprint of it all."""
-    run.write_json("splits.json", {**data.describe(), "indices": data.splits})
 
 
 def preset_help() -> str:

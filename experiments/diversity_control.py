@@ -94,16 +94,16 @@ def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> di
             first = SearchLoop(optimal if epochs is None else with_fields(optimal, epochs=epochs), data)
             for _ in range(first.config.bilevel.epochs):
                 first.run_epoch()
-            write_json(base_file, first.base_genotype().to_dict())
+            write_json(base_file, first.star.base_genotype().to_dict())
     config = configuration(setting, seed, epochs=epochs, base=base_file)
     loop = SearchLoop(config, data, base=None if base_file is None else load_genotype(base_file))
     for _ in range(config.bilevel.epochs):
         scalars = loop.run_epoch()
-    hyper, temperature = config.hypernetwork, loop.distribution_temperature()
+    hyper, temperature = config.hypernetwork, loop.star.natural_temperature
     curve = diversity_curve(
-        loop.hypernetwork,
-        reference=loop.reference(),
-        base=loop.base_genotype(),
+        loop.star.hypernetwork,
+        reference=loop.star.reference(),
+        base=loop.star.base_genotype(),
         temperature=temperature,
         edges_per_node=config.candidates.edges_per_node,
     )
@@ -124,7 +124,7 @@ def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> di
     else:
         spread = torch.linspace(0, hyper.max_lambda, NUM_MEMBERS)
         points = Draw(spread, torch.zeros(NUM_MEMBERS, dtype=torch.int64))
-    mixtures = mixtures_at(loop.hypernetwork, points.lam, points.direction, temperature=temperature)
+    mixtures = mixtures_at(loop.star.hypernetwork, points.lam, points.direction, temperature=temperature)
     genotypes = [
         discretise(mixture, loop.space, edges_per_node=config.candidates.edges_per_node)
         for mixture in mixtures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from dnas_ens.analysis.calibration import fit_temperature
 from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.checkpoint import CheckpointStore
 from dnas_ens.config import RetrainConfig, to_dict
+from dnas_ens.cost import CostMeter
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -154,19 +154,12 @@ def train_member(
         else MetricsLog(folder / "members" / str(index), tensorboard=folder / "tensorboard")
     )
     phase = f"member-{index}"
-    before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+    before: dict[str, float] = {}
     if store is not None and log is not None and (newest := store.load_newest()) is not None:
         training.load_state_dict(newest[1]["training"])
         before = newest[1]["seconds"]
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
-    start = time.perf_counter(), time.process_time()
-
-    def seconds() -> dict[str, float]:
-        return {
-            "wall_seconds": before["wall_seconds"] + time.perf_counter() - start[0],
-            "cpu_seconds": before["cpu_seconds"] + time.process_time() - start[1],
-        }
-
+    cost = CostMeter(before)
     labels = training.val.labels.cpu().numpy()
     with (
         nullcontext() if log is None else closing(log),
@@ -187,7 +180,7 @@ def train_member(
             if store is not None and log is not None:
                 step = training.epoch * training.steps_per_epoch
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
-                store.save(training.epoch, {"training": training.state_dict(), "seconds": seconds()})
+                store.save(training.epoch, {"training": training.state_dict(), "seconds": cost.seconds()})
     probs = training.val_probs()
     description = {
         "index": index,
@@ -197,7 +190,7 @@ def train_member(
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
         "val_accuracy": accuracy(probs, labels),
         "val_nll": nll(probs, labels),
-        **seconds(),
+        **cost.seconds(),
     }
     return training.network.eval(), description
 

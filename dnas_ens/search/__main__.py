@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
@@ -12,32 +11,27 @@ from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import (
     EARLY_OPTIONS,
     EarlyOptions,
+    RunOptions,
+    begin_run,
     load_configured_data,
     preset_help,
     print_next,
     print_resolved,
-    write_splits,
 )
-from dnas_ens.config import PRESET_COSTS, SearchConfig, to_dict
+from dnas_ens.config import SearchConfig
 
 PROG = "python -m dnas_ens.search"
-DESCRIPTION = """Train a supernet together with a hypernetwork that maps a diversity parameter lambda and a direction
-to an architecture, draw candidates from it and choose the members of an ensemble. """
+DESCRIPTION = (
+    "Train a supernet together with a hypernetwork that maps a diversity parameter lambda and a direction to an "
+    "architecture, draw candidates from it and choose the members of an ensemble. "
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchCommand:
+class SearchCommand(RunOptions):
     """Options of the command."""
 
     config: OmitArgPrefixes[SearchConfig]
-    run_dir: Path | None = None
-    """Run folder; default: a fresh numbered one under runs/."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    resume: bool = False
-    """Go on with an interrupted search in --run-dir."""
-    dry_run: bool = False
-    """Print the resolved configuration and what it will take, then stop."""
 
 
 def main(argv: list[str]) -> None:
@@ -54,7 +48,6 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.device import resolve_device
     from dnas_ens.nn.operations import require_operations
-    from dnas_ens.runs import RunFolder
     from dnas_ens.search.run import estimate, run_search
 
     config, device = command.config, resolve_device(command.device)
@@ -63,16 +56,7 @@ def main(argv: list[str]) -> None:
     if command.dry_run:
         print_resolved(config, estimate(config, data))
         return
-    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
-    with RunFolder.create(
-        command.run_dir,
-        config=to_dict(config),
-        command=[*PROG.split(), *argv],
-        resume=command.resume,
-        name=Path(config.data.data).name,
-    ) as run:
-        run.write_env({"device": str(device), "data": data.describe()})
-        write_splits(run, data)
+    with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         for member, index in enumerate(result.selected):
             candidate = result.candidates[index]

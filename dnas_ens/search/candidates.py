@@ -18,10 +18,9 @@ from dnas_ens.genotype import Genotype, random_deviation
 from dnas_ens.inference import predict_log_probs, recalibrate
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search.discretise import discretise
 from dnas_ens.search.divergence import architecture_distance
+from dnas_ens.search.draws import Draw
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.search.steering import mixtures_at
 from dnas_ens.training import train_epoch
 
 #: How often the pool is drawn more densely before it is declared too small.
@@ -68,6 +67,7 @@ def drop_doubles(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(unique.values())
 
 
+@torch.no_grad()
 def draw_pool(loop: SearchLoop) -> list[Candidate]:
     """Draw candidates at evenly spaced lambdas on every direction, the base first, isomorphic ones dropped.
 
@@ -78,7 +78,7 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
     """
     config, hyper = loop.config.candidates, loop.config.hypernetwork
     fixed = loop.config.objective.fixed_lambda
-    base = loop.base_genotype()
+    base = loop.star.base_genotype()
     pool: list[Candidate] = []
     for density in _DENSER:
         num_lambdas = 1 if fixed is not None else max(1, density * config.pool_size // hyper.directions)
@@ -88,11 +88,9 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
         # The path's own start; with a reference-only base it is another architecture than the base.
         lam = torch.cat([torch.tensor([fixed or 0.0]), lam]).to(loop.device)
         direction = torch.cat([torch.zeros(1, dtype=torch.int64), direction]).to(loop.device)
-        mixtures = mixtures_at(loop.hypernetwork, lam, direction, temperature=loop.distribution_temperature())
-        distances = architecture_distance(mixtures, loop.reference(), loop.space)
-        genotypes = [
-            discretise(mixture, loop.space, edges_per_node=config.edges_per_node) for mixture in mixtures
-        ]
+        mixtures = loop.star.distributions(Draw(lam, direction))
+        distances = architecture_distance(mixtures, loop.star.reference(), loop.space)
+        genotypes = [loop.star.genotype(mixture) for mixture in mixtures]
         pool = drop_doubles(
             Candidate(
                 genotype=genotype,

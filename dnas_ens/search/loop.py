@@ -17,10 +17,9 @@ from dnas_ens.inference import accuracy_under_batch_statistics
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
-from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
+from dnas_ens.search.discretise import normalised_entropy
 from dnas_ens.search.divergence import pairwise_architecture_distance
-from dnas_ens.search.draws import Draw, draw_members
-from dnas_ens.search.hypernetwork import build_hypernetwork
+from dnas_ens.search.draws import Draw
 from dnas_ens.search.objective import (
     discretisation_distance,
     diversity_penalty,
@@ -30,16 +29,11 @@ from dnas_ens.search.objective import (
 )
 from dnas_ens.search.relaxation import (
     add_auxiliary_skip,
-    genotype_logits,
-    gumbel_mixture,
-    mixture_distribution,
 )
-from dnas_ens.search.steering import mixtures_at
+from dnas_ens.search.star import Star
 from dnas_ens.search_space import SearchSpace
 from dnas_ens.training import require_finite
 
-#: Penalties that read a given base as something to compare with; the path itself is free at lambda = 0.
-_REFERENCE_ONLY = ("js-base", "edge-overlap")
 _STREAMS = ("order", "architecture_order", "augmentation", "draws")
 
 
@@ -61,8 +55,8 @@ class SearchLoop:
         device: torch.device | str = "cpu",
         base: Genotype | None = None,
     ) -> None:
-        self.config, self.device, self.base = config, torch.device(device), base
-        supernet, hyper = config.supernet, config.hypernetwork
+        self.config, self.device = config, torch.device(device)
+        supernet = config.supernet
         self.space = SearchSpace.for_stack(
             supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
         )
@@ -72,13 +66,7 @@ class SearchLoop:
         self.val = data.val.to(self.device)
         self.augmentation = Augmentation.for_data(data, augment=config.bilevel.augment)
 
-        self.given_edges = None if base is None else genotype_mixture(base, self.space).to(self.device)
-        base_logits = None
-        if self.given_edges is not None:
-            smoothing = config.objective.base_smoothing
-            self.given_logits = genotype_logits(self.given_edges, self.space, smoothing=smoothing)
-            if config.objective.penalty not in _REFERENCE_ONLY:
-                base_logits = tuple(part.cpu() for part in self.given_logits)
+        self.star = Star(config, self.space, base=base, device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.supernet = Supernet(
@@ -90,20 +78,9 @@ class SearchLoop:
                 large_images=data.image_size > SMALL_IMAGE,
             )
         self.supernet.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.hypernetwork = build_hypernetwork(
-            hyper.hypernetwork,
-            self.space,
-            num_directions=hyper.directions,
-            num_knots=hyper.num_knots,
-            max_lambda=hyper.max_lambda,
-            train_positions=hyper.train_knot_positions,
-            generator=torch.Generator().manual_seed(config.seed),
-            base_logits=base_logits,  # type: ignore[arg-type]
-        ).to(self.device)
-
         bilevel = config.bilevel
         self.weights = list(self.supernet.parameters())
-        self.architecture = [p for p in self.hypernetwork.parameters() if p.requires_grad]
+        self.architecture = [p for p in self.star.hypernetwork.parameters() if p.requires_grad]
         self.weight_optimizer = torch.optim.SGD(
             self.weights,
             lr=bilevel.learning_rate,
@@ -150,43 +127,8 @@ class SearchLoop:
     # One step
 
     def _draw(self, num_members: int | None = None) -> Draw:
-        objective, hyper = self.config.objective, self.config.hypernetwork
-        return draw_members(
-            num_members or objective.drawn_members,
-            num_directions=hyper.directions,
-            max_lambda=hyper.max_lambda,
-            margin=hyper.lambda_margin,
-            generator=self.generators["draws"],
-            fixed_lambda=objective.fixed_lambda,
-            device=self.device,
-        )
-
-    def _relaxed(self, draw: Draw, *, noise_seed: int, detach_base: bool = False) -> Tensor:
-        """Return the mixture weights (m, T, E, O) of drawn members; equal for an equal noise seed."""
-        alpha, beta = self.hypernetwork(draw.lam, draw.direction, detach_base=detach_base)
-        if self.config.objective.relaxation == "gumbel-softmax":
-            noise = torch.Generator(self.device).manual_seed(noise_seed)
-            return gumbel_mixture(alpha, beta, self.space, temperature=self.temperature, generator=noise)
-        return mixture_distribution(alpha, beta, self.space, temperature=self.temperature)
-
-    def _distributions(self, draw: Draw, *, detach_base: bool) -> Tensor:
-        """Return the natural distributions (m, T, E, O) of drawn members."""
-        alpha, beta = self.hypernetwork(draw.lam, draw.direction, detach_base=detach_base)
-        return mixture_distribution(alpha, beta, self.space, temperature=self.distribution_temperature())
-
-    def distribution_temperature(self) -> float:
-        """Temperature of the natural distribution; Gumbel-softmax's own temperature concerns its samples."""
-        return 1.0 if self.config.objective.relaxation == "gumbel-softmax" else self.temperature
-
-    def reference(self) -> Tensor:
-        """Return the base's distribution (T, E, O): the given base's, or the learnt one's."""
-        if self.given_edges is not None and self.config.objective.penalty in _REFERENCE_ONLY:
-            alpha, beta = self.given_logits
-            return mixture_distribution(alpha, beta, self.space)
-        alpha, beta = self.hypernetwork.base_logits()
-        return mixture_distribution(
-            alpha.detach(), beta.detach(), self.space, temperature=self.distribution_temperature()
-        )
+        count = num_members or self.config.objective.drawn_members
+        return self.star.draw(count, self.generators["draws"])
 
     def _member_logits(self, images: Tensor, mixtures: Tensor, *, same_images: bool) -> Tensor:
         """Return logits (m, b, K): of m slices of the batch, or of m passes over the first b = B/m images."""
@@ -219,7 +161,7 @@ class SearchLoop:
         """
         objective = self.config.objective
         same = needs_same_images(objective.likelihood, objective.penalty)
-        mixtures = self._relaxed(draw, noise_seed=noise_seed)
+        mixtures = self.star.relaxed(draw, noise_seed=noise_seed)
         logits = self._member_logits(images, mixtures, same_images=same)
         num_members = len(draw)
         if same:
@@ -227,7 +169,7 @@ class SearchLoop:
         else:
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
-        distributions = self._distributions(penalty_draw, detach_base=False)
+        distributions = self.star.distributions(penalty_draw, detach_base=False)
         undecided = discretisation_distance(
             distributions, self.space, edges_per_node=self.config.candidates.edges_per_node
         ).mean()
@@ -235,12 +177,11 @@ class SearchLoop:
         loss = loss + self._between(objective.commitment, self.progress) * undecided
         if objective.penalty == "none":
             return loss
-        overlap = objective.penalty == "edge-overlap"
         penalty = diversity_penalty(
             objective.penalty,
-            distributions=self._distributions(penalty_draw, detach_base=True),
-            samples=self._relaxed(penalty_draw, noise_seed=noise_seed + 1, detach_base=True),
-            base=self.given_edges if overlap and self.given_edges is not None else self.reference(),
+            distributions=self.star.distributions(penalty_draw, detach_base=True),
+            samples=self.star.relaxed(penalty_draw, noise_seed=noise_seed + 1, detach_base=True),
+            base=self.star.compared_with(),
             draw=penalty_draw,
             space=self.space,
         )
@@ -265,7 +206,7 @@ class SearchLoop:
             state = self.weight_optimizer.state
 
             def training_loss() -> Tensor:
-                return self._nll(*training_batch, self._relaxed(training_draw, noise_seed=training_seed))
+                return self._nll(*training_batch, self.star.relaxed(training_draw, noise_seed=training_seed))
 
             loss, gradients = second_order_gradient(
                 training_loss,
@@ -286,7 +227,7 @@ class SearchLoop:
 
     def _weight_step(self, batch: tuple[Tensor, Tensor]) -> None:
         with torch.no_grad():
-            mixtures = self._relaxed(self._draw(), noise_seed=self._noise_seed())
+            mixtures = self.star.relaxed(self._draw(), noise_seed=self._noise_seed())
         loss = self._nll(*batch, mixtures)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -321,6 +262,7 @@ class SearchLoop:
         names = ("train_loss", "architecture_loss", "penalty", "undecided")
         self.totals = {name: torch.zeros((), device=self.device) for name in names}
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.architecture)
+        self.star.temperature = self.temperature
         for group in self.weight_optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.supernet.train()
@@ -342,6 +284,7 @@ class SearchLoop:
         scalars = {name: float(total) / max(1, steps) for name, total in self.totals.items()}
         require_finite(scalars, where=f"epoch {self.epoch + 1} of the search")
         self.epoch += 1
+        self.star.temperature = self.temperature
         return scalars | self.measure()
 
     @torch.no_grad()
@@ -353,16 +296,11 @@ class SearchLoop:
         """
         hyper = self.config.hypernetwork
         lam = torch.full((hyper.directions,), 0.5 * hyper.max_lambda, device=self.device)
-        members = mixtures_at(
-            self.hypernetwork,
-            lam,
-            torch.arange(hyper.directions, device=self.device),
-            temperature=self.distribution_temperature(),
-        )
+        members = self.star.distributions(Draw(lam, torch.arange(hyper.directions, device=self.device)))
         distances = pairwise_architecture_distance(members, self.space)
         pairs = max(1, hyper.directions * (hyper.directions - 1))
-        base = self.base_distribution()
-        genotype = self.base_genotype()
+        base = self.star.start()
+        genotype = self.star.base_genotype()
         return {
             "val_accuracy": accuracy_under_batch_statistics(
                 lambda images: self.supernet(images, base),
@@ -377,25 +315,10 @@ class SearchLoop:
             "temperature": self.temperature,
         }
 
-    def base_distribution(self) -> Tensor:
-        """Return the distribution (T, E, O) at lambda = 0, or at the fixed lambda if there is one."""
-        fixed = self.config.objective.fixed_lambda
-        lam = torch.tensor([fixed or 0.0], device=self.device)
-        direction = torch.zeros(1, dtype=torch.int64, device=self.device)
-        return mixtures_at(self.hypernetwork, lam, direction, temperature=self.distribution_temperature())[0]
-
-    def base_genotype(self) -> Genotype:
-        """Return the given base, or the discretised learnt one."""
-        if self.base is not None:
-            return self.base
-        return discretise(
-            self.base_distribution(), self.space, edges_per_node=self.config.candidates.edges_per_node
-        )
-
     def should_stop(self) -> bool:
         """Say whether a base cell holds more skip connections than allowed (DARTS+, arXiv 1909.06035)."""
         limit = self.config.bilevel.max_skips
-        return limit is not None and max(self.base_genotype().skip_counts().values()) > limit
+        return limit is not None and max(self.star.base_genotype().skip_counts().values()) > limit
 
     # Resuming
 
@@ -404,7 +327,7 @@ class SearchLoop:
         return {
             "epoch": self.epoch,
             "supernet": self.supernet.state_dict(),
-            "hypernetwork": self.hypernetwork.state_dict(),
+            "hypernetwork": self.star.hypernetwork.state_dict(),
             "weight_optimizer": self.weight_optimizer.state_dict(),
             "architecture_optimizer": self.architecture_optimizer.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
@@ -413,8 +336,9 @@ class SearchLoop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
         self.epoch = state["epoch"]
+        self.star.temperature = self.temperature
         self.supernet.load_state_dict(state["supernet"])
-        self.hypernetwork.load_state_dict(state["hypernetwork"])
+        self.star.hypernetwork.load_state_dict(state["hypernetwork"])
         self.weight_optimizer.load_state_dict(state["weight_optimizer"])
         self.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
         for name, generator in self.generators.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 from dnas_ens.analysis.metrics import nll
 from dnas_ens.config import RetrainConfig, SearchConfig, retrain_preset
+from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, load_genotype
@@ -57,8 +57,8 @@ def run_search(
         result = _random_deviations(config, base)
     else:
         loop = SearchLoop(config, data, device=device, base=base)
-        seconds = train(loop, run=run, resume=resume)
-        result = conclude(loop, recipe=retrain_preset(config.preset), seconds=seconds)
+        cost = train(loop, run=run, resume=resume)
+        result = conclude(loop, recipe=retrain_preset(config.preset), cost=cost)
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
@@ -66,29 +66,22 @@ def run_search(
     return result
 
 
-def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> dict[str, float]:
+def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
     """Run the loop to its end, with a checkpoint after every epoch.
 
     Returns:
-        Seconds the search has taken so far, over all sittings: ``wall_seconds`` and ``cpu_seconds``.
+        The meter of what the search costs, over all sittings; it runs on.
     """
     config = loop.config
     store = None if run is None else run.checkpoints("search")
-    before = {"wall_seconds": 0.0, "cpu_seconds": 0.0}
+    before: dict[str, float] = {}
     if resume and store is not None and run is not None:
         newest = store.load_newest()
         if newest is not None:
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
             run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
-    start = time.perf_counter(), time.process_time()
-
-    def seconds() -> dict[str, float]:
-        return {
-            "wall_seconds": before["wall_seconds"] + time.perf_counter() - start[0],
-            "cpu_seconds": before["cpu_seconds"] + time.process_time() - start[1],
-        }
-
+    cost = CostMeter(before)
     with Progress(
         config.bilevel.epochs,
         description="search",
@@ -115,36 +108,35 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             if run is not None and store is not None:
                 step = loop.epoch * loop.steps_per_epoch
                 run.log(scalars, step=step, epoch=loop.epoch, phase="search")
-                store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": seconds()})
+                store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
             if loop.epoch > config.bilevel.warmup_epochs and loop.should_stop():
                 break
-    return seconds()
+    return cost
 
 
 def _flagged_skips(skips: float) -> str:
     return f"{skips:.0f} (collapsing? past {SKIP_WARNING} a cell)" if skips > SKIP_WARNING else f"{skips:.0f}"
 
 
-def conclude(loop: SearchLoop, *, recipe: RetrainConfig, seconds: dict[str, float]) -> SearchResult:
+def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> SearchResult:
     """Draw, score and choose candidates, and measure how lambda steers.
 
     Args:
         loop: A finished loop.
         recipe: For the optional brief training of candidates.
-        seconds: What the loop has cost; the scoring's cost is added.
+        cost: The loop's meter; the scoring is counted on.
     """
-    start = time.perf_counter(), time.process_time()
     config = loop.config
     pool, probs = score(loop, draw_pool(loop), recipe=recipe)
     labels = loop.val.labels.cpu().numpy()
     selected = select(probs, labels, config.candidates)
-    base = loop.base_genotype()
-    reference = loop.reference()
+    base = loop.star.base_genotype()
+    reference = loop.star.reference()
     curve = diversity_curve(
-        loop.hypernetwork,
+        loop.star.hypernetwork,
         reference=reference,
         base=base,
-        temperature=loop.distribution_temperature(),
+        temperature=loop.star.natural_temperature,
         edges_per_node=config.candidates.edges_per_node,
     )
     relaxed = loop.measure(num_images=len(loop.val))
@@ -153,8 +145,7 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, seconds: dict[str, floa
         "discretisation_gap": relaxed["val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0),
         "entropy": relaxed["entropy"],
         "selected_val_nll": nll(np.mean(probs[selected], axis=0), labels),
-        "wall_seconds": seconds["wall_seconds"] + time.perf_counter() - start[0],
-        "cpu_seconds": seconds["cpu_seconds"] + time.process_time() - start[1],
+        **cost.seconds(),
     }
     return SearchResult(
         config=config,
@@ -162,8 +153,8 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, seconds: dict[str, floa
         candidates=pool,
         selected=selected,
         curve=curve,
-        hypernetwork=loop.hypernetwork,
-        temperature=loop.distribution_temperature(),
+        hypernetwork=loop.star.hypernetwork,
+        temperature=loop.star.natural_temperature,
         report=report,
     )
 
@@ -181,7 +172,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
 def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
     from dnas_ens.files import save_tensors
 
-    save_tensors(run.file("hypernetwork.safetensors"), loop.hypernetwork.state_dict())
+    save_tensors(run.file("hypernetwork.safetensors"), loop.star.hypernetwork.state_dict())
     save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
 
 

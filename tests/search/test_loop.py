@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from dnas_ens.config import RetrainConfig, SearchConfig, with_fields
+from dnas_ens.cost import CostMeter
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import random_genotype
@@ -65,12 +66,12 @@ def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_se
 def test_warmup_moves_the_weights_alone(few_digits, tiny_search):
     loop = SearchLoop(tiny_search, few_digits)
     weights = loop.supernet.classifier.weight.detach().clone()
-    steps = loop.hypernetwork.steps.detach().clone()
+    steps = loop.star.hypernetwork.steps.detach().clone()
     loop.run_epoch()
-    assert torch.equal(loop.hypernetwork.steps, steps)
+    assert torch.equal(loop.star.hypernetwork.steps, steps)
     assert not torch.equal(loop.supernet.classifier.weight, weights)
     loop.run_epoch()
-    assert not torch.equal(loop.hypernetwork.steps, steps)
+    assert not torch.equal(loop.star.hypernetwork.steps, steps)
 
 
 def test_schedules_reach_both_ends(few_digits, tiny_search):
@@ -104,13 +105,15 @@ def test_schedules_reach_both_ends(few_digits, tiny_search):
 def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
     config = with_fields(tiny_search, warmup_epochs=0, epochs=1, **fields)
     loop = SearchLoop(config, few_digits)
-    before = {name: p.detach().clone() for name, p in loop.hypernetwork.named_parameters() if p.requires_grad}
+    before = {
+        name: p.detach().clone() for name, p in loop.star.hypernetwork.named_parameters() if p.requires_grad
+    }
     scalars = loop.run_epoch()
     assert all(np.isfinite(value) for value in scalars.values())
     assert 0 <= scalars["val_accuracy"] <= 1
     moved = {
         name
-        for name, p in loop.hypernetwork.named_parameters()
+        for name, p in loop.star.hypernetwork.named_parameters()
         if name in before and not torch.equal(p, before[name])
     }
     assert "base" in moved
@@ -129,12 +132,12 @@ def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(
     )
     loop = SearchLoop(config, few_digits, base=base)
     loop.run_epoch()
-    assert ("base" not in dict(loop.hypernetwork.named_parameters())) is fixed
-    assert loop.base_genotype() == base
+    assert ("base" not in dict(loop.star.hypernetwork.named_parameters())) is fixed
+    assert loop.star.base_genotype() == base
     if fixed:
         from dnas_ens.search.discretise import discretise
 
-        assert discretise(loop.base_distribution(), loop.space) == base
+        assert discretise(loop.star.start(), loop.space) == base
 
 
 def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tiny_search):
@@ -151,9 +154,7 @@ def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tin
         )
         loop = SearchLoop(config, few_digits)
         train(loop)
-        curve = conclude(
-            loop, recipe=RetrainConfig(), seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0}
-        ).curve
+        curve = conclude(loop, recipe=RetrainConfig(), cost=CostMeter()).curve
         lam, distance = np.array(curve.lam), np.array(curve.distance_to_base)
         return np.abs(lam - distance).mean(), np.mean(curve.distance_between)
 
@@ -166,7 +167,7 @@ def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tin
 def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
     loop = SearchLoop(with_fields(tiny_search, max_skips=0), few_digits)
     with torch.no_grad():
-        loop.hypernetwork.base[..., loop.space.operations.index("skip_connect")] = 5.0
+        loop.star.hypernetwork.base[..., loop.space.operations.index("skip_connect")] = 5.0
     assert loop.should_stop()
     assert not SearchLoop(tiny_search, few_digits).should_stop()
     stopped = run_search(
@@ -193,7 +194,7 @@ def test_test_images_are_never_read(few_digits, tiny_search):
 def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_search):
     loop = SearchLoop(tiny_search, few_digits)
     train(loop)
-    result = conclude(loop, recipe=RetrainConfig(), seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0})
+    result = conclude(loop, recipe=RetrainConfig(), cost=CostMeter())
     canonical = {genotype.canonical() for genotype in result.genotypes}
     assert len(canonical) == len(result.genotypes) == 3
     # The first chosen is the best single candidate.
@@ -212,7 +213,7 @@ def test_brief_training_improves_the_candidates(few_digits, tiny_search):
         loop = SearchLoop(with_fields(tiny_search, candidate_epochs=epochs, pool_size=3), few_digits)
         train(loop)
         recipe = RetrainConfig(batch_size=16)
-        result = conclude(loop, recipe=recipe, seconds={"wall_seconds": 0.0, "cpu_seconds": 0.0})
+        result = conclude(loop, recipe=recipe, cost=CostMeter())
         scores.append(np.mean([c.supernet_val_nll for c in result.candidates]))
     assert scores[1] < scores[0] - 0.05
 

@@ -1,0 +1,24 @@
+import time
+
+from dnas_ens.cost import CostMeter
+
+
+def test_waiting_costs_wall_time_and_working_costs_both():
+    waiting = CostMeter()
+    time.sleep(0.2)
+    waited = waiting.seconds()
+    assert waited["wall_seconds"] >= 0.2
+    assert waited["cpu_seconds"] < 0.2
+    working = CostMeter()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    worked = working.seconds()
+    assert worked["cpu_seconds"] >= 0.1
+    assert worked["wall_seconds"] >= 0.09
+
+
+def test_earlier_sittings_count():
+    meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0})
+    assert 100.0 <= meter.seconds()["wall_seconds"] < 101.0
+    assert 50.0 <= meter.seconds()["cpu_seconds"] < 51.0
