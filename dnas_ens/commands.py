@@ -8,16 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.config import (
-    PRESET_COSTS,
-    DataConfig,
-    RetrainConfig,
-    SearchConfig,
-    retrain_preset,
-    search_preset,
-    to_dict,
-)
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, to_dict
 from dnas_ens.errors import UserError
+from dnas_ens.presets import PRESET_COSTS, retrain_preset, search_preset
 
 if TYPE_CHECKING:
     import torch

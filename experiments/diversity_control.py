@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.config import SearchConfig, search_preset, to_dict, with_fields
+from dnas_ens.config import SearchConfig, to_dict, with_fields
+from dnas_ens.presets import search_preset
 
 RESULTS = Path(__file__).parent / "results"
 #: Directions of the star in this study, as the fields each setting changes.

@@ -2,16 +2,10 @@ import json
 
 import pytest
 
-from dnas_ens.config import (
-    RetrainConfig,
-    SearchConfig,
-    retrain_preset,
-    search_preset,
-    to_dict,
-    with_fields,
-)
+from dnas_ens.config import RetrainConfig, SearchConfig, to_dict, with_fields
 from dnas_ens.config_file import override
 from dnas_ens.errors import UserError
+from dnas_ens.presets import retrain_preset, search_preset
 from dnas_ens.search_space import SearchSpace
 
 

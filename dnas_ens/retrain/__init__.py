@@ -40,9 +40,10 @@ def retrain(
     Raises:
         UserError: If a value or a genotype does not fit.
     """
-    from dnas_ens.config import retrain_preset, with_fields
+    from dnas_ens.config import with_fields
     from dnas_ens.data import load_data
     from dnas_ens.device import resolve_device
+    from dnas_ens.presets import retrain_preset
     from dnas_ens.retrain.members import train_members
 
     genotypes = list(found) if isinstance(found, Sequence) else found.genotypes

@@ -11,8 +11,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run, print_next, print_resolved
-from dnas_ens.config import RetrainConfig, retrain_preset, to_dict
+from dnas_ens.config import RetrainConfig, to_dict
 from dnas_ens.config_file import override
+from dnas_ens.presets import retrain_preset
 
 PROG = "python -m dnas_ens.retrain"
 

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 
 from dnas_ens.analysis.metrics import nll
-from dnas_ens.config import RetrainConfig, SearchConfig, retrain_preset
+from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, load_genotype
 from dnas_ens.nn.operations import require_operations
+from dnas_ens.presets import retrain_preset
 from dnas_ens.progress import Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, score, select
 from dnas_ens.search.loop import SearchLoop

@@ -227,8 +227,8 @@ def test_more_members_than_the_paths_hold(few_digits, tiny_search):
 
 
 def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
-    from dnas_ens.config import search_preset
     from dnas_ens.files import write_json
+    from dnas_ens.presets import search_preset
 
     base = base_for(tiny_search)
     write_json(tmp_path / "base.json", base.to_dict())

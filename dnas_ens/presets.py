@@ -1,0 +1,116 @@
+"""Presets (scale) and regimes (published method): bundles of defaults for the configuration.
+
+Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+
+#: What each preset changes in the search, as (section, field): value.
+_SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "smoke": {},
+    "micro": {
+        "data": {"data": "fashion-mnist", "limit_train": 10_000},
+        "bilevel": {"epochs": 6, "warmup_epochs": 1},
+    },
+    "fast": {
+        "data": {"data": "fashion-mnist"},
+        "supernet": {"num_cells": 5, "channels": 16},
+        "bilevel": {"epochs": 25, "learning_rate": 0.025},
+        "candidates": {"pool_size": 50},
+    },
+    "paper": {
+        "data": {"data": "cifar10"},
+        "supernet": {"num_cells": 8, "channels": 16},
+        "bilevel": {"epochs": 50, "warmup_epochs": 15, "learning_rate": 0.025},
+        "candidates": {"pool_size": 100},
+    },
+}
+_RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {},
+    "micro": {"channels": 8, "epochs": 10},
+    "fast": {"num_cells": 8, "channels": 16, "epochs": 50, "cutout": 8, "drop_path": 0.1},
+    "paper": {
+        "num_cells": 20,
+        "channels": 36,
+        "epochs": 600,
+        "batch_size": 96,
+        "learning_rate": 0.025,
+        "drop_path": 0.2,
+        "auxiliary_weight": 0.4,
+        "cutout": 16,
+    },
+}
+#: What each preset costs, as measured or, where it says so, estimated.
+PRESET_COSTS: dict[str, str] = {
+    "smoke": "digits, minutes on two CPU cores",
+    "micro": "10,000 Fashion-MNIST images, about an hour and a half on two CPU cores",
+    "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
+    "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
+}
+#: What each regime changes in the search (method of the cited paper in this project's terms).
+_REGIMES: dict[str, dict[str, dict[str, Any]]] = {
+    "star": {},
+    "optimal": {
+        "hypernetwork": {"directions": 1},
+        "objective": {"penalty": "none", "fixed_lambda": 0.0},
+        "candidates": {"members": 1, "pool_size": 1},
+    },
+    "edges": {
+        "hypernetwork": {"directions": 1, "max_lambda": 4.0},
+        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", "fixed_lambda": 2.0},
+        "candidates": {"members": 1, "pool_size": 1},
+    },
+    "random": {"objective": {"penalty": "none"}},
+    "hypernet": {
+        "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
+        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax"},
+    },
+    "js": {"hypernetwork": {"directions": 1}, "objective": {"penalty": "js-base"}},
+}
+
+
+def _replace_sections(config: SearchConfig, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
+
+
+def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
+    """Return the search configuration of a preset and a regime.
+
+    Args:
+        preset: smoke, micro, fast or paper.
+        regime: star, optimal, edges, random, hypernet or js.
+        base: File of a given base, needed by edges, random and hypernet.
+
+    Raises:
+        UserError: If a name is unknown or a needed base is missing.
+    """
+    for name, known, flag in ((preset, _SEARCH_PRESETS, "--preset"), (regime, _REGIMES, "--regime")):
+        require(name in known, f"Unknown {flag[2:]} {name!r}.", f"Give {flag} one of {', '.join(known)}.")
+    merged: dict[str, dict[str, Any]] = {}
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
+        for section, values in changes.items():
+            merged.setdefault(section, {}).update(values)
+    plain = SearchConfig()
+    # The names were checked above; a literal type cannot tell.
+    named: dict[str, Any] = {"preset": preset, "regime": regime}
+    return dataclasses.replace(plain, **named, **_replace_sections(plain, merged))
+
+
+def retrain_preset(preset: str = "smoke") -> RetrainConfig:
+    """Return the training recipe of a preset.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    require(
+        preset in _RETRAIN_PRESETS,
+        f"Unknown preset {preset!r}.",
+        f"Give --preset one of {', '.join(_RETRAIN_PRESETS)}.",
+    )
+    return RetrainConfig(**_RETRAIN_PRESETS[preset])
