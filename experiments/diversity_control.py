@@ -6,7 +6,8 @@ For every penalty and for R = 1 and R = 4 directions, over several seeds, on dig
 with D to the base and with the edges shared with the base, the mean |D - lambda|, the mean D between members
 of equal lambda over lambda, and, of the discretised members with inherited weights, predictive disagreement,
 predictive JS and shared errors on val. It answers EdgeNES's claim that one parameter steers diversity (its Fig. 4 and
-Table 3). About 40 searches of one to two minutes a CPU core; finished ones are kept and not run again.
+Table 3). About 40 searches of one to two minutes of a CPU core each; finished ones are kept in OUTPUT.jsonl and not run
+again, so that an interrupted study goes on and more seeds add to it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import numpy as np
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import SearchConfig, to_dict, with_fields
+from dnas_ens.errors import UserError
 from dnas_ens.presets import search_preset
 
 RESULTS = Path(__file__).parent / "results"
@@ -67,7 +69,7 @@ def configuration(setting: str, seed: int, *, epochs: int | None, base: Path | N
     return with_fields(config, seed=seed, **fields)
 
 
-def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> dict[str, Any]:
+def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[str, Any]:
     """Run one search and measure it."""
     import torch
     from scipy.stats import spearmanr
@@ -86,18 +88,15 @@ def run_one(setting: str, seed: int, epochs: int | None, base_folder: str) -> di
     torch.set_num_threads(1)
     start = time.perf_counter()
     data = load_data("digits")
-    base_file = None
-    if SETTINGS[setting].get("regime") == "hypernet":
-        # EdgeNES's two stages: an ordinary search first, whose cell is then the given base.
-        base_file = Path(base_folder) / f"optimal-{seed}.json"
-        if not base_file.exists():
-            optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
-            first = SearchLoop(optimal if epochs is None else with_fields(optimal, epochs=epochs), data)
-            for _ in range(first.config.bilevel.epochs):
-                first.run_epoch()
-            write_json(base_file, first.star.base_genotype().to_dict())
-    config = configuration(setting, seed, epochs=epochs, base=base_file)
-    loop = SearchLoop(config, data, base=None if base_file is None else load_genotype(base_file))
+    given = base_file(setting, seed, bases)
+    if given is not None and not given.exists():
+        optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
+        first = SearchLoop(optimal if epochs is None else with_fields(optimal, epochs=epochs), data)
+        for _ in range(first.config.bilevel.epochs):
+            first.run_epoch()
+        write_json(given, first.star.base_genotype().to_dict())
+    config = configuration(setting, seed, epochs=epochs, base=given)
+    loop = SearchLoop(config, data, base=None if given is None else load_genotype(given))
     for _ in range(config.bilevel.epochs):
         scalars = loop.run_epoch()
     hyper, temperature = config.hypernetwork, loop.star.natural_temperature
@@ -181,6 +180,32 @@ COLUMNS = {
 }
 
 
+def is_done(runs: list[dict[str, Any]], setting: str, seed: int, study: Study, bases: Path) -> bool:
+    """Say whether a search was run before, and refuse to mix it with one of another configuration.
+
+    Raises:
+        UserError: If it was run with other settings.
+    """
+    wanted = to_dict(configuration(setting, seed, epochs=study.epochs, base=base_file(setting, seed, bases)))
+    for run in runs:
+        if (run["setting"], run["seed"]) == (setting, seed):
+            # Where the base's file lies is no setting.
+            run["config"]["hypernetwork"]["base"] = wanted["hypernetwork"]["base"]
+            if run["config"] != wanted:
+                raise UserError(
+                    f"{study.output}.jsonl holds {setting}, seed {seed}, with other settings.",
+                    "Give another --output, or remove the file to start afresh.",
+                )
+            return True
+    return False
+
+
+def base_file(setting: str, seed: int, bases: Path) -> Path | None:
+    """Return where the given base of a setting lies: for EdgeNES's two stages that of an ordinary search."""
+    two_stages = SETTINGS[setting].get("regime") == "hypernet"
+    return bases / f"optimal-{seed}.json" if two_stages else None
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Return mean ± standard deviation over seeds of every setting as Markdown."""
     lines = [
@@ -202,27 +227,30 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw D to the base and shared edges against lambda, a column a setting, a line a seed and direction."""
-    from dnas_ens.analysis.style import new_figure, style_axis
+    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 
     settings = [name for name in SETTINGS if any(run["setting"] == name for run in runs)]
-    figure = new_figure(2.6 * len(settings), 5.2)
+    figure = new_figure(max(175 * len(settings), 350), 400)
     axes = figure.subplots(2, len(settings), squeeze=False, sharey="row")
     for column, setting in enumerate(settings):
         top, bottom = axes[0, column], axes[1, column]
-        for run in (run for run in runs if run["setting"] == setting):
+        chosen = [run for run in runs if run["setting"] == setting]
+        for run in chosen:
             for distance, shared in zip(run["distance"], run["shared"], strict=True):
-                top.plot(run["lam"], distance, color="#0072b2", alpha=0.35, linewidth=1)
-                bottom.plot(run["lam"], shared, color="#d55e00", alpha=0.35, linewidth=1)
-        if "edge-overlap" not in setting:
-            top.plot([0, 0.8], [0, 0.8], color="black", linestyle="--", linewidth=1)
-        style_axis(top, x_label="", y_label="D to base" if column == 0 else "")
-        style_axis(bottom, x_label="λ", y_label="edges shared with base" if column == 0 else "")
-        name, _, rest = setting.partition(",")
-        top.set_title(
-            f"{name.replace('+', '+' + chr(10)).replace(' (', chr(10) + '(')}\n{rest.strip()}", fontsize=9
-        )
+                top.plot(run["lam"], distance, color=BLUE, alpha=0.4, linewidth=1)
+                bottom.plot(run["lam"], shared, color=VERMILION, alpha=0.4, linewidth=1)
+        counts_edges = "edge-overlap" in setting
+        end = chosen[0]["lam"][-1]
+        target = top if not counts_edges else bottom
+        target.plot([0, end], [0, end], color=MUTED_COLOUR, linestyle="--", linewidth=1)
+        style_axis(top, y_label="distance D to the base" if column == 0 else "")
+        x_label = "λ (edges to share)" if counts_edges else "λ"
+        style_axis(bottom, x_label=x_label, y_label="edges shared with the base" if column == 0 else "")
+        name = setting.replace("+", "\n+ ").replace(" (", "\n(").replace(", ", "\n")
+        top.set_title(name, fontproperties=font(9, bold=True), loc="left")
         top.set_ylim(0, 1)
         bottom.set_ylim(0, 17)
+        bottom.set_yticks(range(0, 17, 4))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -241,13 +269,15 @@ def main(argv: list[str]) -> None:
     log = study.output.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    config_of = {run["setting"] + str(run["seed"]): run["config"] for run in done}
-    wanted = [(setting, seed) for setting in study.settings for seed in range(study.seeds)]
-    missing = [pair for pair in wanted if pair[0] + str(pair[1]) not in config_of]
-    bases = Path("runs") / "diversity-control-bases"
-    bases.mkdir(parents=True, exist_ok=True)
+    bases = study.output.parent / f"{study.output.name}-bases"
+    missing = [
+        (setting, seed)
+        for setting in study.settings
+        for seed in range(study.seeds)
+        if not is_done(done, setting, seed, study, bases)
+    ]
     with ProcessPoolExecutor(study.workers) as pool:
-        futures = [pool.submit(run_one, *pair, study.epochs, str(bases)) for pair in missing]
+        futures = [pool.submit(run_one, *pair, study.epochs, bases) for pair in missing]
         for future in futures:
             run = future.result()
             done.append(run)
@@ -263,8 +293,10 @@ def main(argv: list[str]) -> None:
     text = (
         "# Does lambda steer diversity? (digits, preset smoke)\n\n"
         f"Command: `{' '.join(env['command'])}`\n\n"
-        f"Hardware: {env['cpu']}, {env['num_cpus']} cores. Versions: {versions}. Date: {env['time']}.\n\n"
-        "Mean ± standard deviation over seeds. Members of the right half: the discretised networks at half the "
+        f"Hardware: {env['cpu']}, {env['num_cpus']} cores, no GPU. Versions: {versions}. "
+        f"Revision: {env['git_revision']}. Date: {env['time']}.\n\n"
+        "Mean ± standard deviation over seeds, 21 values of lambda on every direction. From "
+        "*disagreement* on: the discretised networks at half the "
         f"range on each direction (R=1: {NUM_MEMBERS} points along the path), with inherited weights, on val. "
         "For edge-overlap lambda counts shared edges, so its correlations have the other sign and "
         "abs(D−λ) means nothing.\n\n" + table(done)

@@ -297,3 +297,28 @@ def test_every_regime_of_the_readme_runs_as_written(tmp_path, monkeypatch, capsy
     found = json.loads(next(tmp_path.glob("runs/*-digits/genotypes.json")).read_text())
     base = json.loads((tmp_path / "runs/base/genotypes.json").read_text())["base"]
     assert found["base"] == base
+
+
+def test_comparison_with_a_deep_ensemble_of_the_base(finished):
+    run_dir, _ = finished
+    script = Path(__file__).parent.parent / "experiments" / "compare_ensembles.py"
+    folder = run_dir.parent.parent
+    out, _ = run(script, "runs/001-digits", "--device", "cpu", "--output", "copy", cwd=folder)
+    rows = {row["name"]: row for row in json.loads((run_dir / "comparison.json").read_text())}
+    ours, theirs = rows["ours (searched ensemble)"], rows["deep ensemble of the base cell"]
+    assert ours["nll"] == json.loads((run_dir / "results.json").read_text())[-1]["nll"]
+    base = json.loads((run_dir / "genotypes.json").read_text())["base"]["genotype"]
+    members = [
+        json.loads((run_dir / f"baselines/deep-ensemble-of-base/members/{i}/member.json").read_text())
+        for i in range(3)
+    ]
+    assert all(member["spec"]["genotype"] == base for member in members)
+    assert len({member["seeds"]["initialisation"] for member in members}) == 3
+    assert theirs["cpu_seconds"] > sum(member["cpu_seconds"] for member in members)
+    difference = float(re.search(r"ours minus deep ensemble: ([+-][\d.]+)", out)[1])
+    assert difference == pytest.approx(ours["calibrated_nll"] - theirs["calibrated_nll"], abs=6e-5)
+    copy = (folder / "copy.md").read_text()
+    assert "Command: `python -m dnas_ens.search" in copy
+    assert f"{ours['calibrated_nll']:.4f}" in copy
+    _, err = run(script, ".", cwd=folder, code=2)
+    assert "not a run folder" in err
