@@ -13,10 +13,11 @@ again, so that an interrupted study goes on and more seeds add to it.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import signal
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,16 @@ def is_done(runs: list[dict[str, Any]], setting: str, seed: int, study: Study, b
     return False
 
 
+def let_parent_decide() -> None:
+    """Leave Ctrl-C to the parent, which ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def run_task(task: tuple[str, int, int | None, Path]) -> dict[str, Any]:
+    """Run one search, its arguments packed for a pool."""
+    return run_one(*task)
+
+
 def base_file(setting: str, seed: int, bases: Path) -> Path | None:
     """Return where the given base of a setting lies: for EdgeNES's two stages that of an ordinary search."""
     two_stages = SETTINGS[setting].get("regime") == "hypernet"
@@ -276,10 +287,10 @@ def main(argv: list[str]) -> None:
         for seed in range(study.seeds)
         if not is_done(done, setting, seed, study, bases)
     ]
-    with ProcessPoolExecutor(study.workers) as pool:
-        futures = [pool.submit(run_one, *pair, study.epochs, bases) for pair in missing]
-        for future in futures:
-            run = future.result()
+    tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
+    # Leaving the block ends the workers, so that an interrupted study leaves none behind.
+    with multiprocessing.get_context("spawn").Pool(study.workers, initializer=let_parent_decide) as pool:
+        for run in pool.imap(run_task, tasks):
             done.append(run)
             with log.open("a") as file:
                 file.write(json.dumps(run) + "\n")

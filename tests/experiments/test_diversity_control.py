@@ -1,8 +1,12 @@
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "diversity_control.py"
 
@@ -51,3 +55,20 @@ def test_table_is_mean_and_deviation_over_seeds():
     row = module.table(runs).splitlines()[2]
     assert row.startswith("| none, R=4 | 3 | 2.000 ± 1.000 |")
     assert "|  |" in row
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
+def test_a_terminated_study_leaves_no_worker_behind(tmp_path):
+    command = [sys.executable, str(SCRIPT), "--epochs", "500", "--output", str(tmp_path / "x")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    deadline = time.monotonic() + 120
+    while len(workers := children.read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)  # the pool has a resource tracker and a worker
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert workers
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
