@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, to_dict
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, to_dict, with_fields
 from dnas_ens.errors import UserError
 from dnas_ens.presets import PRESET_COSTS, retrain_preset, search_preset
 
@@ -26,19 +26,19 @@ EARLY_OPTIONS = ("--preset", "--regime", "--base", "--config")
 class EarlyOptions:
     """Preset, regime, base and configuration file, and what is left of the command line."""
 
-    preset: str
-    regime: str
+    preset: str | None
+    regime: str | None
     base: Path | None
     config: Path | None
     rest: list[str]
 
     @classmethod
-    def read(cls, argv: Sequence[str], *, preset: str = "smoke") -> EarlyOptions:
+    def read(cls, argv: Sequence[str]) -> EarlyOptions:
         """Take the early options out of a command line; presets and regimes are checked where they are used."""
         from dnas_ens.cli import pop_option
 
-        chosen, rest = pop_option(argv, "--preset", preset)
-        regime, rest = pop_option(rest, "--regime", "star")
+        chosen, rest = pop_option(argv, "--preset", None)
+        regime, rest = pop_option(rest, "--regime", None)
         base, rest = pop_option(rest, "--base", None)
         config, rest = pop_option(rest, "--config", None)
         return cls(
@@ -67,17 +67,21 @@ class EarlyOptions:
                 'Write it as {"search": {...}, "retrain": {...}}, like the config.json of a run.',
             )
         stored = values.get("search", {})
-        # A file that is a run's own config.json names its preset and regime; a flag beats it.
+        if not isinstance(stored, dict):
+            raise UserError(f"The part search of {self.config} is no object.", "Write it as {...}.")
+        # A file may name preset and regime, as a run's own config.json does; a flag beats it.
+        hypernetwork = stored.get("hypernetwork", {})
+        base = self.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
         search = search_preset(
-            self.preset if self.preset != "smoke" else stored.get("preset", "smoke"),
-            self.regime if self.regime != "star" else stored.get("regime", "star"),
-            base=self.base or _path(stored.get("hypernetwork", {}).get("base")),
+            self.preset or stored.get("preset", "smoke"),
+            self.regime or stored.get("regime", "star"),
+            base=None if base is None else Path(base),
         )
-        return override(search, stored), override(retrain_preset(search.preset), values.get("retrain", {}))
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+        fields = {name: value for name, value in stored.items() if name not in ("preset", "regime")}
+        search = override(search, fields)
+        if self.base is not None:
+            search = with_fields(search, base=self.base)
+        return search, override(retrain_preset(search.preset), values.get("retrain", {}))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,20 +58,32 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "star": {},
     "optimal": {
         "hypernetwork": {"directions": 1},
-        "objective": {"penalty": "none", "fixed_lambda": 0.0},
+        "objective": {"penalty": "none", "fixed_lambda": 0.0, "commitment": (0.0, 0.0)},
         "candidates": {"members": 1, "pool_size": 1},
     },
     "edges": {
         "hypernetwork": {"directions": 1, "max_lambda": 4.0},
-        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", "fixed_lambda": 2.0},
+        "objective": {
+            "penalty": "edge-overlap",
+            "relaxation": "gumbel-softmax",
+            "fixed_lambda": 2.0,
+            "commitment": (0.0, 0.0),
+        },
         "candidates": {"members": 1, "pool_size": 1},
     },
     "random": {"objective": {"penalty": "none"}},
     "hypernet": {
         "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
-        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax"},
+        "objective": {
+            "penalty": "edge-overlap",
+            "relaxation": "gumbel-softmax",
+            "commitment": (0.0, 0.0),
+        },
     },
-    "js": {"hypernetwork": {"directions": 1}, "objective": {"penalty": "js-base"}},
+    "js": {
+        "hypernetwork": {"directions": 1},
+        "objective": {"penalty": "js-base", "commitment": (0.0, 0.0)},
+    },
 }
 
 

@@ -34,6 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS: dict[str, dict[str, Any]] = {
     "js-pairwise, R=4": {"directions": 4},
     "js-pairwise, R=1": {"directions": 1},
+    "js-pairwise without commitment, R=4": {"directions": 4, "commitment": (0.0, 0.0)},
     "js-predictive, R=4": {"directions": 4, "penalty": "js-predictive"},
     "js-pairwise+js-predictive, R=4": {"directions": 4, "penalty": "js-pairwise+js-predictive"},
     "none, R=4": {"directions": 4, "penalty": "none"},

@@ -27,9 +27,7 @@ from dnas_ens.search.objective import (
     needs_same_images,
     predictive_penalty,
 )
-from dnas_ens.search.relaxation import (
-    add_auxiliary_skip,
-)
+from dnas_ens.search.relaxation import add_auxiliary_skip
 from dnas_ens.search.star import Star
 from dnas_ens.search_space import SearchSpace
 from dnas_ens.training import require_finite
