@@ -21,6 +21,10 @@ from dnas_ens.retrain import retrain
 from dnas_ens.search import search
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import nn
+
     from dnas_ens.data import ImageData, Split, load_data
     from dnas_ens.ensembles import Ensemble
     from dnas_ens.errors import UserError
@@ -49,15 +53,19 @@ _HOMES = {
 }
 
 
-def load(folder: str | Path) -> Ensemble:
+def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
     """Load the ensemble of a run folder, or one that ``Ensemble.save`` wrote.
+
+    Args:
+        folder: The folder.
+        members: Fresh modules to fill, where members are of architectures of your own.
 
     Raises:
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles import Ensemble
 
-    return Ensemble.load(folder)
+    return Ensemble.load(folder, members=members)
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,10 @@ from dnas_ens.evaluate.predictions import Predictions
 #: Columns of every row; diversity concerns rows of several members.
 METRICS = ("accuracy", "nll", "calibrated_nll", "brier", "ece15")
 DIVERSITY = ("disagreement", "predictive_js", "shared_error_fraction")
-COLUMNS = ("name", *METRICS, *DIVERSITY, "temperature", "parameters")
+#: In the files, but not in the table a person reads.
+DETAILS = ("mutual_information", "average_member_nll", "oracle_nll")
+SHOWN = ("name", *METRICS, *DIVERSITY, "temperature", "parameters")
+COLUMNS = (*SHOWN, *DETAILS)
 _HEADINGS = {
     "name": "",
     "accuracy": "accuracy %",
@@ -72,7 +75,7 @@ def ensemble_row(name: str, predictions: Predictions) -> dict[str, Any]:
         test_labels=predictions.test_labels,
     )
     members = evaluate_members(predictions.test_probs, predictions.test_labels, weights)
-    row |= {key: members[key] for key in DIVERSITY if key in members}
+    row |= {key: members[key] for key in (*DIVERSITY, *DETAILS)}
     return {**row, "parameters": sum(predictions.parameters)}
 
 
@@ -121,7 +124,7 @@ def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> 
     return text.getvalue()
 
 
-def to_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
+def to_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = SHOWN) -> str:
     """Return the rows as a Markdown table whose columns line up; columns no row fills are left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
     cells = [[_HEADINGS.get(column, column.replace("_", " ")) for column in shown]]
