@@ -82,7 +82,7 @@ class RunFolder:
         try:
             if run.file("config.json").exists():
                 run.config = _read_config(run.path)
-                run._compare(section, config, resume=resume)
+                run._compare(section, config, resume=resume, otherwise=_OTHER_FOLDER)
             else:
                 run._write_section(section, config)
         except BaseException:
@@ -112,7 +112,8 @@ class RunFolder:
             resume: Go on where the section holds the same configuration already.
         """
         if section in self.config:
-            self._compare(section, config, resume=resume)
+            # A later command has no folder of its own to name.
+            self._compare(section, config, resume=resume, otherwise="Search into another folder")
         else:
             self._write_section(section, config)
 
@@ -181,19 +182,19 @@ class RunFolder:
         self.config = {**self.config, section: as_json(config)}
         self.write_json("config.json", self.config)
 
-    def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool) -> None:
+    def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, _ABSENT)
         difference = _first_difference(stored, as_json(config), section)
         if difference is not None:
             field, there, asked = difference
             raise UserError(
                 f"{self.path} belongs to another configuration: {field} is {there} there and {asked} here.",
-                f"{_OTHER_FOLDER}, or give {field} the value it has there.",
+                f"{otherwise}, or give {field} the value it has there.",
             )
         if not resume:
             raise UserError(
                 f"{self.path} already holds a {section} of this configuration.",
-                f"Continue it with --resume. {_OTHER_FOLDER} to start afresh.",
+                f"Continue it with --resume. {otherwise} to start afresh.",
             )
 
 
