@@ -284,8 +284,9 @@ def main(argv: list[str]) -> None:
     bases = study.output.parent / f"{study.output.name}-bases"
     missing = [
         (setting, seed)
-        for setting in study.settings
+        # Seed by seed, so that an interrupted study has all settings.
         for seed in range(study.seeds)
+        for setting in study.settings
         if not is_done(done, setting, seed, study, bases)
     ]
     tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
