@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -79,6 +80,8 @@ class Predictions:
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
     """Predict the validation and the test images with every member."""
     ensemble.to(device)
+    counts = f"{len(data.val):,} val and {len(data.test):,} test images"
+    print(f"predicting {counts} with {ensemble.num_members} members", file=sys.stderr, flush=True)
     return Predictions(
         val_probs=ensemble.predict_probs(data.val),
         val_labels=data.val.labels.cpu().numpy(),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from dnas_ens.config import CandidateConfig, RetrainConfig
 from dnas_ens.data.batches import Augmentation, iterate_batches
@@ -159,7 +161,11 @@ def score(
     scored, probs = [], []
     genotypes = [candidate.genotype for candidate in pool]
     networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
-    for candidate, network in zip(pool, networks, strict=True):
+    print(
+        f"scoring {len(pool)} candidates on {len(loop.val):,} validation images", file=sys.stderr, flush=True
+    )
+    bar = tqdm(networks, total=len(pool), desc="candidates", unit="network", disable=None, leave=False)
+    for candidate, network in zip(pool, bar, strict=True):
         if loop.config.candidates.candidate_epochs:
             _train_briefly(network, loop, recipe)
         log_probs = predict_log_probs(network, loop.val, augmentation=loop.augmentation)
