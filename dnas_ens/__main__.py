@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     require_operations(config.supernet.operations)
     data = load_configured_data(config.data)
     if command.dry_run:
-        print_resolved(config, estimate(config, data))
+        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
         print_resolved(recipe, {"members": config.candidates.members})
         return
     with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:

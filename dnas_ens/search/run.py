@@ -8,25 +8,27 @@ import numpy as np
 import torch
 
 from dnas_ens.analysis.metrics import nll
-from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config import RetrainConfig, SearchConfig, to_dict
 from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, load_genotype
 from dnas_ens.nn.operations import require_operations
+from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
 from dnas_ens.presets import retrain_preset
 from dnas_ens.progress import Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.steering import diversity_curve
-from dnas_ens.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from dnas_ens.runs import RunFolder
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
+#: Activations kept for the backward pass, per edge, operation, channel and pixel: 4 to 4.5 with the DARTS operations.
+VALUES_KEPT = 5
 
 
 def run_search(
@@ -64,6 +66,9 @@ def run_search(
             _write_weights(loop, run)
     if run is not None:
         _write_result(result, run)
+        run.metrics.add_hparams(
+            to_dict(config), phase="search", metrics=["val_accuracy", "member_distance", "undecided"]
+        )
     return result
 
 
@@ -197,38 +202,24 @@ def _write_result(result: SearchResult, run: RunFolder) -> None:
 def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     """Return what a search will take, without running it: parameters, steps and an estimate of memory.
 
-    The memory estimate counts weights, momentum and gradients, and the activations of one pass of a cell's
-    operations as measured for the DARTS operations (about 14 tensors of the node's size an edge and operation).
+    Memory counts weights with gradient, momentum and a copy, and ``VALUES_KEPT`` activations for each edge,
+    operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
     """
-    from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
-    from dnas_ens.nn.supernet import Supernet
-
-    space = SearchSpace.for_stack(
-        config.supernet.num_cells, operations=config.supernet.operations, num_nodes=config.supernet.num_nodes
-    )
-    supernet = Supernet(
-        space,
-        num_cells=config.supernet.num_cells,
-        channels=config.supernet.channels,
-        in_channels=data.num_channels,
-        num_classes=data.num_classes,
-        large_images=data.image_size > SMALL_IMAGE,
-    )
-    num_parameters = sum(parameter.numel() for parameter in supernet.parameters())
+    loop = SearchLoop(config, data)
+    num_parameters = sum(parameter.numel() for parameter in loop.weights)
     plans, _ = plan_stack(
-        config.supernet.num_cells, channels=config.supernet.channels, num_nodes=space.num_nodes
+        config.supernet.num_cells, channels=config.supernet.channels, num_nodes=loop.space.num_nodes
     )
     side = data.image_size if data.image_size <= SMALL_IMAGE else data.image_size // 4
     values = 0
     for plan in plans:
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += space.num_edges * len(space.operations) * 5 * plan.channels * side * side
-    steps = max(1, len(data.train) // 2 // config.bilevel.batch_size) * config.bilevel.epochs
+        values += loop.space.num_edges * len(loop.space.operations) * plan.channels * side * side
+    kept = VALUES_KEPT * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
-        "hypernetwork_parameters": np.prod(space.shape, dtype=float)
-        * (1 + config.hypernetwork.directions * (config.hypernetwork.num_knots - 1)),
-        "weight_steps": steps,
-        "memory_mib": (4 * 4 * num_parameters + 4 * config.bilevel.batch_size * values) / 2**20,
+        "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.architecture),
+        "weight_steps": loop.steps_per_epoch * config.bilevel.epochs,
+        "memory_mib": 4 * (4 * num_parameters + kept) / 2**20,
     }
