@@ -5,9 +5,10 @@
 For every penalty and for R = 1 and R = 4 directions, over several seeds, on digits: Spearman's correlation of lambda
 with D to the base and with the edges shared with the base, the mean |D - lambda|, the mean D between members
 of equal lambda over lambda, and, of the discretised members with inherited weights, predictive disagreement,
-predictive JS and shared errors on val. It stands beside EdgeNES, where lambda counts shared edges or weighs the JS
-divergence to a base (published: Fashion-MNIST, one cell, 92.10 % at lambda = 0 and 86.4 to 90.6 % for lambda >= 5). About 40 searches of one to two minutes of a CPU core each; finished ones are kept in OUTPUT.jsonl and not run
-again, so that an interrupted study goes on and more seeds add to it.
+predictive JS and shared errors on val. It stands beside EdgeNES, where lambda counts shared edges or weighs the
+divergence to a base (published: Fashion-MNIST, one cell, 92.10 % at lambda = 0 and 86.4 to 90.6 % for lambda >= 5).
+About 45 searches of one to two minutes of a CPU core each; finished ones are kept in OUTPUT.jsonl and not run again,
+so that an interrupted study goes on and more seeds add to it.
 """
 
 from __future__ import annotations
