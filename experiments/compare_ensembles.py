@@ -117,7 +117,10 @@ def main(argv: list[str]) -> None:
             environment = run.read_json("env.json")
             header = (
                 f"# Searched ensemble and deep ensemble of its base cell: {data.name}\n\n"
-                + "".join(f"Command: `{' '.join(entry['command'])}`\n\n" for entry in environment)
+                + "".join(
+                    f"Command: `{' '.join(entry['command'])}` (revision {entry['git_revision']})\n\n"
+                    for entry in environment
+                )
                 + f"Hardware: {environment[-1]['cpu']}, {environment[-1]['num_cpus']} cores, device {device}. "
                 f"Versions: torch {environment[-1]['packages']['torch']}, "
                 f"numpy {environment[-1]['packages']['numpy']}. Date: {environment[-1]['time']}. "
