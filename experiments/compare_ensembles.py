@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
             {**average_row("average base member", theirs)},
         ]
         write_tables(run.path, rows, name="comparison")
-        verdict = difference_sentence(ours, theirs)
+        verdict = difference_sentence(ours, theirs) + ranking_sentence(found, run.path)
         text = to_markdown(rows, COLUMNS) + "\n" + verdict + "\n"
         print(f"{data.name}, {len(data.test)} test images")
         print(text, end="")
@@ -185,6 +185,26 @@ def difference_sentence(ours: Any, theirs: Any) -> str:
         f"Calibrated NLL, ours minus deep ensemble: {difference.mean():+.4f} (95 % interval "
         f"{interval.low:+.4f} to {interval.high:+.4f}, paired bootstrap over {len(difference)} test images). "
         + verdict
+    )
+
+
+def ranking_sentence(found: dict[str, Any], folder: Path) -> str:
+    """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
+    from scipy.stats import kendalltau
+
+    from dnas_ens.files import read_json
+
+    inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
+    if None in inherited or len(set(found["selected"])) < 2:
+        return ""
+    retrained = [
+        read_json(folder / "members" / str(index) / "member.json")["val_nll"]
+        for index in range(len(inherited))
+    ]
+    tau = float(kendalltau(inherited, retrained).statistic)
+    return (
+        f" Kendall's tau between the members' val NLL with inherited weights and retrained: {tau:+.2f} "
+        f"({len(inherited)} members)."
     )
 
 

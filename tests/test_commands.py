@@ -317,6 +317,12 @@ def test_comparison_with_a_deep_ensemble_of_the_base(finished):
     assert theirs["cpu_seconds"] > sum(member["cpu_seconds"] for member in members)
     difference = float(re.search(r"ours minus deep ensemble: ([+-][\d.]+)", out)[1])
     assert difference == pytest.approx(ours["calibrated_nll"] - theirs["calibrated_nll"], abs=6e-5)
+    found = json.loads((run_dir / "genotypes.json").read_text())
+    inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
+    retrained = [json.loads((run_dir / f"members/{i}/member.json").read_text())["val_nll"] for i in range(3)]
+    pairs = [(0, 1), (0, 2), (1, 2)]
+    signs = [np.sign((inherited[i] - inherited[j]) * (retrained[i] - retrained[j])) for i, j in pairs]
+    assert f"retrained: {np.mean(signs):+.2f} (3 members)" in out
     copy = (folder / "copy.md").read_text()
     assert "Command: `python -m dnas_ens.search" in copy
     assert f"{ours['calibrated_nll']:.4f}" in copy
