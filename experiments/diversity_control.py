@@ -142,11 +142,15 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
     )
     predictive = evaluate_members(probs, loop.val.labels.numpy())
     between = np.array(curve.distance_between[1:])
+    settings = to_dict(config)
+    if given is not None:
+        # Its folder belongs to this machine, not to the result.
+        settings["hypernetwork"]["base"] = given.name
     return {
         "setting": setting,
         "seed": seed,
         "epochs": config.bilevel.epochs,
-        "config": to_dict(config),
+        "config": settings,
         "spearman_distance": correlation(distance),
         "spearman_shared": correlation(shared),
         "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
