@@ -263,7 +263,12 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         style_axis(top, y_label="distance D to the base" if column == 0 else "")
         x_label = "λ (edges to share)" if counts_edges else "λ"
         style_axis(bottom, x_label=x_label, y_label="edges shared with the base" if column == 0 else "")
-        name = setting.replace("+", "\n+ ").replace(" (", "\n(").replace(", ", "\n")
+        name = (
+            setting.replace("+", "\n+ ")
+            .replace(" without", "\nwithout")
+            .replace(" (", "\n(")
+            .replace(", ", "\n")
+        )
         top.set_title(name, fontproperties=font(9, bold=True), loc="left")
         top.set_ylim(0, 1)
         bottom.set_ylim(0, 17)
