@@ -49,12 +49,18 @@ def test_table_is_mean_and_deviation_over_seeds():
     sys.modules["diversity_control"] = module
     spec.loader.exec_module(module)
     runs = [
-        {**dict.fromkeys(module.COLUMNS, value), "setting": "none, R=4", "between_over_lambda": None}
-        for value in (1.0, 2.0, 3.0)
+        {
+            **dict.fromkeys(module.COLUMNS, value),
+            "setting": "none, R=4",
+            "seed": seed,
+            "between_over_lambda": None,
+        }
+        for seed, value in ((0, 1.0), (1, 2.0), (2, 3.0), (5, 7.0), (6, 9.0))
     ]
-    row = module.table(runs).splitlines()[2]
+    row, fresh = module.table(runs).splitlines()[2:]
     assert row.startswith("| none, R=4 | 3 | 2.000 ± 1.000 |")
     assert "|  |" in row
+    assert fresh.startswith("| none, R=4, fresh seeds | 2 | 8.000 ± 1.414 |")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
