@@ -152,7 +152,7 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
     except KeyboardInterrupt as interrupt:
         print("interrupted; continue with --resume", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
-    except Exception:
+    except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
         traceback.print_exc()
         return 1
     return 0
