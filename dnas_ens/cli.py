@@ -19,6 +19,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from dnas_ens.allocator import keep_freed_memory
 from dnas_ens.errors import UserError
 
 T = TypeVar("T")
@@ -140,6 +141,7 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
+    keep_freed_memory()
     try:
         with _sigterm_raises():
             main([argument for argument in arguments if argument != "--debug"])

@@ -73,6 +73,8 @@ class SupernetConfig:
     """N, intermediate nodes of a cell."""
     operations: tuple[str, ...] = DARTS_OPERATIONS
     """Candidate operations, by registered name."""
+    form: Literal["fast", "reference"] = "fast"
+    """How it is computed: edges together by source, or one operation at a time; the result is the same."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_cells", "channels", "num_nodes")

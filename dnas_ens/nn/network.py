@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
+from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import build_operation, require_operations
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
-from dnas_ens.nn.supernet import MixedOperation, Supernet, SupernetCell
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.search_space import stack_cell_types
 
 
 def drop_path(features: Tensor, probability: float) -> Tensor:
@@ -188,7 +190,7 @@ class Network(nn.Module):
             ) from error
 
 
-def inherit(supernet: Supernet, genotype: Genotype) -> Network:
+def inherit(supernet: Supernet | FastSupernet, genotype: Genotype) -> Network:
     """Return the discrete network of a genotype with weights and BatchNorm statistics copied from the supernet.
 
     Its forward equals the supernet's with mixture weight 1 on every (edge, operation) of the genotype and 0
@@ -204,19 +206,25 @@ def inherit(supernet: Supernet, genotype: Genotype) -> Network:
         large_images=supernet.large_images,
     ).to(supernet.classifier.weight)
     space = supernet.space
-    network.stem.load_state_dict(supernet.stem.state_dict())
-    network.classifier.load_state_dict(supernet.classifier.state_dict())
-    for source_cell, cell in zip(supernet.cells, network.cells, strict=True):
-        assert isinstance(source_cell, SupernetCell)
+    weights = supernet.state_dict()
+
+    def copy(module: nn.Module, name: str) -> None:
+        prefix = f"{name}."
+        module.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        )
+
+    copy(network.stem, "stem")
+    copy(network.classifier, "classifier")
+    for position, (cell_type, cell) in enumerate(
+        zip(stack_cell_types(supernet.num_cells), network.cells, strict=True)
+    ):
         assert isinstance(cell, NetworkCell)
-        cell_type = space.cell_types[source_cell.type_index]
         for name in ("preprocess_before_last", "preprocess_last"):
-            getattr(cell, name).load_state_dict(getattr(source_cell, name).state_dict())
+            copy(getattr(cell, name), f"cells.{position}.{name}")
         for node, edges in enumerate(genotype.cell(cell_type)):
-            for position, (operation, source) in enumerate(edges):
-                mixed = source_cell.edges[space.edges.index((node, source))]
-                assert isinstance(mixed, MixedOperation)
-                chosen = mixed.operations[space.operations.index(operation)]
-                inherited = cell.nodes[node][position]  # type: ignore[index]
-                inherited.load_state_dict(chosen.state_dict())
+            for index, (operation, source) in enumerate(edges):
+                edge, number = space.edges.index((node, source)), space.operations.index(operation)
+                there = f"cells.{position}.edges.{edge}.operations.{number}"
+                copy(cell.nodes[node][index], there)  # type: ignore[index]
     return network

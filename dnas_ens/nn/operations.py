@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
+from dnas_ens.nn.depthwise import DepthwiseConv2d
 
 OperationBuilder = Callable[[int, int, bool], nn.Module]
 _REGISTRY: dict[str, OperationBuilder] = {}
@@ -125,12 +126,9 @@ def depthwise_separable(
     channels: int, kernel_size: int, stride: int, *, dilation: int, affine: bool
 ) -> list[nn.Module]:
     """Return ReLU, depthwise convolution, pointwise convolution and BatchNorm, size kept at stride 1."""
-    padding = dilation * (kernel_size - 1) // 2
     return [
         nn.ReLU(),
-        nn.Conv2d(
-            channels, channels, kernel_size, stride, padding, dilation=dilation, groups=channels, bias=False
-        ),
+        DepthwiseConv2d(channels, kernel_size, stride, dilation=dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]

@@ -128,20 +128,31 @@ class Supernet(nn.Module):
         Raises:
             ValueError: If the mixture has another shape, or the slices do not divide the batch.
         """
-        if mixture.shape[-3:] != self.space.shape or mixture.dim() not in (3, 4):
-            raise ValueError(
-                f"mixture has shape {tuple(mixture.shape)}; it must be {self.space.shape}, "
-                "or the same with a leading axis of slices."
-            )
-        if mixture.dim() == 4:
-            slices = mixture.shape[0]
-            if len(images) % slices:
-                raise ValueError(
-                    f"{slices} slices do not divide a batch of {len(images)} images; use a multiple of {slices}."
-                )
-            mixture = mixture.repeat_interleave(len(images) // slices, dim=0)
+        mixture = per_slice(self.space, images, mixture)
+        # One mixture for all images stays one: PyTorch broadcasts it over the batch.
+        if len(mixture) > 1:
+            mixture = mixture.repeat_interleave(len(images) // len(mixture), dim=0)
         before_last = last = self.stem(images)
         for cell in self.cells:
             before_last, last = last, cell(before_last, last, mixture)
         logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
         return logits
+
+
+def per_slice(space: SearchSpace, images: Tensor, mixture: Tensor) -> Tensor:
+    """Return the mixture with its axis of slices, (S, T, E, O); one mixture for all images is a single slice.
+
+    Raises:
+        ValueError: If it has another shape, or the slices do not divide the batch.
+    """
+    if mixture.shape[-3:] != space.shape or mixture.dim() not in (3, 4):
+        raise ValueError(
+            f"mixture has shape {tuple(mixture.shape)}; it must be {space.shape}, "
+            "or the same with a leading axis of slices."
+        )
+    slices = mixture if mixture.dim() == 4 else mixture.unsqueeze(0)
+    if len(images) % len(slices):
+        raise ValueError(
+            f"{len(slices)} slices do not divide a batch of {len(images)} images; use a multiple of {len(slices)}."
+        )
+    return slices

@@ -18,6 +18,7 @@ from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, random_deviation
 from dnas_ens.inference import predict_log_probs, recalibrate
+from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
@@ -136,7 +137,11 @@ def deviation_pool(
 
 
 def inherited_networks(
-    supernet: Supernet, genotypes: Iterable[Genotype], calibration: Split, *, augmentation: Augmentation
+    supernet: Supernet | FastSupernet,
+    genotypes: Iterable[Genotype],
+    calibration: Split,
+    *,
+    augmentation: Augmentation,
 ) -> Iterable[Network]:
     """Yield the discrete networks with inherited weights and BatchNorm statistics of their own."""
     for genotype in genotypes:

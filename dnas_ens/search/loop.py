@@ -14,6 +14,7 @@ from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.genotype import Genotype
 from dnas_ens.inference import accuracy_under_batch_statistics
+from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
@@ -67,7 +68,7 @@ class SearchLoop:
         self.star = Star(config, self.space, base=base, device=device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.supernet = Supernet(
+            reference = Supernet(
                 self.space,
                 num_cells=supernet.num_cells,
                 channels=supernet.channels,
@@ -75,6 +76,8 @@ class SearchLoop:
                 num_classes=data.num_classes,
                 large_images=data.image_size > SMALL_IMAGE,
             )
+        # Both forms start from the same weights, so that a seed means the same search.
+        self.supernet = FastSupernet.from_reference(reference) if supernet.form == "fast" else reference
         self.supernet.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         bilevel = config.bilevel
         self.weights = list(self.supernet.parameters())
@@ -217,7 +220,10 @@ class SearchLoop:
                 weight_decay=self.config.bilevel.weight_decay,
             )
         else:
+            # Frozen, for else the backward pass would compute gradients of the weights and throw them away.
+            self.supernet.requires_grad_(False)
             loss, gradients = first_order_gradient(validation_loss, self.architecture)
+            self.supernet.requires_grad_(True)
         for parameter, gradient in zip(self.architecture, gradients, strict=True):
             parameter.grad = gradient
         self.architecture_optimizer.step()

@@ -6,7 +6,11 @@ from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import estimate
 
 
-@pytest.mark.parametrize("fields", [{"channels": 4}, {"num_cells": 5, "channels": 16}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{"channels": 4}, {"num_cells": 5, "channels": 16}, {"channels": 4, "form": "reference"}],
+    ids=str,
+)
 def test_memory_estimate_against_what_autograd_keeps(digits, fields):
     config = with_fields(SearchConfig(), **fields)
     loop = SearchLoop(config, digits)

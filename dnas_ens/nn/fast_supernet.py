@@ -1,0 +1,141 @@
+"""The supernet a search trains by default: the reference's function, computed by source instead of by edge.
+
+Forward, gradients and BatchNorm statistics equal the reference's to rounding. Its checkpoint is the reference's too:
+``state_dict`` names and shapes every tensor as the reference does, so either loads what the other saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.nn.batched_edges import EdgesOfSource
+from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
+from dnas_ens.nn.supernet import Supernet, per_slice
+from dnas_ens.search_space import SearchSpace
+
+
+class FastSupernetCell(nn.Module):
+    """One cell of the supernet, computed source by source; arguments as in ``SupernetCell``."""
+
+    def __init__(self, space: SearchSpace, plan: CellPlan) -> None:
+        super().__init__()
+        self.space = space
+        self.type_index = space.cell_types.index(plan.cell_type)
+        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
+        #: For every source the numbers of the edges that leave it, in the order of their nodes.
+        self.leaving = [
+            [edge for edge, (_, origin) in enumerate(space.edges) if origin == source]
+            for source in range(space.num_nodes + 1)
+        ]
+        self.sources = nn.ModuleList(
+            EdgesOfSource(space.operations, len(edges), plan.channels, edge_stride(plan.cell_type, source))
+            for source, edges in enumerate(self.leaving)
+        )
+
+    def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
+        """Compute the cell's output (B, N * C, H, W); mixture is (S, T, E, O) for S slices of the batch."""
+        weights = mixture[:, self.type_index]
+        inputs = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        nodes: list[Tensor | None] = [None] * self.space.num_nodes
+        for source, (module, edges) in enumerate(zip(self.sources, self.leaving, strict=True)):
+            # Nodes are complete when their turn as a source comes: all edges lead forward.
+            features = inputs[source] if source < 2 else nodes[source - 2]
+            contributions = module(features, torch.stack([weights[:, edge] for edge in edges], dim=1))
+            for edge, contribution in zip(edges, contributions.chunk(len(edges), dim=1), strict=True):
+                node = self.space.edges[edge][0]
+                earlier = nodes[node]
+                nodes[node] = contribution if earlier is None else earlier + contribution
+        return torch.cat([node for node in nodes if node is not None], dim=1)
+
+
+class FastSupernet(nn.Module):
+    """A stack of cells in which every edge holds every candidate operation; arguments as in ``Supernet``."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        *,
+        num_cells: int,
+        channels: int,
+        in_channels: int,
+        num_classes: int,
+        large_images: bool = False,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.num_cells, self.channels = num_cells, channels
+        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
+        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
+        self.stem = build_stem(in_channels, channels, large_images=large_images)
+        self.cells = nn.ModuleList(FastSupernetCell(space, plan) for plan in plans)
+        self.classifier = nn.Linear(out_channels, num_classes)
+        self.register_state_dict_post_hook(_to_reference)
+        self.register_load_state_dict_pre_hook(_from_reference)
+
+    @classmethod
+    def from_reference(cls, reference: Supernet) -> FastSupernet:
+        """Return the fast form of a reference supernet, with a copy of its weights and statistics."""
+        fast = cls(
+            reference.space,
+            num_cells=reference.num_cells,
+            channels=reference.channels,
+            in_channels=reference.in_channels,
+            num_classes=reference.num_classes,
+            large_images=reference.large_images,
+        ).to(reference.classifier.weight)
+        fast.load_state_dict(reference.state_dict())
+        return fast.train(reference.training)
+
+    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+        """Classify images under given mixture weights; arguments, result and errors as in ``Supernet``."""
+        mixture = per_slice(self.space, images, mixture)
+        before_last = last = self.stem(images.contiguous(memory_format=torch.channels_last))
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last, mixture)
+        logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
+        return logits
+
+    def named_pieces(self) -> Iterator[tuple[str, str, int, int]]:
+        """Yield (name of the reference's tensor, own batched tensor, which part of it, of how many)."""
+        for position, cell in enumerate(self.cells):
+            assert isinstance(cell, FastSupernetCell)
+            for source, (module, edges) in enumerate(zip(cell.sources, cell.leaving, strict=True)):
+                assert isinstance(module, EdgesOfSource)
+                for piece in module.pieces():
+                    there = f"cells.{position}.edges.{edges[piece.edge]}.operations.{piece.operation}.{piece.name}"
+                    own = f"cells.{position}.sources.{source}.{piece.own}"
+                    yield there, own, piece.index, piece.count
+
+
+def _part(tensor: Tensor, index: int, count: int) -> Tensor:
+    return tensor if count == 1 else tensor.chunk(count)[index]
+
+
+def _to_reference(module: FastSupernet, state: dict[str, Any], prefix: str, _: dict[str, Any]) -> None:
+    """Replace the batched tensors of a state by the reference's."""
+    batched = set()
+    for there, own, index, count in module.named_pieces():
+        part = _part(state[prefix + own], index, count)
+        if own.endswith("pointwise"):
+            part = part.view(part.shape[1], part.shape[2], 1, 1)
+        state[prefix + there] = part
+        batched.add(prefix + own)
+    for own in batched:
+        del state[own]
+
+
+def _from_reference(module: FastSupernet, state: dict[str, Any], prefix: str, *_: object) -> None:
+    """Replace the reference's tensors of a state by batched ones; what is missing there stays missing here."""
+    empty = {
+        name: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+        for name, tensor in (*module.named_parameters(), *module.named_buffers())
+    }
+    for there, own, index, count in module.named_pieces():
+        if prefix + there in state:
+            target = _part(empty[own], index, count)
+            target.copy_(state.pop(prefix + there).detach().reshape(target.shape))
+            state[prefix + own] = empty[own]

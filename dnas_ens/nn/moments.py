@@ -1,0 +1,145 @@
+"""BatchNorm behind a pointwise convolution, from the second moments of the convolution's input.
+
+With y = P z at every pixel, mean(y) = P mean(z) and var(y) = diag(P Cov(z) P^T). BatchNorm(P z) is therefore one
+matrix A = P / sqrt(var(y) + eps) and one shift -A mean(z), known before y is computed: y itself, and what
+BatchNorm would keep of it for the backward pass, are never stored, and mixture weights fold into A.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+def grouped_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Multiply every group of channels by a matrix at every pixel.
+
+    Args:
+        features: (B, G * c, H, W), channels_last.
+        matrices: (G, d, c).
+        shift: (G, d), added; None for none.
+
+    Returns:
+        (B, G * d, H, W), channels_last.
+    """
+    groups, outputs, inputs = matrices.shape
+    if features.device.type == "cpu" or groups == 1:
+        weight = matrices.reshape(groups * outputs, inputs, 1, 1)
+        return F.conv2d(features, weight, None if shift is None else shift.reshape(-1), groups=groups)
+    # Generic grouped convolutions are slow on GPUs; a batch of matrix products is not.
+    batch, _, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).reshape(-1, groups, inputs).transpose(0, 1)
+    product = torch.bmm(rows, matrices.transpose(1, 2))
+    if shift is not None:
+        product = product + shift.unsqueeze(1)
+    product = product.transpose(0, 1).reshape(batch, height, width, groups * outputs)
+    return product.permute(0, 3, 1, 2)
+
+
+def _gram(features: Tensor, groups: int) -> Tensor:
+    """Return sum over pixels of z z^T for every group, (G, c, c)."""
+    channels = features.shape[1] // groups
+    if features.device.type != "cpu":
+        rows = features.permute(0, 2, 3, 1).reshape(-1, groups, channels).transpose(0, 1)
+        return torch.bmm(rows.transpose(1, 2), rows)
+    # The weight gradient of a pointwise convolution is this sum, by the fastest kernel a CPU has for it.
+    weight = features.new_empty(groups * channels, channels, 1, 1)
+    gram: Tensor = torch.ops.aten.convolution_backward(
+        features, features, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups, [False, True, False]
+    )[1]
+    return gram.view(groups, channels, channels)
+
+
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+        count = features.numel() // features.shape[1]
+        mean = features.mean(dim=(0, 2, 3)).view(groups, -1)
+        covariance = _gram(features, groups) / count - mean.unsqueeze(2) * mean.unsqueeze(1)
+        ctx.save_for_backward(features, mean)
+        return mean, covariance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None]:
+        features, mean = ctx.saved_tensors
+        count = features.numel() // features.shape[1]
+        # The covariance's derivative is that of (z - mean)(z - mean)^T; the mean's own part sums to zero.
+        matrices = (of_covariance + of_covariance.transpose(1, 2)) / count
+        shift = of_mean / count - (matrices @ mean.unsqueeze(2)).squeeze(2)
+        return grouped_pointwise(features, matrices, shift), None
+
+
+def moments(features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return mean and covariance of every group of channels over all images and pixels.
+
+    Args:
+        features: (B, G * c, H, W), channels_last.
+        groups: G.
+
+    Returns:
+        Mean (G, c) and biased covariance (G, c, c).
+    """
+    result: tuple[Tensor, Tensor] = _Moments.apply(features, groups)
+    return result
+
+
+class PointwiseNorm(nn.BatchNorm2d):
+    """G pointwise convolutions side by side, each followed by affine-free BatchNorm, as matrices and shifts.
+
+    It is a BatchNorm with all its settings (momentum, running statistics, training mode) that holds the
+    convolutions' weights too.
+
+    Args:
+        groups: G.
+        channels: c, in and out of each convolution.
+        convolve: False for BatchNorm alone, as if every convolution were the identity.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, groups: int, channels: int, *, convolve: bool = True) -> None:
+        super().__init__(groups * channels, affine=False)
+        self.groups = groups
+        self.pointwise = nn.Parameter(torch.empty(groups, channels, channels)) if convolve else None
+
+    def matrices(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what maps features to the normalised outputs of the convolutions.
+
+        Args:
+            features: (B, G' * c, H, W), channels_last; groups past the first G are not looked at.
+
+        Returns:
+            A (G, c, c) and b (G, c): the output of group g is A_g z_g + b_g.
+        """
+        if self.training or not self.track_running_stats:
+            num_groups = features.shape[1] * self.groups // self.num_features
+            mean, covariance = (part[: self.groups] for part in moments(features, num_groups))
+            if self.pointwise is None:
+                variance = covariance.diagonal(dim1=1, dim2=2)
+            else:
+                mean = (self.pointwise @ mean.unsqueeze(2)).squeeze(2)
+                variance = ((self.pointwise @ covariance) * self.pointwise).sum(2)
+            # Rounding can take a variance of nearly nothing below zero.
+            variance = variance.clamp_min(0.0)
+            if self.training and self.track_running_stats:
+                self._track(mean.detach(), variance.detach(), features.numel() // features.shape[1])
+        else:
+            mean, variance = self.running_mean.view(self.groups, -1), self.running_var.view(self.groups, -1)
+        scale = torch.rsqrt(variance + self.eps)
+        matrices = scale.diag_embed() if self.pointwise is None else self.pointwise * scale.unsqueeze(2)
+        return matrices, -mean * scale
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        self.num_batches_tracked += 1
+        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        unbiased = variance * (count / max(1, count - 1))
+        self.running_mean.lerp_(mean.reshape(-1), share)
+        self.running_var.lerp_(unbiased.reshape(-1), share)
