@@ -30,6 +30,8 @@ class WholeWayCommand(RunOptions):
 
     search: OmitArgPrefixes[SearchConfig]
     retrain: RetrainConfig
+    workers: int = 0
+    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
 
 
 def main(argv: list[str]) -> None:
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
     with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         result = run_search(config, data, device=device, run=run, resume=command.resume)
-        train_members(result.genotypes, data, recipe, device=device, folder=run.path)
+        train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
         rows = evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(to_markdown(rows), end="")

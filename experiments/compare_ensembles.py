@@ -48,6 +48,8 @@ class Comparison:
     """Run folder whose members are trained."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
     output: Path | None = None
     """Copy the table to OUTPUT.md, .csv and .json as well."""
 
@@ -83,7 +85,8 @@ def main(argv: list[str]) -> None:
         recipe = replace(recipe, seed=recipe.seed + 1)
         folder = run.path / BASELINE
         folder.mkdir(parents=True, exist_ok=True)
-        train_members([base] * len(found["selected"]), data, recipe, device=device, folder=folder)
+        genotypes = [base] * len(found["selected"])
+        train_members(genotypes, data, recipe, device=device, folder=folder, workers=comparison.workers)
 
         stored = run.file("predictions.npz")
         ours = Predictions.load(stored) if stored.exists() else predict_folder(run.path, data, device=device)

@@ -14,8 +14,6 @@ so that an interrupted study goes on and more seeds add to it.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import signal
 import statistics
 import sys
 import time
@@ -29,6 +27,7 @@ from dnas_ens.cli import parse, run_main
 from dnas_ens.config import SearchConfig, to_dict, with_fields
 from dnas_ens.errors import UserError
 from dnas_ens.presets import search_preset
+from dnas_ens.workers import worker_pool
 
 RESULTS = Path(__file__).parent / "results"
 #: Directions of the star in this study, as the fields each setting changes.
@@ -209,11 +208,6 @@ def is_done(runs: list[dict[str, Any]], setting: str, seed: int, study: Study, b
     return False
 
 
-def let_parent_decide() -> None:
-    """Leave Ctrl-C to the parent, which ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def run_task(task: tuple[str, int, int | None, Path]) -> dict[str, Any]:
     """Run one search, its arguments packed for a pool."""
     return run_one(*task)
@@ -307,8 +301,7 @@ def main(argv: list[str]) -> None:
         if not is_done(done, setting, seed, study, bases)
     ]
     tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
-    # Leaving the block ends the workers, so that an interrupted study leaves none behind.
-    with multiprocessing.get_context("spawn").Pool(study.workers, initializer=let_parent_decide) as pool:
+    with worker_pool(study.workers) as pool:
         for run in pool.imap(run_task, tasks):
             done.append(run)
             with log.open("a") as file:

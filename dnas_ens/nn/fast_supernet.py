@@ -128,14 +128,24 @@ def _to_reference(module: FastSupernet, state: dict[str, Any], prefix: str, _: d
         del state[own]
 
 
-def _from_reference(module: FastSupernet, state: dict[str, Any], prefix: str, *_: object) -> None:
-    """Replace the reference's tensors of a state by batched ones; what is missing there stays missing here."""
-    empty = {
-        name: torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
-        for name, tensor in (*module.named_parameters(), *module.named_buffers())
-    }
+def _from_reference(
+    module: FastSupernet,
+    state: dict[str, Any],
+    prefix: str,
+    local_metadata: dict[str, Any],
+    strict: bool,
+    missing_keys: list[str],
+    *_: object,
+) -> None:
+    """Replace the reference's tensors of a state by batched ones; parts it lacks are reported and stay as they are."""
+    batched: dict[str, Tensor] = {}
+    own_tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     for there, own, index, count in module.named_pieces():
+        if own not in batched:
+            batched[own] = own_tensors[own].detach().clone()
         if prefix + there in state:
-            target = _part(empty[own], index, count)
+            target = _part(batched[own], index, count)
             target.copy_(state.pop(prefix + there).detach().reshape(target.shape))
-            state[prefix + own] = empty[own]
+        else:
+            missing_keys.append(prefix + there)
+    state.update({prefix + own: tensor for own, tensor in batched.items()})

@@ -27,6 +27,8 @@ class RetrainCommand:
     config: OmitArgPrefixes[RetrainConfig]
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
     resume: bool = False
     """Go on with an interrupted training."""
     dry_run: bool = False
@@ -75,7 +77,9 @@ def main(argv: list[str]) -> None:
             return
         run.record_config("retrain", to_dict(command.config), resume=command.resume)
         run.write_env({"device": str(device), "data": data.describe()})
-        train_members(genotypes, data, command.config, device=device, folder=run.path)
+        train_members(
+            genotypes, data, command.config, device=device, folder=run.path, workers=command.workers
+        )
         for index in range(len(genotypes)):
             member = run.read_json(f"members/{index}/member.json")
             print(

@@ -27,6 +27,7 @@ from dnas_ens.nn.network import Network
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.progress import Progress
 from dnas_ens.training import MemberSeeds, cosine_learning_rate, drop_path_at, require_finite, train_epoch
+from dnas_ens.workers import worker_pool
 
 
 class MemberTraining:
@@ -202,6 +203,7 @@ def train_members(
     *,
     device: torch.device | str = "cpu",
     folder: Path | None = None,
+    workers: int = 1,
 ) -> Ensemble:
     """Train M members from scratch and return their ensemble, its temperature fitted on ``val``.
 
@@ -214,7 +216,12 @@ def train_members(
         recipe: How to train.
         device: Where to train.
         folder: Where the ensemble goes.
+        workers: Processes that train members side by side on a CPU, each with its share of the threads; 0 for one
+            a thread. They need a folder to hand their members over. Members differ from those of a single worker
+            as far as rounding depends on the number of threads.
     """
+    if folder is not None and torch.device(device).type == "cpu":
+        _train_side_by_side(genotypes, data, recipe, folder=folder, workers=workers)
     networks, val_probs = [], []
     for index, genotype in enumerate(genotypes):
         training = MemberTraining(genotype, data, recipe, index=index, device=device)
@@ -226,10 +233,7 @@ def train_members(
             training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
             network = training.network.eval()
         else:
-            network, description = train_member(training, folder=folder, num_members=len(genotypes))
-            if place is not None:
-                save_tensors(place / "model.safetensors", network.state_dict())
-                write_json(place / "member.json", description)
+            network = _train_and_save(training, folder=folder, num_members=len(genotypes))
         networks.append(network)
         val_probs.append(training.val_probs())
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
@@ -244,6 +248,40 @@ def train_members(
     if folder is not None:
         ensemble.save(folder, overwrite=True)
     return ensemble.to(device)
+
+
+def _train_and_save(training: MemberTraining, *, folder: Path | None, num_members: int) -> Network:
+    network, description = train_member(training, folder=folder, num_members=num_members)
+    if folder is not None:
+        place = folder / "members" / str(training.index)
+        save_tensors(place / "model.safetensors", network.state_dict())
+        # Last, for this file says that the member is finished.
+        write_json(place / "member.json", description)
+    return network
+
+
+def _train_side_by_side(
+    genotypes: Sequence[Genotype], data: ImageData, recipe: RetrainConfig, *, folder: Path, workers: int
+) -> None:
+    """Train the unfinished members in processes of their own, where that is more than one."""
+    unfinished = [
+        index
+        for index in range(len(genotypes))
+        if not (folder / "members" / str(index) / "member.json").exists()
+    ]
+    workers = min(workers or torch.get_num_threads(), len(unfinished))
+    if workers < 2:
+        return
+    tasks = [(genotypes[index], data, recipe, index, folder, len(genotypes)) for index in unfinished]
+    with worker_pool(workers) as pool:
+        for _ in pool.imap_unordered(_train_task, tasks):
+            pass
+
+
+def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int]) -> None:
+    genotype, data, recipe, index, folder, num_members = task
+    training = MemberTraining(genotype, data, recipe, index=index)
+    _train_and_save(training, folder=folder, num_members=num_members)
 
 
 def _require_same(stored: dict[str, Any], expected: dict[str, Any], place: Path) -> None:

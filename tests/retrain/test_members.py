@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import shutil
 
 import numpy as np
@@ -105,3 +106,14 @@ def test_a_diverged_training_says_so(few_digits):
     )
     with pytest.raises(FloatingPointError, match="not finite in epoch"):
         train_members([genotype()], few_digits, wild)
+
+
+def test_members_trained_side_by_side_are_the_same_members(few_digits, tmp_path):
+    genotypes = [genotype(seed) for seed in range(3)]
+    alone = train_members(genotypes, few_digits, RECIPE, folder=tmp_path / "alone")
+    together = train_members(genotypes, few_digits, RECIPE, folder=tmp_path / "together", workers=2)
+    for ours, theirs in zip(alone.state_dict().items(), together.state_dict().items(), strict=True):
+        assert ours[0] == theirs[0]
+        assert torch.equal(ours[1], theirs[1]), ours[0]
+    assert json.loads((tmp_path / "together/members/2/member.json").read_text())["index"] == 2
+    assert multiprocessing.active_children() == []

@@ -1,0 +1,51 @@
+"""Processes that work side by side on a CPU, each on its share of the cores."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.pool import Pool
+
+from dnas_ens.allocator import keep_freed_memory
+
+
+@contextmanager
+def worker_pool(num_workers: int) -> Iterator[Pool]:
+    """Give a pool of fresh processes that share this process's threads evenly and do not outlive the block.
+
+    A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
+    what they run must be importable. Ctrl-C is left to the caller, whose leaving the block ends them.
+
+    Args:
+        num_workers: How many.
+
+    Yields:
+        A ``multiprocessing`` pool.
+    """
+    import torch
+
+    threads = max(1, torch.get_num_threads() // num_workers)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(num_workers, initializer=_begin, initargs=(threads,)) as pool:
+        yield pool
+
+
+def _begin(num_threads: int) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(num_threads)
+    keep_freed_memory()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed and could not end it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
