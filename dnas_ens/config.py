@@ -73,11 +73,13 @@ class SupernetConfig:
     """N, intermediate nodes of a cell."""
     operations: tuple[str, ...] = DARTS_OPERATIONS
     """Candidate operations, by registered name."""
+    partial_channels: int = 1
+    """K: 1/K of a node's channels go through the operations, the rest passes by (PC-DARTS); 1 for all."""
     form: Literal["fast", "reference"] = "fast"
     """How it is computed: edges together by source, or one operation at a time; the result is the same."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_cells", "channels", "num_nodes")
+        _require_positive(self, "num_cells", "channels", "num_nodes", "partial_channels")
 
 
 @dataclass(frozen=True, kw_only=True)

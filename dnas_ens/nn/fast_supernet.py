@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.batched_edges import EdgesOfSource
+from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
 from dnas_ens.nn.supernet import Supernet, per_slice
 from dnas_ens.search_space import SearchSpace
@@ -21,9 +22,9 @@ from dnas_ens.search_space import SearchSpace
 class FastSupernetCell(nn.Module):
     """One cell of the supernet, computed source by source; arguments as in ``SupernetCell``."""
 
-    def __init__(self, space: SearchSpace, plan: CellPlan) -> None:
+    def __init__(self, space: SearchSpace, plan: CellPlan, *, partial_channels: int = 1) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.partial_channels = space, partial_channels
         self.type_index = space.cell_types.index(plan.cell_type)
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
         #: For every source the numbers of the edges that leave it, in the order of their nodes.
@@ -32,7 +33,12 @@ class FastSupernetCell(nn.Module):
             for source in range(space.num_nodes + 1)
         ]
         self.sources = nn.ModuleList(
-            EdgesOfSource(space.operations, len(edges), plan.channels, edge_stride(plan.cell_type, source))
+            EdgesOfSource(
+                space.operations,
+                len(edges),
+                plan.channels // partial_channels,
+                edge_stride(plan.cell_type, source),
+            )
             for source, edges in enumerate(self.leaving)
         )
 
@@ -43,13 +49,27 @@ class FastSupernetCell(nn.Module):
         nodes: list[Tensor | None] = [None] * self.space.num_nodes
         for source, (module, edges) in enumerate(zip(self.sources, self.leaving, strict=True)):
             # Nodes are complete when their turn as a source comes: all edges lead forward.
-            features = inputs[source] if source < 2 else nodes[source - 2]
-            contributions = module(features, torch.stack([weights[:, edge] for edge in edges], dim=1))
-            for edge, contribution in zip(edges, contributions.chunk(len(edges), dim=1), strict=True):
+            features = inputs[source] if source < 2 else self._complete(nodes[source - 2])
+            assert isinstance(module, EdgesOfSource)
+            active, rest = split_channels(features, self.partial_channels)
+            own = torch.stack([weights[:, edge] for edge in edges], dim=1)
+            terms = module(active.contiguous(memory_format=torch.channels_last), own).chunk(len(edges), dim=1)
+            if rest is not None:
+                passing = pass_by(rest, module.stride)
+                shares = own.sum(2).repeat_interleave(len(features) // len(own), dim=0)
+                terms = [
+                    torch.cat([term, shares[:, position, None, None, None] * passing], dim=1)
+                    for position, term in enumerate(terms)
+                ]
+            for edge, term in zip(edges, terms, strict=True):
                 node = self.space.edges[edge][0]
                 earlier = nodes[node]
-                nodes[node] = contribution if earlier is None else earlier + contribution
-        return torch.cat([node for node in nodes if node is not None], dim=1)
+                nodes[node] = term if earlier is None else earlier + term
+        return torch.cat([self._complete(node) for node in nodes], dim=1)
+
+    def _complete(self, node: Tensor | None) -> Tensor:
+        assert node is not None, "every node has edges from both inputs"
+        return shuffle_channels(node, self.partial_channels)
 
 
 class FastSupernet(nn.Module):
@@ -64,14 +84,18 @@ class FastSupernet(nn.Module):
         in_channels: int,
         num_classes: int,
         large_images: bool = False,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__()
-        self.space = space
+        require_divisible(channels, partial_channels)
+        self.space, self.partial_channels = space, partial_channels
         self.num_cells, self.channels = num_cells, channels
         self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
         plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
         self.stem = build_stem(in_channels, channels, large_images=large_images)
-        self.cells = nn.ModuleList(FastSupernetCell(space, plan) for plan in plans)
+        self.cells = nn.ModuleList(
+            FastSupernetCell(space, plan, partial_channels=partial_channels) for plan in plans
+        )
         self.classifier = nn.Linear(out_channels, num_classes)
         self.register_state_dict_post_hook(_to_reference)
         self.register_load_state_dict_pre_hook(_from_reference)
@@ -86,6 +110,7 @@ class FastSupernet(nn.Module):
             in_channels=reference.in_channels,
             num_classes=reference.num_classes,
             large_images=reference.large_images,
+            partial_channels=reference.partial_channels,
         ).to(reference.classifier.weight)
         fast.load_state_dict(reference.state_dict())
         return fast.train(reference.training)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import build_operation, require_operations
+from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search_space import stack_cell_types
@@ -32,14 +35,20 @@ def drop_path(features: Tensor, probability: float) -> Tensor:
 class NetworkCell(nn.Module):
     """One cell of a genotype: every node sums its kept edges, the output concatenates the nodes."""
 
-    def __init__(self, genotype: Genotype, plan: CellPlan, *, affine: bool) -> None:
+    def __init__(
+        self, genotype: Genotype, plan: CellPlan, *, affine: bool, partial_channels: int = 1
+    ) -> None:
         super().__init__()
+        self.partial_channels = partial_channels
         cell = genotype.cell(plan.cell_type)
+        self.strides = [edge_stride(plan.cell_type, source) for source in range(len(cell) + 1)]
         self.sources = [[source for _, source in node] for node in cell]
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
         self.nodes = nn.ModuleList(
             nn.ModuleList(
-                build_operation(operation, plan.channels, edge_stride(plan.cell_type, source), affine=affine)
+                build_operation(
+                    operation, plan.channels // partial_channels, self.strides[source], affine=affine
+                )
                 for operation, source in node
             )
             for node in cell
@@ -49,14 +58,17 @@ class NetworkCell(nn.Module):
         """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for operations, sources in zip(self.nodes, self.sources, strict=True):
-            total = None
+            terms = []
             for operation, source in zip(operations, sources, strict=True):  # type: ignore[call-overload]
-                features = operation(states[source])
+                active, rest = split_channels(states[source], self.partial_channels)
+                features = operation(active)
                 # A skip connection is never dropped, so that some path always carries the signal.
                 if drop_path_probability > 0.0 and not isinstance(operation, nn.Identity):
                     features = drop_path(features, drop_path_probability)
-                total = features if total is None else total + features
-            states.append(total)
+                if rest is not None:
+                    features = torch.cat([features, pass_by(rest, self.strides[source])], dim=1)
+                terms.append(features)
+            states.append(shuffle_channels(functools.reduce(operator.add, terms), self.partial_channels))
         return torch.cat(states[2:], dim=1)
 
 
@@ -98,9 +110,11 @@ class Network(nn.Module):
         auxiliary: Whether to add the auxiliary head.
         affine: Whether BatchNorm in the cells has a learnt scale and shift.
         large_images: Whether the stem reduces the images fourfold first.
+        partial_channels: K; 1/K of the channels go through the operations, to inherit from such a supernet.
 
     Raises:
-        UserError: If the genotype lacks a cell type of the stack or names an unknown operation.
+        UserError: If the genotype lacks a cell type of the stack or names an unknown operation, or K does not
+            divide C.
     """
 
     def __init__(
@@ -114,8 +128,11 @@ class Network(nn.Module):
         auxiliary: bool = False,
         affine: bool = True,
         large_images: bool = False,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__()
+        require_divisible(channels, partial_channels)
+        self.partial_channels = partial_channels
         plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=genotype.num_nodes)
         missing = {plan.cell_type for plan in plans} - set(genotype.cell_types)
         if missing:
@@ -130,7 +147,9 @@ class Network(nn.Module):
         #: Probability that a path is dropped, in [0, 1); the training schedule raises it linearly.
         self.drop_path_probability = 0.0
         self.stem = build_stem(in_channels, channels, large_images=large_images)
-        self.cells = nn.ModuleList(NetworkCell(genotype, plan, affine=affine) for plan in plans)
+        self.cells = nn.ModuleList(
+            NetworkCell(genotype, plan, affine=affine, partial_channels=partial_channels) for plan in plans
+        )
         self.classifier = nn.Linear(out_channels, num_classes)
         reductions = [index for index, plan in enumerate(plans) if plan.cell_type == "reduction"]
         self.auxiliary_position = reductions[-1]
@@ -167,6 +186,7 @@ class Network(nn.Module):
             "auxiliary": self.auxiliary is not None,
             "affine": self.affine,
             "large_images": self.large_images,
+            "partial_channels": self.partial_channels,
         }
 
     @classmethod
@@ -204,6 +224,7 @@ def inherit(supernet: Supernet | FastSupernet, genotype: Genotype) -> Network:
         num_classes=supernet.num_classes,
         affine=False,
         large_images=supernet.large_images,
+        partial_channels=supernet.partial_channels,
     ).to(supernet.classifier.weight)
     space = supernet.space
     weights = supernet.state_dict()

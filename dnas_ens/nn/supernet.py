@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.operations import Zero, build_operation, require_operations
+from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
 from dnas_ens.search_space import SearchSpace
 
@@ -17,41 +18,52 @@ from dnas_ens.search_space import SearchSpace
 class MixedOperation(nn.Module):
     """All O candidate operations of one edge, summed with mixture weights."""
 
-    def __init__(self, space: SearchSpace, channels: int, stride: int) -> None:
+    def __init__(self, space: SearchSpace, channels: int, stride: int, *, partial_channels: int = 1) -> None:
         super().__init__()
+        self.stride, self.partial_channels = stride, partial_channels
+        share = channels // partial_channels
         self.operations = nn.ModuleList(
-            build_operation(name, channels, stride, affine=False) for name in space.operations
+            build_operation(name, share, stride, affine=False) for name in space.operations
         )
 
     def forward(self, features: Tensor, weights: Tensor) -> Tensor:
-        """Return sum over o of weights_o * op_o(features).
+        """Return sum over o of weights_o * op_o(features); channels that pass by get the sum of the weights.
 
         Args:
             features: (B, C, H, W).
             weights: (O,) for the whole batch, or (B, O) for each image its own.
         """
+        active, rest = split_channels(features, self.partial_channels)
         columns = weights.reshape(-1, weights.shape[-1], 1, 1, 1).unbind(1)
         total: Tensor | None = None
         for operation, column in zip(self.operations, columns, strict=True):
             # ``none`` adds nothing; its weight still counts, for it takes from the others' share.
             if isinstance(operation, Zero):
                 continue
-            term = operation(features)
+            term = operation(active)
             total = column * term if total is None else torch.addcmul(total, column, term)
         assert total is not None, "the space allows no cell without an operation"
-        return total
+        if rest is None:
+            return total
+        share = weights.reshape(-1, weights.shape[-1], 1, 1, 1).sum(1)
+        return torch.cat([total, share * pass_by(rest, self.stride)], dim=1)
 
 
 class SupernetCell(nn.Module):
     """One cell of the supernet: two inputs, N nodes, an output that concatenates the nodes."""
 
-    def __init__(self, space: SearchSpace, plan: CellPlan) -> None:
+    def __init__(self, space: SearchSpace, plan: CellPlan, *, partial_channels: int = 1) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.partial_channels = space, partial_channels
         self.type_index = space.cell_types.index(plan.cell_type)
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
         self.edges = nn.ModuleList(
-            MixedOperation(space, plan.channels, edge_stride(plan.cell_type, source))
+            MixedOperation(
+                space,
+                plan.channels,
+                edge_stride(plan.cell_type, source),
+                partial_channels=partial_channels,
+            )
             for _, source in space.edges
         )
 
@@ -70,12 +82,11 @@ class SupernetCell(nn.Module):
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for node_slice in self.space.node_slices:
             incoming = range(node_slice.start, node_slice.stop)
-            states.append(
-                sum(
-                    self.edges[edge](states[source], weights[..., edge, :])
-                    for source, edge in enumerate(incoming)
-                )
+            node = sum(
+                self.edges[edge](states[source], weights[..., edge, :])
+                for source, edge in enumerate(incoming)
             )
+            states.append(shuffle_channels(node, self.partial_channels))
         return torch.cat(states[2:], dim=1)
 
 
@@ -91,6 +102,10 @@ class Supernet(nn.Module):
         in_channels: Channels of the images.
         num_classes: K.
         large_images: Whether the stem reduces the images fourfold first.
+        partial_channels: K; 1/K of the channels go through the operations, see ``partial_channels``.
+
+    Raises:
+        UserError: If an operation is unknown or K does not divide C.
     """
 
     def __init__(
@@ -102,15 +117,20 @@ class Supernet(nn.Module):
         in_channels: int,
         num_classes: int,
         large_images: bool = False,
+        partial_channels: int = 1,
     ) -> None:
         super().__init__()
         require_operations(space.operations)
+        require_divisible(channels, partial_channels)
+        self.partial_channels = partial_channels
         self.space = space
         self.num_cells, self.channels = num_cells, channels
         self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
         plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
         self.stem = build_stem(in_channels, channels, large_images=large_images)
-        self.cells = nn.ModuleList(SupernetCell(space, plan) for plan in plans)
+        self.cells = nn.ModuleList(
+            SupernetCell(space, plan, partial_channels=partial_channels) for plan in plans
+        )
         self.classifier = nn.Linear(out_channels, num_classes)
 
     def forward(self, images: Tensor, mixture: Tensor) -> Tensor:

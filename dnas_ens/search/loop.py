@@ -75,6 +75,7 @@ class SearchLoop:
                 in_channels=data.num_channels,
                 num_classes=data.num_classes,
                 large_images=data.image_size > SMALL_IMAGE,
+                partial_channels=supernet.partial_channels,
             )
         # Both forms start from the same weights, so that a seed means the same search.
         self.supernet = FastSupernet.from_reference(reference) if supernet.form == "fast" else reference

@@ -217,6 +217,7 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
         if plan.cell_type == "reduction":
             side = -(-side // 2)
         values += loop.space.num_edges * len(loop.space.operations) * plan.channels * side * side
+    values //= config.supernet.partial_channels
     kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,

@@ -16,9 +16,7 @@ WITH_NONE = ("none", *DARTS_OPERATIONS)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def pair(
-    *, operations=WITH_NONE, num_cells=3, num_nodes=3, channels=4, dtype=torch.float64, large_images=False
-):
+def pair(*, operations=WITH_NONE, num_cells=3, num_nodes=3, channels=4, dtype=torch.float64, **options):
     torch.manual_seed(0)
     reference = Supernet(
         SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes),
@@ -26,7 +24,7 @@ def pair(
         channels=channels,
         in_channels=2,
         num_classes=5,
-        large_images=large_images,
+        **options,
     ).to(dtype)
     return reference, FastSupernet.from_reference(reference)
 
@@ -120,6 +118,14 @@ def test_a_large_image_takes_the_reducing_stem():
     assert_same_step(
         reference, fast, images, random_mixture(reference.space, 2, torch.float64), tolerance=1e-10
     )
+
+
+@pytest.mark.parametrize("partial_channels", [2, 4])
+def test_fast_equals_reference_with_partial_channels(partial_channels):
+    reference, fast = pair(num_cells=4, channels=8, partial_channels=partial_channels)
+    images = torch.randn(6, 2, 9, 9, dtype=torch.float64)
+    mixture = random_mixture(reference.space, 3, torch.float64)
+    assert_same_step(reference, fast, images, mixture, tolerance=1e-10)
 
 
 def test_either_form_loads_the_others_checkpoint():

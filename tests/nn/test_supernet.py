@@ -5,14 +5,15 @@ import torch
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, random_genotype
 from dnas_ens.nn.network import AuxiliaryHead, Network, drop_path, inherit
-from dnas_ens.nn.supernet import Supernet
+from dnas_ens.nn.partial_channels import shuffle_channels
+from dnas_ens.nn.supernet import MixedOperation, Supernet
 from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace, stack_cell_types
 
 WITH_NONE = ("none", *DARTS_OPERATIONS)
 
 
-def supernet(num_cells=3, operations=WITH_NONE, num_nodes=3, channels=4, large_images=False, seed=0):
+def supernet(num_cells=3, operations=WITH_NONE, num_nodes=3, channels=4, seed=0, **options):
     torch.manual_seed(seed)
     space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
     return Supernet(
@@ -21,7 +22,7 @@ def supernet(num_cells=3, operations=WITH_NONE, num_nodes=3, channels=4, large_i
         channels=channels,
         in_channels=2,
         num_classes=5,
-        large_images=large_images,
+        **options,
     ).double()
 
 
@@ -42,8 +43,9 @@ def random_mixture(space, *lead, seed=0):
 
 @pytest.mark.parametrize(("num_cells", "edges_per_node"), [(1, 2), (3, 1), (5, 2)])
 @pytest.mark.parametrize("training", [True, False])
-def test_one_hot_supernet_is_the_discrete_network(num_cells, edges_per_node, training):
-    net = supernet(num_cells)
+@pytest.mark.parametrize("partial_channels", [1, 2])
+def test_one_hot_supernet_is_the_discrete_network(num_cells, edges_per_node, training, partial_channels):
+    net = supernet(num_cells, partial_channels=partial_channels)
     images, labels = torch.randn(6, 2, 9, 9, dtype=torch.float64), torch.arange(6) % 5
     net(images, random_mixture(net.space))  # so that the running statistics are not the initial ones
     genotype = genotype_for(net.space, seed=num_cells, edges_per_node=edges_per_node)
@@ -223,3 +225,21 @@ def test_discretising_a_genotypes_mixture_gives_it_back():
     genotype = genotype_for(space, 3)
     noisy = genotype_mixture(genotype, space) + 0.1 * random_mixture(space).float()
     assert discretise(noisy, space, edges_per_node=2) == genotype
+
+
+def test_partial_channels_send_the_rest_past_the_operations():
+    edge = MixedOperation(SearchSpace(operations=("none", "avg_pool_3x3")), 8, 2, partial_channels=4).double()
+    images, weights = torch.randn(3, 8, 5, 5, dtype=torch.float64), torch.tensor([0.3, 0.5]).double()
+    found = edge(images, weights)
+    pooled = edge.operations[1](images[:, :2])
+    torch.testing.assert_close(found[:, :2], 0.5 * pooled)
+    # The published form pools what passes by 2x2; odd sizes are rounded up, as the operations do.
+    expected = torch.nn.functional.max_pool2d(images[:, 2:], 2, ceil_mode=True)
+    torch.testing.assert_close(found[:, 2:], 0.8 * expected)
+    features = torch.arange(8.0).reshape(1, 8, 1, 1)
+    assert shuffle_channels(features, 4).flatten().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+def test_partial_channels_must_divide_the_channels():
+    with pytest.raises(UserError, match="1/3 of 8 channels"):
+        supernet(channels=8, partial_channels=3)
