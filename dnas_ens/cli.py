@@ -127,12 +127,18 @@ def pop_option(
     return value, rest
 
 
-def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = None) -> int:
+def run_main(
+    main: Callable[[list[str]], None],
+    argv: Sequence[str] | None = None,
+    *,
+    go_on: str = "continue with --resume",
+) -> int:
     """Run a command and turn its end into an exit code: `sys.exit(run_main(main))`.
 
     Args:
         main: The command, called with the command line; `--debug` is taken out.
         argv: What was typed after the program's name; by default this process's.
+        go_on: What to do after an interruption, printed with it.
 
     Returns:
         0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the
@@ -152,7 +158,7 @@ def run_main(main: Callable[[list[str]], None], argv: Sequence[str] | None = Non
             print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print("interrupted; continue with --resume", file=sys.stderr)
+        print(f"interrupted; {go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
         traceback.print_exc()

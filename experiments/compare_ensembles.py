@@ -212,4 +212,4 @@ def ranking_sentence(found: dict[str, Any], folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, go_on="run the same command again to go on"))

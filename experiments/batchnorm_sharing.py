@@ -1,0 +1,644 @@
+"""What does sharing BatchNorm statistics between the slices of one pass do to a search?
+
+    OMP_NUM_THREADS=1 python experiments/batchnorm_sharing.py --workers 2
+
+The search evaluates its m drawn members on m slices of a batch in one pass (``--passes slices``), and BatchNorm
+normalises all of them with statistics of the whole batch, a mixture over m architectures. ``--passes separate`` is the
+exact way: m passes, each with statistics of its own member, taken over a slice alone (16 of 64 images in the presets).
+For every seed one search of each from the same initial weights, images and draws, and then: how lambda steers (as in
+diversity_control.py), whether val NLL with inherited weights ranks genotypes as val NLL after training from scratch
+does (Kendall's tau, over random genotypes that both searches share and over those together with candidates of
+the search), relaxed accuracy, discretisation gap and seconds. Test images are never read. Within the pool random
+genotypes and candidates are two groups, which the supernet has trained unequally; so tau is given within each as well.
+
+Cost with ``--data digits`` and a pool of 16: on one core about 45 s and 95 s for the two searches of a seed and 9 to
+14 s for each of its 24 trainings, 20 minutes for three seeds. With ``--data fashion-mnist`` (preset micro) hours.
+Finished searches with their scores, and finished trainings, are kept in OUTPUT.jsonl and not run again, so that an
+interrupted study goes on and more seeds add to it; an interrupted search begins anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, require, to_dict, with_fields
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype, random_genotype
+from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.search.candidates import Candidate
+    from dnas_ens.search.loop import SearchLoop
+
+PROG = "python experiments/batchnorm_sharing.py"
+RESULTS = Path(__file__).parent / "results"
+PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
+SETTINGS = ("slices", "separate")
+#: |D - lambda| is judged up to here.
+JUDGED_LAMBDA = 0.7
+CONFIDENCE = 0.95
+#: Seeds below which the table says that they are few.
+MANY_SEEDS = 10
+MEASURES = {
+    "tau_pool": "Kendall's τ, pool",
+    "tau_random": "Kendall's τ, random genotypes",
+    "tau_searched": "Kendall's τ, candidates",
+    "spearman_distance": "Spearman(λ, D to base)",
+    "spearman_shared": "Spearman(λ, shared edges)",
+    "tracking_error": f"mean abs(D−λ), λ ≤ {JUDGED_LAMBDA}",
+    "relaxed_accuracy": "relaxed val accuracy",
+    "discretisation_gap": "discretisation gap",
+    "random_supernet_nll": "supernet val NLL, random genotypes",
+    "searched_supernet_nll": "supernet val NLL, candidates",
+    "searched_retrained_nll": "retrained val NLL, candidates",
+    "cpu_seconds": "CPU seconds of the search",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Options of the study."""
+
+    data: Literal["digits", "fashion-mnist"] = "digits"
+    """digits with preset smoke, or fashion-mnist with preset micro."""
+    seeds: int = 3
+    """Seeds, each with one search a setting."""
+    epochs: int | None = None
+    """Epochs a search; default: the preset's."""
+    limit_train: int | None = None
+    """Training images of searches and trainings; default: the preset's."""
+    pool: int = 16
+    """P, genotypes that are ranked in each search: random ones and candidates of the search."""
+    random_genotypes: int | None = None
+    """How many of them are random, the same in both settings; default: half."""
+    candidate_recipe_epochs: int | None = None
+    """Epochs of every training from scratch; default: the preset's."""
+    workers: int = 1
+    """Searches and trainings side by side, each on one CPU core."""
+    output: Path | None = None
+    """Where table, plot and figures go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "workers"):
+            require(
+                getattr(self, name) > 0, f"--{name} is {getattr(self, name)}.", f"Give --{name} 1 or more."
+            )
+        require(
+            2 <= self.num_random < self.pool,
+            f"{self.num_random} random genotypes of a pool of {self.pool} leave nothing to rank or to compare with.",
+            "Give --random-genotypes 2 or more and a larger --pool.",
+        )
+
+    @property
+    def num_random(self) -> int:
+        """Random genotypes of the pool."""
+        return self.pool // 2 if self.random_genotypes is None else self.random_genotypes
+
+    @property
+    def path(self) -> Path:
+        """Output without suffix."""
+        return RESULTS / f"batchnorm-sharing-{self.data}" if self.output is None else self.output
+
+    def configuration(self, setting: str, seed: int) -> SearchConfig:
+        """Return the search of a setting and a seed."""
+        given = {"epochs": self.epochs, "limit_train": self.limit_train}
+        fields = {name: value for name, value in given.items() if value is not None}
+        return with_fields(search_preset(PRESETS[self.data]), seed=seed, passes=setting, **fields)
+
+    def recipe(self, seed: int) -> RetrainConfig:
+        """Return the recipe of a seed's trainings from scratch."""
+        recipe = retrain_preset(PRESETS[self.data])
+        return replace(recipe, seed=seed, epochs=self.candidate_recipe_epochs or recipe.epochs)
+
+    def random_pool(self, seed: int) -> list[Genotype]:
+        """Return the random genotypes of a seed, no two isomorphic; they do not depend on the setting."""
+        config = self.configuration(SETTINGS[0], seed)
+        space = SearchSpace.for_stack(
+            config.supernet.num_cells,
+            operations=config.supernet.operations,
+            num_nodes=config.supernet.num_nodes,
+        )
+        generator = np.random.default_rng(seed)
+        drawn: dict[str, Genotype] = {}
+        while len(drawn) < self.num_random:
+            genotype = random_genotype(
+                generator,
+                operations=space.operations,
+                num_nodes=space.num_nodes,
+                edges_per_node=config.candidates.edges_per_node,
+                cell_types=space.cell_types,
+            )
+            drawn.setdefault(genotype.canonical_hash(), genotype)
+        return list(drawn.values())
+
+
+# What a worker does
+
+
+@functools.cache
+def load(config: DataConfig) -> ImageData:
+    """Load the data once a worker."""
+    from dnas_ens.commands import load_configured_data
+
+    return load_configured_data(config)
+
+
+def run_search(study: Study, setting: str, seed: int) -> dict[str, Any]:
+    """Run one search, measure it and score its pool."""
+    import torch
+
+    from dnas_ens.cost import CostMeter
+    from dnas_ens.search.candidates import Candidate, score
+    from dnas_ens.search.loop import SearchLoop
+
+    torch.set_num_threads(1)
+    config = study.configuration(setting, seed)
+    loop = SearchLoop(config, load(config.data))
+    cost = CostMeter()
+    for _ in range(config.bilevel.epochs):
+        loop.run_epoch()
+    seconds = cost.seconds()
+    drawn = study.random_pool(seed)
+    searched = spread_candidates(loop, study.pool - study.num_random, excluded=drawn)
+    pool, _ = score(
+        loop, [*searched, *(Candidate(genotype=genotype) for genotype in drawn)], recipe=study.recipe(seed)
+    )
+    relaxed = loop.measure(num_images=2000)["val_accuracy"]
+    base_accuracy = pool[0].supernet_val_accuracy
+    assert base_accuracy is not None
+    return {
+        "kind": "search",
+        "setting": setting,
+        "seed": seed,
+        "config": to_dict(config),
+        "pool": study.pool,
+        "random_genotypes": study.num_random,
+        **steering(loop),
+        "relaxed_accuracy": relaxed,
+        "discretisation_gap": relaxed - base_accuracy,
+        **seconds,
+        "candidates": [
+            {"cells": candidate.genotype.canonical_hash(), **candidate.to_dict()} for candidate in pool
+        ],
+    }
+
+
+def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genotype]) -> list[Candidate]:
+    """Choose candidates of a search spread over lambda and directions, the base first.
+
+    The i-th is the one of the search's own pool that lies nearest to lambda = i / (count - 1) of the range, and
+    among those nearest to direction i modulo R, so that neighbours in lambda are on different directions.
+
+    Args:
+        loop: A finished search.
+        count: How many; fewer where the search holds fewer different genotypes.
+        excluded: Genotypes that are in the pool anyway.
+    """
+    from dnas_ens.search.candidates import draw_pool
+
+    hyper = loop.config.hypernetwork
+    base, *pool = draw_pool(loop)
+    known = {genotype.canonical() for genotype in excluded}
+    left = [candidate for candidate in pool if candidate.genotype.canonical() not in known]
+    chosen = [base]
+    for index in range(1, min(count, len(left) + 1)):
+        wanted = index / (count - 1) * hyper.max_lambda
+
+        def distance(candidate: Candidate, wanted: float = wanted, index: int = index) -> tuple[float, int]:
+            assert candidate.lam is not None
+            assert candidate.direction is not None
+            # Rounded, for equally near lambdas are to be decided by the direction.
+            return round(abs(candidate.lam - wanted), 6), (candidate.direction - index) % hyper.directions
+
+        nearest = min(left, key=distance)
+        left.remove(nearest)
+        chosen.append(nearest)
+    return chosen
+
+
+def steering(loop: SearchLoop) -> dict[str, Any]:
+    """Return how lambda steers distance and shared edges, and the curves, (R, L) values each."""
+    from scipy.stats import spearmanr
+
+    from dnas_ens.search.steering import diversity_curve
+
+    curve = diversity_curve(
+        loop.star.hypernetwork,
+        reference=loop.star.reference(),
+        base=loop.star.base_genotype(),
+        temperature=loop.star.natural_temperature,
+        edges_per_node=loop.config.candidates.edges_per_node,
+    )
+    lam, distance, shared = (
+        np.array(values, dtype=float).reshape(loop.config.hypernetwork.directions, -1)
+        for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
+    )
+
+    def correlation(values: np.ndarray) -> float:
+        # A constant has no rank order: lambda steers nothing, which counts as 0.
+        rows = [0.0 if np.ptp(row) == 0 else float(spearmanr(lam[0], row)[0]) for row in values]
+        return statistics.fmean(rows)
+
+    return {
+        "spearman_distance": correlation(distance),
+        "spearman_shared": correlation(shared),
+        "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
+        "lam": lam[0].tolist(),
+        "distance": distance.tolist(),
+        "shared": shared.tolist(),
+    }
+
+
+def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> dict[str, Any]:
+    """Train one genotype from scratch; what comes out depends on its isomorphism class and the seed alone."""
+    import torch
+
+    from dnas_ens.analysis.metrics import accuracy, nll
+    from dnas_ens.cost import CostMeter
+    from dnas_ens.retrain.members import MemberTraining
+
+    torch.set_num_threads(1)
+    recipe = study.recipe(seed)
+    cost = CostMeter()
+    # Seeds from the cells' name instead of a position, so that neither setting nor order of the runs matters.
+    training = MemberTraining(
+        genotype.canonical(),
+        load(study.configuration(SETTINGS[0], seed).data),
+        recipe,
+        index=int(cells, 16),
+    )
+    while training.epoch < recipe.epochs:
+        training.run_epoch()
+    probs, labels = training.val_probs(), training.val.labels.numpy()
+    return {
+        "kind": "training",
+        "cells": cells,
+        "seed": seed,
+        "genotype": genotype.to_dict(),
+        "recipe": to_dict(recipe),
+        "data": to_dict(study.configuration(SETTINGS[0], seed).data),
+        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
+        "val_nll": nll(probs, labels),
+        "val_accuracy": accuracy(probs, labels),
+        **cost.seconds(),
+    }
+
+
+def run_task(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Run one search or training, its arguments packed for a pool."""
+    return task()
+
+
+# What is kept
+
+
+class Records:
+    """Finished searches and trainings, and the file they are kept in.
+
+    Args:
+        study: What is to be run.
+
+    Raises:
+        UserError: If the file holds results of other settings.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.file = study.path.with_suffix(".jsonl")
+        self.searches: dict[tuple[str, int], dict[str, Any]] = {}
+        self.trainings: dict[tuple[str, int], dict[str, Any]] = {}
+        for line in self.file.read_text().splitlines() if self.file.exists() else ():
+            self._keep(json.loads(line))
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep a record, in the file first."""
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        self._keep(record)
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        seed = record["seed"]
+        if record["kind"] == "search":
+            expected = {
+                "config": to_dict(self.study.configuration(record["setting"], seed)),
+                "pool": self.study.pool,
+                "random_genotypes": self.study.num_random,
+            }
+            self.searches[record["setting"], seed] = record
+        else:
+            expected = {
+                "recipe": to_dict(self.study.recipe(seed)),
+                "data": to_dict(self.study.configuration(SETTINGS[0], seed).data),
+            }
+            self.trainings[record["cells"], seed] = record
+        if any(record[name] != value for name, value in expected.items()):
+            raise UserError(
+                f"{self.file} holds a {record['kind']} of seed {seed} with other settings.",
+                "Give another --output, or remove the file to start afresh.",
+            )
+
+    def missing_searches(self, seed: int) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Yield the searches of a seed that were not run, the longer one first."""
+        for setting in reversed(SETTINGS):
+            if (setting, seed) not in self.searches:
+                yield functools.partial(run_search, self.study, setting, seed)
+
+    def missing_trainings(
+        self, genotypes: Sequence[Genotype], seed: int
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Yield the trainings that were not run, each isomorphism class once."""
+        by_cells = {genotype.canonical_hash(): genotype for genotype in genotypes}
+        for cells, genotype in by_cells.items():
+            if (cells, seed) not in self.trainings:
+                yield functools.partial(run_training, self.study, cells, genotype, seed)
+
+    def found(self, seed: int) -> list[Genotype]:
+        """Return the genotypes of both searches' pools."""
+        return [
+            Genotype.from_dict(candidate["genotype"])
+            for setting in SETTINGS
+            for candidate in self.searches[setting, seed]["candidates"]
+        ]
+
+    def complete_seeds(self) -> list[int]:
+        """Return the seeds of which everything was run."""
+        return [
+            seed
+            for seed in sorted({seed for _, seed in self.searches})
+            if all((setting, seed) in self.searches for setting in SETTINGS)
+            and not list(self.missing_trainings(self.found(seed), seed))
+        ]
+
+
+# What comes out
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Val NLL of a pool with inherited weights and retrained, and which of it is random; arrays (P,)."""
+
+    supernet: np.ndarray
+    retrained: np.ndarray
+    random: np.ndarray
+
+
+def ranking(records: Records, setting: str, seed: int) -> Ranking:
+    """Return both scores of every genotype in the pool of a search."""
+    pool = records.searches[setting, seed]["candidates"]
+    return Ranking(
+        np.array([candidate["supernet_val_nll"] for candidate in pool]),
+        np.array([records.trainings[candidate["cells"], seed]["val_nll"] for candidate in pool]),
+        np.array([candidate["lam"] is None for candidate in pool]),
+    )
+
+
+def measures(records: Records, setting: str, seed: int) -> dict[str, float]:
+    """Return everything measured on one search."""
+    from scipy.stats import kendalltau
+
+    ranks = ranking(records, setting, seed)
+    drawn = ranks.random
+
+    def tau(chosen: np.ndarray) -> float:
+        # Where nothing is to be ordered, nothing is ordered rightly.
+        enough = chosen.sum() > 1
+        return float(kendalltau(ranks.supernet[chosen], ranks.retrained[chosen]).statistic) if enough else 0.0
+
+    values = records.searches[setting, seed] | {
+        "tau_pool": tau(np.full_like(drawn, True)),
+        "tau_random": tau(drawn),
+        "tau_searched": tau(~drawn),
+        "random_supernet_nll": ranks.supernet[drawn].mean(),
+        "searched_supernet_nll": ranks.supernet[~drawn].mean(),
+        "searched_retrained_nll": ranks.retrained[~drawn].mean(),
+    }
+    return {name: float(values[name]) for name in MEASURES}
+
+
+def paired_interval(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean and ends of the paired t interval; without ends (NaN) for a single pair."""
+    from scipy.stats import t
+
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return mean, math.nan, math.nan
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(differences) - 1)) * error
+    return mean, mean - half, mean + half
+
+
+def mean_and_deviation(values: Sequence[float], *, digits: int = 3) -> str:
+    """Return mean ± standard deviation as text; the mean alone of a single value."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
+
+
+def table(found: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str:
+    """Return both settings and their difference at every seed as Markdown.
+
+    Args:
+        found: For each setting the measures of every seed.
+        seeds: The seeds, in the same order.
+    """
+    percent = round(100 * CONFIDENCE)
+    header = [
+        "measure",
+        *SETTINGS,
+        *(f"difference, seed {seed}" for seed in seeds),
+        f"mean difference ({percent} % paired t interval)",
+    ]
+    lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * (len(header) - 1) + "|"]
+    for name, label in MEASURES.items():
+        columns = [[values[name] for values in found[setting]] for setting in SETTINGS]
+        differences = [ours - exact for ours, exact in zip(*columns, strict=True)]
+        mean, low, high = paired_interval(differences)
+        ends = "" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})"
+        cells = [
+            label,
+            *map(mean_and_deviation, columns),
+            *(f"{value:+.3f}" for value in differences),
+            f"{mean:+.3f}{ends}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def verdict(found: dict[str, list[dict[str, float]]]) -> str:
+    """Say in plain words which differences between the settings are distinguishable from 0."""
+    num_seeds = len(found[SETTINGS[0]])
+    if num_seeds < 2:
+        return "One seed says nothing about how far the two settings differ beyond the luck of a search.\n"
+    apart, alike = [], []
+    for name, label in MEASURES.items():
+        pairs = zip(*(found[setting] for setting in SETTINGS), strict=True)
+        mean, low, high = paired_interval([ours[name] - exact[name] for ours, exact in pairs])
+        if low > 0 or high < 0:
+            apart.append(f"{label} ({'higher' if mean > 0 else 'lower'} with shared statistics)")
+        else:
+            alike.append(label)
+    parts = [
+        f"By the {round(100 * CONFIDENCE)} % paired t interval over {num_seeds} seeds, slices minus separate is "
+        f"distinguishable from 0 in {'; '.join(apart) or 'no measure'}. "
+        f"It is not distinguishable from 0 in {'; '.join(alike) or 'no measure'}."
+    ]
+    if num_seeds < MANY_SEEDS:
+        parts.append(
+            f"{num_seeds} seeds are few: only differences that are large against their spread can be seen, and "
+            "not distinguishable does not mean equal."
+        )
+    parts.append(
+        f"Each interval stands alone; of {len(MEASURES)} such intervals about one in {round(1 / (1 - CONFIDENCE))} "
+        "misses 0 by chance."
+    )
+    return " ".join(parts) + "\n"
+
+
+def plot(records: Records, seeds: Sequence[int], path: Path) -> None:
+    """Draw supernet NLL against retrained NLL, a panel a setting."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    from dnas_ens.analysis.style import CYCLE, MARKERS, MUTED_COLOUR, font, new_figure, style_axis
+
+    figure = new_figure(620, 330)
+    axes = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)
+    for axis, setting in zip(axes, SETTINGS, strict=True):
+        for position, seed in enumerate(seeds):
+            ranks = ranking(records, setting, seed)
+            colour, marker = CYCLE[position % len(CYCLE)], MARKERS[position % len(MARKERS)]
+            for chosen, face in ((ranks.random, "none"), (~ranks.random, colour)):
+                axis.scatter(
+                    ranks.supernet[chosen],
+                    ranks.retrained[chosen],
+                    s=24,
+                    marker=marker,
+                    facecolors=face,
+                    edgecolors=colour,
+                    linewidths=1,
+                    alpha=0.8,
+                )
+        # NLLs differ by factors.
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            direction.set_major_formatter("{x:g}")
+            direction.set_minor_locator(NullLocator())
+        style_axis(
+            axis,
+            x_label="val NLL, inherited weights",
+            y_label="val NLL, trained from scratch" if axis is axes[0] else "",
+        )
+        found = [measures(records, setting, seed) for seed in seeds]
+        pool, drawn = (
+            mean_and_deviation([values[name] for values in found], digits=2)
+            for name in ("tau_pool", "tau_random")
+        )
+        shares = "shared statistics" if setting == "slices" else "each member's own statistics"
+        axis.set_title(
+            f"{setting}: {shares}\nτ {pool}; random alone {drawn}",
+            fontproperties=font(9, bold=True),
+            loc="left",
+        )
+    handles = [
+        Line2D([], [], linestyle="", marker="o", color=MUTED_COLOUR, markerfacecolor="none", label="random"),
+        Line2D([], [], linestyle="", marker="o", color=MUTED_COLOUR, label="candidate of the search"),
+        *(
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker=MARKERS[position % len(MARKERS)],
+                color=CYCLE[position % len(CYCLE)],
+                label=f"seed {seed}",
+            )
+            for position, seed in enumerate(seeds)
+        ),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=110)
+
+
+def report(records: Records, command: Sequence[str]) -> str:
+    """Write table and plot of the complete seeds and return the table with its verdict; empty without any."""
+    from dnas_ens.environment import environment
+
+    study, seeds = records.study, records.complete_seeds()
+    if not seeds:
+        return ""
+    found = {setting: [measures(records, setting, seed) for seed in seeds] for setting in SETTINGS}
+    trained = [
+        rank.retrained[rank.random].mean() for rank in (ranking(records, "slices", seed) for seed in seeds)
+    ]
+    text = (
+        f"{table(found, seeds)}\n{verdict(found)}\nRetrained val NLL of the random genotypes, which both settings "
+        f"share: {mean_and_deviation(trained)}.\n"
+    )
+    config, recipe = study.configuration(SETTINGS[0], seeds[0]), study.recipe(seeds[0])
+    env = environment(command)
+    versions = {name: env["packages"][name] for name in ("torch", "numpy", "scipy")}
+    limit = f", {config.data.limit_train} training images" if config.data.limit_train else ""
+    header = (
+        f"# What does sharing BatchNorm statistics do to a search? ({study.data}, preset {config.preset})\n\n"
+        f"Command: `{' '.join(env['command'])}`\n\n"
+        f"Hardware: {env['cpu']}, {env['num_cpus']} cores, no GPU, one thread a search. Versions: {versions}. "
+        f"Revision: {env['git_revision']}. Date: {env['time']}.\n\n"
+        f"{config.bilevel.epochs} epochs a search{limit}, m = {config.objective.drawn_members} members a step, "
+        f"R = {config.hypernetwork.directions} directions, batches of {config.bilevel.batch_size}: *slices* "
+        f"normalises with statistics over {config.bilevel.batch_size} images of m architectures, *separate* over "
+        f"{config.bilevel.batch_size // config.objective.drawn_members} images of one. Mean ± standard deviation "
+        f"over {len(seeds)} seeds, then slices minus separate. Both searches of a seed begin with the same weights "
+        f"and see the same images and draws. Pool: {study.num_random} random genotypes, the same in both settings, "
+        f"and up to {study.pool - study.num_random} candidates of the search. Kendall's τ is between val NLL "
+        "with inherited weights (BatchNorm statistics measured anew for each network) and val NLL after "
+        f"{recipe.epochs} epochs from scratch, each trained once, so that it carries the noise of one training. "
+        "NLL in nats. Relaxed accuracy: the base, on the statistics of each batch; the gap is from there to its "
+        "discretisation with inherited weights. Test images were not read.\n\n"
+    )
+    study.path.with_suffix(".md").write_text(header + text)
+    plot(records, seeds, study.path.with_suffix(".png"))
+    return text
+
+
+def main(argv: list[str]) -> None:
+    """Run the study."""
+    study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
+    from dnas_ens.workers import worker_pool
+
+    records = Records(study)
+    records.file.parent.mkdir(parents=True, exist_ok=True)
+    command = [*PROG.split(), *argv]
+    with worker_pool(study.workers) as pool:
+
+        def run(tasks: Sequence[Callable[[], dict[str, Any]]]) -> None:
+            for record in pool.imap_unordered(run_task, tasks):
+                records.add(record)
+                name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
+                print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)
+
+        # Seed by seed, so that an interrupted study has both settings.
+        for seed in range(study.seeds):
+            drawn = study.random_pool(seed)
+            run([*records.missing_searches(seed), *records.missing_trainings(drawn, seed)])
+            run([*records.missing_trainings(records.found(seed), seed)])
+            text = report(records, command)
+    print(text)
+    print(f"wrote {study.path}.md, .png and .jsonl")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main, go_on="run the same command again to go on"))
