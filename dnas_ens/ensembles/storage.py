@@ -17,6 +17,8 @@ from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.nn.network import Network
+from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
+from dnas_ens.nn.reference_models.base import REFERENCE_KIND
 
 MANIFEST = "ensemble.json"
 #: The kind of a member that only its owner can build, such as a torchvision network.
@@ -53,7 +55,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
     for index, member in enumerate(stored.members):
         file = f"members/{index}/model.safetensors"
         save_tensors(folder / file, member.state_dict())
-        spec = member.spec() if isinstance(member, Network) else EXTERNAL
+        spec = member.spec() if isinstance(member, Network | ReferenceModel) else EXTERNAL
         entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
     # Last: a folder without it was interrupted and does not load.
     write_json(
@@ -166,9 +168,14 @@ def _build_members(
         )
     fresh = iter(given)
     try:
-        return [next(fresh) if spec == EXTERNAL else Network.from_spec(dict(spec)) for spec in specs]
+        return [next(fresh) if spec == EXTERNAL else _build_member(spec) for spec in specs]
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{folder / MANIFEST} describes a network that can not be built ({error}).",
             "Save the ensemble again.",
         ) from error
+
+
+def _build_member(spec: Mapping[str, Any]) -> nn.Module:
+    """Build a member of a kind of ours; `Network.from_spec` refuses any kind that is not known."""
+    return model_from_spec(spec) if spec.get("kind") == REFERENCE_KIND else Network.from_spec(dict(spec))

@@ -1,0 +1,155 @@
+"""The reference models by name, and their descriptions back into networks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dnas_ens.errors import UserError
+from dnas_ens.nn.reference_models.base import (
+    REFERENCE_KIND,
+    SMALLEST_IMAGE,
+    ReferenceModel,
+    require_positive,
+)
+from dnas_ens.nn.reference_models.densenet import DenseNet
+from dnas_ens.nn.reference_models.residual_networks import ResNet, WideResNet
+from dnas_ens.nn.reference_models.small_networks import (
+    FORT_DROPOUT,
+    MEDIUM_CNN_CHANNELS,
+    MLP,
+    SHALLOW_CNN_CHANNELS,
+    SMALL_CNN_CHANNELS,
+    PlainCNN,
+)
+
+#: The names in use; the families with numbers take any others that exist, such as wrn-40-2 or resnet56.
+REFERENCE_MODELS = (
+    "wrn-16-4",
+    "wrn-28-8",
+    "wrn-28-10",
+    "densenet-40-12",
+    "densenet-100-12",
+    "densenet-100-24",
+    "densenet-bc-100-12",
+    "densenet-bc-100-24",
+    "resnet20",
+    "small-cnn",
+    "medium-cnn",
+    "shallow-cnn",
+    "mlp",
+)
+
+_MODELS: dict[str, type[ReferenceModel]] = {
+    model.__name__: model for model in (WideResNet, ResNet, DenseNet, PlainCNN, MLP)
+}
+
+# A builder takes the numbers in the name, then in_channels, num_classes and image_size.
+_Builder = Callable[[list[int], int, int, int], ReferenceModel]
+
+
+def _wide_resnet(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
+    depth, widening = numbers
+    return WideResNet(depth=depth, widening=widening, in_channels=in_channels, num_classes=num_classes)
+
+
+def _resnet(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
+    return ResNet(depth=numbers[0], in_channels=in_channels, num_classes=num_classes)
+
+
+def _densenet(*, bottleneck: bool) -> _Builder:
+    def build(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
+        depth, growth_rate = numbers
+        return DenseNet(
+            depth=depth,
+            growth_rate=growth_rate,
+            bottleneck=bottleneck,
+            in_channels=in_channels,
+            num_classes=num_classes,
+        )
+
+    return build
+
+
+def _plain_cnn(channels: tuple[int, ...], *, convolutions_per_pool: int, dropout: float) -> _Builder:
+    def build(_: list[int], in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
+        return PlainCNN(
+            channels=channels,
+            in_channels=in_channels,
+            num_classes=num_classes,
+            image_size=image_size,
+            convolutions_per_pool=convolutions_per_pool,
+            dropout=dropout,
+        )
+
+    return build
+
+
+def _mlp(_: list[int], in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
+    return MLP(in_features=in_channels * image_size**2, num_classes=num_classes)
+
+
+_FAMILIES: dict[str, _Builder] = {
+    r"wrn-(\d+)-(\d+)": _wide_resnet,
+    r"densenet-(\d+)-(\d+)": _densenet(bottleneck=False),
+    r"densenet-bc-(\d+)-(\d+)": _densenet(bottleneck=True),
+    r"resnet-?(\d+)(?:v1)?": _resnet,
+    r"small-cnn": _plain_cnn(SMALL_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
+    r"medium-cnn": _plain_cnn(MEDIUM_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
+    r"shallow-cnn": _plain_cnn(SHALLOW_CNN_CHANNELS, convolutions_per_pool=2, dropout=0.0),
+    r"mlp": _mlp,
+}
+
+
+def reference_model(name: str, in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
+    """Build a reference model with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: wrn-N-K, densenet-L-K, densenet-bc-L-K, resnetN, small-cnn, medium-cnn, shallow-cnn or mlp, in small
+            or capital letters; `REFERENCE_MODELS` lists the usual ones.
+        in_channels: Channels of the images, such as 1 or 3.
+        num_classes: K.
+        image_size: Side of the images in pixels, at least 8. Only the plain networks and the MLP depend on it; the
+            others pool over whatever is left.
+
+    Raises:
+        UserError: An unknown name (the nearest is named), a depth that does not exist, a count below 1, or images
+            that are too small.
+    """
+    require_positive(in_channels=in_channels, num_classes=num_classes)
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"The reference models take no images of {image_size} pixels a side.",
+            f"Enlarge the images to {SMALLEST_IMAGE} or more.",
+        )
+    for pattern, build in _FAMILIES.items():
+        if found := re.fullmatch(pattern, name, flags=re.ASCII | re.IGNORECASE):
+            return build([int(number) for number in found.groups()], in_channels, num_classes, image_size)
+    nearest = difflib.get_close_matches(name.lower(), REFERENCE_MODELS, n=1)
+    hint = f"Did you mean {nearest[0]}? " if nearest else ""
+    raise UserError(f"Unknown reference model {name!r}.", f"{hint}Known are {', '.join(REFERENCE_MODELS)}.")
+
+
+def model_from_spec(spec: Mapping[str, Any]) -> ReferenceModel:
+    """Build the reference model that a ``spec()`` describes, with fresh weights.
+
+    Raises:
+        UserError: It describes something else, or its fields do not fit.
+    """
+    model = _MODELS.get(str(spec.get("model")))
+    arguments = spec.get("arguments")
+    if spec.get("kind") != REFERENCE_KIND or model is None or not isinstance(arguments, dict):
+        raise UserError(
+            f"The description of kind {spec.get('kind')!r} and model {spec.get('model')!r} is of no reference "
+            "model.",
+            "Load the folder with members=[...] that holds the fresh modules to fill.",
+        )
+    try:
+        return model(**arguments)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"The description of a {model.__name__} does not fit: {error}.",
+            "Use a folder this version wrote.",
+        ) from error
