@@ -18,6 +18,18 @@ EVALUATION_BATCH = 256
 
 
 @contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and each of its modules back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalise with the statistics of each batch, without touching its running ones.
 

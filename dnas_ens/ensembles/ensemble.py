@@ -6,8 +6,7 @@ Legend: B batch, M members, N images, K classes, C channels, H x W.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from dnas_ens.device import resolve_device
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.errors import UserError
-from dnas_ens.inference import EVALUATION_BATCH
+from dnas_ens.inference import EVALUATION_BATCH, evaluation_mode
 from dnas_ens.nn.network import Network
 
 
@@ -149,7 +148,7 @@ class Ensemble(nn.Module):
         only_networks = all(isinstance(member, Network) for member in self.members)
         layout = torch.channels_last if only_networks else torch.contiguous_format
         parts = []
-        with _evaluation_mode(self), torch.inference_mode():
+        with evaluation_mode(self), torch.inference_mode():
             for batch in pixels.split(batch_size):
                 inputs = batch.to(self.weights.device)
                 if self.preprocessing is not None and inputs.dtype == torch.uint8:
@@ -318,18 +317,6 @@ class Ensemble(nn.Module):
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
     """Rebuild a saved ensemble; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, and each of its modules back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_weights(weights: Sequence[float] | np.ndarray | Tensor | None, num_members: int) -> list[float]:

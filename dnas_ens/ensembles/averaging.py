@@ -1,0 +1,282 @@
+"""Averages of the weights of saved models of one architecture.
+
+A state is what ``state_dict()`` returns; wherever states are asked for, modules will do. ``state_dict()`` does
+not copy: clone the tensors of a model that trains on. What is chosen or judged on validation data (soups, the
+curve over n, loss barriers) is in `soups` and `loss_barrier`, and what averages
+along with a training in `running_averages`. Legend: B batch, n models.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+
+from dnas_ens.analysis.metrics import FloatArray
+from dnas_ens.errors import UserError
+from dnas_ens.inference import evaluation_mode
+from dnas_ens.nn.network import Network
+
+#: One pass over data at every call: inputs (B, ...) on the model's device, labels (B,).
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+State = Mapping[str, Tensor]
+CoefficientKind = Literal["equal", "linear", "exponential"]
+
+SUM_TOLERANCE = 1e-6
+"""Largest deviation of the coefficients' sum from 1: the rounding of single precision."""
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def coefficients(kind: CoefficientKind, num_models: int, *, decay: float = 0.9) -> FloatArray:
+    """Return how much each of the last n models weighs in their average, the oldest first.
+
+    With i = 1..n from the oldest to the newest:
+    equal 1/n; linear 2 i / (n (n + 1)); exponential d^(n-i) (1 - d) / (1 - d^n), which is 1/n at d = 1.
+
+    Args:
+        kind: The rule.
+        num_models: n, 1 or more.
+        decay: d in (0, 1], the ratio between a model's weight and its successor's; for exponential alone.
+
+    Returns:
+        Coefficients in [0, 1] that never fall and sum to 1, shape (n,).
+
+    Raises:
+        UserError: An unknown rule, no models, or a decay that is not possible.
+    """
+    if kind not in get_args(CoefficientKind):
+        raise UserError(
+            f"{kind!r} is not a rule of coefficients.", f"Use one of {', '.join(get_args(CoefficientKind))}."
+        )
+    if num_models < 1:
+        raise UserError(f"Coefficients of {num_models} models were asked for.", "Ask for 1 or more.")
+    if not 0.0 < decay <= 1.0:
+        raise UserError(f"The decay is {decay}.", "Give a number above 0 and at most 1.")
+    ages = np.arange(num_models - 1, -1, -1)
+    raw = {
+        "equal": np.ones(num_models),
+        "linear": num_models - ages.astype(np.float64),
+        "exponential": np.power(float(decay), ages),
+    }[kind]
+    shares: FloatArray = raw / raw.sum()
+    return shares
+
+
+def average_states(
+    models: Sequence[State | nn.Module], coefficients: npt.ArrayLike | None = None
+) -> dict[str, Tensor]:
+    """Average states tensor by tensor, w = sum_i c_i w_i.
+
+    Floating tensors are averaged in double precision, as w_a + sum_i c_i (w_i - w_a) around the model a that
+    weighs most, and cast back: models that are equal average to themselves exactly, and so does a model with
+    coefficient 1. Integer buffers, such as BatchNorm's num_batches_tracked, are the last model's. The averaged
+    running statistics of BatchNorm fit no network: see `averaged_model`.
+
+    Args:
+        models: n states or modules of one architecture.
+        coefficients: c, shape (n,), sum 1; a negative one extrapolates. None for equal ones.
+
+    Returns:
+        A new state, on the last model's devices and with its dtypes.
+
+    Raises:
+        UserError: See `check_same_architecture`; coefficients that do not fit, or a tensor with a NaN.
+    """
+    states = check_same_architecture(models)
+    shares = _check_coefficients(coefficients, len(states))
+    anchor = int(np.abs(shares).argmax())
+    averaged: dict[str, Tensor] = {}
+    for name, newest in states[-1].items():
+        if not _is_averaged(newest):
+            averaged[name] = copy.deepcopy(newest)
+            continue
+        wide = torch.complex128 if newest.is_complex() else torch.float64
+        start = states[anchor][name].detach().to(newest.device, wide)
+        total = start.clone()
+        for index, share in enumerate(shares):
+            if index != anchor and share != 0.0:
+                other = states[index][name].detach().to(newest.device, wide)
+                # Equal infinities, as in masks, must not become inf - inf.
+                total += float(share) * torch.where(other == start, 0.0, other - start)
+        if total.isnan().any():
+            raise UserError(
+                f"The average of the tensor {name} is not a number.", "Leave out the models that diverged."
+            )
+        averaged[name] = total.to(newest.dtype)
+    return averaged
+
+
+def averaged_model(
+    model: _Model,
+    models: Sequence[State | nn.Module],
+    coefficients: npt.ArrayLike | None,
+    batches: Batches,
+) -> _Model:
+    """Return a copy of a module with the averaged weights and BatchNorm statistics of its own.
+
+    Args:
+        model: A module of the architecture; it is left as it is.
+        models: See `average_states`.
+        coefficients: See `average_states`.
+        batches: Training batches, for `recompute_batch_norm`.
+
+    Returns:
+        The copy, in evaluation mode.
+
+    Raises:
+        UserError: See `average_states` and `recompute_batch_norm`; or states that do not fit the module.
+    """
+    check_fit(model, models)
+    averaged = copy.deepcopy(model).eval()
+    averaged.load_state_dict(average_states(models, coefficients))
+    recompute_batch_norm(averaged, batches)
+    return averaged
+
+
+def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
+    """Recompute BatchNorm's running statistics as plain averages over batches (SWA, arXiv 1803.05407).
+
+    The pass is `torch.optim.swa_utils.update_bn`: the whole model is in training mode, a dropout included, and
+    every batch counts the same, whatever its size. Each module is back in its own mode afterwards.
+
+    Args:
+        model: Any module; it is changed.
+        batches: Training batches; not asked for where no BatchNorm keeps running statistics.
+
+    Returns:
+        Whether there was anything to recompute.
+
+    Raises:
+        UserError: There are no batches.
+    """
+    if not any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules()):
+        return False
+    passing = iter(batches())
+    first = next(passing, None)
+    # Before the statistics are reset.
+    if first is None:
+        raise no_batches("BatchNorm statistics")
+    with evaluation_mode(model):
+        update_bn((inputs for inputs, _ in chain([first], passing)), model)
+    return True
+
+
+def check_same_architecture(
+    models: Sequence[State | nn.Module], names: Sequence[str] | None = None
+) -> list[State]:
+    """Check that models have one architecture, and return their states.
+
+    Args:
+        models: States or modules.
+        names: What the errors call them; None for "Model 0", "Model 1" and so on.
+
+    Raises:
+        UserError: No models; modules of different classes, or networks of different genotypes; or the first
+            tensor that one model lacks or has in another shape or dtype.
+    """
+    if not models:
+        raise UserError("There are no models to average.", "Give at least one state or module.")
+    names = [f"Model {index}" for index in range(len(models))] if names is None else names
+    modules = [
+        (name, model) for name, model in zip(names, models, strict=True) if isinstance(model, nn.Module)
+    ]
+    for name, module in modules[1:]:
+        first_name, first = modules[0]
+        if type(module) is not type(first):
+            raise UserError(
+                f"{name} is a {type(module).__name__}, but {_inside(first_name)} is a {type(first).__name__}.",
+                "Average weights of one architecture; combine others by their predictions, in an Ensemble.",
+            )
+        if isinstance(module, Network) and isinstance(first, Network) and module.genotype != first.genotype:
+            raise UserError(
+                f"{name} has another genotype than {_inside(first_name)}.",
+                "Average weights of one genotype; combine others by their predictions, in an Ensemble.",
+            )
+    states = [as_state(model) for model in models]
+    for name, state in zip(names[1:], states[1:], strict=True):
+        _check_same_tensors((names[0], states[0]), (name, state))
+    return states
+
+
+def check_fit(model: nn.Module, models: Sequence[State | nn.Module]) -> None:
+    """Check that there are models, that they have one architecture, and that it is the module's.
+
+    Raises:
+        UserError: See `check_same_architecture`.
+    """
+    check_same_architecture(models)
+    check_same_architecture([model, models[0]], ["The given module", "Model 0"])
+
+
+def as_state(model: State | nn.Module) -> State:
+    """Return a module's state, or the state itself."""
+    return model.state_dict() if isinstance(model, nn.Module) else model
+
+
+def _check_same_tensors(first: tuple[str, State], other: tuple[str, State]) -> None:
+    """Raise UserError for the first tensor that two named states do not share in name, shape and dtype."""
+    remedy = "Average states of one architecture, saved in one precision."
+    (first_name, first_state), (name, state) = first, other
+    for key in [*first_state, *(key for key in state if key not in first_state)]:
+        if key not in state or key not in first_state:
+            lacks, has = (name, first_name) if key not in state else (first_name, name)
+            raise UserError(f"{lacks} lacks the tensor {key} that {_inside(has)} has.", remedy)
+        for what in ("shape", "dtype"):
+            ours, theirs = (_property(values[key], what) for values in (first_state, state))
+            if ours != theirs:
+                raise UserError(
+                    f"The tensor {key} has {what} {theirs} in {_inside(name)} and {ours} in "
+                    f"{_inside(first_name)}.",
+                    remedy,
+                )
+
+
+def _property(value: object, what: str) -> object:
+    """Return a tensor's shape as a tuple, or its dtype; None for a module's extra state."""
+    found = getattr(value, what, None)
+    return tuple(found) if isinstance(found, torch.Size) else found
+
+
+def _is_averaged(value: object) -> bool:
+    """Tell whether a tensor is averaged; an integer buffer and a module's extra state are not."""
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _inside(name: str) -> str:
+    """Return a name as it stands inside a sentence."""
+    return name[0].lower() + name[1:]
+
+
+def _check_coefficients(coefficients: npt.ArrayLike | None, num_models: int) -> FloatArray:
+    """Return coefficients (n,) in double precision; UserError says what does not fit."""
+    if coefficients is None:
+        return np.full(num_models, 1.0 / num_models)
+    shares = np.asarray(coefficients, dtype=np.float64)
+    if shares.shape != (num_models,):
+        raise UserError(
+            f"There are coefficients of shape {shares.shape} for {num_models} models.",
+            "Give one coefficient a model.",
+        )
+    # Written so that a sum that is not a number is refused too.
+    if not abs(shares.sum() - 1.0) <= SUM_TOLERANCE:
+        raise UserError(
+            f"The coefficients sum to {shares.sum():.6g}.", "Give finite coefficients that sum to 1."
+        )
+    return shares
+
+
+def no_batches(purpose: str) -> UserError:
+    """Return the error for a pass over the data that was empty."""
+    return UserError(
+        f"There are no batches for {purpose}.",
+        "Give a function that starts a new pass over the data at every call.",
+    )
