@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -10,11 +10,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
+from dnas_ens.analysis.metrics import FloatArray, IntArray
 from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import Split
+from dnas_ens.errors import UserError
 
 #: Images of a pass without gradients.
 EVALUATION_BATCH = 256
+#: One pass over data at every call: inputs (B, ...) on the model's device, labels (B,).
+Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 @contextmanager
@@ -94,3 +98,35 @@ def accuracy_under_batch_statistics(
             images = images.contiguous(memory_format=torch.channels_last)
             hits += (classify(images).argmax(-1) == labels).sum()
     return float(hits) / len(split)
+
+
+def predict_batches(model: nn.Module, val_batches: Batches) -> tuple[FloatArray, IntArray]:
+    """Compute a classifier's probabilities in evaluation mode; its modes are restored afterwards.
+
+    Args:
+        model: Inputs (B, ...) -> logits (B, K).
+        val_batches: Validation batches.
+
+    Returns:
+        Class probabilities, shape (N, K), range [0, 1], NaN where logits are not finite; labels, shape (N,).
+
+    Raises:
+        UserError: There are no batches.
+    """
+    probs, labels = [], []
+    with evaluation_mode(model), torch.inference_mode():
+        for inputs, classes in val_batches():
+            probs.append(model(inputs).double().softmax(dim=1))
+            labels.append(classes)
+    if not labels:
+        raise no_batches("validation")
+    # Copied once at the end, so that a GPU need not wait at every batch.
+    return torch.cat(probs).cpu().numpy(), torch.cat(labels).cpu().numpy()
+
+
+def no_batches(purpose: str) -> UserError:
+    """Return the error for a pass over the data that was empty."""
+    return UserError(
+        f"There are no batches for {purpose}.",
+        "Give a function that starts a new pass over the data at every call.",
+    )

@@ -9,7 +9,7 @@ along with a training in `running_averages`. Legend: B batch, n models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Literal, TypeVar, get_args
 
@@ -22,11 +22,9 @@ from torch.optim.swa_utils import update_bn
 
 from dnas_ens.analysis.metrics import FloatArray
 from dnas_ens.errors import UserError
-from dnas_ens.inference import evaluation_mode
+from dnas_ens.inference import Batches, evaluation_mode, no_batches
 from dnas_ens.nn.network import Network
 
-#: One pass over data at every call: inputs (B, ...) on the model's device, labels (B,).
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 State = Mapping[str, Tensor]
 CoefficientKind = Literal["equal", "linear", "exponential"]
 
@@ -272,11 +270,3 @@ def _check_coefficients(coefficients: npt.ArrayLike | None, num_models: int) -> 
             f"The coefficients sum to {shares.sum():.6g}.", "Give finite coefficients that sum to 1."
         )
     return shares
-
-
-def no_batches(purpose: str) -> UserError:
-    """Return the error for a pass over the data that was empty."""
-    return UserError(
-        f"There are no batches for {purpose}.",
-        "Give a function that starts a new pass over the data at every call.",
-    )

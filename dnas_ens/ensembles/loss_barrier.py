@@ -6,13 +6,12 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnas_ens.analysis.metrics import FloatArray, accuracy, nll
-from dnas_ens.ensembles.averaging import Batches, State, averaged_model, no_batches
+from dnas_ens.ensembles.averaging import State, averaged_model
 from dnas_ens.errors import UserError
-from dnas_ens.inference import evaluation_mode
+from dnas_ens.inference import Batches, predict_batches
 
 BARRIER_THRESHOLD = 0.05
 """Nats a barrier must exceed for a warning; this package's choice (arXiv 1912.05671 has 2 points of error)."""
@@ -29,22 +28,13 @@ def evaluate_on_val(model: nn.Module, val_batches: Batches) -> tuple[float, floa
         UserError: There are no batches, or the logits are not finite.
         ValueError: Labels that do not fit; see `dnas_ens.analysis.metrics.check_labels`.
     """
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    with evaluation_mode(model), torch.inference_mode():
-        for inputs, classes in val_batches():
-            logits.append(model(inputs).double().cpu())
-            labels.append(classes.cpu())
-    if not labels:
-        raise no_batches("validation")
-    joined = torch.cat(logits)
-    if not joined.isfinite().all():
+    probs, labels = predict_batches(model, val_batches)
+    if not np.isfinite(probs).all():
         raise UserError(
             "A model's logits on the validation batches are not finite.",
             "Leave out the models that diverged.",
         )
-    probs, targets = joined.softmax(dim=1).numpy(), torch.cat(labels).numpy()
-    return nll(probs, targets), accuracy(probs, targets)
+    return nll(probs, labels), accuracy(probs, labels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ import copy
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dnas_ens.ensembles.averaging import Batches, check_same_architecture, recompute_batch_norm
+from dnas_ens.ensembles.averaging import check_same_architecture, recompute_batch_norm
 from dnas_ens.errors import UserError
+from dnas_ens.inference import Batches
 
 
 class RunningAverage(AveragedModel):

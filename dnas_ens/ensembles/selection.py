@@ -1,27 +1,43 @@
-"""Which candidates to put into an ensemble, by the NLL of their averaged probabilities.
+"""Which candidates to put into an ensemble, by the NLL, calibrated NLL or accuracy of their averaged probabilities.
 
 Legend: M candidates, N images, K classes. Only the probability of the right class enters the NLL, so
-both algorithms work on an (M, N) matrix, whatever K is.
+for it both algorithms work on an (M, N) matrix, whatever K is.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations, combinations_with_replacement
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, check_labels, check_probs
+from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
+from dnas_ens.analysis.metrics import (
+    PROB_FLOOR,
+    FloatArray,
+    accuracy,
+    check_labels,
+    check_probs,
+    nll,
+)
 from dnas_ens.errors import UserError
+
+Criterion = Literal["nll", "calibrated_nll", "accuracy"]
 
 MAX_COMBINATIONS = 1_000_000
 
 
-def _label_probs(
-    member_probs: npt.ArrayLike, labels: npt.ArrayLike, num_members: int, replacement: bool
-) -> FloatArray:
-    """Validate and return every candidate's probability of the right class, shape (M, N)."""
+def _candidates(
+    member_probs: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    num_members: int,
+    replacement: bool,
+    criterion: Criterion,
+) -> tuple[FloatArray, Callable[[FloatArray], FloatArray]]:
+    """Validate, and return what is averaged, (M, N) or (M, N, K), and the loss of many averages, (S, ...) -> (S,)."""
     members = check_probs(member_probs, num_dims=3)
     classes = check_labels(labels, num_images=members.shape[1], num_classes=members.shape[2])
     if num_members < 1:
@@ -31,7 +47,57 @@ def _label_probs(
             f"{num_members} members were asked for, but there are only {len(members)} candidates.",
             "Ask for fewer members, draw more candidates, or allow the same candidate several times.",
         )
-    return np.ascontiguousarray(members[:, np.arange(len(classes)), classes])
+    if criterion == "nll":
+        return np.ascontiguousarray(members[:, np.arange(len(classes)), classes]), _nll
+    averaged_loss(members[0], classes, criterion)  # refuses another criterion
+    return members, lambda averages: np.array(
+        [averaged_loss(average, classes, criterion) for average in averages]
+    )
+
+
+def averaged_loss(averaged: npt.ArrayLike, labels: npt.ArrayLike, criterion: Criterion) -> float:
+    """Return what selection minimises, of averaged probabilities.
+
+    Args:
+        averaged: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+        criterion: "nll"; "calibrated_nll", the NLL after a temperature that is fitted on the same data; or
+            "accuracy", the error rate with ties broken by the NLL (see `tie_broken_error`).
+
+    Returns:
+        The smaller the better.
+
+    Raises:
+        UserError: Another criterion.
+        ValueError: See `dnas_ens.analysis.metrics.check_predictions`.
+    """
+    if criterion == "nll":
+        return nll(averaged, labels)
+    if criterion == "calibrated_nll":
+        return calibrated_nll(averaged, labels, fit_temperature(averaged, labels))
+    if criterion == "accuracy":
+        num_images = np.shape(averaged)[0]
+        return float(tie_broken_error(nll(averaged, labels), accuracy(averaged, labels), num_images))
+    raise UserError(f"The criterion is {criterion!r}.", 'Give "nll", "calibrated_nll" or "accuracy".')
+
+
+def tie_broken_error(nll: npt.ArrayLike, accuracy: npt.ArrayLike, num_images: int) -> FloatArray:
+    """Return 1 - accuracy + NLL / (28 N).
+
+    An error rate moves in steps of 1/N and says nothing within a step; the second term stays below one step
+    because an NLL does not exceed 27.7 nats.
+
+    Args:
+        nll: NLL in nats, in [0, 27.7], any shape.
+        accuracy: Accuracy in [0, 1], the same shape.
+        num_images: N.
+
+    Returns:
+        The smaller the better, the same shape.
+    """
+    errors = 1.0 - np.asarray(accuracy, dtype=np.float64)
+    ranked: FloatArray = errors + np.asarray(nll, dtype=np.float64) / (28.0 * num_images)
+    return ranked
 
 
 def _nll(averaged: FloatArray) -> FloatArray:
@@ -41,34 +107,41 @@ def _nll(averaged: FloatArray) -> FloatArray:
 
 
 def greedy_selection(
-    member_probs: npt.ArrayLike, labels: npt.ArrayLike, *, num_members: int, replacement: bool = False
+    member_probs: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    num_members: int,
+    replacement: bool = False,
+    criterion: Criterion = "nll",
 ) -> list[int]:
-    """Forward selection: always add the candidate that leaves the ensemble with the least NLL.
+    """Forward selection: always add the candidate that leaves the ensemble with the least loss.
 
     Neural ensemble search (arXiv 2006.08573) picks without replacement; with it a candidate may be
     picked again, which weights it (Caruana et al., ICML 2004). The first pick is the single best
     candidate, a tie goes to the lowest index, and exactly ``num_members`` are picked even where a
-    smaller ensemble had the lower NLL. A running sum makes one pick O(M N).
+    smaller ensemble had the lower loss. A running sum makes one pick O(M N), or O(M N K) by another criterion.
 
     Args:
         member_probs: Candidates' class probabilities on validation data, shape (M, N, K), [0, 1].
         labels: Class indices, shape (N,), integers in 0..K-1.
         num_members: How many to pick, 1 or more.
         replacement: Whether a candidate may be picked several times.
+        criterion: The loss of an average: "nll", "calibrated_nll" (after a temperature of its own, fitted on
+            the same data) or "accuracy" (its error rate, ties broken by the NLL).
 
     Returns:
         Indices of the candidates in the order they were picked, length ``num_members``.
 
     Raises:
-        UserError: Fewer than one member, or more than there are candidates without replacement.
+        UserError: Another criterion, fewer than one member, or more than there are candidates without replacement.
         ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
     """
-    candidates = _label_probs(member_probs, labels, num_members, replacement)
-    total = np.zeros(candidates.shape[1])
+    candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
+    total = np.zeros(candidates.shape[1:])
     available = np.ones(len(candidates), dtype=np.bool_)
     picked: list[int] = []
     while len(picked) < num_members:
-        scores = np.where(available, _nll((total + candidates) / (len(picked) + 1)), np.inf)
+        scores = np.where(available, losses((total + candidates) / (len(picked) + 1)), np.inf)
         best = int(scores.argmin())
         picked.append(best)
         total += candidates[best]
@@ -77,26 +150,33 @@ def greedy_selection(
 
 
 def exhaustive_selection(
-    member_probs: npt.ArrayLike, labels: npt.ArrayLike, *, num_members: int, replacement: bool = False
+    member_probs: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    num_members: int,
+    replacement: bool = False,
+    criterion: Criterion = "nll",
 ) -> list[int]:
-    """Try every ensemble of the given size and return the one with the least NLL.
+    """Try every ensemble of the given size and return the one with the least loss.
 
     Args:
         member_probs: Candidates' class probabilities on validation data, shape (M, N, K), [0, 1].
         labels: Class indices, shape (N,), integers in 0..K-1.
         num_members: Size of the ensemble, 1 or more.
         replacement: Whether a candidate may be picked several times.
+        criterion: The loss of an average: "nll", "calibrated_nll" (after a temperature of its own, fitted on
+            the same data) or "accuracy" (its error rate, ties broken by the NLL).
 
     Returns:
         Indices of the candidates in ascending order, length ``num_members``; a tie goes to the
         combination that comes first in lexicographic order.
 
     Raises:
-        UserError: Fewer than one member, more than there are candidates without replacement, or more
+        UserError: Another criterion, fewer than one member, more than there are candidates without replacement, or more
             than a million combinations.
         ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
     """
-    candidates = _label_probs(member_probs, labels, num_members, replacement)
+    candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
     num_candidates = len(candidates)
     distinct = num_candidates + num_members - 1 if replacement else num_candidates
     num_combinations = math.comb(distinct, num_members)
@@ -108,4 +188,6 @@ def exhaustive_selection(
     subsets = (combinations_with_replacement if replacement else combinations)(
         range(num_candidates), num_members
     )
-    return list(min(subsets, key=lambda subset: float(_nll(candidates[list(subset)].mean(axis=0)))))
+    return list(
+        min(subsets, key=lambda subset: float(losses(candidates[list(subset)].mean(axis=0)[None])[0]))
+    )

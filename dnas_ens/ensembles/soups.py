@@ -14,7 +14,6 @@ from torch import nn
 from tqdm import tqdm
 
 from dnas_ens.ensembles.averaging import (
-    Batches,
     CoefficientKind,
     State,
     as_state,
@@ -23,6 +22,7 @@ from dnas_ens.ensembles.averaging import (
     coefficients,
 )
 from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
+from dnas_ens.inference import Batches
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
+from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
+from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
 
@@ -114,3 +116,32 @@ def test_too_many_combinations_are_refused_before_they_are_tried() -> None:
 def test_labels_are_validated() -> None:
     with pytest.raises(ValueError, match="labels"):
         greedy_selection(TRACED, [0, 5], num_members=1)
+
+
+def _criterion_loss(criterion, probs, labels):
+    if criterion == "accuracy":
+        return (-accuracy(probs, labels), nll(probs, labels))
+    if criterion == "calibrated_nll":
+        return calibrated_nll(probs, labels, fit_temperature(probs, labels))
+    return nll(probs, labels)
+
+
+@pytest.mark.parametrize("criterion", ["nll", "accuracy", "calibrated_nll"])
+@pytest.mark.parametrize("replacement", [False, True])
+def test_every_criterion_against_naive_loops(criterion, replacement):
+    generator = np.random.default_rng(int(replacement))
+    labels = generator.integers(3, size=40)
+    certain = generator.uniform(0, 0.5, size=(6, 40, 1))
+    probs = (1 - certain) * generator.dirichlet(np.ones(3), size=(6, 40)) + certain * np.eye(3)[labels]
+    picked = []
+    for _ in range(4):
+        rest = [index for index in range(6) if replacement or index not in picked]
+        picked.append(
+            min(rest, key=lambda i: _criterion_loss(criterion, probs[[*picked, i]].mean(axis=0), labels))
+        )
+    chosen = greedy_selection(probs, labels, num_members=4, replacement=replacement, criterion=criterion)
+    assert chosen == picked
+    subsets = (combinations_with_replacement if replacement else combinations)(range(6), 3)
+    best = min(subsets, key=lambda s: _criterion_loss(criterion, probs[list(s)].mean(axis=0), labels))
+    found = exhaustive_selection(probs, labels, num_members=3, replacement=replacement, criterion=criterion)
+    assert found == list(best)

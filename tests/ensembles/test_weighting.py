@@ -1,0 +1,198 @@
+"""Weights of members against a fine grid, finite differences, a closed form and scikit-learn."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import approx_fprime
+from sklearn.metrics import log_loss
+
+from dnas_ens.analysis.metrics import accuracy, nll
+from dnas_ens.ensembles.weighting import (
+    caruana_weights,
+    criterion_value,
+    evolve_weights,
+    fit_weights,
+    log_loss_and_gradient,
+    selection_weights,
+    to_simplex,
+)
+from dnas_ens.errors import UserError
+
+
+def draw(seed: int, num_members: int, num_images: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """Members that know something each: a share of the label mixed into noise."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(3, size=num_images)
+    noise = generator.dirichlet(np.ones(3), size=(num_members, num_images))
+    skill = generator.uniform(0.0, 0.5, size=(num_members, num_images, 1))
+    return (1.0 - skill) * noise + skill * np.eye(3)[labels], labels
+
+
+def averaged(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.einsum("m,mnk->nk", weights, members)
+
+
+def binary(*label_probs: list[float]) -> np.ndarray:
+    """Members by their probability of class 0 on each image, shape (M, N, 2)."""
+    of_label = np.array(label_probs)
+    return np.stack([of_label, 1.0 - of_label], axis=2)
+
+
+GRID = np.linspace(0.0, 1.0, 10_001)
+
+
+def grid_scores(members: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """NLL and accuracy of w p_0 + (1 - w) p_1 for every w of the grid."""
+    probs = GRID[:, None, None] * members[0] + (1.0 - GRID[:, None, None]) * members[1]
+    of_label = np.take_along_axis(probs, labels[None, :, None], axis=2)[..., 0]
+    assert -np.log(of_label[0]).mean() == pytest.approx(log_loss(labels, members[1]))
+    return -np.log(of_label).mean(axis=1), (probs.argmax(axis=2) == labels).mean(axis=1)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_members_against_a_grid(seed: int) -> None:
+    members, labels = draw(seed, 2)
+    losses, _ = grid_scores(members, labels)
+    best = GRID[losses.argmin()]
+    fitted = fit_weights(members, labels)
+    evolved = evolve_weights(members, labels)
+    assert fitted.weights[0] == pytest.approx(best, abs=1.1e-4)
+    assert fitted.val_nll <= losses.min() + 1e-12
+    assert evolved.weights[0] == pytest.approx(best, abs=1e-3)
+    assert evolved.val_nll == pytest.approx(losses.min(), abs=1e-7)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_two_members_by_accuracy_against_a_grid(seed: int) -> None:
+    members, labels = draw(seed, 2)
+    losses, accuracies = grid_scores(members, labels)
+    evolved = evolve_weights(members, labels, criterion="accuracy")
+    assert evolved.val_accuracy == accuracies.max()
+    # Among weights of the best accuracy those of the least NLL are wanted.
+    assert evolved.val_nll <= losses[accuracies == accuracies.max()].min() + 1e-4
+
+
+def test_three_members_in_closed_form() -> None:
+    # Each image is known to one member alone: L = -sum_m n_m/N ln w_m is least at w_m = n_m/N.
+    members = binary([1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 3 + [0.0] * 2, [0.0] * 8 + [1.0] * 2)
+    expected = [0.5, 0.3, 0.2]
+    entropy = -sum(share * math.log(share) for share in expected)
+    fitted = fit_weights(members, [0] * 10)
+    assert fitted.weights == pytest.approx(expected, abs=1e-4)
+    assert fitted.val_nll == pytest.approx(entropy, abs=1e-7)
+    polished = evolve_weights(members, [0] * 10, generations=30, polish=True)
+    assert polished.val_nll == pytest.approx(entropy, abs=1e-6)
+
+
+def test_polishing_and_generations_never_hurt() -> None:
+    members, labels = draw(1, 4)
+    rough = evolve_weights(members, labels, generations=2)
+    assert evolve_weights(members, labels, generations=2, polish=True).val_nll <= rough.val_nll
+    assert evolve_weights(members, labels, generations=40).val_nll <= rough.val_nll
+    assert fit_weights(members, labels).val_nll <= rough.val_nll
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_the_gradient_equals_finite_differences(seed: int, num_members: int) -> None:
+    members, labels = draw(seed, num_members)
+    label_probs = members[:, np.arange(len(labels)), labels]
+    weights = np.random.default_rng(seed).dirichlet(np.ones(num_members)) + 0.01
+    loss, gradient = log_loss_and_gradient(weights, label_probs)
+    numeric = approx_fprime(weights, lambda point: log_loss_and_gradient(point, label_probs)[0], 1e-7)
+    assert gradient == pytest.approx(numeric, rel=1e-4, abs=1e-5)
+    assert loss == pytest.approx(-np.log(weights @ label_probs).mean())
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 5), st.booleans())
+def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
+    seed: int, num_members: int, by_accuracy: bool
+) -> None:
+    members, labels = draw(seed, num_members, num_images=12)
+    simple = [np.full(num_members, 1.0 / num_members), *np.eye(num_members)]
+    nlls = [nll(averaged(members, weights), labels) for weights in simple]
+    criterion = "accuracy" if by_accuracy else "nll"
+    evolved = evolve_weights(members, labels, criterion=criterion, generations=5, seed=seed)
+    fitted, caruana = fit_weights(members, labels, seed=seed), caruana_weights(members, labels, num_picks=7)
+    for found in (fitted, evolved, caruana):
+        assert found.weights.shape == (num_members,)
+        assert found.weights.min() >= 0.0
+        assert found.weights.sum() == pytest.approx(1.0, abs=1e-12)
+        assert found.val_nll == pytest.approx(nll(averaged(members, found.weights), labels), abs=1e-12)
+        assert found.val_accuracy == accuracy(averaged(members, found.weights), labels)
+    assert fitted.val_nll <= min(nlls) + 1e-12
+    assert caruana.val_nll <= min(nlls[1:]) + 1e-12
+    if by_accuracy:
+        assert evolved.val_accuracy >= max(accuracy(averaged(members, w), labels) for w in simple)
+    else:
+        assert evolved.val_nll <= min(nlls) + 1e-12
+
+
+@given(st.lists(st.floats(0.0, 1e300), min_size=1, max_size=6))
+def test_scaling_to_the_simplex(numbers: list[float]) -> None:
+    weights = to_simplex(numbers)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-12)
+    assert weights.min() >= 0.0
+    if max(numbers) == 0.0:
+        assert weights == pytest.approx(1.0 / len(numbers))
+    elif max(numbers) > 1e-300:
+        assert weights * max(numbers) == pytest.approx(np.array(numbers) * weights.max(), rel=1e-9)
+
+
+def test_a_member_alone_and_a_useless_member() -> None:
+    members, labels = draw(0, 1)
+    assert fit_weights(members, labels).weights.tolist() == [1.0]
+    assert evolve_weights(members, labels).weights.tolist() == [1.0]
+    useless = binary([0.9, 0.8, 0.7], [0.0, 0.0, 0.0])
+    assert fit_weights(useless, [0, 0, 0]).weights.tolist() == [1.0, 0.0]
+    assert evolve_weights(useless, [0, 0, 0]).weights.tolist() == [1.0, 0.0]
+
+
+def test_a_seed_repeats_itself() -> None:
+    members, labels = draw(2, 4)
+    runs = [evolve_weights(members, labels, generations=5, seed=3).weights for _ in range(2)]
+    assert runs[0].tolist() == runs[1].tolist()
+    assert runs[0].tolist() != evolve_weights(members, labels, generations=5, seed=4).weights.tolist()
+    fits = [fit_weights(members, labels, seed=3).weights for _ in range(2)]
+    assert fits[0].tolist() == fits[1].tolist()
+
+
+def test_frequencies_of_picks_by_hand() -> None:
+    assert selection_weights([0, 2, 0, 2, 2], 4).tolist() == [0.4, 0.0, 0.6, 0.0]
+    # Traced: A (0.9, 0.3) is best alone, then C (0.2, 0.9), then A again: 2/3 and 1/3.
+    members = binary([0.9, 0.3], [0.8, 0.3], [0.2, 0.9], [0.5, 0.5])
+    assert caruana_weights(members, [0, 0], num_picks=3).weights == pytest.approx([2 / 3, 0, 1 / 3, 0])
+
+
+def test_accuracy_is_never_overruled_by_its_tie_break() -> None:
+    wrong_once = criterion_value(0.0, 0.9, num_images=10, criterion="accuracy")
+    assert criterion_value(27.7, 1.0, num_images=10, criterion="accuracy") < wrong_once
+    assert criterion_value(1.0, 0.9, num_images=10, criterion="accuracy") > wrong_once
+
+
+def test_mistakes_are_named() -> None:
+    members, labels = draw(0, 3)
+    with pytest.raises(UserError, match="'brier'"):
+        evolve_weights(members, labels, criterion="brier")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="population of 7"):
+        evolve_weights(members, labels, population_size=7)
+    with pytest.raises(UserError, match="0 generations"):
+        evolve_weights(members, labels, generations=0)
+    with pytest.raises(UserError, match="-1 random starts"):
+        fit_weights(members, labels, random_starts=-1)
+    with pytest.raises(UserError, match="picks"):
+        selection_weights([0, 3], 3)
+    with pytest.raises(UserError, match="0 members"):
+        caruana_weights(members, labels, num_picks=0)
+    for fit in (fit_weights, evolve_weights, caruana_weights):
+        with pytest.raises(ValueError, match="finite"):
+            fit(np.full((2, 40, 3), np.nan), labels)
+        with pytest.raises(ValueError, match="labels"):
+            fit(members, labels[:5])
+        with pytest.raises(ValueError, match="empty"):
+            fit(np.zeros((0, 40, 3)), labels)
