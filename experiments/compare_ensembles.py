@@ -1,22 +1,28 @@
-"""Is the searched ensemble better than a deep ensemble of its base cell, trained with the same recipe?
+"""Is the searched ensemble better than what else could be had, for as many members and for the same cost?
 
     python experiments/compare_ensembles.py runs/001-digits
+    python experiments/compare_ensembles.py runs/001-digits --methods ours base-cell
 
-Trains the deep ensemble of the run's base cell (as many members, the recipe of the run, other seeds), predicts val and
-test with both, and writes one table with the cost of each and a paired bootstrap interval of the difference. The
-published comparison is EdgeNES's on CIFAR-100 (one cell searched, two stacked): DARTS 46.8 ± 1.7, EdgeNES 48.1 ± 1.7 %
-accuracy. Cost: once more the retraining of the run. Finished members are kept; run it again after an interruption.
+Trains the chosen methods of ``methods.py`` with the recipe of the run and seeds of their own, predicts val and test,
+and writes one table with the cost of each, what the difference to ours is worth (paired bootstrap and permutation test
+over test images, Holm-corrected), and a plot of calibrated NLL against cost. The published comparison is EdgeNES's on
+CIFAR-100 (one cell searched, two stacked; accuracy %, GPU-hours): DARTS 46.8 ± 1.7, 1.2; DartsEns 48.2 ± 1.5, 3.6;
+Random-NES 46.9 ± 5.2, 0; RandomD-NES 47.7 ± 3.4, 1.2; EdgeNES 48.1 ± 1.7, 2.1. Cost: about 45
+trainings of one member for five members, minutes on digits. Finished members are kept: run it again after an
+interruption.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from methods import METHODS, Comparison, Result
 from tyro.conf import Positional
 
 from dnas_ens.cli import parse, run_main
@@ -24,7 +30,8 @@ from dnas_ens.commands import data_of_run
 from dnas_ens.config_file import override
 
 PROG = "python experiments/compare_ensembles.py"
-BASELINE = "baselines/deep-ensemble-of-base"
+#: A corrected p-value above this is called not distinguishable.
+SIGNIFICANCE = 0.05
 COLUMNS = (
     "name",
     "accuracy",
@@ -36,16 +43,19 @@ COLUMNS = (
     "predictive_js",
     "shared_error_fraction",
     "parameters",
+    "networks",
     "cpu_seconds",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class CompareCommand:
     """Options of the comparison."""
 
     run_dir: Positional[Path]
     """Run folder whose members are trained."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods to compare with."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -56,106 +66,99 @@ class Comparison:
 
 def main(argv: list[str]) -> None:
     """Run the comparison."""
-    comparison = parse(
-        Comparison, argv, prog=PROG, description=__doc__ or "", default=Comparison(run_dir=tyro.MISSING)
+    command = parse(
+        CompareCommand,
+        argv,
+        prog=PROG,
+        description=__doc__ or "",
+        default=CompareCommand(run_dir=tyro.MISSING),
     )
     from dnas_ens.config import RetrainConfig
     from dnas_ens.device import resolve_device
     from dnas_ens.errors import UserError
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.evaluate.run import predict_folder, write_tables
-    from dnas_ens.evaluate.tables import best_single, ensemble_row, result_rows, to_csv, to_markdown
-    from dnas_ens.files import write_atomic, write_json
-    from dnas_ens.genotype import Genotype
-    from dnas_ens.retrain.members import train_members
+    from dnas_ens.evaluate.run import write_tables
+    from dnas_ens.evaluate.tables import ensemble_row, to_markdown
     from dnas_ens.runs import RunFolder
 
-    device = resolve_device(comparison.device)
-    with RunFolder.open(comparison.run_dir, command=[*PROG.split(), *argv]) as run:
+    for name in command.methods:
+        if name not in METHODS:
+            raise UserError(f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
+    device = resolve_device(command.device)
+    with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
         if not run.file("ensemble.json").exists():
             raise UserError(
                 f"The members of {run.path} are not trained.", f"Run python -m dnas_ens.retrain {run.path}."
             )
         data = data_of_run(run)
         run.write_env({"device": str(device), "data": data.describe()})
-        found = run.read_json("genotypes.json")
-        base = Genotype.from_dict(found["base"]["genotype"])
-        recipe = override(RetrainConfig(), run.config["retrain"])
-        # Another root, so that no member of the baseline repeats one of ours where the cells agree.
-        recipe = replace(recipe, seed=recipe.seed + 1)
-        folder = run.path / BASELINE
-        folder.mkdir(parents=True, exist_ok=True)
-        genotypes = [base] * len(found["selected"])
-        train_members(genotypes, data, recipe, device=device, folder=folder, workers=comparison.workers)
-
-        stored = run.file("predictions.npz")
-        ours = Predictions.load(stored) if stored.exists() else predict_folder(run.path, data, device=device)
-        theirs = predict_folder(folder, data, device=device)
-        search_seconds = found["report"].get("cpu_seconds", 0.0)
-        our_seconds, their_seconds = training_seconds(run.path), training_seconds(folder)
-        best = best_single(ours)
+        comparison = Comparison(
+            run.path,
+            run.read_json("genotypes.json"),
+            data,
+            override(RetrainConfig(), run.config["retrain"]),
+            device=device,
+            workers=command.workers,
+        )
+        results = [
+            result
+            for name, method in METHODS.items()
+            if name in {"ours", *command.methods}
+            for result in method(comparison)
+        ]
         rows = [
             {
-                **ensemble_row("ours (searched ensemble)", ours),
-                "cpu_seconds": search_seconds + sum(our_seconds),
-            },
-            {
-                **ensemble_row("deep ensemble of the base cell", theirs),
-                "cpu_seconds": search_seconds + sum(their_seconds),
-            },
-            {
-                **result_rows(ours)[best],
-                "name": "best single searched member",
-                "cpu_seconds": search_seconds + our_seconds[best],
-            },
-            {**average_row("average searched member", ours)},
-            {**average_row("average base member", theirs)},
+                **ensemble_row(result.name, result.predictions),
+                "networks": result.networks,
+                "cpu_seconds": result.cpu_seconds,
+            }
+            for result in results
         ]
         write_tables(run.path, rows, name="comparison")
-        verdict = difference_sentence(ours, theirs) + ranking_sentence(found, run.path)
-        text = to_markdown(rows, COLUMNS) + "\n" + verdict + "\n"
+        text = to_markdown(rows, COLUMNS) + "\n" + differences(results) + ranking_sentence(comparison) + "\n"
         print(f"{data.name}, {len(data.test)} test images")
         print(text, end="")
-        if comparison.output is not None:
-            environment = run.read_json("env.json")
-            header = (
-                f"# Searched ensemble and deep ensemble of its base cell: {data.name}\n\n"
-                + "".join(
-                    f"Command: `{' '.join(entry['command'])}` (revision {entry['git_revision']})\n\n"
-                    for entry in environment
-                )
-                + f"Hardware: {environment[-1]['cpu']}, {environment[-1]['num_cpus']} cores, device {device}. "
-                f"Versions: torch {environment[-1]['packages']['torch']}, "
-                f"numpy {environment[-1]['packages']['numpy']}. Date: {environment[-1]['time']}. "
-                f"Search seed {run.config['search']['seed']}, recipe seeds {recipe.seed - 1} and {recipe.seed}, "
-                f"split seed {run.config['search']['data']['split_seed']}. "
-                f"{len(data.train)} training, {len(data.val)} val and {len(data.test)} test images; "
-                f"{recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, "
-                f"{len(found['selected'])} members. cpu seconds include the search.\n\n"
-            )
-            comparison.output.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(comparison.output.with_suffix(".md"), (header + text).encode())
-            write_atomic(comparison.output.with_suffix(".csv"), to_csv(rows, COLUMNS).encode())
-            write_json(comparison.output.with_suffix(".json"), {"rows": rows, "verdict": verdict})
-        print(f"wrote {run.path}/comparison.md, .csv and .json")
+        places = [run.file("comparison.png")]
+        if command.output is not None:
+            write_report(command.output, text, rows, comparison, environment=run.read_json("env.json"))
+            places.append(command.output.with_suffix(".png"))
+        for place in places:
+            plot(results, rows, place)
+        print(f"wrote {run.path}/comparison.md, .csv, .json and .png")
 
 
-def training_seconds(folder: Path) -> list[float]:
-    """Return the CPU seconds of every member of an ensemble's folder."""
-    from dnas_ens.files import read_json
+def write_report(
+    output: Path,
+    text: str,
+    rows: list[dict[str, Any]],
+    comparison: Comparison,
+    *,
+    environment: list[dict[str, Any]],
+) -> None:
+    """Write the table with all that is needed to repeat it to OUTPUT.md, and the rows to OUTPUT.csv and .json."""
+    from dnas_ens.evaluate.tables import to_csv
+    from dnas_ens.files import read_json, write_atomic, write_json
 
-    members = read_json(folder / "ensemble.json")["members"]
-    return [
-        read_json(folder / "members" / str(index) / "member.json")["cpu_seconds"]
-        for index in range(len(members))
-    ]
-
-
-def average_row(name: str, predictions: Any) -> dict[str, Any]:
-    """Return the mean of the members' metrics."""
-    from dnas_ens.evaluate.tables import result_rows
-
-    return {**result_rows(predictions)[-2], "name": name}
+    data, recipe, latest = comparison.data, comparison.recipe, environment[-1]
+    search = read_json(comparison.folder / "config.json")["search"]
+    header = (
+        f"# Searched ensemble and other methods: {data.name}\n\n"
+        + "".join(
+            f"Command: `{' '.join(entry['command'])}` (revision {entry['git_revision']})\n\n"
+            for entry in environment
+        )
+        + f"Hardware: {latest['cpu']}, {latest['num_cpus']} cores, device {comparison.device}. "
+        f"Versions: torch {latest['packages']['torch']}, numpy {latest['packages']['numpy']}. "
+        f"Date: {latest['time']}. Search seed {search['seed']}, recipe seed {recipe.seed}, "
+        f"split seed {search['data']['split_seed']}. "
+        f"{len(data.train)} training, {len(data.val)} val and {len(data.test)} test images; "
+        f"{recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, "
+        f"{comparison.num_members} members. cpu seconds hold all the training a row needs: the search where its cells "
+        "come from it, and networks that were trained and not chosen. Weights and temperature are fitted on val.\n\n"
+    )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(output.with_suffix(".md"), (header + text).encode())
+    write_atomic(output.with_suffix(".csv"), to_csv(rows, COLUMNS).encode())
+    write_json(output.with_suffix(".json"), rows)
 
 
 def per_image_calibrated_nll(predictions: Any) -> np.ndarray:
@@ -170,45 +173,93 @@ def per_image_calibrated_nll(predictions: Any) -> np.ndarray:
     return np.asarray(-np.log(np.clip(picked, 1e-12, None)))
 
 
-def difference_sentence(ours: Any, theirs: Any) -> str:
-    """Say in words how the calibrated NLLs differ, with a paired bootstrap interval over test images."""
-    from scipy.stats import bootstrap
+def differences(results: Sequence[Result]) -> str:
+    """Say in words how the calibrated NLL of ours differs from every other row's.
 
-    difference = per_image_calibrated_nll(ours) - per_image_calibrated_nll(theirs)
-    interval = bootstrap(
-        (difference,), np.mean, n_resamples=9999, batch=500, method="percentile", rng=np.random.default_rng(0)
-    ).confidence_interval
-    if interval.low > 0:
-        verdict = "The deep ensemble of the base cell is better."
-    elif interval.high < 0:
-        verdict = "The searched ensemble is better."
-    else:
-        verdict = "The two are not distinguishable at this size."
-    return (
-        f"Calibrated NLL, ours minus deep ensemble: {difference.mean():+.4f} (95 % interval "
-        f"{interval.low:+.4f} to {interval.high:+.4f}, paired bootstrap over {len(difference)} test images). "
-        + verdict
-    )
+    A paired bootstrap over test images gives each interval, a paired permutation test each p-value, and Holm's
+    step-down procedure corrects them for the number of rows. Seeds are not resampled: it is about these networks.
+    """
+    from scipy.stats import bootstrap, permutation_test
+
+    ours, others = results[0], results[1:]
+    per_image = per_image_calibrated_nll(ours.predictions)
+    gaps = [per_image - per_image_calibrated_nll(other.predictions) for other in others]
+    p_values = [
+        float(
+            permutation_test(
+                (gap,), np.mean, permutation_type="samples", n_resamples=9999, batch=500, rng=0, axis=0
+            ).pvalue
+        )
+        for gap in gaps
+    ]
+    lines = []
+    for other, gap, p_value in zip(others, gaps, holm(p_values), strict=True):
+        interval = bootstrap(
+            (gap,), np.mean, n_resamples=9999, batch=500, method="percentile", rng=np.random.default_rng(0)
+        ).confidence_interval
+        if p_value > SIGNIFICANCE:
+            verdict = "not distinguishable at this size"
+        else:
+            verdict = "ours is better" if gap.mean() < 0 else "ours is worse"
+        lines.append(
+            f"- Calibrated NLL, ours minus {other.name}: {gap.mean():+.4f} (95 % interval {interval.low:+.4f} to "
+            f"{interval.high:+.4f}, corrected p {p_value:.3f}): {verdict}.\n"
+        )
+    return "".join(lines)
 
 
-def ranking_sentence(found: dict[str, Any], folder: Path) -> str:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected by Holm's step-down procedure: p_(i) times the number still to test, never falling."""
+    corrected = np.empty(len(p_values))
+    largest = 0.0
+    for rank, index in enumerate(np.argsort(p_values)):
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = largest
+    return [float(value) for value in corrected]
+
+
+def ranking_sentence(comparison: Comparison) -> str:
     """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
     from scipy.stats import kendalltau
 
     from dnas_ens.files import read_json
 
+    found = comparison.found
     inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
     if None in inherited or len(set(found["selected"])) < 2:
         return ""
     retrained = [
-        read_json(folder / "members" / str(index) / "member.json")["val_nll"]
+        read_json(comparison.folder / "members" / str(index) / "member.json")["val_nll"]
         for index in range(len(inherited))
     ]
     tau = float(kendalltau(inherited, retrained).statistic)
     return (
-        f" Kendall's tau between the members' val NLL with inherited weights and retrained: {tau:+.2f} "
-        f"({len(inherited)} members)."
+        f"- Kendall's tau between the members' val NLL with inherited weights and retrained: {tau:+.2f} "
+        f"({len(inherited)} members).\n"
     )
+
+
+def plot(results: Sequence[Result], rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw calibrated NLL against training cost, a point a row."""
+    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, font, new_figure, style_axis
+
+    figure = new_figure(760, 440)
+    axis = figure.subplots()
+    for index, (result, row) in enumerate(zip(results, rows, strict=True)):
+        colour = BLUE if index == 0 else MUTED_COLOUR
+        axis.plot(result.cpu_seconds, row["calibrated_nll"], "o", color=colour, markersize=6)
+        axis.annotate(
+            str(index + 1),
+            (result.cpu_seconds, row["calibrated_nll"]),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontproperties=font(9),
+        )
+    style_axis(axis, x_label="CPU seconds of training, search included", y_label="calibrated NLL, nats")
+    names = "\n".join(f"{index + 1}  {result.name}" for index, result in enumerate(results))
+    figure.text(0.56, 0.95, names, fontproperties=font(8), va="top")
+    figure.subplots_adjust(left=0.1, right=0.54, bottom=0.13, top=0.95)
+    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

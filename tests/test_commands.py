@@ -301,32 +301,50 @@ def test_every_regime_of_the_readme_runs_as_written(tmp_path, monkeypatch, capsy
     assert found["base"] == base
 
 
-def test_comparison_with_a_deep_ensemble_of_the_base(finished):
+def test_comparison_with_other_methods(finished):
     run_dir, _ = finished
     script = Path(__file__).parent.parent / "experiments" / "compare_ensembles.py"
     folder = run_dir.parent.parent
-    out, _ = run(script, "runs/001-digits", "--device", "cpu", "--output", "copy", cwd=folder)
+    methods = ("--methods", "ours", "base-cell", "best-cell", "random-cells", "snapshots", "wider")
+    out, _ = run(script, "runs/001-digits", "--device", "cpu", "--output", "copy", *methods, cwd=folder)
     rows = {row["name"]: row for row in json.loads((run_dir / "comparison.json").read_text())}
     ours, theirs = rows["ours (searched ensemble)"], rows["deep ensemble of the base cell"]
     assert ours["nll"] == json.loads((run_dir / "results.json").read_text())[-1]["nll"]
-    base = json.loads((run_dir / "genotypes.json").read_text())["base"]["genotype"]
-    members = [
-        json.loads((run_dir / f"baselines/deep-ensemble-of-base/members/{i}/member.json").read_text())
-        for i in range(3)
-    ]
-    assert all(member["spec"]["genotype"] == base for member in members)
-    assert len({member["seeds"]["initialisation"] for member in members}) == 3
-    assert theirs["cpu_seconds"] > sum(member["cpu_seconds"] for member in members)
-    difference = float(re.search(r"ours minus deep ensemble: ([+-][\d.]+)", out)[1])
-    assert difference == pytest.approx(ours["calibrated_nll"] - theirs["calibrated_nll"], abs=6e-5)
     found = json.loads((run_dir / "genotypes.json").read_text())
+
+    def members(name, count):
+        files = [run_dir / f"baselines/{name}/members/{index}/member.json" for index in range(count)]
+        return [json.loads(file.read_text()) for file in files]
+
+    base = found["base"]["genotype"]
+    of_base, pool = members("base-cell", 3), members("random-cells", 10)
+    assert all(member["spec"]["genotype"] == base for member in of_base)
+    assert len({member["seeds"]["initialisation"] for member in of_base + pool}) == 13
+    seconds = [member["cpu_seconds"] for member in of_base]
+    assert theirs["cpu_seconds"] == pytest.approx(found["report"]["cpu_seconds"] + sum(seconds))
+    own = [json.loads((run_dir / f"members/{index}/member.json").read_text()) for index in range(3)]
+    best = min(range(3), key=lambda index: own[index]["val_nll"])
+    assert members("best-cell", 1)[0]["spec"]["genotype"] == own[best]["spec"]["genotype"]
+    of_random = rows["greedy choice of 10 random cells (NES-RS)"]
+    assert of_random["cpu_seconds"] == pytest.approx(sum(member["cpu_seconds"] for member in pool))
+    wide = next(row for name, row in rows.items() if name.startswith("one network as large"))
+    assert wide["parameters"] >= ours["parameters"]
+    assert rows["snapshots of the base cell (3 cycles)"]["networks"] == 1
+    assert rows["its last snapshot alone"]["disagreement"] == 0
+    gap = float(re.search(r"ours minus deep ensemble of the base cell: ([+-][\d.]+)", out)[1])
+    assert gap == pytest.approx(ours["calibrated_nll"] - theirs["calibrated_nll"], abs=6e-5)
     inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
-    retrained = [json.loads((run_dir / f"members/{i}/member.json").read_text())["val_nll"] for i in range(3)]
+    retrained = [member["val_nll"] for member in own]
     pairs = [(0, 1), (0, 2), (1, 2)]
     signs = [np.sign((inherited[i] - inherited[j]) * (retrained[i] - retrained[j])) for i, j in pairs]
     assert f"retrained: {np.mean(signs):+.2f} (3 members)" in out
+    assert (run_dir / "comparison.png").read_bytes().startswith(b"\x89PNG")
     copy = (folder / "copy.md").read_text()
     assert "Command: `python -m dnas_ens.search" in copy
     assert f"{ours['calibrated_nll']:.4f}" in copy
+    again, _ = run(script, "runs/001-digits", "--device", "cpu", *methods, cwd=folder)
+    assert again.splitlines()[:-1] == out.splitlines()[:-1]
     _, err = run(script, ".", cwd=folder, code=2)
     assert "not a run folder" in err
+    _, err = run(script, "runs/001-digits", "--methods", "nothing", cwd=folder, code=2)
+    assert "no method nothing" in err
