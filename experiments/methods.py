@@ -318,10 +318,10 @@ def snapshots(comparison: Comparison) -> Iterator[Result]:
 
     folder = comparison.folder / "baselines" / "snapshots"
     if not (folder / "cost.json").exists():
-        predictions, seconds = _train_snapshots(comparison)
+        trained, cost = _train_snapshots(comparison)
         folder.mkdir(parents=True, exist_ok=True)
-        predictions.save(folder / "predictions.npz")
-        write_json(folder / "cost.json", seconds)
+        trained.save(folder / "predictions.npz")
+        write_json(folder / "cost.json", cost)
     predictions = Predictions.load(folder / "predictions.npz")
     cycles = comparison.num_members
     seconds = comparison.search_seconds + float(read_json(folder / "cost.json")["cpu_seconds"])

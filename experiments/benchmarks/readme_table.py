@@ -1,0 +1,90 @@
+"""Write the README's table of benchmarks from their results, the latest of each kind.
+
+    python experiments/benchmarks/readme_table.py
+
+Replaces what stands between the markers in README.md; ``--readme FILE`` and ``--results FILE`` name others. A second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnas_ens.cli import parse, run_main
+from dnas_ens.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = (
+    "<!-- benchmarks: written by experiments/benchmarks/readme_table.py -->",
+    "<!-- end of benchmarks -->",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Options of the script."""
+
+    results: Path = ROOT / "experiments" / "results" / "benchmarks.jsonl"
+    """Lines that the benchmarks wrote."""
+    readme: Path = ROOT / "README.md"
+    """File that holds the markers."""
+
+
+def title(line: dict[str, Any]) -> str:
+    """Return what a line measured, in words."""
+    options = line["options"]
+    threads = f", {line['threads']} thread{'s' * (line['threads'] > 1)}" if "threads" in line else ""
+    if line["benchmark"] == "search_step":
+        size = f"{options['image_size']}×{options['image_size']}"
+        return f"search step, {options['members']} members, {size}, C={options['channels']}{threads}"
+    if line["benchmark"] == "retraining":
+        return f"retraining, {options['data']}, C={options['channels']}{threads}"
+    return "`python -m dnas_ens.search --help`"
+
+
+def rows(lines: list[dict[str, Any]]) -> list[str]:
+    """Return a table row for every ratio of the latest line of each kind."""
+    latest = {title(line): line for line in lines}
+    result = []
+    for name, line in latest.items():
+        env = line["environment"]
+        for comparison, quotient in line["time_ratios"].items():
+            other, ours = comparison.split(" / ")
+            memory = line.get("memory_ratios", {}).get(f"{ours} / {other}")
+            seconds = [1000 * line["sides"][side]["seconds"]["median"] for side in (other, ours)]
+            result.append(
+                f"| {name} | {other} | {seconds[0]:,.0f} | {seconds[1]:,.0f} | **{quotient['ratio']:.1f}×** "
+                f"({quotient['lower_quartile']:.1f} to {quotient['upper_quartile']:.1f}) | "
+                f"{'' if memory is None else f'{memory:.2f}×'} | {env['time'][:10]}, {env['cpu']} |"
+            )
+    return result
+
+
+def main(argv: list[str]) -> None:
+    """Write the table."""
+    options = parse(
+        Table,
+        argv,
+        prog="python experiments/benchmarks/readme_table.py",
+        description=__doc__ or "",
+        default=Table(),
+    )
+    text = options.readme.read_text()
+    if BEGIN not in text or END not in text:
+        raise UserError(f"{options.readme} has no markers.", f"Put {BEGIN} and {END} where the table goes.")
+    lines = [json.loads(line) for line in options.results.read_text().splitlines()]
+    head = (
+        "| what | beside | its ms | our ms | time, its / ours (quartiles) | memory, ours / its | when, where |\n"
+        "|:--|:--|--:|--:|--:|--:|:--|\n"
+    )
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    options.readme.write_text(before + BEGIN + "\n" + head + "\n".join(rows(lines)) + "\n" + END + after)
+    print(f"wrote {options.readme}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,175 @@
+"""How fast is one bilevel step of the search, and how much memory does it take, beside the textbook's?
+
+    python experiments/benchmarks/search_step.py --setting digits
+    python experiments/benchmarks/search_step.py --setting 28x28
+
+A step is two passes over a batch of B random images for m members: the gradient of the loss with respect to the
+members' mixture weights, and that with respect to the supernet's weights. No optimiser, no data. Three sides:
+
+- textbook, whole batch: the reference supernet, contiguous, PyTorch's own depthwise gradients, a pass for each member
+  over all B images. Its work on images is m times that of the others.
+- textbook, same images: the same, each pass over the member's own B / m images. This is the strict comparison: work
+  and images are equal.
+- ours: the fast supernet, channels_last, one pass over B images in m slices, parameters frozen for the architecture.
+
+The textbook runs backward after each pass, which is the least memory it can take; --one-graph keeps the graphs of all
+passes until the end, as an objective that compares members needs it. Sides are timed in turn in one process; peak
+memory is taken of each alone in a process of its own. Two to four minutes on two CPU cores.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from timing import Side, TrainingOptions, measure, report, require_from, tell, tell_sides, timed
+
+from dnas_ens.cli import parse, pop_option, run_main
+from dnas_ens.config import require
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+OURS, SAME_IMAGES, WHOLE_BATCH = "ours", "textbook, same images", "textbook, whole batch"
+NUM_CLASSES = 10
+SETTINGS: dict[str, dict[str, Any]] = {
+    "digits": {"image_size": 8, "in_channels": 1, "channels": 8, "batch_size": 64},
+    "28x28": {"image_size": 28, "in_channels": 1, "channels": 16, "batch_size": 64},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStep(TrainingOptions):
+    """Options of the benchmark."""
+
+    image_size: int
+    """Side of the images in pixels."""
+    in_channels: int
+    """Channels of the images."""
+    channels: int
+    """C of the first cell."""
+    batch_size: int
+    """B, images of each of the two passes."""
+    members: int = 4
+    """m, members of a step."""
+    num_cells: int = 3
+    """Cells in the stack."""
+    one_graph: bool = False
+    """Let the textbook run backward once, after all passes, instead of after each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_from(1, self, "image_size", "in_channels", "channels", "batch_size", "members", "num_cells")
+        require(
+            self.batch_size % self.members == 0,
+            f"{self.members} members do not divide a batch of {self.batch_size} images.",
+            "Give --batch-size a multiple of --members.",
+        )
+
+
+def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
+    """Return the timed step of a side, on a supernet and images of its own."""
+    import torch
+
+    from dnas_ens.nn.fast_supernet import FastSupernet
+    from dnas_ens.nn.stack import SMALL_IMAGE
+    from dnas_ens.nn.supernet import Supernet
+    from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+
+    torch.manual_seed(0)
+    space = SearchSpace.for_stack(options.num_cells, operations=DARTS_OPERATIONS, num_nodes=4)
+    form = FastSupernet if side == OURS else Supernet
+    supernet = form(
+        space,
+        num_cells=options.num_cells,
+        channels=options.channels,
+        in_channels=options.in_channels,
+        num_classes=NUM_CLASSES,
+        large_images=options.image_size > SMALL_IMAGE,
+    ).to(device)
+    generator = torch.Generator().manual_seed(0)
+    shape = (options.batch_size, options.in_channels, options.image_size, options.image_size)
+    images = torch.randn(shape, generator=generator).to(device)
+    labels = torch.randint(NUM_CLASSES, (options.batch_size,), generator=generator).to(device)
+    mixtures = torch.randn(options.members, *space.shape, generator=generator).softmax(-1).to(device)
+    if side == OURS:
+        supernet.to(memory_format=torch.channels_last)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return timed(lambda: our_step(supernet, images, labels, mixtures), device)
+    share = options.members if side == SAME_IMAGES else 1
+    repeats = options.members // share
+    batches = list(zip(images.chunk(share) * repeats, labels.chunk(share) * repeats, strict=True))
+    return timed(lambda: textbook_step(supernet, batches, mixtures, one_graph=options.one_graph), device)
+
+
+def textbook_step(
+    supernet: torch.nn.Module,
+    batches: list[tuple[Tensor, Tensor]],
+    mixtures: Tensor,
+    *,
+    one_graph: bool,
+) -> None:
+    """Take both gradients with a pass for each member over its batch."""
+    import torch
+    import torch.nn.functional as F
+
+    from dnas_ens.nn.depthwise import native_depthwise
+
+    def losses(weights: list[Tensor]) -> Iterator[Tensor]:
+        for (images, labels), mixture in zip(batches, weights, strict=True):
+            yield F.cross_entropy(supernet(images, mixture), labels) / len(batches)
+
+    fixed = list(mixtures.unbind())
+    leaves = [mixture.clone().requires_grad_() for mixture in fixed]
+    with native_depthwise():
+        if one_graph:
+            torch.autograd.grad(torch.stack(list(losses(leaves))).sum(), leaves)
+        else:
+            for leaf, loss in zip(leaves, losses(leaves), strict=True):
+                torch.autograd.grad(loss, leaf)
+        supernet.zero_grad(set_to_none=True)
+        if one_graph:
+            torch.stack(list(losses(fixed))).sum().backward()
+        else:
+            for loss in losses(fixed):
+                loss.backward()
+
+
+def our_step(supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor) -> None:
+    """Take both gradients with one pass each, as ``dnas_ens.search.loop`` does."""
+    import torch
+    import torch.nn.functional as F
+
+    leaf = mixtures.clone().requires_grad_()
+    supernet.requires_grad_(False)
+    torch.autograd.grad(F.cross_entropy(supernet(images, leaf), labels), leaf)
+    supernet.requires_grad_(True)
+    supernet.zero_grad(set_to_none=True)
+    F.cross_entropy(supernet(images, mixtures), labels).backward()
+
+
+def main(argv: list[str]) -> None:
+    """Run the benchmark."""
+    setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
+    options = parse(
+        SearchStep,
+        rest,
+        prog="python experiments/benchmarks/search_step.py",
+        description=(__doc__ or "")
+        + " Also: --setting {"
+        + ",".join(SETTINGS)
+        + "}, the defaults of the sizes.",
+        default=SearchStep(**SETTINGS[setting]),
+        extra_options=["--setting"],
+    )
+    tell(f"one step of the search, {setting}: {options.members} members, batch {options.batch_size}")
+    results = measure(build_step, options, (WHOLE_BATCH, SAME_IMAGES, OURS), ours=OURS)
+    tell_sides(results)
+    report("search_step", argv, options, {"setting": setting, **results})
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,392 @@
+"""What the benchmarks share: sides timed in turn, peak memory, processes of their own, and the line of results.
+
+Every measurement runs in a fresh process, so that no side inherits memory or allocator settings of another, and the
+parent never imports torch before the last child has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dnas_ens.config import require
+from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+T = TypeVar("T")
+#: A side of a comparison: runs once and says how many seconds it took.
+Side = Callable[[], float]
+
+RESULTS = Path(__file__).parents[1] / "results"
+MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options every benchmark has."""
+
+    rounds: int = 20
+    """Rounds timed; every side runs once in each."""
+    warmup: int = 3
+    """Rounds before them, not counted."""
+    output: Path = RESULTS / "benchmarks.jsonl"
+    """File to which the line of results is appended."""
+
+    def __post_init__(self) -> None:
+        require_from(0, self, "warmup")
+        require_from(1, self, "rounds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions(Options):
+    """Options of the benchmarks that train."""
+
+    threads: int | None = None
+    """Threads of PyTorch; default: as many as it takes by itself."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    keep_memory: bool = True
+    """Keep freed memory for the next step on both sides, as our commands do; --no-keep-memory leaves the C library's
+    allocator as it is."""
+    memory: bool = True
+    """Measure peak memory too, each side alone in a process."""
+    memory_steps: int = 3
+    """Runs of a side over which its peak memory is taken."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_from(1, self, "memory_steps", *(["threads"] if self.threads is not None else []))
+
+
+def require_from(least: int, options: object, *names: str) -> None:
+    """Check that counts, or each of several, are not too small.
+
+    Raises:
+        UserError: Naming the flag of the first that is.
+    """
+    for name in names:
+        value = getattr(options, name)
+        counts = value if isinstance(value, tuple) else (value,)
+        flag = "--" + name.replace("_", "-")
+        require(
+            bool(counts) and min(counts) >= least,
+            f"{flag} is {' '.join(map(str, counts)) or 'empty'}.",
+            f"Give {flag} {least} or more.",
+        )
+
+
+# Time
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given; a CPU is done already."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
+def timed(step: Callable[[], object], device: torch.device) -> Side:
+    """Return the side that runs a step once on an idle device and waits for its end."""
+
+    def side() -> float:
+        synchronise(device)
+        start = time.perf_counter()
+        step()
+        synchronise(device)
+        return time.perf_counter() - start
+
+    return side
+
+
+def in_turn(sides: Mapping[str, Side], *, rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Time all sides in every round, A B A B ..., so that a busy moment of the machine falls on each of them.
+
+    Returns:
+        Seconds of every round without the warm-up, for each side.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for index in range(warmup + rounds):
+        for name, side in sides.items():
+            taken = side()
+            if index >= warmup:
+                seconds[name].append(taken)
+    return seconds
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return median and quartiles of values, and the values themselves in the order they were measured."""
+    lower, median, upper = (float(value) for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    return {"median": median, "lower_quartile": lower, "upper_quartile": upper, "values": list(values)}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
+    """Return the quotient of two sides' medians, and the quartiles of the quotients round by round."""
+    by_round = np.divide(slow, fast)
+    lower, upper = (float(value) for value in np.quantile(by_round, (0.25, 0.75)))
+    return {
+        "ratio": float(np.median(slow)) / float(np.median(fast)),
+        "lower_quartile": lower,
+        "upper_quartile": upper,
+    }
+
+
+# Memory
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory this process has held so far, in bytes."""
+    try:
+        # Linux counts the parent's memory at the fork in ru_maxrss as well; VmHWM is of this program alone.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def peak_memory(side: Callable[[], object], steps: int, device: torch.device) -> dict[str, int]:
+    """Run a side and return in bytes its peak memory before and after, and what the steps added.
+
+    On a CPU the peak is that of the process: call this in a fresh one with the model built. On a GPU it is that of
+    PyTorch's tensors, and "before" is what they hold before the first step.
+    """
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    else:
+        before = peak_resident_bytes()
+    for _ in range(steps):
+        side()
+    synchronise(device)
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
+    return {"before_bytes": before, "peak_bytes": peak, "added_bytes": peak - before}
+
+
+def memory_share(ours: Mapping[str, int], other: Mapping[str, int]) -> float | None:
+    """Return the memory our steps add over what another side's add; None if those add none that is seen."""
+    return ours["added_bytes"] / other["added_bytes"] if other["added_bytes"] else None
+
+
+# Processes
+
+
+def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
+    """Call a module's function in a new interpreter and return its result; the process ends with the call.
+
+    Raises:
+        UserError: If the function raises it.
+        RuntimeError: If it fails in another way, with the traceback, or its process dies.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, arguments))
+    process.start()
+    # Now the child holds the only other end, so that its death ends the wait below.
+    sender.close()
+    try:
+        result, error = receiver.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"A measuring process died with exit code {process.exitcode}.") from None
+    except BaseException:
+        process.terminate()
+        raise
+    finally:
+        process.join()
+    if error is not None:
+        raise error
+    return result  # type: ignore[no-any-return]
+
+
+def _call(sender: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    # Ctrl-C is the parent's to answer, which then ends this process.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        answer: tuple[object, Exception | None] = (function(*arguments), None)
+    except UserError as error:
+        answer = (None, error)
+    except Exception:
+        answer = (None, RuntimeError(f"In a measuring process:\n{traceback.format_exc()}"))
+    sender.send(answer)
+
+
+def prepare(options: TrainingOptions) -> torch.device:
+    """Set up a measuring process as the options say and return its device."""
+    from dnas_ens.allocator import keep_freed_memory
+
+    if options.keep_memory:
+        keep_freed_memory()
+    import torch
+
+    from dnas_ens.device import resolve_device
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return resolve_device(options.device)
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """Return what a measuring process ran under that the environment does not say."""
+    import torch
+
+    return {"device": str(device), "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
+
+
+# Results
+
+
+def report(script: str, argv: Sequence[str], options: Options, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Print the results with options, hardware, versions and revision as one line of JSON, and append it to the file.
+
+    Args:
+        script: The script's name without its ending, which is the benchmark's too.
+        argv: What was typed after it.
+        options: As parsed.
+        results: What was measured.
+
+    Returns:
+        Hardware, versions, revision, command and date.
+    """
+    from dnas_ens.environment import environment
+
+    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])
+    line = json.dumps(
+        {
+            "benchmark": script,
+            "options": settings,
+            **results,
+            "environment": env,
+        }
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+    return env
+
+
+def tell(text: str) -> None:
+    """Print a line for the human reader, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def tell_sides(results: Mapping[str, Any]) -> None:
+    """Tell a human reader the times, memory and ratios of a comparison."""
+    for name, side in results["sides"].items():
+        seconds = side["seconds"]
+        text = f"{name}: {1000 * seconds['median']:.1f} ms " + _range(seconds, 1000, 1)
+        if side.get("peak_memory"):
+            text += f", {side['peak_memory']['added_bytes'] / MEBIBYTE:.1f} MiB added"
+        tell(text)
+    for name, quotient in results["time_ratios"].items():
+        tell(f"time, {name}: {quotient['ratio']:.2f} " + _range(quotient, 1, 2))
+    for name, share in results.get("memory_ratios", {}).items():
+        tell(f"memory, {name}: " + ("not seen" if share is None else f"{share:.2f}"))
+
+
+def _range(values: Mapping[str, float], unit: float, digits: int) -> str:
+    lower, upper = values["lower_quartile"] * unit, values["upper_quartile"] * unit
+    return f"(quartiles {lower:.{digits}f} to {upper:.{digits}f})"
+
+
+def measure(
+    build: Callable[[str, Any, torch.device], Side],
+    options: TrainingOptions,
+    sides: Sequence[str],
+    *,
+    ours: str,
+) -> dict[str, Any]:
+    """Compare sides in time and, if the options ask for it, in memory, each measurement in a fresh process.
+
+    Args:
+        build: A module's function that builds a side, given its name, the options and the device.
+        options: For timing and for ``build``.
+        sides: Their names, in the order of their turns.
+        ours: Which of them is ours.
+    """
+    seconds, under = in_fresh_process(_time_sides, build, options, sides)
+    memory = (
+        {side: in_fresh_process(_memory_of_side, build, options, side) for side in sides}
+        if options.memory
+        else {}
+    )
+    return {**compared(seconds, memory, ours=ours), **under}
+
+
+def _time_sides(
+    build: Callable[[str, Any, torch.device], Side], options: TrainingOptions, sides: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    device = prepare(options)
+    built = {side: build(side, options, device) for side in sides}
+    seconds = in_turn(built, rounds=options.rounds, warmup=options.warmup)
+    return seconds, conditions(device)
+
+
+def _memory_of_side(
+    build: Callable[[str, Any, torch.device], Side], options: TrainingOptions, side: str
+) -> dict[str, int]:
+    device = prepare(options)
+    _start_libraries(device)
+    return peak_memory(build(side, options, device), options.memory_steps, device)
+
+
+def _start_libraries(device: torch.device) -> None:
+    """Take a tiny step of either form, for what libraries and threads take at their first use is no side's memory."""
+    import torch
+
+    from dnas_ens.nn.fast_supernet import FastSupernet
+    from dnas_ens.nn.supernet import Supernet
+    from dnas_ens.search_space import SearchSpace
+
+    space = SearchSpace.for_stack(1, operations=("max_pool_3x3", "sep_conv_5x5"), num_nodes=1)
+    reference = Supernet(space, num_cells=1, channels=2, in_channels=1, num_classes=2).to(device)
+    mixture, images = torch.ones(space.shape, device=device), torch.zeros(4, 1, 8, 8, device=device)
+    for form in (reference, FastSupernet.from_reference(reference)):
+        form(images, mixture).sum().backward()
+
+
+def compared(
+    seconds: Mapping[str, Sequence[float]],
+    memory: Mapping[str, Mapping[str, int]],
+    *,
+    ours: str,
+) -> dict[str, Any]:
+    """Return sides, and ours against every other one: time ratios other / ours, memory ratios ours / other.
+
+    Args:
+        seconds: Of every round, for each side.
+        memory: Peak memory of each side; empty if it was not measured.
+        ours: Which side is ours.
+    """
+    others = [name for name in seconds if name != ours]
+    return {
+        "sides": {
+            name: {"seconds": spread(values), "peak_memory": memory.get(name)}
+            for name, values in seconds.items()
+        },
+        "time_ratios": {f"{name} / {ours}": ratio(seconds[name], seconds[ours]) for name in others},
+        "memory_ratios": {f"{ours} / {name}": memory_share(memory[ours], memory[name]) for name in others}
+        if memory
+        else {},
+    }

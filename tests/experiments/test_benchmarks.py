@@ -1,0 +1,245 @@
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
+
+
+def benchmark(name, *arguments, code=0):
+    process = subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        timeout=240,
+    )
+    assert process.returncode == code, process.stderr
+    return process.stdout, process.stderr
+
+
+def check_comparison(result, *, ours):
+    """Everything that is derived agrees with the seconds and the bytes it comes from."""
+    sides = result["sides"]
+    for side in sides.values():
+        seconds = side["seconds"]
+        assert seconds["median"] == pytest.approx(statistics.median(seconds["values"]))
+        assert 0 < seconds["lower_quartile"] <= seconds["median"] <= seconds["upper_quartile"]
+    others = [name for name in sides if name != ours]
+    assert list(result["time_ratios"]) == [f"{name} / {ours}" for name in others]
+    for name in others:
+        ratio = result["time_ratios"][f"{name} / {ours}"]
+        assert ratio["ratio"] == sides[name]["seconds"]["median"] / sides[ours]["seconds"]["median"]
+        assert 0 < ratio["lower_quartile"] <= ratio["upper_quartile"]
+    for name, share in result["memory_ratios"].items():
+        other, own = (sides[side]["peak_memory"] for side in (name.removeprefix(f"{ours} / "), ours))
+        assert share is None or share == own["added_bytes"] / other["added_bytes"]
+        assert own["added_bytes"] == own["peak_bytes"] - own["before_bytes"] >= 0
+
+
+def check_line(stdout, output, *, name):
+    """Standard output is one line of JSON, and the file ends in it."""
+    (line,) = stdout.splitlines()
+    assert output.read_text().splitlines()[-1] == line
+    result = json.loads(line)
+    assert result["benchmark"] == name
+    env = result["environment"]
+    assert env["command"][:2] == ["python", f"experiments/benchmarks/{name}.py"]
+    assert {"time", "cpu", "num_cpus", "packages", "python", "git_revision", "cuda_device"} <= set(env)
+    return result
+
+
+def test_search_step(tmp_path):
+    output = tmp_path / "new" / "lines.jsonl"
+    tiny = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
+    once = ("--rounds", 2, "--warmup", 0, "--memory-steps", 1, "--threads", 1, "--output", output)
+    stdout, stderr = benchmark("search_step", "--setting", "28x28", *tiny, *once, "--one-graph")
+    result = check_line(stdout, output, name="search_step")
+    check_comparison(result, ours="ours")
+    assert len(result["sides"]) == 3
+    assert len(result["memory_ratios"]) == 2
+    assert result["setting"] == "28x28"
+    assert (result["options"]["channels"], result["options"]["keep_memory"], result["threads"]) == (
+        2,
+        True,
+        1,
+    )
+    assert "textbook, same images / ours" in stderr
+
+
+def test_mistakes_are_told(tmp_path):
+    _, err = benchmark("search_step", "--members", 3, code=2)
+    assert "3 members do not divide a batch of 64 images" in err
+    _, err = benchmark("search_step", "--rounds", 0, code=2)
+    assert "--rounds is 0" in err
+    # Raised in the measuring process.
+    _, err = benchmark("retraining", "--batches", 1000, "--output", tmp_path / "none", code=2)
+    assert "training images of digits" in err
+    assert not (tmp_path / "none").exists()
+
+
+def test_retraining(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 2, "--workers", 1)
+    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--no-keep-memory", "--output", output)
+    stdout, stderr = benchmark("retraining", *tiny, *once)
+    result = check_line(stdout, output, name="retraining")
+    check_comparison(result, ours="ours")
+    assert result["images_per_round"] == 16
+    assert result["options"]["keep_memory"] is False
+    assert result["memory_ratios"] == {}
+    for side in result["sides"].values():
+        speeds = [16 / seconds for seconds in side["seconds"]["values"]]
+        assert side["images_per_second"]["median"] == pytest.approx(statistics.median(speeds))
+    assert "images a second" in stderr
+
+
+def test_startup_appends_to_what_is_there(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    output.write_text("an earlier line\n")
+    stdout, _ = benchmark("startup", "--rounds", 1, "--warmup", 0, "--output", output)
+    result = check_line(stdout, output, name="startup")
+    assert output.read_text() == "an earlier line\n" + stdout
+    check_comparison(result, ours="search --help")
+    assert result["sides"]["import torch"]["imports_torch"]
+    assert not result["sides"]["search --help"]["imports_torch"]
+
+
+def test_growth_writes_table_and_plot(tmp_path):
+    output = tmp_path / "growth"
+    once = ("--rounds", 1, "--warmup", 0, "--no-memory", "--threads", 1, "--output", output)
+    stdout, _ = benchmark("growth", "--axes", "directions", "--directions", 2, *once)
+    result = check_line(stdout, output.with_suffix(".jsonl"), name="growth")
+    (point,) = result["points"]
+    assert (point["axis"], point["value"]) == ("directions", 2)
+    check_comparison(point, ours="ours")
+    table = output.with_suffix(".md").read_text()
+    (ratio,) = (entry["ratio"] for entry in point["time_ratios"].values())
+    assert "| directions R | 2 | reference in the loop |" in table
+    assert f"{ratio:.2f} (" in table
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Import a module from the benchmarks' folder, as a script there does."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield importlib.import_module
+    for name in ("timing", "search_step", "growth"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def timing(load):
+    return load("timing")
+
+
+def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_path):
+    growth, timing = load("growth"), load("timing")
+    measured = []
+
+    def measure(build, options, sides, *, ours):
+        measured.append((build, options))
+        memory = {name: {"added_bytes": 2**20 * (1 + len(measured))} for name in sides}
+        return timing.compared({name: [0.1, 0.2] for name in sides}, memory, ours=ours)
+
+    monkeypatch.setattr(growth, "measure", measure)
+    points = growth.measure_axes(growth.Growth(rounds=5))
+    assert len(points) == 16
+    assert len(measured) == 13
+    wide = next(entry for entry in points if (entry["axis"], entry["value"]) == ("channels", 16))
+    assert wide["other"] == growth.SAME_IMAGES
+    steps = [options for build, options in measured if build is growth.build_step]
+    assert {
+        (step.channels, step.num_cells, step.batch_size, step.members, step.rounds) for step in steps
+    } == {
+        (4, 3, 64, 4, 5),
+        (8, 3, 64, 4, 5),
+        (16, 3, 64, 4, 5),
+        (8, 5, 64, 4, 5),
+        (8, 8, 64, 4, 5),
+        (8, 3, 32, 4, 5),
+        (8, 3, 128, 4, 5),
+        (8, 3, 64, 1, 5),
+        (8, 3, 64, 2, 5),
+        (8, 3, 64, 8, 5),
+    }
+    assert [step.directions for build, step in measured if build is growth.build_loop_step] == [1, 4, 8]
+    assert len(growth.table(points).splitlines()) == 2 + 16
+    growth.plot(points, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 10_000
+
+
+def test_sides_take_turns_and_the_warm_up_does_not_count(timing):
+    calls = []
+
+    def side(name):
+        def run():
+            calls.append(name)
+            return float(len(calls))
+
+        return run
+
+    seconds = timing.in_turn({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
+    assert calls == ["a", "b"] * 3
+    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_spread_and_ratio_of_known_values(timing):
+    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
+        "median": 3.0,
+        "lower_quartile": 2.0,
+        "upper_quartile": 4.0,
+        "values": [4.0, 1.0, 2.0, 3.0, 5.0],
+    }
+    assert timing.ratio([2.0, 6.0, 4.0], [1.0, 1.0, 4.0]) == {
+        "ratio": 4.0,
+        "lower_quartile": 1.5,
+        "upper_quartile": 4.0,
+    }
+    assert timing.memory_share({"added_bytes": 1}, {"added_bytes": 4}) == 0.25
+    assert timing.memory_share({"added_bytes": 1}, {"added_bytes": 0}) is None
+
+
+def test_readme_table_holds_the_latest_line_of_each_kind(tmp_path):
+    def line(ours, date):
+        sides = {"textbook": {"seconds": {"median": 0.6}}, "ours": {"seconds": {"median": ours}}}
+        quotient = {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}
+        return {
+            "benchmark": "retraining",
+            "options": {"data": "digits", "channels": 4},
+            "threads": 2,
+            "sides": sides,
+            "time_ratios": {"textbook / ours": quotient},
+            "memory_ratios": {"ours / textbook": 0.5},
+            "environment": {"time": f"{date}T00:00:00", "cpu": "a processor"},
+        }
+
+    results, readme = tmp_path / "benchmarks.jsonl", tmp_path / "README.md"
+    results.write_text(
+        "".join(json.dumps(entry) + "\n" for entry in (line(0.3, "2026-01-01"), line(0.2, "2026-01-02")))
+    )
+    script = BENCHMARKS / "readme_table.py"
+    begin, end = (
+        "<!-- benchmarks: written by experiments/benchmarks/readme_table.py -->",
+        "<!-- end of benchmarks -->",
+    )
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    command = [sys.executable, str(script), "--results", str(results), "--readme", str(readme)]
+    subprocess.run(command, check=True, capture_output=True)
+    text = readme.read_text()
+    row = (
+        "| retraining, digits, C=4, 2 threads | textbook | 600 | 200 | **3.0×** (1.0 to 9.0) | 0.50× | "
+        "2026-01-02, a processor |"
+    )
+    assert text.count("retraining") == 1
+    assert row in text
+    assert text.startswith("before\n")
+    assert text.endswith("-->\nafter\n")
+    readme.write_text("no markers")
+    refused = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "no markers" in refused.stderr
