@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.batched_edges import EdgesOfSource
-from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
-from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
-from dnas_ens.nn.supernet import Supernet, per_slice
+from dnas_ens.nn.partial_channels import pass_by, shuffle_channels, split_channels
+from dnas_ens.nn.stack import CellPlan, build_preprocessing, edge_stride
+from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search_space import SearchSpace
 
 
@@ -45,7 +45,10 @@ class FastSupernetCell(nn.Module):
     def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
         """Compute the cell's output (B, N * C, H, W); mixture is (S, T, E, O) for S slices of the batch."""
         weights = mixture[:, self.type_index]
-        inputs = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        inputs = [
+            state.contiguous(memory_format=torch.channels_last)
+            for state in (self.preprocess_before_last(before_last), self.preprocess_last(last))
+        ]
         nodes: list[Tensor | None] = [None] * self.space.num_nodes
         for source, (module, edges) in enumerate(zip(self.sources, self.leaving, strict=True)):
             # Nodes are complete when their turn as a source comes: all edges lead forward.
@@ -72,31 +75,13 @@ class FastSupernetCell(nn.Module):
         return shuffle_channels(node, self.partial_channels)
 
 
-class FastSupernet(nn.Module):
-    """A stack of cells in which every edge holds every candidate operation; arguments as in ``Supernet``."""
+class FastSupernet(Supernet):
+    """A supernet whose cells are computed source by source; arguments, result and errors as in ``Supernet``."""
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        num_cells: int,
-        channels: int,
-        in_channels: int,
-        num_classes: int,
-        large_images: bool = False,
-        partial_channels: int = 1,
-    ) -> None:
-        super().__init__()
-        require_divisible(channels, partial_channels)
-        self.space, self.partial_channels = space, partial_channels
-        self.num_cells, self.channels = num_cells, channels
-        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
-        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
-        self.stem = build_stem(in_channels, channels, large_images=large_images)
-        self.cells = nn.ModuleList(
-            FastSupernetCell(space, plan, partial_channels=partial_channels) for plan in plans
-        )
-        self.classifier = nn.Linear(out_channels, num_classes)
+    cell_class = FastSupernetCell
+
+    def __init__(self, space: SearchSpace, **options: Any) -> None:
+        super().__init__(space, **options)
         self.register_state_dict_post_hook(_to_reference)
         self.register_load_state_dict_pre_hook(_from_reference)
 
@@ -114,15 +99,6 @@ class FastSupernet(nn.Module):
         ).to(reference.classifier.weight)
         fast.load_state_dict(reference.state_dict())
         return fast.train(reference.training)
-
-    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
-        """Classify images under given mixture weights; arguments, result and errors as in ``Supernet``."""
-        mixture = per_slice(self.space, images, mixture)
-        before_last = last = self.stem(images.contiguous(memory_format=torch.channels_last))
-        for cell in self.cells:
-            before_last, last = last, cell(before_last, last, mixture)
-        logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
-        return logits
 
     def named_pieces(self) -> Iterator[tuple[str, str, int, int]]:
         """Yield (name of the reference's tensor, own batched tensor, which part of it, of how many)."""

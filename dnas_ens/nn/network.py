@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
-from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import build_operation, require_operations
 from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
@@ -210,7 +209,7 @@ class Network(nn.Module):
             ) from error
 
 
-def inherit(supernet: Supernet | FastSupernet, genotype: Genotype) -> Network:
+def inherit(supernet: Supernet, genotype: Genotype) -> Network:
     """Return the discrete network of a genotype with weights and BatchNorm statistics copied from the supernet.
 
     Its forward equals the supernet's with mixture weight 1 on every (edge, operation) of the genotype and 0

@@ -73,12 +73,15 @@ class SupernetCell(nn.Module):
         Args:
             before_last: Output of the cell before the last one, (B, C', H', W').
             last: Output of the last cell, (B, C'', H'', W'').
-            mixture: (T, E, O), or (B, T, E, O) for each image its own.
+            mixture: (S, T, E, O) for S slices of the batch.
 
         Returns:
             (B, N * C, H, W).
         """
-        weights = mixture[..., self.type_index, :, :]
+        weights = mixture[:, self.type_index]
+        # One mixture for all images stays one: PyTorch broadcasts it over the batch.
+        if len(weights) > 1:
+            weights = weights.repeat_interleave(len(last) // len(weights), dim=0)
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for node_slice in self.space.node_slices:
             incoming = range(node_slice.start, node_slice.stop)
@@ -108,6 +111,9 @@ class Supernet(nn.Module):
         UserError: If an operation is unknown or K does not divide C.
     """
 
+    #: What computes a cell: called with space, plan and partial_channels.
+    cell_class: type[nn.Module] = SupernetCell
+
     def __init__(
         self,
         space: SearchSpace,
@@ -129,7 +135,7 @@ class Supernet(nn.Module):
         plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
         self.stem = build_stem(in_channels, channels, large_images=large_images)
         self.cells = nn.ModuleList(
-            SupernetCell(space, plan, partial_channels=partial_channels) for plan in plans
+            self.cell_class(space, plan, partial_channels=partial_channels) for plan in plans
         )
         self.classifier = nn.Linear(out_channels, num_classes)
 
@@ -148,13 +154,10 @@ class Supernet(nn.Module):
         Raises:
             ValueError: If the mixture has another shape, or the slices do not divide the batch.
         """
-        mixture = per_slice(self.space, images, mixture)
-        # One mixture for all images stays one: PyTorch broadcasts it over the batch.
-        if len(mixture) > 1:
-            mixture = mixture.repeat_interleave(len(images) // len(mixture), dim=0)
+        slices = per_slice(self.space, images, mixture)
         before_last = last = self.stem(images)
         for cell in self.cells:
-            before_last, last = last, cell(before_last, last, mixture)
+            before_last, last = last, cell(before_last, last, slices)
         logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
         return logits
 

@@ -18,7 +18,6 @@ from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, random_deviation
 from dnas_ens.inference import predict_log_probs, recalibrate
-from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
@@ -137,7 +136,7 @@ def deviation_pool(
 
 
 def inherited_networks(
-    supernet: Supernet | FastSupernet,
+    supernet: Supernet,
     genotypes: Iterable[Genotype],
     calibration: Split,
     *,

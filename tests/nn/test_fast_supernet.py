@@ -36,7 +36,7 @@ def random_mixture(space, slices, dtype):
 
 def named_gradients(net):
     """Gradients under the reference's names, a fast supernet's by way of its own state_dict."""
-    if isinstance(net, Supernet):
+    if not isinstance(net, FastSupernet):
         return {name: parameter.grad for name, parameter in net.named_parameters()}
     before = [parameter.detach().clone() for parameter in net.parameters()]
     with torch.no_grad():
