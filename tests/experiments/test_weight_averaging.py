@@ -1,0 +1,253 @@
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from scipy.optimize import minimize_scalar
+
+from dnas_ens.errors import UserError
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "weight_averaging.py"
+#: EMA's decay is small enough for twelve steps.
+TINY = ("--epochs", "6", "--ema-decay", "0.5", "--seeds", "2")
+METHODS = 15
+#: 97.5 % quantile of Student's t with one degree of freedom: two seeds.
+T_OF_TWO = math.tan(0.475 * math.pi)
+
+
+def study(*arguments, code=0):
+    process = subprocess.run(
+        [sys.executable, "-W", "error", str(SCRIPT), *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == code, process.stderr
+    return process.stdout, process.stderr
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def script():
+    """The script as a module: a second process would mostly import."""
+    spec = importlib.util.spec_from_file_location("weight_averaging", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["weight_averaging"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A study of blobs with two seeds."""
+    folder = tmp_path_factory.mktemp("study")
+    printed, _ = study(*TINY, "--run-dir", folder / "run", "--output", folder / "averaging")
+    return folder, printed
+
+
+def cross_entropy(logits, labels):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
+
+
+def recomputed(place):
+    """Accuracy, NLL and calibrated NLL of every test point, a method each, from the stored probabilities."""
+    stored = np.load(place / "predictions.npz")
+    rows = {}
+    for name, val, test in zip(stored["methods"], stored["val_probs"], stored["test_probs"], strict=True):
+        val, test = np.log(val.astype(float)), np.log(test.astype(float))
+        # Over 1 / T, where the package searches over ln T.
+        fitted = minimize_scalar(
+            lambda inverse, val=val: cross_entropy(inverse * val, stored["val_labels"]).mean(),
+            bounds=(0.05, 20),
+            method="bounded",
+            options={"xatol": 1e-9},
+        )
+        rows[str(name)] = (
+            100 * (test.argmax(axis=1) == stored["test_labels"]).mean(),
+            cross_entropy(test, stored["test_labels"]).mean(),
+            cross_entropy(fitted.x * test, stored["test_labels"]),
+        )
+    return rows
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text)]
+
+
+def table_of(text, schedule):
+    part = text.split(f"### Schedule {schedule}\n")[1].split("\n### ")[0]
+    lines = [line.strip("|").split("|") for line in part.splitlines() if line.startswith("| ")]
+    return {cells[0].strip(): [cell.strip() for cell in cells[1:]] for cells in lines[1:]}
+
+
+def test_table_is_what_the_stored_predictions_say(finished):
+    folder, _ = finished
+    text = (folder / "averaging.md").read_text()
+    for schedule in ("constant", "cosine"):
+        rows = table_of(text, schedule)
+        found = [recomputed(folder / "run" / f"mlp-{schedule}-{seed}") for seed in (0, 1)]
+        assert list(rows) == list(found[0])
+        assert len(rows) == METHODS
+        for name, cells in rows.items():
+            columns = list(zip(*(seed[name] for seed in found), strict=True))
+            columns[2] = [losses.mean() for losses in columns[2]]
+            for cell, column, tolerance in zip(cells[1:4], columns, (0.0051, 6e-5, 6e-5), strict=True):
+                expected = [statistics.fmean(column), statistics.stdev(column)]
+                assert numbers(cell) == pytest.approx(expected, abs=tolerance), name
+            if name == "last model":
+                assert cells[8:] == ["", ""]
+                continue
+            differences = np.stack([seed[name][2] - seed["last model"][2] for seed in found])
+            if cells[8] == "0":
+                assert np.abs(differences).max() < 2e-4
+                assert cells[9] == "the same"
+                continue
+            means = differences.mean(axis=1)
+            half = T_OF_TWO * statistics.stdev(means) / math.sqrt(2)
+            # Of 1000 points the bootstrap comes close to the normal interval.
+            error = 1.96 * differences.mean(axis=0).std() / math.sqrt(differences.shape[1])
+            mean = means.mean()
+            told = numbers(cells[8])
+            assert told[:3] == pytest.approx([mean, mean - half, mean + half], abs=2e-4), name
+            assert told[3:] == pytest.approx([mean - error, mean + error], abs=0.1 * error + 1e-4), name
+            assert (cells[9] in ("better", "worse")) == (
+                min(abs(end) for end in told[1:]) > 0
+                and len({math.copysign(1, end) for end in told[1:]}) == 1
+                and abs(told[0]) > 5e-5
+            )
+    assert "Command: `python experiments/weight_averaging.py --epochs 6" in text
+    assert "No published table" in text
+    assert text.count("\n- constant: ") == text.count("\n- cosine: ") > 10
+    assert (folder / "averaging.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kept_models_give_averages_and_choices(finished):
+    folder, _ = finished
+    for record in read(folder / "averaging.jsonl"):
+        place = folder / "run" / f"mlp-{record['schedule']}-{record['seed']}"
+        kept = [load_file(file) for file in sorted((place / "kept").iterdir())]
+        assert len(kept) == 3
+        swa = load_file(place / "averages" / "swa--equal-average-of-all-kept.safetensors")
+        for name, tensor in swa.items():
+            np.testing.assert_allclose(tensor, np.mean([state[name] for state in kept], axis=0), atol=1e-6)
+        rows, curves = record["rows"], record["curves"]
+        assert all(len(values) == 3 for name, values in curves.items() if not name.startswith("barrier"))
+        for kind, name in (
+            ("equal", "equal average of the last n"),
+            ("linear", "linearly decaying average of the last n"),
+            ("exponential", "exponentially decaying average of the last n"),
+        ):
+            values = curves[f"{kind}_nll"]
+            assert values[0] == curves["single_nll"][0] == curves["ensemble_nll"][0]
+            assert rows[name]["num_averaged"] == 1 + values.index(min(values))
+            assert rows[name]["val_nll"] == pytest.approx(min(values), abs=1e-6)
+        assert rows["best single kept model"]["val_nll"] == pytest.approx(min(curves["single_nll"]), abs=1e-6)
+        soup = rows["greedy soup of the kept models"]
+        assert soup["val_nll"] <= min(curves["single_nll"]) + 1e-6
+        ensemble = rows["ensemble of the last n (n of equal)"]
+        assert ensemble["passes"] == rows["equal average of the last n"]["num_averaged"]
+        own, branched = (
+            rows[name]["training_cpu_seconds"] for name in ("last model", "uniform soup of the branches")
+        )
+        assert branched == own + record["branches_cpu_seconds"]
+
+
+def test_schedules_end_where_they_should_and_branches_differ(finished):
+    folder, _ = finished
+    for schedule in ("constant", "cosine"):
+        place = folder / "run" / f"mlp-{schedule}-0"
+        ends = [load_file(place / "kept" / "0002.safetensors")]
+        ends += [load_file(file) for file in sorted((place / "branches").iterdir())]
+        assert len(ends) == 3
+        name = "classifier.weight"
+        assert not np.array_equal(ends[0][name], ends[1][name])
+        assert not np.array_equal(ends[1][name], ends[2][name])
+    moves = {}
+    for schedule in ("constant", "cosine"):
+        before, after = (
+            load_file(folder / "run" / f"mlp-{schedule}-0" / "kept" / f"{index:04d}.safetensors")
+            for index in (1, 2)
+        )
+        moves[schedule] = math.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in after))
+    # The last epoch's rate is 0.02 with the one and 0.05 (1 + cos(5 pi / 6)) / 2 = 0.0033 with the other.
+    assert moves["cosine"] < 0.5 * moves["constant"]
+
+
+def test_what_is_finished_is_not_trained_again(finished, script, tmp_path, capsys):
+    folder, printed = finished
+    assert len(re.findall(r": trained", printed)) == len(re.findall(r": evaluated", printed)) == 4
+    shutil.copytree(folder / "run", tmp_path / "run")
+    # One training was interrupted, another finished but not evaluated.
+    (tmp_path / "run" / "mlp-constant-1" / "training.json").unlink()
+    (tmp_path / "run" / "mlp-constant-1" / "record.json").unlink()
+    (tmp_path / "run" / "mlp-cosine-0" / "record.json").unlink()
+    output = tmp_path / "averaging"
+    script.main([*TINY, "--run-dir", str(tmp_path / "run"), "--output", str(output)])
+    printed = capsys.readouterr().out
+    done = re.findall(r"^(mlp\S+): (\w+)", printed, re.MULTILINE)
+    assert done == [
+        ("mlp-cosine-0", "evaluated"),
+        ("mlp-constant-1", "trained"),
+        ("mlp-constant-1", "evaluated"),
+    ]
+
+    def timeless(records):
+        return re.sub(r'"\w+_seconds": [^,}]+', "", json.dumps(records))
+
+    assert timeless(read(output.with_suffix(".jsonl"))) == timeless(read(folder / "averaging.jsonl"))
+    for folders in (("run", "new"), ("new", "averaging")):
+        options = (
+            f"--{name}={tmp_path / part}" for name, part in zip(("run-dir", "output"), folders, strict=True)
+        )
+        with pytest.raises(UserError, match="with other settings"):
+            script.main([*TINY, "--epochs", "7", *options])
+
+
+def test_images_with_a_cell_and_a_reference_model(script, tmp_path):
+    genotypes = tmp_path / "genotypes.json"
+    cell = [[["skip_connect", 0], ["max_pool_3x3", 1]]]
+    genotypes.write_text(json.dumps({"base": {"genotype": {"normal": cell, "reduction": cell}}}))
+    output = tmp_path / "averaging"
+    script.main(
+        [
+            *("--data", "digits", "--limit-train", "200", "--epochs", "2", "--seeds", "1", "--branches", "2"),
+            *("--genotypes", str(genotypes), "--run-dir", str(tmp_path / "run"), "--output", str(output)),
+        ]
+    )
+    records = {(record["model"], record["schedule"]): record for record in read(output.with_suffix(".jsonl"))}
+    assert len(records) == 4
+    # Only the cell has BatchNorm.
+    assert len(records["cell", "cosine"]["rows"]) == METHODS + 1
+    assert len(records["small-cnn", "cosine"]["rows"]) == METHODS
+    with pytest.raises(UserError, match="Did you mean small-cnn"):
+        script.main(["--data", "digits", "--model", "smal-cnn", "--run-dir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+    assert "one seed tells nothing" in output.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "cell"), "two numbers a point"),
+        (("--keep", "100"), "cannot be kept"),
+        (("--averaging-rate", "0.5"), "averaging rate"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_trained(arguments, message, tmp_path):
+    _, err = study(*arguments, "--run-dir", tmp_path / "run", "--output", tmp_path / "x", code=2)
+    assert message in err
+    assert not (tmp_path / "run").exists()
