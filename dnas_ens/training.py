@@ -31,14 +31,14 @@ class MemberSeeds:
 
 
 def train_epoch(
-    network: Network,
+    network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
     recipe: RetrainConfig,
     *,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
-    """Train a network over the given batches.
+    """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches.
 
     Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
 
@@ -50,8 +50,12 @@ def train_epoch(
     total_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     num_images = 0
     for images, labels in batches:
-        images = images.contiguous(memory_format=torch.channels_last)
-        logits, auxiliary_logits = network.forward_with_auxiliary(images)
+        if images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
+        if isinstance(network, Network):
+            logits, auxiliary_logits = network.forward_with_auxiliary(images)
+        else:
+            logits, auxiliary_logits = network(images), None
         nll = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
         loss = nll
         if auxiliary_logits is not None:

@@ -413,7 +413,7 @@ class Training:
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.study.learning_rate_at(self.task.schedule, epoch)
-        network = self.model if isinstance(self.model, Network) else _without_auxiliary(self.model)
+        network = self.model if isinstance(self.model, Network) else self.model
         batches = self.problem.training_pass(self.order, self.augmentation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.dropout_seed + epoch)
@@ -431,21 +431,6 @@ class Training:
         self.model.load_state_dict(state["model"])
         # The optimiser takes over the tensors of a state, which another branch begins from too.
         self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
-
-
-def _without_auxiliary(model: nn.Module) -> nn.Module:
-    """Give any classifier the method of `Network` that an epoch of training calls."""
-    from torch import nn
-
-    class Plain(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward_with_auxiliary(self, inputs: Tensor) -> tuple[Tensor, None]:
-            return self.model(inputs), None
-
-    return Plain()
 
 
 def train(study: Study, problem: Problem, task: Task, place: Path) -> None:

@@ -288,7 +288,7 @@ def main(argv: list[str]) -> None:
     )
     options.output.with_suffix(".md").write_text(text)
     plot(points, options.output.with_suffix(".png"))
-    tell(f"wrote {options.output}.md, .png and .jsonl")
+    tell(f"wrote {options.output.with_suffix('')}.md, .png and .jsonl")
 
 
 if __name__ == "__main__":
