@@ -408,18 +408,14 @@ class Training:
         """Train one epoch (from 0)."""
         import torch
 
-        from dnas_ens.nn.network import Network
         from dnas_ens.training import require_finite, train_epoch
 
         for group in self.optimizer.param_groups:
             group["lr"] = self.study.learning_rate_at(self.task.schedule, epoch)
-        network = self.model if isinstance(self.model, Network) else self.model
         batches = self.problem.training_pass(self.order, self.augmentation)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.dropout_seed + epoch)
-            scalars = train_epoch(
-                cast("Network", network), batches, self.optimizer, self.study.recipe, on_step=on_step
-            )
+            scalars = train_epoch(self.model, batches, self.optimizer, self.study.recipe, on_step=on_step)
         require_finite(scalars, where=f"epoch {epoch + 1} of {self.task}")
 
     def state(self) -> dict[str, Any]:
