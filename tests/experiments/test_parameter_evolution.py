@@ -1,0 +1,154 @@
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from dnas_ens.data import load_data
+from dnas_ens.data.normalisation import normalise
+from dnas_ens.files import load_tensors
+from dnas_ens.nn.reference_models import reference_model
+
+SCRIPT = Path(__file__).parents[2] / "experiments" / "parameter_evolution.py"
+TINY = ("--data", "digits", "--model", "small-cnn", "--limit-train", "320", "--learning-rate", "0.05")
+SEARCH = ("--population", "5", "--generations", "1", "--curve-points", "3", "--cycle-epochs", "2")
+KINDS = ("independent", "snapshots")
+
+
+def study(*arguments):
+    process = subprocess.run(
+        [sys.executable, str(SCRIPT), *TINY, *SEARCH, "--networks", "2", *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study")
+    printed = study("--epochs", 12, "--seeds", 2, "--run-dir", folder / "run", "--output", folder / "out")
+    return folder, printed
+
+
+def cells(text, name):
+    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+
+def nll(probs, labels):
+    return -np.log(probs[np.arange(len(labels)), labels]).mean()
+
+
+def predicted(state, split, data):
+    model = reference_model("small-cnn", 1, 10, 8).eval()
+    model.load_state_dict(state)
+    inputs = normalise(split.images, mean=data.mean, std=data.std)
+    with torch.no_grad():
+        return softmax(model(inputs).double().numpy(), axis=1)
+
+
+def networks(place, kind):
+    """The two networks of a kind, as the study saved them."""
+    files = {
+        "independent": ("network-0/snapshot-0", "network-1/snapshot-0"),
+        "snapshots": ("snapshots/snapshot-0", "snapshots/snapshot-1"),
+    }[kind]
+    return [load_tensors(place / f"{name}.safetensors") for name in files]
+
+
+def between(states, share):
+    first, second = states
+    return {name: share * first[name] + (1 - share) * second[name] for name in first}
+
+
+def test_table_is_what_the_stored_predictions_say(finished):
+    folder, printed = finished
+    text = (folder / "out.md").read_text()
+    assert text.rstrip() in printed
+    records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+    names = [row["name"] for row in records[0]["rows"]]
+    assert len(names) == 14
+    for index, name in enumerate(names):
+        figures = []
+        for seed, record in enumerate(records):
+            stored = np.load(folder / "run" / f"seed-{seed}" / "predictions.npz")
+            probs, labels = stored["test_probs"][index].astype(float), stored["test_labels"]
+            scaled = softmax(np.log(probs) / record["rows"][index]["temperature"], axis=1)
+            figures.append(
+                [100 * (probs.argmax(1) == labels).mean(), nll(probs, labels), nll(scaled, labels)]
+            )
+        for cell, column, tolerance in zip(
+            cells(text, name), zip(*figures, strict=True), (0.006, 6e-5, 6e-5), strict=False
+        ):
+            expected = statistics.fmean(column), statistics.stdev(column)
+            assert [float(part) for part in cell.split(" ± ")] == pytest.approx(expected, abs=tolerance)
+    published = text.split("## Beside the published table")[1]
+    rows = ("network 1", "network 2", "evolved, two networks", "mean of predictions, two")
+    assert [cells(published, row)[0] for row in rows] == ["63.23", "63.42", "63.35", "64.92"]
+    assert "**not** the published scale" in text
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_and_curve_are_those_of_the_combined_weights(finished):
+    place = finished[0] / "run" / "seed-1"
+    record = json.loads((place / "rows.json").read_text())
+    stored = np.load(place / "predictions.npz")
+    data = load_data("digits", limit_train=320)
+    labels = data.val.labels.numpy()
+    # Every other image of each class judged, classes taking turns in which is the first.
+    judging = sorted(
+        index
+        for label in range(10)
+        for position, index in enumerate(np.flatnonzero(labels == label))
+        if (position + label) % 2 == 0
+    )
+    assert len(stored["val_labels"]) == len(data.val)
+    judged = data.val.subset(judging)
+    rows = {row["name"]: (index, row) for index, row in enumerate(record["rows"])}
+    for kind in KINDS:
+        states, curve = networks(place, kind), record["kinds"][kind]
+        assert curve["e"] == [0.0, 0.5, 1.0]
+        expected = [nll(predicted(between(states, e), judged, data), labels[judging]) for e in curve["e"]]
+        assert curve["nll"] == pytest.approx(expected, abs=1e-4)
+        assert curve["barrier"] == pytest.approx(
+            max(0.0, expected[1] - (expected[0] + expected[2]) / 2), abs=2e-4
+        )
+        index, evolved = rows[f"{kind}: evolved, two networks"]
+        share = evolved["coefficients"][0]
+        found = predicted(between(states, share), data.test, data)
+        np.testing.assert_allclose(stored["test_probs"][index], found, atol=1e-4)
+        # It was judged by half of val alone, and is no worse there than what it started from.
+        assert evolved["judged_nll"] <= min(curve["nll"]) + 1e-9
+        index, _ = rows[f"{kind}: mean of predictions, two"]
+        mean = np.mean([predicted(state, data.test, data) for state in states], axis=0)
+        np.testing.assert_allclose(stored["test_probs"][index], mean, atol=1e-5)
+
+
+def test_what_is_finished_is_not_run_again(finished):
+    folder, printed = finished
+    assert len(re.findall("^trained", printed, re.MULTILINE)) == 6
+    where = ("--seeds", 2, "--run-dir", folder / "run", "--output", folder / "again")
+    # As if it had been interrupted in the training on of seed 1.
+    for name in ("rows.json", "snapshots/training.json"):
+        (folder / "run" / "seed-1" / name).unlink()
+    before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "seed-0").rglob("*")}
+    printed = study("--epochs", 12, *where)
+    assert re.findall(r"^trained .*/(seed-\S+):", printed, re.MULTILINE) == ["seed-1/snapshots"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+    def timeless(name):
+        lines = (folder / name).read_text().splitlines()
+        return [re.sub(r'"cpu_seconds": [\d.e-]+', "", line) for line in lines]
+
+    assert timeless("again.jsonl") == timeless("out.jsonl")
