@@ -150,7 +150,7 @@ class EdgesOfSource(nn.Module):
 
     def _mix_convolutions(self, active: Tensor, weights: Tensor) -> Tensor:
         edges, count, channels = self.num_edges, len(self.convolutions), self.channels
-        # Below both bounds calls cost more than a copy of the input for every edge does (measured on CPUs).
+        # Below either bound calls cost more than a copy of the input for every edge does (measured on CPUs).
         together = channels < NARROW or active.numel() < SMALL
         copies = [torch.cat([active] * edges, dim=1)] if together else [active] * edges
         inner = {
