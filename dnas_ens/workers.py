@@ -30,8 +30,16 @@ def worker_pool(num_workers: int) -> Iterator[Pool]:
 
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, initializer=_begin, initargs=(threads,)) as pool:
+    pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
+    try:
         yield pool
+        # A worker that is terminated leaves its semaphores behind; with nothing left to do it ends by itself.
+        pool.close()
+    except BaseException:
+        pool.terminate()
+        raise
+    finally:
+        pool.join()
 
 
 def _begin(num_threads: int) -> None:

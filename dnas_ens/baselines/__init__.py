@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         deviations_sharing,
         discrete_distance,
         nes_random_search,
-        random_deviations,
         random_pool,
     )
     from dnas_ens.baselines.regularised_evolution import (
@@ -37,7 +36,6 @@ __all__ = [
     "mutate",
     "nes_random_search",
     "nes_regularised_evolution",
-    "random_deviations",
     "random_pool",
 ]
 
@@ -53,7 +51,6 @@ _HOME = {
     "mutate": "mutation",
     "nes_random_search": "random_search",
     "nes_regularised_evolution": "regularised_evolution",
-    "random_deviations": "random_search",
     "random_pool": "random_search",
 }
 

@@ -1,7 +1,8 @@
 """Random architectures as ensembles: pools of random cells and random deviations, and NES-RS.
 
 - Random-NES (EdgeNES's baseline): M genotypes of `random_pool`, trained and averaged.
-- RandomD-NES: M random deviations of a base, as many edges or as far from it as the members they stand beside.
+- RandomD-NES: M random deviations of a base, as many edges or as far from it as the members they stand beside (for a
+  fixed number of replaced edges there is the search's regime ``random``).
 - NES-RS (Zaidi et al., arXiv 2006.08573): `nes_random_search` over a `random_pool` of P > M.
 
 Legend: P genotypes in the pool, M members, T cell types, E edges, O operations, N nodes or validation images.
@@ -42,41 +43,28 @@ def random_pool(
     Raises:
         UserError: The space holds too few different genotypes, or P is below 1.
     """
+    if num_genotypes < 1:
+        raise UserError(f"A pool of {num_genotypes} genotypes was asked for.", "Ask for 1 or more.")
     generator = np.random.default_rng(seed)
-
-    def draw() -> Genotype:
-        return random_genotype(
+    found: dict[Genotype, Genotype] = {}
+    draws_in_vain = 0
+    while len(found) < num_genotypes:
+        genotype = random_genotype(
             generator,
             operations=space.operations,
             num_nodes=space.num_nodes,
             edges_per_node=edges_per_node,
             cell_types=space.cell_types,
         )
-
-    return _distinct(draw, num_genotypes, remedy="Ask for fewer, or give more operations or nodes.")
-
-
-def random_deviations(
-    base: Genotype, num_genotypes: int, *, replaced_edges: int, operations: Sequence[str], seed: int
-) -> list[Genotype]:
-    """Draw different deviations of a base, each with a number of edges replaced (EdgeNES's regime).
-
-    Args:
-        base: The genotype to deviate from; it is not among the deviations under any numbering.
-        num_genotypes: P, at least 1.
-        replaced_edges: Edges replaced in each, over all cells, from 1 to ``base.num_edges``.
-        operations: At least two names to draw from.
-        seed: Decides the draw.
-
-    Raises:
-        UserError: See `dnas_ens.genotype.random_deviation`; or too few deviations are different.
-    """
-    generator = np.random.default_rng(seed)
-
-    def draw() -> Genotype:
-        return random_deviation(base, num_edges=replaced_edges, operations=operations, generator=generator)
-
-    return _distinct(draw, num_genotypes, exclude=base, remedy="Ask for fewer, or replace more edges.")
+        known = genotype.canonical() in found
+        found.setdefault(genotype.canonical(), genotype)
+        draws_in_vain = draws_in_vain + 1 if known else 0
+        if draws_in_vain == MAX_DRAWS:
+            raise UserError(
+                f"{num_genotypes} genotypes were asked for, but only {len(found)} are different.",
+                "Ask for fewer, or give more operations or nodes.",
+            )
+    return list(found.values())
 
 
 def deviations_sharing(
@@ -192,24 +180,6 @@ def _uniform_mixture(genotype: Genotype, space: SearchSpace) -> Tensor:
     for node in space.node_slices:
         mixture[:, node] /= mixture[:, node].sum(dim=(1, 2), keepdim=True)
     return mixture
-
-
-def _distinct(
-    draw: Callable[[], Genotype], count: int, *, remedy: str, exclude: Genotype | None = None
-) -> list[Genotype]:
-    if count < 1:
-        raise UserError(f"A pool of {count} genotypes was asked for.", "Ask for 1 or more.")
-    seen = set() if exclude is None else {exclude.canonical()}
-    found: list[Genotype] = []
-    while len(found) < count:
-        genotype = next(
-            (new for new in (draw() for _ in range(MAX_DRAWS)) if new.canonical() not in seen), None
-        )
-        if genotype is None:
-            raise UserError(f"{count} genotypes were asked for, but only {len(found)} are different.", remedy)
-        seen.add(genotype.canonical())
-        found.append(genotype)
-    return found
 
 
 def _matched(

@@ -6,6 +6,7 @@ at lambda = 0. The interface of both kinds is ``forward(lam, direction) -> (alph
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ HypernetworkKind = Literal["star", "mlp"]
 INITIAL_SCALE = 1e-3
 
 
-class Hypernetwork(nn.Module):
+class Hypernetwork(nn.Module, ABC):
     """What both kinds share: the base, the range of lambda, and logits packed as one tensor (T, E, O + 1).
 
     The last column of the packed tensor is beta. Packing keeps interpolation in one place.
@@ -74,9 +75,9 @@ class Hypernetwork(nn.Module):
         packed = self.path(lam.clamp(0.0, self.max_lambda), direction, base)
         return packed[..., :-1], packed[..., -1]
 
+    @abstractmethod
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
         """Return packed logits (m, T, E, O + 1) at clipped lambda, given the base."""
-        raise NotImplementedError
 
     def base_logits(self) -> tuple[Tensor, Tensor]:
         """Return the base's alpha (T, E, O) and beta (T, E)."""

@@ -17,7 +17,7 @@ from dnas_ens.inference import accuracy_under_batch_statistics
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
+from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
 from dnas_ens.search.discretise import normalised_entropy
 from dnas_ens.search.divergence import pairwise_architecture_distance
 from dnas_ens.search.draws import Draw
@@ -221,10 +221,9 @@ class SearchLoop:
                 weight_decay=self.config.bilevel.weight_decay,
             )
         else:
-            # Frozen, for else the backward pass would compute gradients of the weights and throw them away.
-            self.supernet.requires_grad_(False)
-            loss, gradients = first_order_gradient(validation_loss, self.architecture)
-            self.supernet.requires_grad_(True)
+            # Else the backward pass would compute gradients of the weights and throw them away.
+            with frozen(self.supernet):
+                loss, gradients = first_order_gradient(validation_loss, self.architecture)
         for parameter, gradient in zip(self.architecture, gradients, strict=True):
             parameter.grad = gradient
         self.architecture_optimizer.step()

@@ -225,7 +225,7 @@ def _call(sender: Connection, function: Callable[..., object], arguments: tuple[
         answer: tuple[object, Exception | None] = (function(*arguments), None)
     except UserError as error:
         answer = (None, error)
-    except Exception:
+    except Exception:  # whatever it is, the parent raises it again with its traceback
         answer = (None, RuntimeError(f"In a measuring process:\n{traceback.format_exc()}"))
     sender.send(answer)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
+from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
 
 
 def quadratic(seed=0, weights=4, architecture=3):
@@ -96,3 +96,21 @@ def test_parameters_the_loss_does_not_touch_get_zeros():
     _, gradients = first_order_gradient(lambda: touched.square().sum(), [touched, untouched])
     assert gradients[0].tolist() == [4.0]
     assert gradients[1].tolist() == [0.0, 0.0]
+
+
+def test_a_frozen_module_gets_no_gradient_and_is_trainable_again_after_an_error():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    module[0].bias.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in module.parameters()]
+    inputs = torch.ones(3, 2, requires_grad=True)
+    with frozen(module):
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+        assert torch.autograd.grad(module(inputs).sum(), inputs)[0].abs().sum() > 0
+
+    def stops():
+        with frozen(module):
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        stops()
+    assert [parameter.requires_grad for parameter in module.parameters()] == before

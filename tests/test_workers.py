@@ -1,0 +1,76 @@
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from dnas_ens.workers import worker_pool
+
+PARENT = """
+import os, time
+from dnas_ens.workers import worker_pool
+
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        # Every worker has begun once a task has come back.
+        print(*{pool.apply(os.getpid) for _ in range(20)}, flush=True)
+        time.sleep(60)
+"""
+
+
+def threads_of_worker(_):
+    return torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def progress_of_worker(_):
+    return list(tqdm(range(2), file=io.StringIO()))
+
+
+def test_workers_leave_nothing_behind():
+    with worker_pool(2) as pool:
+        # A bar makes a semaphore in its process.
+        assert pool.map(progress_of_worker, range(4)) == [[0, 1]] * 4
+        workers = list(multiprocessing.active_children())
+    assert len(workers) == 2
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_workers_share_the_threads_and_leave_ctrl_c_to_the_caller():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with worker_pool(2) as pool:
+            found = pool.map(threads_of_worker, range(4))
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(2, True)] * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        assert all(is_running(pid) for pid in workers)
+        os.kill(parent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.1)
+
+
+def is_running(pid):
+    """Whether a process is there and not only waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
