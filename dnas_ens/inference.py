@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -122,6 +123,46 @@ def predict_batches(model: nn.Module, val_batches: Batches) -> tuple[FloatArray,
         raise no_batches("validation")
     # Copied once at the end, so that a GPU need not wait at every batch.
     return torch.cat(probs).cpu().numpy(), torch.cat(labels).cpu().numpy()
+
+
+def predict_members(members: Iterable[nn.Module], val_batches: Batches) -> tuple[FloatArray, IntArray]:
+    """Compute the probabilities of members, one after another.
+
+    Args:
+        members: Modules (B, ...) -> logits (B, K); one at a time is taken.
+        val_batches: Validation batches, in the same order at every call.
+
+    Returns:
+        Class probabilities, shape (M, N, K), range [0, 1]; labels, shape (N,).
+
+    Raises:
+        UserError: No members or no batches, a member whose probabilities are not finite or that has another
+            number of classes, or labels that change from call to call.
+    """
+    parts: list[FloatArray] = []
+    first_labels: IntArray | None = None
+    for index, member in enumerate(members):
+        probs, labels = predict_batches(member, val_batches)
+        if not np.isfinite(probs).all():
+            raise UserError(
+                f"Member {index} predicts probabilities that are not finite.",
+                "Train it again, with a lower learning rate if it diverged, or leave it out.",
+            )
+        if first_labels is not None and not np.array_equal(labels, first_labels):
+            raise UserError(
+                f"Member {index} saw other labels than member 0.",
+                "Give validation batches that come in the same order at every call.",
+            )
+        if parts and probs.shape[1] != parts[0].shape[1]:
+            raise UserError(
+                f"Member {index} has {probs.shape[1]} classes, but member 0 has {parts[0].shape[1]}.",
+                "Combine members that were trained on the same classes.",
+            )
+        parts.append(probs)
+        first_labels = labels
+    if first_labels is None:
+        raise UserError("There are no members to predict with.", "Give at least one network.")
+    return np.stack(parts), first_labels
 
 
 def no_batches(purpose: str) -> UserError:

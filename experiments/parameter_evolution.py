@@ -216,8 +216,7 @@ def evolve_kind(
 
 def with_own_statistics(study: Study, bench: Bench, state: Any) -> dict[str, Any]:
     """Return a state with BatchNorm statistics recomputed as those of a candidate are."""
-    from dnas_ens.ensembles.averaging import averaged_model
-    from dnas_ens.ensembles.snapshot import copied_to_cpu
+    from dnas_ens.ensembles.averaging import averaged_model, copied_to_cpu
 
     def batches() -> Any:
         return islice(bench.batches(bench.data.train)(), study.batch_norm_batches)

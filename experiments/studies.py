@@ -138,7 +138,7 @@ class Bench:
 
     def predict(self, states: Sequence[Mapping[str, torch.Tensor]], split: Split) -> np.ndarray:
         """Return the probabilities (M, N, K) of states of the model."""
-        from dnas_ens.ensembles.weighting import predict_members
+        from dnas_ens.inference import predict_members
 
         model = self.model()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -213,6 +213,21 @@ def check_fit(model: nn.Module, models: Sequence[State | nn.Module]) -> None:
     """
     check_same_architecture(models)
     check_same_architecture([model, models[0]], ["The given module", "Model 0"])
+
+
+def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy a state: what ``state_dict()`` returns changes with the model.
+
+    Args:
+        state: Tensors, or anything else that a module's state holds, by name.
+
+    Returns:
+        The same on the CPU, sharing no memory with it.
+    """
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
 
 
 def as_state(model: State | nn.Module) -> State:

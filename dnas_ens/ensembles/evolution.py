@@ -24,20 +24,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, accuracy, nll
-from dnas_ens.ensembles.averaging import State, as_state, average_states, check_fit, recompute_batch_norm
-from dnas_ens.ensembles.snapshot import copied_to_cpu
-from dnas_ens.ensembles.weighting import Criterion, criterion_value, predict_members, to_simplex
+from dnas_ens.ensembles.averaging import (
+    State,
+    as_state,
+    average_states,
+    check_fit,
+    copied_to_cpu,
+    recompute_batch_norm,
+)
+from dnas_ens.ensembles.evolution_scores import DECIMALS, Candidate, Scores
+from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
-from dnas_ens.files import read_json, tensors_to_bytes, unreadable, write_json
-from dnas_ens.inference import Batches, predict_batches
+from dnas_ens.files import tensors_to_bytes
+from dnas_ens.inference import Batches, predict_batches, predict_members
 
 WHOLE_NETWORK = "network"
-
-_SAVE_EVERY = 10
-"""New evaluations after which the file is written; an evaluation takes far longer than that."""
-
-_DECIMALS = 12
-"""Coefficients are rounded to this, so that a start that scipy scaled back and forth is itself again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,21 +73,6 @@ class EvolutionSettings:
                 f"{self.batch_norm_batches} batches for BatchNorm were asked for.",
                 "Ask for 1 or more, or None.",
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One combination of the networks' weights and what it reaches on validation data.
-
-    Args:
-        coefficients: Share of every network in every group, shape (G, k); a row sums to 1.
-        val_nll: NLL in nats; 27.6 where the logits are not finite.
-        val_accuracy: Accuracy in [0, 1]; 0 where the logits are not finite.
-    """
-
-    coefficients: FloatArray
-    val_nll: float
-    val_accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +160,7 @@ def evolve_interpolation(
         bounds=Bounds(np.array([low]), np.array([high])),
         starts=np.array([[1.0], [0.0], [0.5]]),
         drawn=lambda generator, count: generator.uniform(low, high, size=(count, 1)),
-        curve=sorted({*np.linspace(low, high, curve_points).round(_DECIMALS), 0.0, 1.0})
+        curve=sorted({*np.linspace(low, high, curve_points).round(DECIMALS), 0.0, 1.0})
         if curve_points
         else [],
     )
@@ -256,8 +242,6 @@ class _Problem:
         self.val_batches = val_batches
         self.training_batches: Batches = lambda: islice(training_batches(), self.settings.batch_norm_batches)
         self.file = None if file is None else Path(file)
-        self.known: dict[bytes, Candidate] = {}
-        self.unsaved = 0
 
     def evolve(
         self,
@@ -274,22 +258,18 @@ class _Problem:
             self.val_batches,
         )
         ensemble_nll, ensemble_accuracy = _metrics(ensemble.mean(axis=0), labels)
-        header = self._header(len(labels))
-        self._read(header)
+        scores = self._scores(len(labels))
         generator = np.random.default_rng(self.settings.seed)
         size = max(self.settings.population_size, len(starts) + 4)
         population = np.concatenate([starts, drawn(generator, size - len(starts))])
         visited: dict[bytes, Candidate] = {}
 
         def value(candidate: Candidate) -> float:
-            scores = candidate.val_nll, candidate.val_accuracy
-            return float(criterion_value(*scores, num_images=len(labels), criterion=self.settings.criterion))
+            reached = candidate.val_nll, candidate.val_accuracy
+            return float(criterion_value(*reached, num_images=len(labels), criterion=self.settings.criterion))
 
         def candidate_at(point: FloatArray) -> Candidate:
-            candidate = self._evaluate(coefficients_of(point))
-            if self.unsaved >= _SAVE_EVERY:
-                self._write(header)
-            return candidate
+            return scores.candidate(coefficients_of(point))
 
         total = size * (self.settings.generations + 1)
         bar = tqdm(total=total, desc="evolution", unit="evaluation", disable=None, leave=False)
@@ -320,7 +300,7 @@ class _Problem:
             points = tuple(candidate_at(np.array([position])) for position in curve)
         finally:
             # Also after an interruption: everything that was evaluated is kept.
-            self._write(header)
+            scores.save()
         best = min(visited.values(), key=value)
         return Evolution(
             best=best,
@@ -343,54 +323,21 @@ class _Problem:
         recompute_batch_norm(self.model, self.training_batches)
         return self.model
 
-    def _evaluate(self, coefficients: FloatArray) -> Candidate:
-        """Score a combination (G, k) unless its score is known."""
-        coefficients = np.round(coefficients, _DECIMALS) + 0.0  # no -0
-        key = coefficients.tobytes()
-        if key not in self.known:
-            val_nll, val_accuracy = _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
-            self.known[key] = Candidate(coefficients=coefficients, val_nll=val_nll, val_accuracy=val_accuracy)
-            self.unsaved += 1
-        return self.known[key]
+    def _judge(self, coefficients: FloatArray) -> tuple[float, float]:
+        """Return NLL and accuracy of a combination (G, k) on validation data."""
+        return _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
 
-    def _header(self, num_images: int) -> dict[str, Any]:
-        """Return what scores depend on, as far as it can be told: networks, BatchNorm batches, N."""
+    def _scores(self, num_images: int) -> Scores:
+        """Return the scores so far, with what they depend on as far as it can be told."""
         digest = hashlib.sha256()
         for state in self.states if self.file is not None else []:
             digest.update(tensors_to_bytes({name: v for name, v in state.items() if isinstance(v, Tensor)}))
-        return {
+        header = {
             "networks": digest.hexdigest(),
             "batch_norm_batches": self.settings.batch_norm_batches,
             "num_images": num_images,
         }
-
-    def _read(self, header: dict[str, Any]) -> None:
-        if self.file is None or not self.file.exists():
-            return
-        content = read_json(self.file)
-        try:
-            found = content["scores_of"]
-            for entry in content["candidates"]:
-                coefficients = np.array(entry["coefficients"], dtype=np.float64)
-                self.known[coefficients.tobytes()] = Candidate(
-                    coefficients=coefficients,
-                    val_nll=float(entry["val_nll"]),
-                    val_accuracy=float(entry["val_accuracy"]),
-                )
-        except (KeyError, TypeError, ValueError) as error:
-            raise unreadable(self.file, f"it is not the file of an evolution ({error!r})") from error
-        if found != header:
-            raise UserError(
-                f"{self.file} holds scores of other networks or data: {found} instead of {header}.",
-                "Name another file, or delete this one to start again.",
-            )
-
-    def _write(self, header: dict[str, Any]) -> None:
-        if self.file is None or not self.unsaved:
-            return
-        entries = [{**vars(each), "coefficients": each.coefficients.tolist()} for each in self.known.values()]
-        write_json(self.file, {"scores_of": header, "candidates": entries})
-        self.unsaved = 0
+        return Scores(self._judge, header, file=self.file)
 
 
 def _metrics(probs: FloatArray, labels: IntArray) -> tuple[float, float]:

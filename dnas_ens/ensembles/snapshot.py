@@ -13,7 +13,7 @@ Snapshot ensembles (Huang et al., arXiv 1704.00109) and fast geometric ensemblin
     ensemble = Ensemble(list(recorder.members(last=3)))
 
 Weights fitted by log-loss: `dnas_ens.ensembles.weighting.fit_weights` on the probabilities that
-`dnas_ens.ensembles.weighting.predict_members` computes on validation batches.
+`dnas_ens.inference.predict_members` computes on validation batches.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.ensembles.averaging import check_fit
+from dnas_ens.ensembles.averaging import check_fit, copied_to_cpu
 from dnas_ens.ensembles.selection import greedy_selection
-from dnas_ens.ensembles.weighting import predict_members
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches
+from dnas_ens.inference import Batches, predict_members
 
 
 class Schedule(Protocol):
@@ -265,7 +264,7 @@ class SnapshotRecorder:
             val_batches: Validation batches, in the same order at every call.
 
         Raises:
-            UserError: No snapshots; else see `dnas_ens.ensembles.weighting.predict_members`.
+            UserError: No snapshots; else see `dnas_ens.inference.predict_members`.
         """
         probs, labels = predict_members(self.members(), val_batches)
         return greedy_selection(probs, labels, num_members=1)[0]
@@ -312,21 +311,6 @@ class SnapshotRecorder:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
-
-
-def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a state: what ``state_dict()`` returns changes with the model.
-
-    Args:
-        state: Tensors, or anything else that a module's state holds, by name.
-
-    Returns:
-        The same on the CPU, sharing no memory with it.
-    """
-    return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in state.items()
-    }
 
 
 def _check_learning_rate(name: str, value: float) -> None:

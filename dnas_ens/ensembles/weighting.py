@@ -3,7 +3,8 @@
 Three ways over the simplex {w : w_m >= 0, sum_m w_m = 1}: log-loss by sequential quadratic programming
 (snapshot ensembles, arXiv 1704.00109, and stacking, Wolpert 1992), differential evolution (Storn and Price,
 Journal of Global Optimization 11, 1997), and the frequencies of greedy selection with replacement (Caruana
-et al., ICML 2004). Networks run once, in `predict_members`: an evaluation is a product of (M,) and (M, N, K).
+et al., ICML 2004). Networks run once, in `dnas_ens.inference.predict_members`: an evaluation is a product
+of (M,) and (M, N, K).
 
 Legend: B batch, M members, N validation images, K classes.
 """
@@ -11,19 +12,17 @@ Legend: B batch, M members, N validation images, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, differential_evolution, minimize
-from torch import nn
 
 from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, check_labels, check_probs
 from dnas_ens.ensembles import selection
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches, predict_batches
 
 Criterion = Literal["nll", "accuracy"]
 
@@ -46,46 +45,6 @@ class FittedWeights:
     val_nll: float
     val_accuracy: float
     evaluations: int
-
-
-def predict_members(members: Iterable[nn.Module], val_batches: Batches) -> tuple[FloatArray, IntArray]:
-    """Compute the probabilities of members, one after another.
-
-    Args:
-        members: Modules (B, ...) -> logits (B, K); one at a time is taken.
-        val_batches: Validation batches, in the same order at every call.
-
-    Returns:
-        Class probabilities, shape (M, N, K), range [0, 1]; labels, shape (N,).
-
-    Raises:
-        UserError: No members or no batches, a member whose probabilities are not finite or that has another
-            number of classes, or labels that change from call to call.
-    """
-    parts: list[FloatArray] = []
-    first_labels: IntArray | None = None
-    for index, member in enumerate(members):
-        probs, labels = predict_batches(member, val_batches)
-        if not np.isfinite(probs).all():
-            raise UserError(
-                f"Member {index} predicts probabilities that are not finite.",
-                "Train it again, with a lower learning rate if it diverged, or leave it out.",
-            )
-        if first_labels is not None and not np.array_equal(labels, first_labels):
-            raise UserError(
-                f"Member {index} saw other labels than member 0.",
-                "Give validation batches that come in the same order at every call.",
-            )
-        if parts and probs.shape[1] != parts[0].shape[1]:
-            raise UserError(
-                f"Member {index} has {probs.shape[1]} classes, but member 0 has {parts[0].shape[1]}.",
-                "Combine members that were trained on the same classes.",
-            )
-        parts.append(probs)
-        first_labels = labels
-    if first_labels is None:
-        raise UserError("There are no members to predict with.", "Give at least one network.")
-    return np.stack(parts), first_labels
 
 
 def to_simplex(points: npt.ArrayLike) -> FloatArray:
