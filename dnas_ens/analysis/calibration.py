@@ -13,7 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, check_predictions, check_probs, nll
+from dnas_ens.analysis.metrics import (
+    PROB_FLOOR,
+    FloatArray,
+    check_predictions,
+    check_probs,
+    nll,
+    per_image_nll,
+)
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -103,3 +110,25 @@ def calibrated_nll(test_probs: npt.ArrayLike, test_labels: npt.ArrayLike, temper
     """
     checked, classes = check_predictions(test_probs, test_labels)
     return nll(apply_temperature(checked, temperature), classes)
+
+
+def per_image_calibrated_nll(
+    val_probs: npt.ArrayLike, val_labels: npt.ArrayLike, test_probs: npt.ArrayLike, test_labels: npt.ArrayLike
+) -> FloatArray:
+    """NLL of every test label after one temperature that is fitted on validation data.
+
+    What paired tests over images compare; its mean is `calibrated_nll`.
+
+    Args:
+        val_probs: Averaged class probabilities, shape (N_val, K), range [0, 1].
+        val_labels: Class indices, shape (N_val,), integers in 0..K-1.
+        test_probs: Averaged class probabilities, shape (N, K), range [0, 1].
+        test_labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Nats, shape (N,), in [0, 27.7].
+
+    Raises:
+        ValueError: See `dnas_ens.analysis.metrics.check_predictions`.
+    """
+    return per_image_nll(apply_temperature(test_probs, fit_temperature(val_probs, val_labels)), test_labels)

@@ -106,8 +106,28 @@ def accuracy(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float((checked.argmax(axis=1) == classes).mean())
 
 
+def per_image_nll(probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
+    """Negative log-likelihood of every label, -ln max(p_n[y_n], 1e-12).
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Nats, shape (N,), in [0, 27.7].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    of_labels = checked[np.arange(len(classes)), classes]
+    # A sum of rounded probabilities may exceed 1 in the last place: the upper clip keeps the NLL >= 0.
+    losses: FloatArray = -np.log(np.clip(of_labels, PROB_FLOOR, 1.0)) + 0.0
+    return losses
+
+
 def nll(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Negative log-likelihood of the labels, -1/N sum_n ln max(p_n[y_n], 1e-12).
+    """Negative log-likelihood of the labels, the mean of `per_image_nll`.
 
     Args:
         probs: Class probabilities, shape (N, K), range [0, 1].
@@ -119,10 +139,7 @@ def nll(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
         ValueError: See `check_predictions`.
     """
-    checked, classes = check_predictions(probs, labels)
-    of_labels = checked[np.arange(len(classes)), classes]
-    # A sum of rounded probabilities may exceed 1 in the last place: the upper clip keeps the NLL >= 0.
-    return float(-np.log(np.clip(of_labels, PROB_FLOOR, 1.0)).mean() + 0.0)
+    return float(per_image_nll(probs, labels).mean())
 
 
 def brier(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:

@@ -11,7 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from dnas_ens.analysis.calibration import apply_temperature, calibrated_nll, fit_temperature
+from dnas_ens.analysis.calibration import (
+    apply_temperature,
+    calibrated_nll,
+    fit_temperature,
+    per_image_calibrated_nll,
+)
 from dnas_ens.analysis.metrics import accuracy, nll
 
 
@@ -105,3 +110,15 @@ def test_an_impossible_temperature_is_refused(temperature: float) -> None:
 def test_labels_are_validated() -> None:
     with pytest.raises(ValueError, match="labels"):
         fit_temperature([[0.5, 0.5]], [2])
+
+
+def test_per_image_calibrated_nll_is_that_of_the_temperature_on_val():
+    generator = np.random.default_rng(3)
+    val, test = (generator.dirichlet(np.ones(4), size=size) for size in (200, 50))
+    val_labels, test_labels = (generator.integers(0, 4, size) for size in (200, 50))
+    temperature = fit_temperature(val, val_labels)
+    raised = test ** (1.0 / temperature)
+    expected = -np.log((raised / raised.sum(axis=1, keepdims=True))[np.arange(50), test_labels])
+    losses = per_image_calibrated_nll(val, val_labels, test, test_labels)
+    np.testing.assert_allclose(losses, expected)
+    assert losses.mean() == pytest.approx(calibrated_nll(test, test_labels, temperature))
