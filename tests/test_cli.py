@@ -382,3 +382,53 @@ def test_a_mistyped_flag_ends_with_2_and_is_told_once(capsys: pytest.CaptureFixt
         f"error: Unknown option --epoch.\nremedy: Did you mean --epochs? See `{PROG} --help`.\n",
     )
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def end_of_a_command_nobody_reads(*arguments: str) -> tuple[int, str]:
+    """Run python with a standard output whose reader has gone before it began."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", ["dnas_ens", "dnas_ens.search", "dnas_ens.retrain", "dnas_ens.evaluate"])
+def test_help_that_nobody_reads_to_its_end_ends_quietly(command: str) -> None:
+    assert end_of_a_command_nobody_reads("-m", command, "--help") == (128 + signal.SIGPIPE, "")
+
+
+LATE = """
+import sys
+from dnas_ens.cli import run_main
+
+def main(argv):
+    print("still in the buffer")
+    if argv:
+        sys.exit(int(argv[0]))
+
+sys.exit(run_main(main))
+"""
+
+
+@pytest.mark.parametrize("argv", [[], ["0"]])
+def test_a_pipe_that_breaks_at_the_end_is_quiet_too(argv: list[str]) -> None:
+    assert end_of_a_command_nobody_reads("-c", LATE, *argv) == (128 + signal.SIGPIPE, "")
+    assert run_python(LATE, *argv).returncode == 0
+
+
+def test_another_pipe_that_breaks_is_a_bug() -> None:
+    script = "import sys\nfrom dnas_ens.cli import run_main\ndef main(argv):\n    raise BrokenPipeError\n"
+    done = run_python(script + "sys.exit(run_main(main))")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
