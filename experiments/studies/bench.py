@@ -26,7 +26,7 @@ class Bench:
 
     Args:
         options: How to train.
-        data: Images; ``test`` is read by `predict_test` alone.
+        data: Images; ``test`` is predicted when everything is chosen.
         device: Where to train.
     """
 
