@@ -99,12 +99,10 @@ def check_rows(cells, read_lines):
                         scaled_nll(probs, labels, temperature),
                     ]
                 )
-                # The temperature has the least NLL on val.
-                val = [
-                    scaled_nll(stored["val_probs"][index], stored["val_labels"], temperature * factor)
-                    for factor in (0.95, 1.0, 1.05)
-                ]
-                assert val[1] == min(val)
+                # The temperature has the least NLL on val, of those from 0.05 to 20.
+                near = np.clip(temperature * np.array([0.95, 1.0, 1.05]), 0.05, 20)
+                val = [scaled_nll(stored["val_probs"][index], stored["val_labels"], each) for each in near]
+                assert val[1] <= min(val) + 1e-6
             for cell, column, tolerance in zip(
                 cells(text, name), zip(*figures, strict=True), (0.006, 6e-5, 6e-5), strict=False
             ):
