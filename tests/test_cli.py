@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pytest
+import sample_config
 import tyro
+from sample_config import Bilevel
 
 from dnas_ens import cli
 from dnas_ens.cli import parse, pop_option, run_main
@@ -22,42 +24,13 @@ PROG = "python -m dnas_ens.search"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bilevel:
-    epochs: int = 5
-    """Epochs over the weight half."""
-    learning_rate: float = 0.1
-    """Learning rate of the weights."""
-    temperature: tuple[float, float] = (1.0, 0.4)
-    """First and last temperature."""
-    second_order: bool = False
-    """Differentiate through a step."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"--epochs is {self.epochs}.", "Give --epochs 1 or more.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Late:
     epochs: int = 30
     """Epochs at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    seed: int = 0
-    """Seed of everything."""
-    batch_size: int = 64
-    """Images of a step."""
-    data_root: Path | None = None
-    """Where data sets lie."""
-    limit: int | None = None
-    """--batch-size --batch-size --batch-size --batch-size --batch-size --batch-size --batch-size is it."""
-    penalty: Literal["js", "none"] = "js"
-    """Which penalty."""
-    operations: tuple[str, ...] = ("skip",)
-    """Candidate operations."""
-    bilevel: tyro.conf.OmitArgPrefixes[Bilevel] = field(default_factory=Bilevel)
+class Search(sample_config.Search):
     late: Late = field(default_factory=Late)
 
 
