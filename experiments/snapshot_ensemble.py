@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.bench import Bench, choice_halves
+from studies.bench import Bench
 from studies.options import StudyOptions
 from studies.predictors import Row
 from studies.records import finish_seed, open_run, run_seeds
@@ -33,6 +33,7 @@ from studies.snapshot_trainings import train
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import require
+from dnas_ens.data.splits import alternating_halves
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"
@@ -94,7 +95,7 @@ def rules(study: Study) -> dict[str, Rule]:
 def cross_fitted(rule: Rule, probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return val predictions (N, K) in which every image is weighted by what the other half of val chose."""
     predicted = np.empty(probs.shape[1:])
-    first, second = choice_halves(labels)
+    first, second = alternating_halves(labels)
     for fitted_on, applied_to in ((first, second), (second, first)):
         weights = rule(probs[:, fitted_on], labels[fitted_on])
         predicted[applied_to] = np.tensordot(weights, probs[:, applied_to], axes=1)

@@ -85,13 +85,3 @@ class Bench:
             name=name,
             device=self.device,
         )
-
-
-def choice_halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return indices of two halves of the val images, stratified: every other image of each class."""
-    ranks = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        chosen = np.flatnonzero(labels == label)
-        # Classes take turns in who gets the odd image.
-        ranks[chosen] = np.arange(len(chosen)) + label
-    return np.flatnonzero(ranks % 2 == 0), np.flatnonzero(ranks % 2 == 1)

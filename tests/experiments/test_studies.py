@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from studies.bench import Bench, choice_halves
+from studies.bench import Bench
 from studies.comparisons import compare_pairs
 from studies.options import StudyOptions
 from studies.report import markdown_table
@@ -116,15 +116,6 @@ def test_markdown_table_aligns_text_and_numbers():
     assert markdown_table(["a", "b", "c"], [["x", "1", "y"]], num_text_columns=2) == (
         "| a | b | c |\n|:--|--:|:--|\n| x | 1 | y |\n"
     )
-
-
-def test_halves_share_every_class_out():
-    labels = np.random.default_rng(0).integers(0, 4, 101)
-    halves = choice_halves(labels)
-    assert sorted(np.concatenate(halves)) == list(range(101))
-    counts = [np.bincount(labels[half], minlength=4) for half in halves]
-    assert np.abs(counts[0] - counts[1]).max() <= 1
-    assert abs(len(halves[0]) - len(halves[1])) <= 1
 
 
 def test_the_published_scale_is_known():

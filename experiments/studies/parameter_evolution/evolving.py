@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from dnas_ens.config import require
-from studies.bench import Bench, choice_halves
+from dnas_ens.data.splits import alternating_halves
+from studies.bench import Bench
 from studies.options import StudyOptions
 from studies.predictors import Row
 from studies.records import finish_seed
@@ -103,7 +104,7 @@ def evolve_kind(
     from dnas_ens.ensembles.selection import greedy_selection
 
     data = bench.data
-    judged = data.val.subset(choice_halves(data.val.labels.cpu().numpy())[0])
+    judged = data.val.subset(alternating_halves(data.val.labels.cpu().numpy())[0])
     training_batches, val_batches = bench.batches(data.train), bench.batches(judged)
     settings = EvolutionSettings(
         criterion=study.criterion,
