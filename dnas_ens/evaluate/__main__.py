@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run, print_next
+from dnas_ens.evaluate.shift_options import ShiftOptions
 
 PROG = "python -m dnas_ens.evaluate"
 
@@ -23,6 +24,7 @@ class EvaluateCommand:
     """Run folder whose members are trained."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    under_shift: OmitArgPrefixes[ShiftOptions] = field(default_factory=ShiftOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +38,7 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.device import resolve_device
     from dnas_ens.evaluate.run import evaluate_folder
+    from dnas_ens.evaluate.shift import evaluate_shift
     from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.runs import RunFolder
 
@@ -46,6 +49,8 @@ def main(argv: list[str]) -> None:
         rows = evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(to_markdown(rows), end="")
+        if command.under_shift.shift:
+            print(evaluate_shift(run, data, command.under_shift, device=device), end="")
         print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
 
 
