@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
 from torch import nn
@@ -49,6 +49,7 @@ def test_every_corruption_keeps_form_and_does_something(name, shape):
 
 
 @pytest.mark.parametrize("name", CORRUPTION_NAMES)
+@settings(max_examples=15)
 @given(order=st.permutations(range(7)), cut=st.integers(1, 6))
 def test_an_image_is_corrupted_alike_in_every_batch(name, order, cut):
     images = random_images(7, 3, 12, 12)
