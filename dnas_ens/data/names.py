@@ -34,3 +34,16 @@ KNOWN_SOURCES = {
 }
 
 SOURCE_NAMES = tuple(KNOWN_SOURCES)
+
+#: Patches of the photographs that come with scikit-learn; images to be told apart, not a data set to train on.
+PHOTOGRAPHS = "photographs"
+
+#: What a run's test images are to be told apart from, where nothing is said; none for a folder of images.
+OUT_OF_DISTRIBUTION = {
+    "digits": (PHOTOGRAPHS, "fashion-mnist"),
+    "mnist": ("fashion-mnist",),
+    "fashion-mnist": ("mnist", "digits"),
+    "cifar10": ("svhn", "cifar100"),
+    "cifar100": ("svhn", "cifar10"),
+    "svhn": ("cifar10", "cifar100"),
+}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run, print_next
+from dnas_ens.evaluate.shift_options import ShiftOptions
 
 PROG = "python -m dnas_ens.evaluate"
 
@@ -24,7 +25,8 @@ class EvaluateCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     from_predictions: bool = False
-    """Recompute the tables from predictions.npz, without images, networks or device."""
+    """Recompute the tables from predictions.npz (and with --shift from shift.npz), without images or networks."""
+    under_shift: OmitArgPrefixes[ShiftOptions] = field(default_factory=ShiftOptions)
 
 
 def main(argv: list[str]) -> None:
@@ -37,6 +39,7 @@ def main(argv: list[str]) -> None:
         default=EvaluateCommand(run_dir=tyro.MISSING),
     )
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
+    from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
     from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.runs import RunFolder
 
@@ -45,6 +48,7 @@ def main(argv: list[str]) -> None:
             predictions = stored_predictions(run.path)
             run.write_env()
             rows = write_results(run.path, predictions)
+            shifted = write_shift(run.path, stored_shift(run.path)) if command.under_shift.shift else ""
             name = run.read_json("splits.json")["name"]
             num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
         else:
@@ -54,9 +58,12 @@ def main(argv: list[str]) -> None:
             data = data_of_run(run)
             run.write_env({"device": str(device), "data": data.describe()})
             rows = evaluate_folder(run.path, data, device=device)
+            shifted = ""
+            if command.under_shift.shift:
+                shifted = evaluate_shift(run, data, command.under_shift, device=device)
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
-        print(to_markdown(rows), end="")
+        print(to_markdown(rows) + shifted, end="")
         print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
 
 

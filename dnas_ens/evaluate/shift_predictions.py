@@ -1,0 +1,173 @@
+"""shift.npz: the members' probabilities under corruption and on foreign images, for every figure about shift."""
+
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnas_ens.data.cifar10_c import Cifar10C
+from dnas_ens.data.corruptions import corrupt
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.data.out_of_distribution import load_out_of_distribution
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.errors import UserError
+from dnas_ens.evaluate.shift_options import USUAL, ShiftOptions
+from dnas_ens.files import unreadable, write_atomic
+from dnas_ens.progress import Progress
+
+#: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
+CORRUPTION_SEED = 0
+#: Stands before the name of a corruption that comes from the public files.
+CIFAR10_C = "cifar10-c/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftPredictions:
+    """The members' class probabilities on corrupted test images and on images of other data sets.
+
+    Together with `predictions.npz`, which holds val and the clean test images, all there is to know.
+
+    Args:
+        corruptions: R names, those of the public files after "cifar10-c/".
+        severities: R severities, 1 to 5.
+        probs: (R, M, N, K) float32, in [0, 1].
+        labels: (N,) int64.
+        foreign: Name of a data set -> (M, N_foreign, K) float32, in [0, 1].
+        seed: Of the corruptions.
+    """
+
+    corruptions: Sequence[str]
+    severities: Sequence[int]
+    probs: np.ndarray
+    labels: np.ndarray
+    foreign: Mapping[str, np.ndarray]
+    seed: int = CORRUPTION_SEED
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to one compressed .npz file, atomically."""
+        arrays: dict[str, Any] = {
+            "corruptions": np.array(list(self.corruptions), dtype=np.str_),
+            "severities": np.array(list(self.severities), dtype=np.int64),
+            "probs": self.probs.astype(np.float32),
+            "labels": self.labels,
+            "foreign_names": np.array(list(self.foreign), dtype=np.str_),
+            "seed": np.array(self.seed),
+            # Numbered, for a name may be a path, which has no place in an archive's index.
+            **{f"foreign_{i}": probs.astype(np.float32) for i, probs in enumerate(self.foreign.values())},
+        }
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_atomic(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> ShiftPredictions:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+        try:
+            # Opened here, for numpy leaves a damaged file open.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                return cls(
+                    corruptions=stored["corruptions"].tolist(),
+                    severities=stored["severities"].tolist(),
+                    probs=stored["probs"],
+                    labels=stored["labels"],
+                    foreign={
+                        name: stored[f"foreign_{i}"]
+                        for i, name in enumerate(stored["foreign_names"].tolist())
+                    },
+                    seed=int(stored["seed"]),
+                )
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise unreadable(path, error) from error
+
+
+def predict_shift(
+    ensemble: Ensemble,
+    data: ImageData,
+    options: ShiftOptions,
+    *,
+    usual: Sequence[str] = (),
+    data_root: Path | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = CORRUPTION_SEED,
+) -> ShiftPredictions:
+    """Predict corrupted test images and foreign images with every member, with a progress bar.
+
+    Args:
+        ensemble: The members.
+        data: The run's data; nothing but its test split is corrupted.
+        options: What to measure.
+        usual: What "auto" in `options.ood` stands for; a data set among them that is not on the disk is left out
+            with a line that says so.
+        data_root: Where data sets are kept.
+        device: Where to corrupt and to predict.
+        seed: Of the corruptions, at least 0.
+
+    Raises:
+        UserError: A data set or the CIFAR-10-C files cannot be read or do not fit the run.
+    """
+    public = None if options.cifar10_c is None else Cifar10C(options.cifar10_c, data, data_root=data_root)
+    foreign = dict(_foreign_images(data, options, usual=usual, data_root=data_root))
+    names = [*options.corruptions, *(CIFAR10_C + name for name in (public.names if public else ()))]
+    ensemble.to(device)
+    probs: list[np.ndarray] = []
+    with Progress(
+        len(names) + len(foreign), description="shift", steps_per_epoch=len(options.severities)
+    ) as progress:
+        images = data.test.images.to(device)
+        for done, name in enumerate(names, start=1):
+            for severity in options.severities:
+                if public is not None and name.startswith(CIFAR10_C):
+                    corrupted = public.split(name.removeprefix(CIFAR10_C), severity).images
+                else:
+                    corrupted = corrupt(images, name, severity, seed=seed)
+                probs.append(ensemble.predict_probs(corrupted))
+                progress.step(corruption=name, severity=severity)
+                progress.count_images(len(corrupted))
+            progress.epoch(done, corruption=name)
+        predicted = {}
+        for done, (name, pixels) in enumerate(foreign.items(), start=len(names) + 1):
+            predicted[name] = ensemble.predict_probs(pixels)
+            progress.count_images(len(pixels))
+            progress.epoch(done, foreign=name)
+    labels = data.test.labels.cpu().numpy()
+    empty = (0, ensemble.num_members, len(labels), data.num_classes)
+    return ShiftPredictions(
+        corruptions=[name for name in names for _ in options.severities],
+        severities=[severity for _ in names for severity in options.severities],
+        probs=np.stack(probs) if probs else np.empty(empty, dtype=np.float32),
+        labels=labels,
+        foreign=predicted,
+        seed=seed,
+    )
+
+
+def _foreign_images(
+    data: ImageData, options: ShiftOptions, *, usual: Sequence[str], data_root: Path | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name in options.ood:
+        if name != USUAL:
+            yield name, load_out_of_distribution(name, data, data_root=data_root)
+            continue
+        for candidate in usual:
+            if candidate in options.ood:
+                continue
+            try:
+                # Nobody asked for a download.
+                images = load_out_of_distribution(candidate, data, data_root=data_root, download=False)
+            except UserError as error:
+                print(f"without images of {candidate}: {error.cause}", file=sys.stderr, flush=True)
+                print(f"`--shift --ood {candidate}` downloads them", file=sys.stderr, flush=True)
+            else:
+                yield candidate, images

@@ -1,0 +1,291 @@
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage, stats
+from torch import nn
+
+from dnas_ens.data.corruption_draws import CorruptionDraws
+from dnas_ens.data.corruption_names import CORRUPTION_NAMES, SEVERITIES, STRENGTHS
+from dnas_ens.data.corruptions import corrupt
+from dnas_ens.data.spatial_corruptions import elastic, motion_blur, pixelate, translation
+from dnas_ens.errors import UserError
+
+WITHOUT_DRAWS = {"gaussian_blur", "defocus_blur", "brightness", "contrast", "jpeg", "pixelate"}
+
+
+def random_images(*shape, seed=0):
+    return torch.randint(256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_images(num, side):
+    """Grey images without an edge, on which interpolation is nearly exact."""
+    rng = np.random.default_rng(0)
+    noise = ndimage.gaussian_filter(rng.normal(size=(num, side, side)), (0, side / 8, side / 8))
+    low, high = noise.min((1, 2), keepdims=True), noise.max((1, 2), keepdims=True)
+    return torch.from_numpy(((noise - low) / (high - low) * 200 + 28).astype(np.uint8))[:, None]
+
+
+def draws(num, name="any"):
+    return CorruptionDraws(0, name, range(num))
+
+
+@pytest.mark.parametrize("name", CORRUPTION_NAMES)
+@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 1, 28, 28), (2, 3, 32, 32), (2, 3, 8, 8), (2, 3, 5, 9)])
+def test_every_corruption_keeps_form_and_does_something(name, shape):
+    images = random_images(*shape)
+    before = images.clone()
+    for severity in SEVERITIES:
+        corrupted = corrupt(images, name, severity)
+        assert corrupted.dtype == torch.uint8
+        assert corrupted.shape == images.shape
+        assert not torch.equal(corrupted, images)
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("name", CORRUPTION_NAMES)
+@settings(max_examples=15)
+@given(order=st.permutations(range(7)), cut=st.integers(1, 6))
+def test_an_image_is_corrupted_alike_in_every_batch(name, order, cut):
+    images = random_images(7, 3, 12, 12)
+    whole = corrupt(images, name, 3, seed=4)
+    for chosen in (order[:cut], order[cut:]):
+        part = corrupt(images[list(chosen)], name, 3, seed=4, indices=chosen)
+        # A convolution over another number of images may round the last place the other way.
+        assert (part.int() - whole[list(chosen)].int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", sorted(set(CORRUPTION_NAMES) - WITHOUT_DRAWS))
+def test_seed_index_and_corruption_decide_what_is_drawn(name):
+    image = random_images(1, 1, 16, 16)
+    images = image.expand(30, -1, -1, -1)
+    first = corrupt(images, name, 3)
+    assert torch.equal(first, corrupt(images, name, 3))
+    assert not torch.equal(first, corrupt(images, name, 3, seed=1))
+    assert len(torch.unique(first, dim=0)) > 1
+    assert not torch.equal(draws(2, name).uniform(5), draws(2, "another").uniform(5))
+
+
+def test_noise_has_the_distribution_it_is_named_for():
+    grey = torch.full((50, 1, 20, 20), 128, dtype=torch.uint8)
+    for severity in (1, 3):
+        noisy = corrupt(grey, "gaussian_noise", severity).double() / 255
+        assert float(noisy.mean()) == pytest.approx(128 / 255, abs=0.005)
+        assert float(noisy.std()) == pytest.approx(STRENGTHS["gaussian_noise"][severity - 1], rel=0.03)
+    photons = STRENGTHS["shot_noise"][2]
+    counted = corrupt(grey, "shot_noise", 3).double().numpy() / 255 * photons
+    rate = 128 / 255 * photons
+    observed = np.bincount(counted.round().astype(int).ravel(), minlength=19)[:19] / counted.size
+    # The 18 photons of white are where brighter pixels are cut off.
+    expected = np.append(stats.poisson.pmf(np.arange(18), rate), stats.poisson.sf(17, rate))
+    np.testing.assert_allclose(observed, expected, atol=0.01)
+    peppered = corrupt(grey, "impulse_noise", 4)
+    for value in (0, 255):
+        assert float((peppered == value).double().mean()) == pytest.approx(0.09, abs=0.01)
+
+
+def test_severities_share_their_draws():
+    images = torch.full((20, 1, 16, 16), 100, dtype=torch.uint8)
+    for name in ("impulse_noise", "occlusion"):
+        hit = [corrupt(images, name, severity) != images for severity in SEVERITIES]
+        for weaker, stronger in pairwise(hit):
+            assert not (weaker & ~stronger).any()
+            assert stronger.sum() > weaker.sum()
+
+
+def test_light_by_hand():
+    images = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).view(1, 1, 2, 2)
+    brighter = corrupt(images, "brightness", 3).flatten().tolist()
+    assert brighter == [51, 151, 251, 255]  # + 0.2 * 255, cut at white
+    mean = (0 + 100 + 200 + 255) / 4
+    flatter = corrupt(images, "contrast", 2).flatten().tolist()
+    assert flatter == pytest.approx([mean + 0.5 * (value - mean) for value in (0, 100, 200, 255)], abs=0.51)
+
+
+@pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_that_of_another_coder(channels):
+    coder = pytest.importorskip("torchvision.io")
+    if not hasattr(coder, "encode_jpeg"):
+        pytest.skip("torchvision has left its coder out")
+    images = random_images(1, channels, 24, 24)
+    expected = coder.decode_jpeg(coder.encode_jpeg(images[0], quality=int(STRENGTHS["jpeg"][1])))
+    ours = corrupt(images, "jpeg", 2)[0]
+    # Two builds may round a coefficient differently.
+    assert float((ours.int() - expected.int()).abs().float().mean()) < 1.0
+
+
+def test_gaussian_blur_is_that_of_scipy():
+    images = random_images(1, 1, 64, 64)
+    sigma = STRENGTHS["gaussian_blur"][2] * math.sqrt(2)
+    expected = ndimage.gaussian_filter(images[0, 0].double().numpy(), sigma, mode="mirror", truncate=6)
+    ours = corrupt(images, "gaussian_blur", 3)[0, 0].double().numpy()
+    np.testing.assert_allclose(ours[8:-8, 8:-8], expected[8:-8, 8:-8], atol=1.2)
+
+
+@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "motion_blur", "pixelate", "elastic"])
+def test_a_flat_image_stays_flat(name):
+    flat = torch.full((2, 3, 9, 9), 77, dtype=torch.uint8)
+    for severity in SEVERITIES:
+        assert torch.equal(corrupt(flat, name, severity), flat)
+
+
+def test_defocus_spreads_a_point_over_a_disc_and_motion_over_a_line():
+    point = torch.zeros(40, 1, 33, 33)
+    point[:, :, 16, 16] = 1.0
+    radius = STRENGTHS["defocus_blur"][4] * math.sqrt(33 / 32)
+    light = (point * 255).to(torch.uint8)
+    disc = corrupt(light, "defocus_blur", 5)[0, 0] > 0
+    assert int(disc.sum()) == pytest.approx(math.pi * (radius + 0.5) ** 2, rel=0.15)
+    length = STRENGTHS["motion_blur"][4] * math.sqrt(33 / 32)
+    lines = motion_blur(point, STRENGTHS["motion_blur"][4], draws(40))[:, 0].double()
+    np.testing.assert_allclose(lines.sum((1, 2)), 1.0, atol=1e-5)
+    steps = torch.arange(33).double() - 16
+    covariance = torch.stack(
+        [
+            torch.stack(
+                [(lines * steps[:, None] ** 2).sum((1, 2)), (lines * steps[:, None] * steps).sum((1, 2))]
+            ),
+            torch.stack([(lines * steps[:, None] * steps).sum((1, 2)), (lines * steps**2).sum((1, 2))]),
+        ]
+    ).permute(2, 0, 1)
+    across, along = torch.linalg.eigvalsh(covariance).T
+    # The variance of a uniform line of length L is L^2 / 12; its width is about a pixel.
+    np.testing.assert_allclose(along.mean(), length**2 / 12, rtol=0.1)
+    assert float(across.max()) < 0.5
+    directions = torch.linalg.eigh(covariance).eigenvectors[:, :, 1]
+    assert float(directions.abs().std(dim=0).min()) > 0.2  # not all alike
+
+
+def test_pixelate_by_hand():
+    images = torch.arange(16.0).view(1, 1, 4, 4)
+    expected = F.avg_pool2d(images, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
+    assert torch.allclose(pixelate(images, 0.5, draws(1)), expected)
+    # Cells of 4/3 pixels from the centre of [0, 4): [2, 10/3) holds pixel 2 and a third of pixel 3.
+    line = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(-1, -1, 4, -1)
+    cell = (1 / 3) / (4 / 3)
+    row = pixelate(line, 0.75, draws(1))[0, 0, 0].tolist()
+    assert row == pytest.approx([0.0, 0.0, cell, cell / 3 + 2 / 3], abs=1e-6)
+
+
+def test_rotation_is_that_of_scipy_to_one_side_or_the_other():
+    images = smooth_images(12, 32)
+    turned = corrupt(images, "rotation", 2)[:, 0].numpy().astype(float)
+    sides = set()
+    for image, ours in zip(images[:, 0].numpy().astype(float), turned, strict=True):
+        errors = [
+            np.abs(ours - ndimage.rotate(image, sign * 20, reshape=False, order=1, mode="nearest")).max()
+            for sign in (-1, 1)
+        ]
+        assert min(errors) < 3 < max(errors)
+        sides.add(int(np.argmin(errors)))
+    assert sides == {0, 1}
+
+
+def test_translation_moves_by_its_length_in_all_directions():
+    point = torch.zeros(200, 1, 32, 32)
+    point[:, :, 16, 16] = 1.0
+    moved = translation(point, 0.2, draws(200))[:, 0].double()
+    steps = torch.arange(32).double() - 16
+    rows, columns = (moved * steps[:, None]).sum((1, 2)), (moved * steps).sum((1, 2))
+    np.testing.assert_allclose(torch.hypot(rows, columns), 0.2 * 32, rtol=1e-3)
+    assert (
+        stats.kstest(torch.atan2(rows, columns).numpy(), stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue
+        > 0.01
+    )
+
+
+def test_elastic_moves_by_its_length_in_the_root_mean_square():
+    side = 64
+    ramp = torch.arange(float(side)).expand(8, 1, side, side)
+    moved = [elastic(image, 0.02, draws(8)) - image for image in (ramp, ramp.mT)]
+    square = (moved[0] ** 2 + moved[1] ** 2).mean()
+    assert float(square.sqrt()) == pytest.approx(0.02 * side, rel=0.1)
+
+
+def test_occlusion_covers_a_square():
+    images = torch.zeros(400, 1, 32, 32, dtype=torch.uint8)
+    covered = corrupt(images, "occlusion", 4)
+    assert set(covered.unique().tolist()) == {0, 128}
+    assert int((covered > 0).sum((1, 2, 3)).max()) in (256, 272, 289)  # whole where it is not cut at a border
+    centres_hit = (covered > 0).double().mean((0, 1))
+    assert float(centres_hit[16, 16]) == pytest.approx(0.25, abs=0.07)
+
+
+@pytest.fixture(scope="module")
+def network(digits):
+    """A small convolutional network trained on digits for two seconds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(512, 10),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    images, labels = digits.train.images.float() / 255, digits.train.labels
+    for _ in range(12):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def test_severities_are_monotone_in_a_networks_error(network, digits):
+    images, labels = digits.test.images, digits.test.labels
+
+    def error(pixels):
+        return float((network(pixels.float() / 255).argmax(1) != labels).double().mean())
+
+    errors = np.array([[error(corrupt(images, name, s)) for s in SEVERITIES] for name in CORRUPTION_NAMES])
+    clean = error(images)
+    assert clean < 0.05
+    assert (np.diff(errors.mean(0)) > 0.01).all()
+    # Each for itself within the noise of 359 images.
+    noise = 2 * np.sqrt(np.maximum(errors * (1 - errors), 0.01) / len(labels))
+    assert (np.diff(errors) > -noise[:, 1:]).all(), dict(zip(CORRUPTION_NAMES, errors.tolist(), strict=True))
+    assert (errors[:, 4] > clean + 0.05).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("gausian_noise", 1), "no corruption 'gausian_noise'. Give one of gaussian_noise"),
+        (("jpeg", 0), "severity is 0"),
+        (("jpeg", 6), "severity is 6"),
+    ],
+)
+def test_mistakes(arguments, words):
+    with pytest.raises(UserError, match=words):
+        corrupt(random_images(1, 1, 8, 8), *arguments)
+
+
+def test_other_images_are_refused():
+    for images in (torch.rand(1, 1, 8, 8), random_images(1, 8, 8), random_images(1, 2, 8, 8)):
+        with pytest.raises(UserError, match="images to corrupt"):
+            corrupt(images, "jpeg", 1)
+    with pytest.raises(UserError, match="indices"):
+        corrupt(random_images(2, 1, 8, 8), "jpeg", 1, indices=[1])
+    with pytest.raises(UserError, match="negative"):
+        corrupt(random_images(1, 1, 8, 8), "jpeg", 1, seed=-1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", CORRUPTION_NAMES)
+def test_a_gpu_corrupts_alike(name):
+    images = random_images(4, 3, 32, 32)
+    expected = corrupt(images, name, 3)
+    difference = (corrupt(images.cuda(), name, 3).cpu().int() - expected.int()).abs()
+    assert float((difference > 1).double().mean()) < 0.01

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from dnas_ens.data import load_data
+from dnas_ens.data.names import OUT_OF_DISTRIBUTION, PHOTOGRAPHS, SOURCE_NAMES
+from dnas_ens.data.out_of_distribution import load_out_of_distribution
+from dnas_ens.errors import UserError
+
+
+def write_colour(folder, colours, *, num=5, side=16):
+    for name, colour in colours.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(num):
+            Image.new("RGB", (side, side), colour).save(folder / name / f"{index}.png")
+
+
+def test_photographs_are_patches_without_a_download(digits, make_data):
+    grey = load_out_of_distribution(PHOTOGRAPHS, digits)
+    assert grey.shape == (520, 1, 8, 8)  # 13 x 20 squares of 32 pixels in 427 x 640, twice
+    assert grey.dtype == torch.uint8
+    colour = load_out_of_distribution(PHOTOGRAPHS, make_data(channels=3, size=32))
+    photograph = load_sample_images().images[0]
+    np.testing.assert_array_equal(colour[21].permute(1, 2, 0), photograph[32:64, 32:64])
+    assert load_out_of_distribution(PHOTOGRAPHS, make_data(size=100)).shape == (48, 1, 100, 100)
+
+
+def test_colour_becomes_grey_by_luma_and_grey_is_repeated(tmp_path, make_data):
+    write_colour(tmp_path / "c", {"red": (255, 0, 0), "green": (0, 255, 0)})
+    images = load_out_of_distribution(str(tmp_path / "c"), make_data())
+    assert images.shape[1:] == (1, 8, 8)
+    assert images.unique().tolist() == [round(0.299 * 255), round(0.587 * 255)]
+    digits = load_out_of_distribution("digits", make_data(channels=3))
+    assert digits.shape == (359, 3, 8, 8)
+    assert torch.equal(digits[:, 0], digits[:, 2])
+    assert torch.equal(digits[:, 0], load_data("digits").test.images[:, 0])
+
+
+def test_classes_that_both_have_are_left_out(tmp_path, make_data):
+    # `make_data` has the classes a, b, c, d.
+    write_colour(tmp_path / "some", {"a": (10, 10, 10), "x": (200, 200, 200)}, num=10)
+    assert load_out_of_distribution(str(tmp_path / "some"), make_data()).unique().tolist() == [200]
+    write_colour(tmp_path / "same", {"a": (10, 10, 10), "b": (20, 20, 20)})
+    with pytest.raises(UserError, match="not out of distribution"):
+        load_out_of_distribution(str(tmp_path / "same"), make_data())
+
+
+def test_the_usual_pairs_are_known_data_sets_of_other_classes():
+    for name, others in OUT_OF_DISTRIBUTION.items():
+        assert name in SOURCE_NAMES
+        assert set(others) <= {*SOURCE_NAMES, PHOTOGRAPHS} - {name}
+    digit_sets = {"digits", "mnist", "svhn"}
+    for name in digit_sets:
+        assert not digit_sets & set(OUT_OF_DISTRIBUTION[name])
+
+
+def test_what_is_not_there_is_told(tmp_path, digits):
+    with pytest.raises(UserError, match="mnist"):
+        load_out_of_distribution("fashion-mnist", digits, data_root=tmp_path, download=False)
