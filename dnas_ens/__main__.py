@@ -50,6 +50,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.nn.operations import require_operations
+    from dnas_ens.report import write_report
     from dnas_ens.retrain.members import train_members
     from dnas_ens.search.run import estimate, run_search
 
@@ -67,6 +68,7 @@ def main(argv: list[str]) -> None:
         rows = evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(to_markdown(rows), end="")
+        print(f"report: {write_report(run.path)}")
         print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {run.path}")
         print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
 

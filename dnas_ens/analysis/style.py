@@ -57,18 +57,19 @@ def style_axis(axis: Axes, *, x_label: str = "", y_label: str = "") -> None:
     axis.set_ylabel(y_label, fontproperties=font(10), color=TEXT_COLOUR)
 
 
-def to_svg(figure: Figure, *, title: str | None = None) -> str:
+def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -> str:
     """Return a figure as SVG text that depends on the figure alone: no date, version or random identifiers.
-
-    Glyphs are stored as outlines, each text also as a comment beside them, so no font is needed to view it.
 
     Args:
         figure: Any matplotlib figure.
         title: The document's title, for readers who cannot see it.
+        outlines: Glyphs are stored as outlines, each text also as a comment beside them, so no font is needed to
+            view it; if false, as text for the reader's own font.
     """
+    fonttype = "path" if outlines else "none"
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None} | ({"Title": title} if title else {})
-    with matplotlib.rc_context({"svg.hashsalt": "dnas_ens", "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"svg.hashsalt": "dnas_ens", "svg.fonttype": fonttype}):
         figure.savefig(buffer, format="svg", metadata=metadata)
     return buffer.getvalue().decode("utf-8")
 

@@ -41,6 +41,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
     from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
     from dnas_ens.evaluate.tables import to_markdown
+    from dnas_ens.report import write_report
     from dnas_ens.runs import RunFolder
 
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> None:
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(to_markdown(rows) + shifted, end="")
+        print(f"report: {write_report(run.path)}")
         print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
 
 

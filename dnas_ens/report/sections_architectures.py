@@ -1,0 +1,111 @@
+"""Sections on the architectures: every member's cells, and how lambda steers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dnas_ens.analysis.cell_drawing import draw_genotype, operation_label
+from dnas_ens.analysis.plots import plot_diversity_curve
+from dnas_ens.genotype import NUM_INPUTS, Genotype
+from dnas_ens.report.parts import Picture, Section
+from dnas_ens.report.run_files import RunFiles
+from dnas_ens.report.wording import NARROW, count
+
+
+def cells_section(files: RunFiles) -> Section | None:
+    """The drawings of all members' cells, with what is known of each."""
+    pictures = [
+        Picture(
+            name=f"cells-{index}",
+            title=f"Member {index}",
+            caption=_about(files, index),
+            description=_in_words(genotype),
+            figure=draw_genotype(genotype),
+            shape="cells",
+        )
+        for index, genotype in enumerate(files.genotypes)
+    ]
+    if not pictures:
+        return None
+    networks = "network is" if len(pictures) == 1 else "networks are"
+    text = (
+        f"<p>The {networks} stacks of these cells. A cell’s inputs are the outputs of the two cells before it; "
+        "numbered nodes add up what comes in; the output is all of them side by side. Blue are separable, orange "
+        "dilated convolutions, green poolings, purple skip connections.</p>"
+    )
+    title = "The cell that was found" if len(pictures) == 1 else "The cells that were found"
+    return Section(name="cells", title=title, text=text, pictures=pictures)
+
+
+def _about(files: RunFiles, index: int) -> str:
+    """What is known of a member: its place, its distance to the base, what training made of it."""
+    selected = (files.found or {}).get("selected", [])
+    candidate: Mapping[str, Any] = {}
+    if files.found is not None and index < len(selected):
+        candidate = files.found["candidates"][selected[index]]
+    said = []
+    if candidate.get("lam") is not None:
+        said.append(f"λ = {candidate['lam']:.2f}")
+        if candidate.get("direction") is not None:
+            said[-1] += f" in direction {candidate['direction']}"
+    if candidate.get("distance_to_base") is not None:
+        said.append(f"distance to the base {candidate['distance_to_base']:.2f}")
+    if candidate.get("shared_edges") is not None:
+        said.append(f"{candidate['shared_edges']} edges shared with it")
+    if index < len(files.members):
+        member = files.members[index]
+        said.append(f"{member['parameters']:,} parameters")
+        if member.get("val_accuracy") is not None:
+            said.append(f"{100 * member['val_accuracy']:.1f}{NARROW}% right on validation images")
+    return ", ".join(said) + "." if said else ""
+
+
+def _in_words(genotype: Genotype) -> str:
+    """Name the operations before every node, for readers who cannot see the drawing."""
+    said = []
+    for cell_type in genotype.cell_types:
+        nodes = [
+            f"node {node}: "
+            + " and ".join(f"{operation_label(name)} from {_source(source)}" for name, source in operations)
+            for node, operations in enumerate(getattr(genotype, cell_type))
+        ]
+        said.append(f"{cell_type.capitalize()} cell, {'; '.join(nodes)}.")
+    return " ".join(said)
+
+
+def _source(number: int) -> str:
+    return (
+        ("the cell before the last", "the last cell")[number]
+        if number < NUM_INPUTS
+        else f"node {number - NUM_INPUTS}"
+    )
+
+
+def steering_section(files: RunFiles) -> Section | None:
+    """Distance to the base and shared edges against lambda."""
+    curve = (files.found or {}).get("curve")
+    if not curve:
+        return None
+    figure = plot_diversity_curve(
+        curve["lam"],
+        curve["distance_to_base"],
+        curve.get("shared_edges"),
+        directions=curve.get("direction"),
+    )
+    directions = len(set(curve.get("direction") or [0]))
+    picture = Picture(
+        name="diversity",
+        title="Distance D and shared edges against λ",
+        caption=f"One line for each of {count(directions, 'direction')}; the dashed diagonal is what was asked for. "
+        "Above, the distance of the relaxed architecture to the base, 0 for the same and 1 for nothing in "
+        "common; below, the edges that the discrete cells share."
+        if directions > 1
+        else "The distance of the relaxed architecture to the base, 0 for the same and 1 for nothing in common.",
+        description="Line chart of the distance to the base rising with lambda beside the diagonal, and below it the "
+        "number of shared edges.",
+        figure=figure,
+        shape="wide",
+    )
+    text = "<p>The search learns a path of architectures: λ asks how far from the base each should lie.</p>"
+    return Section(name="steering", title="Does λ steer diversity?", text=text, pictures=[picture])
