@@ -68,7 +68,7 @@ def _in_words(genotype: Genotype) -> str:
         nodes = [
             f"node {node}: "
             + " and ".join(f"{operation_label(name)} from {_source(source)}" for name, source in operations)
-            for node, operations in enumerate(getattr(genotype, cell_type))
+            for node, operations in enumerate(genotype.cell(cell_type))
         ]
         said.append(f"{cell_type.capitalize()} cell, {'; '.join(nodes)}.")
     return " ".join(said)

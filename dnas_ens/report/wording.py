@@ -70,7 +70,8 @@ def duration(seconds: float) -> str:
 
 def headline(num_members: int, *, different: bool, accuracy: float, num_images: int, data: str) -> str:
     """Say what the run achieved, in one sentence."""
-    images = f"{percent(accuracy)} of {num_images:,} test images of {data} right"
+    noun = "image" if num_images == 1 else "images"
+    images = f"{percent(accuracy)} of {num_images:,} test {noun} of {data} right"
     if num_members == 1:
         return f"One network classifies {images}."
     kind = "different network" if different else "network"

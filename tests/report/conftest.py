@@ -1,0 +1,140 @@
+"""Run folders made of small files of the real form."""
+
+import numpy as np
+import pytest
+
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.run import write_tables
+from dnas_ens.evaluate.tables import ensemble_row, result_rows
+from dnas_ens.files import write_json
+from dnas_ens.genotype import random_genotype
+
+OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
+
+
+def made_up(num_members, num_images, num_classes, *, sharpness=2.5, seed=0):
+    """Predictions that lean towards the label, each member with noise of its own."""
+    rng = np.random.default_rng(seed)
+
+    def split():
+        labels = np.arange(num_images) % num_classes
+        logits = rng.normal(size=(num_members, num_images, num_classes))
+        logits[:, np.arange(num_images), labels] += sharpness
+        probs = np.exp(logits)
+        return (probs / probs.sum(axis=2, keepdims=True)).astype(np.float32), labels
+
+    val_probs, val_labels = split()
+    test_probs, test_labels = split()
+    return Predictions(
+        val_probs=val_probs,
+        val_labels=val_labels,
+        test_probs=test_probs,
+        test_labels=test_labels,
+        classes=[f"class {index}" for index in range(num_classes)],
+        weights=[1 / num_members] * num_members,
+        parameters=[1000 + index for index in range(num_members)],
+    )
+
+
+@pytest.fixture
+def predictions():
+    return made_up
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """A run folder with everything that search, retrain and evaluate leave, comparison and shift where asked for."""
+
+    def make(predictions, *, data="tiles", channels=1, comparison=False, shift=False, evaluated=True):
+        folder = tmp_path / "run"
+        members = len(predictions.test_probs)
+        rng = np.random.default_rng(1)
+        genotypes = [
+            random_genotype(
+                rng, operations=OPERATIONS, num_nodes=2, edges_per_node=2, cell_types=("normal", "reduction")
+            )
+            for _ in range(members)
+        ]
+        described = {
+            "name": data,
+            "classes": list(predictions.classes),
+            "num_classes": len(predictions.classes),
+            "image_size": 8,
+            "num_channels": channels,
+            "fingerprint": "0123456789abcdef",
+            "splits": {"test": {"num_images": len(predictions.test_labels)}},
+        }
+        write_json(folder / "config.json", {"search": {"preset": "smoke", "seed": 3, "data": {"data": data}}})
+        write_json(folder / "env.json", [{"command": ["python", "-m", "dnas_ens"], "data": described}])
+        found = {
+            "selected": list(range(members)),
+            "candidates": [
+                {"genotype": each.to_dict(), "lam": 0.25 * index, "direction": index, "distance_to_base": 0.2}
+                for index, each in enumerate(genotypes)
+            ],
+            "curve": {
+                "lam": [0.0, 0.5],
+                "distance_to_base": [0.0, 0.4],
+                "shared_edges": [8, 5],
+                "direction": [0, 0],
+            },
+            "report": {"cpu_seconds": 12.0, "wall_seconds": 10.0},
+        }
+        write_json(folder / "genotypes.json", found)
+        if not evaluated:
+            return folder
+        specs = [{"spec": {"kind": "network", "genotype": each.to_dict()}} for each in genotypes]
+        write_json(folder / "ensemble.json", {"classes": list(predictions.classes), "members": specs})
+        for index in range(members):
+            member = {"parameters": 1000 + index, "val_accuracy": 0.9, "val_nll": 0.3, "cpu_seconds": 5.0}
+            write_json(folder / f"members/{index}/member.json", member)
+        predictions.save(folder / "predictions.npz")
+        write_tables(folder, result_rows(predictions))
+        if comparison:
+            ours = {
+                **ensemble_row("ours (searched ensemble)", predictions),
+                "networks": members,
+                "cpu_seconds": 27.0,
+            }
+            other = {
+                **ours,
+                "name": "a <rival> & co",
+                "calibrated_nll": ours["calibrated_nll"] / 2,
+                "cpu_seconds": 54.0,
+            }
+            write_json(folder / "comparison.json", [ours, {**other, "interval": [0.01, 0.9]}])
+        if shift:
+            corruptions = [
+                {
+                    "corruption": name,
+                    "severity": severity,
+                    "row": row,
+                    "accuracy": 0.9 - 0.1 * severity,
+                    "nll": severity / 2,
+                    "calibrated_nll": severity / 3,
+                    "ece15": 0.1,
+                }
+                for name in ("fog", "gaussian_noise", "$snow$", "blur", "jpeg")
+                for severity in range(1, 6)
+                for row in ("ensemble", "average member", "best single")
+            ]
+            others = [
+                {
+                    "name": "noise",
+                    "row": "ensemble",
+                    "num_images": 9,
+                    "auroc_entropy": 0.8,
+                    "auroc_mutual_information": 0.7,
+                },
+                {
+                    "name": "noise",
+                    "row": "best single",
+                    "num_images": 9,
+                    "auroc_entropy": 0.6,
+                    "auroc_mutual_information": None,
+                },
+            ]
+            write_json(folder / "shift.json", {"corruptions": corruptions, "out_of_distribution": others})
+        return folder
+
+    return make

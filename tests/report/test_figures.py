@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnas_ens.analysis import style
+from dnas_ens.report.canvas import panel, plain, spread
+from dnas_ens.report.figures_members import draw_disagreement, draw_embedding
+from dnas_ens.report.figures_methods import draw_cost, frontier_of, mean_by_severity
+from dnas_ens.report.figures_predictions import draw_by_size, draw_risk_coverage
+from dnas_ens.report.labels import LabelPlacer, around
+
+
+def texts(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=8), st.floats(0.1, 3))
+def test_spread_labels(values, gap):
+    placed = spread(values, gap)
+    assert np.mean(placed) == pytest.approx(np.mean(values), abs=1e-6)
+    in_order = [placed[index] for index in np.argsort(values, kind="stable")]
+    assert (np.diff(in_order) > gap - 1e-6).all()
+
+
+def test_labels_far_enough_apart_stay():
+    assert spread([3.0, 1.0], 1.0) == [3.0, 1.0]
+
+
+def test_labels_keep_clear_of_each_other():
+    figure, axis = panel(x_label="", y_label="")
+    axis.set(xlim=(0, 1), ylim=(0, 1))
+    places = [(0.5, 0.5), (0.51, 0.5), (0.5, 0.52)]
+    placer = LabelPlacer(axis, places)
+    for place in places:
+        placer.add("label", place, around("label", size=9.5, reach=(0, 10, 20)))
+    figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in axis.texts]
+    assert not any(boxes[i].overlaps(boxes[j]) for i in range(3) for j in range(i))
+
+
+def test_frontier_is_what_no_cheaper_method_beats():
+    cost, loss = np.array([3.0, 1.0, 2.0, 2.0, 4.0]), np.array([0.2, 0.5, 0.6, 0.4, 0.2])
+    assert frontier_of(cost, loss) == [1, 3, 0]
+
+
+def test_cost_marks_ours():
+    figure = draw_cost(
+        [1, 100], [0.2, 0.1], labels=["1 ours", "2"], ours=[True, False], intervals=[(0.1, 0.3), None]
+    )
+    assert texts(figure) == ["1 ours", "2"]
+    assert figure.axes[0].get_xscale() == "log"
+    assert draw_cost([5], [0.1], labels=["1"], ours=[False]).axes[0].get_xscale() == "linear"
+
+
+def test_mean_by_severity():
+    rows = [
+        {"row": "ensemble", "severity": 2, "accuracy": 0.4},
+        {"row": "ensemble", "severity": 1, "accuracy": 0.8},
+        {"row": "ensemble", "severity": 1, "accuracy": 0.6},
+        {"row": "best single", "severity": 1, "accuracy": 0.1},
+    ]
+    assert mean_by_severity(rows, "ensemble", "accuracy") == pytest.approx({1: 0.7, 2: 0.4})
+
+
+def test_disagreement_is_numbered_in_percent():
+    assert texts(draw_disagreement([[0.0, 0.123], [0.123, 0.0]])) == ["12.3", "12.3"]
+    many = draw_disagreement(np.full((30, 30), 0.1))
+    assert texts(many) == []
+    assert len(many.axes[0].get_yticks()) <= 16
+
+
+def test_errors_are_named_where_they_are_few():
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    predicted = labels.copy()
+    predicted[0] = 2
+    figure = draw_embedding(rng.normal(size=(60, 2)), labels, predicted, ["ant", "bee", "cat"])
+    assert set(texts(figure)) == {"ant", "bee", "cat", "ant → cat"}
+    # A hundred classes have no colours of their own.
+    figure = draw_embedding(
+        rng.normal(size=(60, 2)), labels, labels, [f"class {index}" for index in range(100)]
+    )
+    assert texts(figure) == []
+
+
+def test_many_points_are_stored_as_pixels():
+    rng = np.random.default_rng(0)
+    labels = np.zeros(900, dtype=np.int64)
+    figure = draw_embedding(rng.normal(size=(900, 2)), labels, labels, ["only"])
+    svg = style.to_svg(figure)
+    assert "data:image/png;base64" in svg
+    assert len(svg) < 200_000
+
+
+def test_curves_begin_before_the_first_error():
+    coverage = np.arange(1, 101) / 100
+    risk = np.where(coverage > 0.75, 0.1, 0.0)
+    axis = draw_risk_coverage({"ensemble": (coverage, risk)}).axes[0]
+    assert 0.68 < axis.get_xlim()[0] <= 0.7
+
+
+def test_size_names_first_and_last():
+    figure = draw_by_size(
+        [1, 2, 3], [0.9, 0.95, 0.96], [0.8, 0.9, 0.96], [0.95, 0.96, 0.96], y_label="a", percent=True
+    )
+    assert texts(figure) == ["90.0 %", "96.0 %"]
+
+
+def test_names_of_others_are_not_mathematics():
+    assert plain("a$b$\x00") == r"a\$b\$" + "\ufffd"

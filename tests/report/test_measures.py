@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from torch import from_numpy
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from dnas_ens.analysis.metrics import accuracy, nll
+from dnas_ens.evaluate.tables import result_rows
+from dnas_ens.report.measures import (
+    averaged,
+    embed,
+    reliability,
+    risk_coverage,
+    rows_with_intervals,
+    size_curve,
+)
+
+
+def test_intervals_agree_with_the_normal_approximation(predictions):
+    given = predictions(3, 2000, 4, sharpness=1.5)
+    found = rows_with_intervals(given, result_rows(given))
+    assert [row.role for row in found] == ["member"] * 3 + ["best", "average", "ensemble"]
+    for row in found:
+        assert row.losses.mean() == pytest.approx(
+            row.values["calibrated_nll"], abs=2e-3 if row.role == "average" else 1e-6
+        )
+        half = norm.ppf(0.975) * row.losses.std() / math.sqrt(len(row.losses))
+        low, high = row.calibrated_nll_interval
+        assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+        share = row.values["accuracy"]
+        low, high = row.accuracy_interval
+        assert low < share < high
+        if row.role != "average":
+            assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(share * (1 - share) / 2000), rel=0.1)
+
+
+def test_no_interval_where_nothing_varies(predictions):
+    given = predictions(2, 12, 3, sharpness=30.0)
+    assert all(math.isnan(row.accuracy_interval[0]) for row in rows_with_intervals(given, result_rows(given)))
+
+
+def test_reliability_holds_the_calibration_error(predictions):
+    given = predictions(1, 400, 5, sharpness=1.0)
+    probs, labels = given.test_probs[0].astype(np.float64), given.test_labels
+    bins = reliability(probs, labels)
+    error = (bins.counts * np.abs(bins.accuracy - bins.confidence)).sum() / bins.counts.sum()
+    witness = multiclass_calibration_error(from_numpy(probs), from_numpy(labels), 5, n_bins=15)
+    assert error == pytest.approx(float(witness), abs=1e-6)
+    assert bins.histogram.sum() == pytest.approx(1.0)
+    assert len(bins.histogram) == 15
+    # Wilson's interval in closed form.
+    share, number, z = bins.accuracy, bins.counts, norm.ppf(0.975)
+    middle = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    half = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
+    np.testing.assert_allclose(bins.low, np.clip(middle - half, 0, 1), atol=1e-9)
+    np.testing.assert_allclose(bins.high, np.clip(middle + half, 0, 1), atol=1e-9)
+
+
+def test_size_curve_from_one_member_to_all(predictions):
+    given = predictions(4, 60, 3)
+    curve = size_curve(given)
+    alone = [nll(probs, given.test_labels) for probs in given.test_probs.astype(np.float64)]
+    np.testing.assert_allclose(curve.nll[0], [np.mean(alone), min(alone), max(alone)])
+    together = averaged(given.test_probs, given.weights)
+    np.testing.assert_allclose(curve.nll[-1], [nll(together, given.test_labels)] * 3)
+    np.testing.assert_allclose(curve.accuracy[-1], [accuracy(together, given.test_labels)] * 3)
+    # The mean NLL of averages falls with their size (Jensen).
+    assert (np.diff(curve.nll[:, 0]) < 0).all()
+
+
+def test_many_members_are_sampled(predictions):
+    assert size_curve(predictions(12, 10, 2)).nll.shape == (12, 3)
+
+
+def test_risk_coverage_by_hand():
+    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
+    coverage, risk = risk_coverage(probs, np.array([0, 1, 1, 1]))
+    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1.0])
+    np.testing.assert_allclose(risk, [0, 0, 1 / 3, 1 / 4])
+
+
+def test_embedding_says_nothing_of_too_little():
+    probs = np.full((40, 3), 1 / 3)
+    assert embed(probs) is None
+    assert embed(probs[:20]) is None
+    assert embed(np.full((40, 2), 0.5)) is None
+
+
+def test_embedding_of_many_images_draws_some(predictions, monkeypatch):
+    monkeypatch.setattr("dnas_ens.report.measures.MAX_EMBEDDED", 40)
+    found = embed(predictions(1, 60, 3).test_probs[0].astype(np.float64))
+    assert found is not None
+    positions, chosen = found
+    assert positions.shape == (40, 2)
+    assert len(set(chosen.tolist())) == 40

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import itertools
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dnas_ens.cli import run_main
+from dnas_ens.errors import UserError
+from dnas_ens.files import write_json
+from dnas_ens.report import write_report
+from dnas_ens.report.__main__ import main
+
+VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
+
+
+class Page(HTMLParser):
+    """A witness of its own: the page's elements, in order, with what is wrong about them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.faults: list[str] = []
+        self.headings: list[tuple[int, str]] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        self.faults += [f"{tag} is never closed" for tag in self.open]
+
+    def handle_starttag(self, tag, attrs):
+        if len(dict(attrs)) < len(attrs):
+            self.faults.append(f"{tag} has an attribute twice")
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append((int(tag[1]), ""))
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append(f"</{tag}> closes something else")
+
+    def handle_data(self, data):
+        self.text += data
+        if self.open and re.fullmatch("h[1-6]", self.open[-1]):
+            level, title = self.headings[-1]
+            self.headings[-1] = (level, title + data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def check(page: Page, source: str) -> None:
+    assert not page.faults
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    # Everything that refers to an identifier finds it.
+    referred = re.findall(r"url\(#([^)]+)\)", source)
+    for tag, attributes in page.elements:
+        if "href" in attributes and not attributes["href"].startswith("data:image/png;base64,"):
+            assert attributes["href"].startswith("#"), (tag, attributes)
+            referred.append(attributes["href"][1:])
+        referred += attributes.get("aria-labelledby", "").split()
+        assert not [name for name in attributes if name.startswith("on") or name == "src"], (tag, attributes)
+    assert set(referred) <= set(ids)
+    assert not {tag for tag, _ in page.elements} & {"script", "link", "iframe", "object"}
+    assert "default-src 'none'" in page.all("meta")[1]["content"]
+    assert not re.search(r"@import|url\((?!#)", source)
+    assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", source)
+    for picture in page.all("svg"):
+        assert picture["role"] == "img"
+        assert picture.get("aria-label") or picture["aria-labelledby"]
+    levels = [level for level, _ in page.headings]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
+    assert all(title.strip() for _, title in page.headings)
+
+
+def read(folder) -> tuple[Page, str]:
+    source = write_report(folder).read_text("utf-8")
+    page = Page(source)
+    check(page, source)
+    return page, source
+
+
+def titles(page: Page) -> list[str]:
+    return [title for level, title in page.headings if level == 2]
+
+
+def test_whole_report(make_run, predictions):
+    folder = make_run(predictions(3, 90, 4), channels=3, comparison=True, shift=True)
+    page, source = read(folder)
+    assert page.headings[0][1].startswith("Three different networks together classify ")
+    assert "90 test images of tiles right" in page.headings[0][1]
+    assert titles(page) == [
+        "Results",
+        "Beside other methods",
+        "The cells that were found",
+        "Does λ steer diversity?",
+        "Are the probabilities honest?",
+        "How many members does it take?",
+        "How do the members differ?",
+        "What if it may decline to answer?",
+        "What if the images change?",
+        "How this run was made",
+    ]
+    assert "a <rival> & co" in page.text  # escaped in the source, read back as it was
+    assert "3 channels" in page.text
+    # It says that it loses.
+    assert "comes second in calibrated NLL" in page.text
+
+    names = {path.stem for path in (folder / "figures").glob("*.svg")}
+    assert names == {path.stem for path in (folder / "figures").glob("*.png")}
+    expected = "reliability-ensemble disagreement predictions-tsne risk-coverage nll-by-cost corruption-each diversity"
+    assert set(expected.split()) < names
+    for path in (folder / "figures").glob("*.svg"):
+        assert ElementTree.parse(path).getroot().tag.endswith("svg")
+    assert (folder / "figures/diversity.png").read_bytes().startswith(b"\x89PNG")
+    events = EventAccumulator(str(folder / "tensorboard/report"))
+    events.Reload()
+    assert set(events.Tags()["images"]) == {f"report/{name}" for name in names}
+    # Written again it is the same, and the earlier images are replaced.
+    assert read(folder)[1] == source
+    assert len(list((folder / "tensorboard/report").iterdir())) == 1
+
+
+def test_one_member_of_two_classes(make_run, predictions):
+    page, _ = read(make_run(predictions(1, 40, 2)))
+    assert page.headings[0][1].startswith("One network classifies ")
+    assert "How many members does it take?" not in titles(page)
+    assert "Are the probabilities honest?" in titles(page)
+    assert "average member" not in page.text
+    assert "together" not in page.headings[0][1]
+
+
+def test_all_right(make_run, predictions):
+    page, _ = read(make_run(predictions(2, 12, 3, sharpness=20.0)))
+    assert "100.0\u202f% of 12 test images" in page.headings[0][1]
+    assert "resampling says nothing" in page.text
+
+
+def test_one_test_image(make_run, predictions):
+    page, _ = read(make_run(predictions(2, 1, 2)))
+    assert "of 1 test image of tiles" in page.headings[0][1]
+
+
+def test_hostile_names(make_run, predictions):
+    names = ["<script>alert(1)</script>", "a\"b'c & $d$", "犬 $\\frac$", "e"]
+    folder = make_run(replace(predictions(2, 40, 4), classes=names), data="</title><img src=x onerror=y>")
+    page, source = read(folder)
+    assert "<script" not in source
+    assert "<img" not in source
+    assert "犬" in page.text
+
+
+def test_search_alone(make_run, predictions):
+    page, _ = read(make_run(predictions(2, 10, 3), evaluated=False))
+    assert page.headings[0][1] == "Two networks found for tiles, not trained yet."
+    assert titles(page) == ["The cells that were found", "Does λ steer diversity?", "How this run was made"]
+
+
+def test_mistakes_are_told(tmp_path, make_run, predictions):
+    with pytest.raises(UserError, match="not a run folder"):
+        write_report(tmp_path)
+    folder = make_run(predictions(2, 10, 3))
+    write_json(folder / "comparison.json", [{"name": "ours"}])
+    with pytest.raises(UserError, match="a row lacks accuracy"):
+        write_report(folder)
+    write_json(folder / "comparison.json", "nothing")
+    with pytest.raises(UserError, match="does not hold rows"):
+        write_report(folder)
+
+
+def test_command(make_run, predictions, capsys):
+    folder = make_run(predictions(2, 10, 3), evaluated=False)
+    assert run_main(main, [str(folder)]) == 0
+    assert capsys.readouterr().out == f"report: {folder}/report.html\n"
+    assert run_main(main, [str(folder / "members")]) == 2
