@@ -67,10 +67,10 @@ def draw_disagreement(matrix: ArrayLike) -> Figure:
                 )
     axis.set_xlim(-0.5, num_members - 0.5)
     axis.set_ylim(num_members - 0.5, -0.5)
-    step = 1 if num_members <= 2 * MAX_NUMBERED else num_members // MAX_NUMBERED
-    ticks = range(0, num_members, step)
+    numbered = num_members <= MAX_NUMBERED
+    ticks = range(0, num_members, 1 if numbered else -(-num_members // MAX_NUMBERED))
     axis.set_xticks(ticks, [str(index) for index in ticks])
-    axis.set_yticks(ticks, [f"member {index}" if step == 1 else str(index) for index in ticks])
+    axis.set_yticks(ticks, [f"member {index}" if numbered else str(index) for index in ticks])
     axis.tick_params(length=0)
     axis.set_xlabel("member", fontproperties=style.font(10), color=style.TEXT_COLOUR)
     return figure

@@ -40,18 +40,11 @@ def draw_reliability(bins: Reliability, *, colour: str = style.BLUE) -> Figure:
     edges = np.linspace(0, 1, NUM_BINS + 1)
     below.bar(edges[:-1], bins.histogram, width=0.9 / NUM_BINS, align="edge", color=colour, alpha=0.45)
     tallest = int(bins.histogram.argmax())
-    share = f"{100 * bins.histogram[tallest]:.0f} %"
-    beside = (edges[tallest] - 0.01, bins.histogram[tallest] * 0.8)
-    if tallest < NUM_BINS // 2:
-        beside = (edges[tallest + 1] + 0.01, beside[1])
-    canvas.write(
-        below,
-        share,
-        beside,
-        ha="right" if tallest >= NUM_BINS // 2 else "left",
-        size=8.5,
-        colour=style.MUTED_COLOUR,
-    )
+    height_of_tallest = float(bins.histogram[tallest])
+    above_it = (float(edges[tallest] + edges[tallest + 1]) / 2, height_of_tallest)
+    share = f"{100 * height_of_tallest:.0f} %"
+    canvas.write(below, share, above_it, offset=(0, 7), ha="center", size=8.5, colour=style.MUTED_COLOUR)
+    below.set_ylim(0, 1.4 * height_of_tallest)
     below.set_yticks([])
     axis.set_ylim(-0.03, 1.03)
     axis.tick_params(labelbottom=False)
@@ -99,7 +92,7 @@ def draw_by_size(
     margin = 0.12 * max(float(top.max() - bottom.min()), 1e-6)
     axis.set_ylim(float(bottom.min()) - margin, float(top.max()) + margin)
     axis.set_xlim(float(counts[0]) - 0.25, float(counts[-1]) + 0.1)
-    axis.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=canvas.STEPS))
     return figure
 

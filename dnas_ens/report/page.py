@@ -77,13 +77,11 @@ def _contents(sections: Sequence[Section]) -> str:
 def _section(section: Section) -> str:
     pictures = "".join(_figure(picture) for picture in section.pictures)
     if pictures:
-        kind = (
-            " of-cells"
-            if section.pictures[0].shape == "cells"
-            else " single"
-            if len(section.pictures) == 1
-            else ""
-        )
+        kind = ""
+        if len(section.pictures) == 1:
+            kind = " single"
+        elif section.pictures[0].shape == "cells":
+            kind = " of-cells"
         pictures = f'<div class="pictures{kind}">\n{pictures}</div>\n'
     heading = f'<h2 id="{section.name}">{escape(section.title)}</h2>\n'
     return f'<section aria-labelledby="{section.name}">\n{heading}{section.text}{pictures}{section.below}</section>\n'

@@ -94,18 +94,21 @@ def steering_section(files: RunFiles) -> Section | None:
         directions=curve.get("direction"),
     )
     directions = len(set(curve.get("direction") or [0]))
+    lines = (
+        f"One line for each of {count(directions, 'direction')}; "
+        if directions > 1
+        else "There is one direction; "
+    )
+    below = "; below, the edges that the discrete cells share with it" if curve.get("shared_edges") else ""
     picture = Picture(
         name="diversity",
         title="Distance D and shared edges against λ",
-        caption=f"One line for each of {count(directions, 'direction')}; the dashed diagonal is what was asked for. "
-        "Above, the distance of the relaxed architecture to the base, 0 for the same and 1 for nothing in "
-        "common; below, the edges that the discrete cells share."
-        if directions > 1
-        else "The distance of the relaxed architecture to the base, 0 for the same and 1 for nothing in common.",
+        caption=f"{lines}the dashed diagonal is what was asked for. The distance D is that of the relaxed architecture "
+        f"to the base, 0 for the same and 1 for nothing in common{below}.",
         description="Line chart of the distance to the base rising with lambda beside the diagonal, and below it the "
         "number of shared edges.",
         figure=figure,
         shape="wide",
     )
-    text = "<p>The search learns a path of architectures: λ asks how far from the base each should lie.</p>"
+    text = "<p>The search learns paths of architectures away from a base: λ asks how far from it each should lie.</p>"
     return Section(name="steering", title="Does λ steer diversity?", text=text, pictures=[picture])

@@ -138,7 +138,7 @@ pre {
   section { margin-top: 2.25rem; }
   h2, h3, thead { break-after: avoid; }
   h2 { font-size: 14pt; }
-  section > p:not(.note) { break-after: avoid; }
+  section > p:not(.note) { break-after: avoid; break-inside: avoid; }
   figure, tr, .key, .facts div { break-inside: avoid; }
   p, .note, figcaption { orphans: 3; widows: 3; }
   .table, .drawing, pre { overflow: visible; }

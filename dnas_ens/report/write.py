@@ -16,7 +16,7 @@ from dnas_ens.report.page import render
 from dnas_ens.report.parts import Picture
 from dnas_ens.report.run_files import RunFiles
 
-PIXELS_PER_INCH = 200
+PIXELS_PER_INCH = 160
 PHASE = "report"
 
 
