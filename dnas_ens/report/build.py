@@ -122,7 +122,7 @@ def _key_figures(files: RunFiles, rows: Sequence[Row]) -> list[tuple[str, str, s
             ("Disagreement", wording.percent(values["disagreement"]), "of images, mean over pairs of members")
         )
     if (seconds := files.seconds()) is not None:
-        figures.append(("Cost", wording.duration(sum(seconds)), "of CPU time, search included"))
+        figures.append(("Cost", wording.duration(sum(seconds[:2])), f"of {seconds[2]} time, search included"))
     elif values.get("parameters"):
         figures.append(("Size", f"{values['parameters']:,}", "parameters"))
     return figures

@@ -172,7 +172,11 @@ def draw_each_corruption(rows: Sequence[Mapping[str, Any]], metric: str = "accur
         lowest = index + COLUMNS >= len(names)
         axis.tick_params(labelleft=column == 0, labelbottom=lowest, labelsize=8.5)
         canvas.write(
-            axis, corruption.replace("_", " "), (0.9, max(values) + margin), offset=(0, 8), size=canvas.TEXT
+            axis,
+            corruption.rpartition("/")[2].replace("_", " "),
+            (0.9, max(values) + margin),
+            offset=(0, 8),
+            size=canvas.TEXT,
         )
     return figure
 

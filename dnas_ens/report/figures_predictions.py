@@ -59,13 +59,13 @@ def draw_reliability(bins: Reliability, *, colour: str = style.BLUE) -> Figure:
 def draw_by_size(
     sizes: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, *, y_label: str, percent: bool = False
 ) -> Figure:
-    """Draw a figure of merit against the number of members, with the range over the subsets of each size.
+    """Draw a figure of merit against the number of members, with a band around it.
 
     Args:
         sizes: S numbers of members.
         mean: S means over subsets.
-        low: S smallest values.
-        high: S largest values.
+        low: S lower ends of the band.
+        high: S upper ends.
         y_label: What it is, with its unit.
         percent: Whether the values are shares to be shown in per cent.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
 from dnas_ens.analysis.calibration import apply_temperature
-from dnas_ens.analysis.diversity import normalise_weights
-from dnas_ens.analysis.metrics import FloatArray, accuracy, nll, per_image_nll
+from dnas_ens.analysis.metrics import FloatArray, per_image_nll
 from dnas_ens.analysis.significance import CONFIDENCE
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
@@ -25,7 +23,6 @@ from dnas_ens.evaluate.tables import best_single
 NUM_BINS = 15
 #: Resamples for the intervals of a table's rows; a tenth of those of a test, for a page is written in seconds.
 NUM_RESAMPLES = 2_000
-MAX_SUBSETS = 60
 MAX_EMBEDDED = 1_000
 MIN_EMBEDDED = 30
 LEAST_EMBEDDED = 1e-4
@@ -52,13 +49,6 @@ class Row:
     calibrated_nll_interval: Interval
 
 
-def averaged(probs: NDArray, weights: Sequence[float]) -> FloatArray:
-    """Return the members' weighted mean probabilities, (N, K), in double precision."""
-    shares = normalise_weights(weights, len(probs))
-    mean: FloatArray = np.tensordot(shares, np.asarray(probs, dtype=np.float64), axes=1)
-    return mean
-
-
 def rows_with_intervals(predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Give every row of the results a percentile bootstrap over test images.
 
@@ -70,7 +60,7 @@ def rows_with_intervals(predictions: Predictions, rows: Sequence[Mapping[str, An
     """
     labels, members = predictions.test_labels, len(predictions.test_probs)
     probs = [np.asarray(each, dtype=np.float64) for each in predictions.test_probs]
-    probs.append(averaged(predictions.test_probs, predictions.weights))
+    probs.append(predictions.averaged()[1])
     temperatures = [rows[index]["temperature"] for index in (*range(members), -1)]
     losses = np.stack(
         [
@@ -167,55 +157,6 @@ def reliability(probs: NDArray, labels: NDArray) -> Reliability:
         counts=counts[held],
         histogram=counts / len(labels),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SizeCurve:
-    """Figures of ensembles of 1 to M members: mean, smallest and largest over the subsets of each size."""
-
-    sizes: NDArray[np.int64]
-    nll: FloatArray
-    accuracy: FloatArray
-
-
-# To be replaced by dnas_ens.analysis.ensemble_size where that exists.
-def size_curve(predictions: Predictions) -> SizeCurve:
-    """Measure equal averages of every subset of members, at most 60 random ones of each size.
-
-    Returns:
-        NLL (no temperature) and accuracy, each of shape (M, 3): mean, smallest, largest.
-    """
-    members = np.asarray(predictions.test_probs, dtype=np.float64)
-    labels, rng = predictions.test_labels, np.random.default_rng(0)
-    nlls, accuracies = [], []
-    for size in range(1, len(members) + 1):
-        if math.comb(len(members), size) <= MAX_SUBSETS:
-            subsets = list(combinations(range(len(members)), size))
-        else:
-            subsets = [
-                tuple(rng.choice(len(members), size, replace=False).tolist()) for _ in range(MAX_SUBSETS)
-            ]
-        means = [members[list(subset)].mean(axis=0) for subset in subsets]
-        nlls.append([nll(mean, labels) for mean in means])
-        accuracies.append([accuracy(mean, labels) for mean in means])
-
-    def summary(values: list[list[float]]) -> FloatArray:
-        return np.array([[np.mean(each), np.min(each), np.max(each)] for each in values])
-
-    return SizeCurve(sizes=np.arange(1, len(members) + 1), nll=summary(nlls), accuracy=summary(accuracies))
-
-
-# To be replaced by dnas_ens.analysis.selective where that exists.
-def risk_coverage(probs: NDArray, labels: NDArray) -> tuple[FloatArray, FloatArray]:
-    """Answer the most confident images first: (arXiv 1705.08500).
-
-    Returns:
-        Coverage n/N and risk, the share of wrong answers among the n most confident, both (N,), in [0, 1].
-    """
-    order = np.argsort(-probs.max(axis=1), kind="stable")
-    wrong = (probs.argmax(axis=1) != labels)[order]
-    answered = np.arange(1, len(labels) + 1)
-    return answered / len(labels), np.cumsum(wrong) / answered
 
 
 def embed(probs: NDArray) -> tuple[FloatArray, NDArray[np.int64]] | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dnas_ens.analysis.ensemble_size import ensemble_size_curve
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import result_rows
@@ -16,6 +17,7 @@ from dnas_ens.genotype import Genotype
 #: The rows of a comparison are sorted into the report by these.
 COMPARISON_FIELDS = ("name", "accuracy", "calibrated_nll")
 CORRUPTION_FIELDS = ("corruption", "severity", "row", "accuracy", "calibrated_nll")
+SIZE_FIELDS = ("size", "accuracy", "accuracy_deviation", "calibrated_nll", "calibrated_nll_deviation")
 OUT_OF_DISTRIBUTION_FIELDS = ("name", "row", "num_images", "auroc_entropy")
 
 
@@ -32,6 +34,7 @@ class RunFiles:
         ensemble: ensemble.json.
         predictions: predictions.npz.
         rows: results.json, or the same computed from the predictions.
+        ensemble_sizes: ensemble_size.json, or the same computed from the predictions.
         comparison: Rows of comparison.json.
         corruptions: Rows of shift.json on corrupted test images.
         out_of_distribution: Rows of shift.json on images of other data.
@@ -45,6 +48,7 @@ class RunFiles:
     ensemble: Mapping[str, Any] | None = None
     predictions: Predictions | None = None
     rows: Sequence[Mapping[str, Any]] = ()
+    ensemble_sizes: Sequence[Mapping[str, Any]] = ()
     comparison: Sequence[Mapping[str, Any]] = ()
     corruptions: Sequence[Mapping[str, Any]] = ()
     out_of_distribution: Sequence[Mapping[str, Any]] = ()
@@ -75,6 +79,7 @@ class RunFiles:
             ensemble=_optional(folder / "ensemble.json", None),
             predictions=predictions,
             rows=_rows(folder / "results.json", predictions),
+            ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),
             comparison=_table(
                 _optional(folder / "comparison.json", []), COMPARISON_FIELDS, folder / "comparison.json"
             ),
@@ -112,15 +117,18 @@ class RunFiles:
             stored = [self.found["candidates"][index]["genotype"] for index in self.found["selected"]]
         return [Genotype.from_dict(genotype) for genotype in stored]
 
-    def seconds(self) -> tuple[float, float] | None:
-        """CPU seconds of the search and of the members' training; None where either is not noted."""
-        search = (self.found or {}).get("report", {}).get("cpu_seconds")
-        training = [
-            float(member["cpu_seconds"]) for member in self.members if member.get("cpu_seconds") is not None
-        ]
-        if search is None or not training or len(training) < len(self.members):
+    def seconds(self) -> tuple[float, float, str] | None:
+        """Seconds of the search and of the members' training, and of what: "GPU" or "CPU"; None where unknown."""
+        report = (self.found or {}).get("report") or {}
+        if not self.members or "cpu_seconds" not in report:
             return None
-        return float(search), sum(training)
+        on_gpu = sum(float(each.get("gpu_seconds") or 0.0) for each in (report, *self.members))
+        kind = "gpu" if on_gpu else "cpu"
+        key = f"{kind}_seconds"
+        training = [float(each[key]) for each in self.members if each.get(key) is not None]
+        if len(training) < len(self.members):
+            return None
+        return float(report.get(key) or 0.0), sum(training), kind.upper()
 
 
 def _optional(path: Path, default: Any) -> Any:
@@ -139,6 +147,18 @@ def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
     rows = _optional(path, [])
     # A row a member, then best single, average member and ensemble.
     return rows if len(rows) == len(predictions.test_probs) + 3 else result_rows(predictions)
+
+
+def _sizes(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
+    """Metrics against ensemble size as they were written, made anew where they are missing."""
+    if predictions is None:
+        return []
+    rows = _optional(path, [])
+    if len(rows) == predictions.num_members:
+        return _table(rows, SIZE_FIELDS, path)
+    return ensemble_size_curve(
+        predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
+    ).to_rows()
 
 
 def _table(rows: Any, fields: Sequence[str], path: Path) -> list[dict[str, Any]]:

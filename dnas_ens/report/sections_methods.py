@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from dnas_ens.evaluate.shift_predictions import CIFAR10_C
 from dnas_ens.report.figures_methods import (
     draw_corruptions,
     draw_cost,
@@ -98,7 +99,9 @@ def shift_section(files: RunFiles) -> Section | None:
             f"<p>The test images spoilt in {count(kinds, 'way')} at five severities; temperatures stay as they were "
             "fitted on clean validation images.</p>"
         )
-        pictures = _corruption_pictures(files, kinds)
+        public = [row for row in rows if str(row["corruption"]).startswith(CIFAR10_C)]
+        pictures = _corruption_pictures(files, [row for row in rows if row not in public])
+        pictures += _corruption_pictures(files, public, suffix="-public", source=" of the public CIFAR-10-C")
     if others:
         said = (
             "Images of other data, mixed with the test images: how well uncertainty tells them apart. AUROC is the "
@@ -110,8 +113,13 @@ def shift_section(files: RunFiles) -> Section | None:
     )
 
 
-def _corruption_pictures(files: RunFiles, kinds: int) -> list[Picture]:
-    rows = files.corruptions
+def _corruption_pictures(
+    files: RunFiles, rows: Sequence[Mapping[str, Any]], *, suffix: str = "", source: str = ""
+) -> list[Picture]:
+    """Curves of one family of corruptions; none where it has no rows."""
+    if not rows:
+        return []
+    kinds = len({row["corruption"] for row in rows})
     clean = {
         metric: {
             name: float(row[metric])
@@ -124,17 +132,17 @@ def _corruption_pictures(files: RunFiles, kinds: int) -> list[Picture]:
     name = next((row["row"] for row in rows if row["row"] == "ensemble"), rows[0]["row"])
     worst = mean_by_severity(rows, name, "accuracy")
     at = f"{percent(worst[max(worst)])} right at severity {max(worst)}"
-    mean = f"Mean over {count(kinds, 'corruption')}."
+    mean = f"Mean over {count(kinds, 'corruption')}{source}."
     pictures = [
         Picture(
-            name="corruption-accuracy",
+            name=f"corruption-accuracy{suffix}",
             title="Accuracy",
             caption=f"{mean} The {escape(name)} gets {at}.",
             description=f"Accuracy against severity of corruption; {name}: {at}.",
             figure=draw_corruptions(rows, "accuracy", y_label="accuracy, %", clean=clean["accuracy"]),
         ),
         Picture(
-            name="corruption-nll",
+            name=f"corruption-nll{suffix}",
             title="Calibrated NLL",
             caption=f"{mean} Lower is better.",
             description="Calibrated NLL against severity of corruption, for the same predictors.",
@@ -146,8 +154,8 @@ def _corruption_pictures(files: RunFiles, kinds: int) -> list[Picture]:
     if kinds > 1:
         pictures.append(
             Picture(
-                name="corruption-each",
-                title="Accuracy under each corruption",
+                name=f"corruption-each{suffix}",
+                title=f"Accuracy under each corruption{source}",
                 caption="Accuracy in % against severity 1 to 5; colours as above.",
                 description=f"{kinds} small line charts of accuracy against severity, one a corruption.",
                 figure=draw_each_corruption(rows),

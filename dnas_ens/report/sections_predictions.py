@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from dnas_ens.analysis import style
 from dnas_ens.analysis.diversity import pairwise_disagreement
 from dnas_ens.analysis.metrics import FloatArray, ece15
+from dnas_ens.analysis.selective import risk_coverage
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.report.figures_members import (
     MAX_COLOURED_CLASSES,
@@ -15,7 +19,7 @@ from dnas_ens.report.figures_members import (
     draw_embedding,
 )
 from dnas_ens.report.figures_predictions import draw_by_size, draw_reliability, draw_risk_coverage
-from dnas_ens.report.measures import averaged, embed, reliability, risk_coverage, size_curve
+from dnas_ens.report.measures import embed, reliability
 from dnas_ens.report.parts import Picture, Section
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.report.wording import NARROW, count, percent
@@ -28,7 +32,7 @@ def calibration_section(files: RunFiles) -> Section | None:
         return None
     labels = predictions.test_labels
     whole = "ensemble" if files.num_members > 1 else "network"
-    mean = averaged(predictions.test_probs, predictions.weights)
+    mean = predictions.averaged()[1]
     bins = reliability(mean, labels)
     pictures = [
         Picture(
@@ -72,31 +76,36 @@ def size_section(files: RunFiles) -> Section | None:
     predictions = files.predictions
     if predictions is None or files.num_members < 2:
         return None
-    curve = size_curve(predictions)
-    how = (
-        "Dots are means over subsets of that many members, averaged with equal weights, the band their range."
-    )
-    first, last = curve.nll[0, 0], curve.nll[-1, 0]
-    right = curve.accuracy[0, 0], curve.accuracy[-1, 0]
+    rows = files.ensemble_sizes
+    sizes = [row["size"] for row in rows]
     pictures = [
         Picture(
             name="nll-by-size",
-            title="NLL",
-            caption=f"Negative log-likelihood without temperature; lower is better. {how}",
-            description=f"NLL against number of members, falling or rising from {first:.4f} nats for one to {last:.4f} "
-            f"for {files.num_members}.",
-            figure=draw_by_size(curve.sizes, *curve.nll.T, y_label="NLL, nats"),
+            title="Calibrated NLL",
+            caption="Dots are means over subsets of that many members, averaged with equal weights, each with a "
+            "temperature of its own; the band is one standard deviation over the subsets. It tells how much the choice "
+            "among these members matters, not how other trainings would turn out. Lower is better.",
+            description=f"Calibrated NLL against number of members: {rows[0]['calibrated_nll']:.4f} nats for one, "
+            f"{rows[-1]['calibrated_nll']:.4f} for {sizes[-1]}.",
+            figure=draw_by_size(sizes, *_band(rows, "calibrated_nll"), y_label="calibrated NLL, nats"),
         ),
         Picture(
             name="accuracy-by-size",
             title="Accuracy",
             caption="The same subsets; higher is better.",
-            description=f"Accuracy against number of members, from {percent(right[0])} for one to "
-            f"{percent(right[1])} for {files.num_members}.",
-            figure=draw_by_size(curve.sizes, *curve.accuracy.T, y_label="accuracy, %", percent=True),
+            description=f"Accuracy against number of members: {percent(rows[0]['accuracy'])} for one, "
+            f"{percent(rows[-1]['accuracy'])} for {sizes[-1]}.",
+            figure=draw_by_size(sizes, *_band(rows, "accuracy"), y_label="accuracy, %", percent=True),
         ),
     ]
     return Section(name="size", title="How many members does it take?", pictures=pictures)
+
+
+def _band(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, and one standard deviation below and above it; a single subset has none."""
+    mean = np.array([row[metric] for row in rows])
+    deviation = np.array([row[f"{metric}_deviation"] or 0.0 for row in rows])
+    return mean, mean - deviation, mean + deviation
 
 
 def difference_section(files: RunFiles) -> Section | None:
@@ -127,7 +136,7 @@ def difference_section(files: RunFiles) -> Section | None:
 def _plane(files: RunFiles) -> list[Picture]:
     predictions = files.predictions
     assert predictions is not None
-    mean = averaged(predictions.test_probs, predictions.weights)
+    mean = predictions.averaged()[1]
     embedded = embed(mean)
     if embedded is None:
         return []
@@ -164,29 +173,26 @@ def selective_section(files: RunFiles) -> Section | None:
     if predictions is None or len(predictions.test_labels) < 10:
         return None
     labels, members = predictions.test_labels, files.num_members
-    mean = averaged(predictions.test_probs, predictions.weights)
-    curves: dict[str, tuple[FloatArray, FloatArray]] = {}
+    mean = predictions.averaged()[1]
     best = best_single(predictions)
-    if members > 1:
-        curves |= {
-            f"member {index}": risk_coverage(predictions.test_probs[index], labels)
-            for index in range(members)
-            if index != best
-        }
-        curves["best member"] = risk_coverage(predictions.test_probs[best], labels)
     whole = "ensemble" if members > 1 else "network"
-    curves[whole] = risk_coverage(mean, labels)
-    areas = {name: float(np.mean(risk)) for name, (_, risk) in curves.items()}
-    others = f", {100 * areas['best member']:.2f}{NARROW}% of the best member" if members > 1 else ""
+    found = {}
+    if members > 1:
+        others = [index for index in range(members) if index != best]
+        found = {f"member {index}": risk_coverage(predictions.test_probs[index], labels) for index in others}
+        found["best member"] = risk_coverage(predictions.test_probs[best], labels)
+    found[whole] = risk_coverage(mean, labels)
+    curves = {name: (curve.coverage, curve.risk) for name, curve in found.items()}
+    beside = f", {100 * found['best member'].aurc:.2f}{NARROW}% of the best member" if members > 1 else ""
     picture = Picture(
         name="risk-coverage",
         title="Risk against coverage",
         caption=f"Error among the images answered when only the surest are. The area under the curve (AURC) is "
-        f"{100 * areas[whole]:.2f}{NARROW}% of the {whole}{others}; lower is better."
+        f"{100 * found[whole].aurc:.2f}{NARROW}% of the {whole}{beside}; lower is better."
         + (" Thin lines are the other members." if members > 2 else ""),
         description=f"Share of wrong answers against share of images answered, of {', '.join(list(curves)[-2:])}; all "
-        f"images answered, the {whole} errs on {percent(float(curves[whole][1][-1]))}.",
-        figure=draw_risk_coverage(curves, faint=max(0, members - 1) if members > 1 else 0),
+        f"images answered, the {whole} errs on {percent(float(found[whole].risk[-1]))}.",
+        figure=draw_risk_coverage(curves, faint=members - 1),
     )
     text = (
         "<p>A predictor that may hand unsure images to a person errs less on the rest, if it is unsure of the right "

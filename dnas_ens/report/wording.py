@@ -109,11 +109,11 @@ def against_best(difference: PairedDifference, *, num_images: int, ours: float, 
     return f"Together they are {word} than the best one of them alone: {figures} ({spread}).{beyond}"
 
 
-def cost(search: float, training: float, *, parameters: int | None) -> str:
+def cost(search: float, training: float, device: str, *, parameters: int | None) -> str:
     """Say what it took."""
     size = f", and they hold {parameters:,} parameters" if parameters else ""
     return (
-        f"Search and training took {duration(search + training)} of CPU time, {duration(search)} of it for the "
+        f"Search and training took {duration(search + training)} of {device} time, {duration(search)} of it for the "
         f"search{size}."
     )
 

@@ -114,7 +114,15 @@ def make_run(tmp_path):
                     "calibrated_nll": severity / 3,
                     "ece15": 0.1,
                 }
-                for name in ("fog", "gaussian_noise", "$snow$", "blur", "jpeg")
+                for name in (
+                    "fog",
+                    "gaussian_noise",
+                    "$snow$",
+                    "blur",
+                    "jpeg",
+                    "cifar10-c/fog",
+                    "cifar10-c/frost",
+                )
                 for severity in range(1, 6)
                 for row in ("ensemble", "average member", "best single")
             ]

@@ -8,15 +8,11 @@ from scipy.stats import norm
 from torch import from_numpy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.report.measures import (
-    averaged,
     embed,
     reliability,
-    risk_coverage,
     rows_with_intervals,
-    size_curve,
 )
 
 
@@ -58,29 +54,6 @@ def test_reliability_holds_the_calibration_error(predictions):
     half = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + z**2 / (4 * number**2))
     np.testing.assert_allclose(bins.low, np.clip(middle - half, 0, 1), atol=1e-9)
     np.testing.assert_allclose(bins.high, np.clip(middle + half, 0, 1), atol=1e-9)
-
-
-def test_size_curve_from_one_member_to_all(predictions):
-    given = predictions(4, 60, 3)
-    curve = size_curve(given)
-    alone = [nll(probs, given.test_labels) for probs in given.test_probs.astype(np.float64)]
-    np.testing.assert_allclose(curve.nll[0], [np.mean(alone), min(alone), max(alone)])
-    together = averaged(given.test_probs, given.weights)
-    np.testing.assert_allclose(curve.nll[-1], [nll(together, given.test_labels)] * 3)
-    np.testing.assert_allclose(curve.accuracy[-1], [accuracy(together, given.test_labels)] * 3)
-    # The mean NLL of averages falls with their size (Jensen).
-    assert (np.diff(curve.nll[:, 0]) < 0).all()
-
-
-def test_many_members_are_sampled(predictions):
-    assert size_curve(predictions(12, 10, 2)).nll.shape == (12, 3)
-
-
-def test_risk_coverage_by_hand():
-    probs = np.array([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
-    coverage, risk = risk_coverage(probs, np.array([0, 1, 1, 1]))
-    np.testing.assert_allclose(coverage, [0.25, 0.5, 0.75, 1.0])
-    np.testing.assert_allclose(risk, [0, 0, 1 / 3, 1 / 4])
 
 
 def test_embedding_says_nothing_of_too_little():

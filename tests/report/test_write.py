@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from dnas_ens.cli import run_main
 from dnas_ens.errors import UserError
-from dnas_ens.files import write_json
+from dnas_ens.files import read_json, write_json
 from dnas_ens.report import write_report
 from dnas_ens.report.__main__ import main
 
@@ -115,6 +115,10 @@ def test_whole_report(make_run, predictions):
     ]
     assert "a <rival> & co" in page.text  # escaped in the source, read back as it was
     assert "3 channels" in page.text
+    # Corruptions made here and the public ones are not averaged together.
+    assert "Mean over five corruptions." in page.text
+    assert "Mean over two corruptions of the public CIFAR-10-C." in page.text
+    assert "took 27\u202fs of CPU time, 12\u202fs of it for the search" in page.text
     # It says that it loses.
     assert "comes second in calibrated NLL" in page.text
 
@@ -146,6 +150,15 @@ def test_all_right(make_run, predictions):
     page, _ = read(make_run(predictions(2, 12, 3, sharpness=20.0)))
     assert "100.0\u202f% of 12 test images" in page.headings[0][1]
     assert "resampling says nothing" in page.text
+
+
+def test_gpu_seconds_are_called_so(make_run, predictions):
+    folder = make_run(predictions(2, 10, 3))
+    for index in range(2):
+        path = folder / f"members/{index}/member.json"
+        write_json(path, {**read_json(path), "gpu_seconds": 2.0})
+    page, _ = read(folder)
+    assert "took 4\u202fs of GPU time, 0\u202fs of it for the search" in page.text
 
 
 def test_one_test_image(make_run, predictions):
