@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dnas_ens.analysis.significance import PairedDifference, paired_difference
+from dnas_ens.evaluate.tables import best_single
 from dnas_ens.report import wording
 from dnas_ens.report.measures import Row, rows_with_intervals
 from dnas_ens.report.parts import Report, Section
@@ -86,7 +87,7 @@ def _lead(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | N
         ensemble = rows[-1]
         ends = wording.interval(ensemble.accuracy_interval, digits=1, factor=100.0, unit="%")
         if ends:
-            said.append(f"On other images of the same kind it would lie at {ends} (95{NARROW}% interval).")
+            said.append(f"For other images of the same kind the 95{NARROW}% interval is {ends}.")
         said.append(wording.calibration(ensemble.values["ece15"], num_members=files.num_members))
     if difference is not None:
         said.append(
@@ -149,7 +150,7 @@ def _results(files: RunFiles, rows: Sequence[Row], difference: PairedDifference 
     )
     tested = ""
     if difference is not None:
-        best = _best(rows).values["name"].replace("best single (", "the best single one (")
+        best = f"its best single member, number {best_single(predictions)},"
         sentence = difference.sentence("The ensemble", best)
         tested = (
             f'<p class="note">In calibrated NLL: {escape(wording.minus_signs(sentence))} The figures in '

@@ -65,7 +65,7 @@ th, td { padding: .5rem .75rem; text-align: right; vertical-align: top; font-var
 tbody th { font-weight: 400; text-align: left; padding-left: 0; min-width: 9.5rem; }
 tr > :first-child { position: sticky; left: 0; background: var(--paper); }
 thead th, thead td {
-  font-size: .8125rem; font-weight: 400; color: var(--muted);
+  font-size: .87em; font-weight: 400; color: var(--muted);
   vertical-align: bottom; border-bottom: 1px solid var(--line);
 }
 tbody tr + tr > * { border-top: 1px solid var(--grid); }
@@ -127,6 +127,7 @@ pre {
 }
 @media print {
   @page { margin: 16mm 15mm; }
+  :root { --paper: #fff; }
   body { font-size: 10pt; background: none; }
   .page { max-width: none; padding: 0; }
   header { padding-top: 0; }

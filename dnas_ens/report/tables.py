@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -73,9 +74,8 @@ def results_table(rows: Sequence[Row]) -> str:
 
 def _row_name(row: Row) -> str:
     name = str(row.values["name"])
-    if row.role == "best":
-        return name.replace("best single (", "best single: ").replace(", chosen on val)", "")
-    return name
+    member = re.search(r"member \d+", name)
+    return f"best single: {member[0]}" if row.role == "best" and member else name
 
 
 def _with_interval(

@@ -119,6 +119,8 @@ def test_whole_report(make_run, predictions):
     assert "Mean over five corruptions." in page.text
     assert "Mean over two corruptions of the public CIFAR-10-C." in page.text
     assert "took 27\u202fs of CPU time, 12\u202fs of it for the search" in page.text
+    assert re.search(r"The ensemble (and|is .* than) its best single member, number [012],", page.text)
+    assert re.search("best single: member [012]", page.text)
     # It says that it loses.
     assert "comes second in calibrated NLL" in page.text
 
