@@ -65,7 +65,7 @@ def comparison_section(files: RunFiles) -> Section | None:
     notes = "All on the same test images. Bold is the lowest calibrated NLL." + (
         f" Below a figure stands its 95{NARROW}% interval over test images."
         if any(r.get("interval") for r in rows)
-        else " One training each, on these few images: differences well within the intervals above may be luck."
+        else " One training each: differences well within the intervals above may be luck."
     )
     return Section(
         name="comparison",
