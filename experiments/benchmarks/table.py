@@ -1,8 +1,8 @@
-"""Write the README's table of benchmarks from their results, the latest of each kind.
+"""Write the table of benchmarks from their results, the latest of each kind.
 
-    python experiments/benchmarks/readme_table.py
+    python experiments/benchmarks/table.py
 
-Replaces what stands between the markers in README.md; ``--readme FILE`` and ``--results FILE`` name others. A second.
+Writes experiments/results/benchmarks.md; ``--results`` names other lines, ``--output`` another place. A second.
 """
 
 from __future__ import annotations
@@ -14,23 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.errors import UserError
+from dnas_ens.files import write_atomic
 
-ROOT = Path(__file__).parents[2]
-BEGIN, END = (
-    "<!-- benchmarks: written by experiments/benchmarks/readme_table.py -->",
-    "<!-- end of benchmarks -->",
-)
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """Options of the script."""
 
-    results: Path = ROOT / "experiments" / "results" / "benchmarks.jsonl"
+    results: Path = RESULTS / "benchmarks.jsonl"
     """Lines that the benchmarks wrote."""
-    readme: Path = ROOT / "README.md"
-    """File that holds the markers."""
+    output: Path = RESULTS / "benchmarks.md"
+    """The table."""
 
 
 def title(line: dict[str, Any]) -> str:
@@ -68,22 +64,20 @@ def main(argv: list[str]) -> None:
     options = parse(
         Table,
         argv,
-        prog="python experiments/benchmarks/readme_table.py",
+        prog="python experiments/benchmarks/table.py",
         description=__doc__ or "",
         default=Table(),
     )
-    text = options.readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise UserError(f"{options.readme} has no markers.", f"Put {BEGIN} and {END} where the table goes.")
     lines = [json.loads(line) for line in options.results.read_text().splitlines()]
     head = (
+        "# Benchmarks, the latest of each kind\n\n"
+        "Both sides are timed in turn in one process: medians, and the quartiles of the ratio. Commands, versions and "
+        "all timings are in benchmarks.jsonl.\n\n"
         "| what | beside | its ms | our ms | time, its / ours (quartiles) | memory, ours / its | when, where |\n"
         "|:--|:--|--:|--:|--:|--:|:--|\n"
     )
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    options.readme.write_text(before + BEGIN + "\n" + head + "\n".join(rows(lines)) + "\n" + END + after)
-    print(f"wrote {options.readme}")
+    write_atomic(options.output, (head + "\n".join(rows(lines)) + "\n").encode())
+    print(f"wrote {options.output}")
 
 
 if __name__ == "__main__":
