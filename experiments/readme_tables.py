@@ -108,9 +108,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"Tables of {options.readme} are not what their files say.", f"Run {PROG}.")
     if not options.check:
         write_atomic(options.readme, expected.encode())
-    count = len(MARKED.findall(text))
     print(
-        f"{count} table{'s' * (count != 1)} of {options.readme} {'as the files have it' if options.check else 'written'}"
+        f"{'checked' if options.check else 'wrote'} the tables of {options.readme}: {len(MARKED.findall(text))}"
     )
 
 

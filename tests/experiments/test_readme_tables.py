@@ -71,7 +71,7 @@ def test_the_command(results, tmp_path, capsys):
     main(options)
     assert "| ours | 98.5 | one |" in readme.read_text()
     main([*options, "--check"])
-    assert "1 table of" in capsys.readouterr().out
+    assert "README.md: 1" in capsys.readouterr().out
 
 
 def test_the_readme_says_what_the_files_say():
