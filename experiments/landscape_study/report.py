@@ -1,0 +1,175 @@
+"""Tables, sentences and files of the study."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnas_ens.analysis.member_groups import PairContrast
+from dnas_ens.analysis.metrics import accuracy
+from dnas_ens.analysis.significance import CONFIDENCE, mean_and_deviation
+from dnas_ens.files import write_atomic
+from landscape_study.found import Found, records
+from landscape_study.measures import PAIR_MEASURES
+
+
+def solutions_table(found: Found) -> str:
+    """Return accuracies of every architecture's solutions as Markdown."""
+    lines = ["| architecture | parameters | test accuracy % | CPU s a training |", "|:--|--:|--:|--:|"]
+    for position, architecture in enumerate(found.bench.architectures):
+        own = [one for one in found.solutions if one.architecture == position]
+        accuracies = [
+            100
+            * accuracy(
+                found.predictions.test_probs[one.index].astype(np.float64), found.predictions.test_labels
+            )
+            for one in own
+        ]
+        seconds = [one.record["cpu_seconds"] for one in own]
+        lines.append(
+            f"| {architecture.name} | {own[0].record['parameters']:,} | {mean_and_deviation(accuracies, digits=2)} | "
+            f"{np.mean(seconds):.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def space_table(found: Found) -> str:
+    """Return how far apart checkpoints and seeds of the first architecture lie, in weights and on val."""
+    landscape, count = found.landscape, len(found.solutions[0].states)
+    trajectories = len(landscape.cosines) // count
+    late = range(count // 2, count)
+    within = [
+        (t * count + first, t * count + second)
+        for t in range(trajectories)
+        for first, second in itertools.combinations(late, 2)
+    ]
+    ends = [t * count + count - 1 for t in range(trajectories)]
+    rows = {
+        f"checkpoints of one trajectory, from epoch {found.solutions[0].epochs[count // 2]} on": within,
+        "beginning and end of one trajectory": [(end - count + 1, end) for end in ends],
+        "seeds, at the end": list(itertools.combinations(ends, 2)),
+    }
+    lines = ["| pairs | cosine of weights | disagreement % on val |", "|:--|--:|--:|"]
+    for name, pairs in rows.items():
+        first, second = np.array(pairs).T
+        cosine, apart = (
+            float(matrix[first, second].mean()) for matrix in (landscape.cosines, landscape.disagreement)
+        )
+        lines.append(f"| {name} | {cosine:.3f} | {100 * apart:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def contrast_table(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
+    """Return seed pairs beside pairs of a kind as Markdown."""
+    one = kind[:-1]
+    lines = [f"| on test | seed pairs | {one} pairs | difference | p (Holm) |", "|:--|--:|--:|--:|--:|"]
+    for name, (contrast, p_value) in rows.items():
+        factor, unit = (100.0, " %") if name in ("disagreement", "shared errors") else (1.0, "")
+        values = [factor * value for value in (contrast.within, contrast.between, contrast.difference)]
+        cells = [f"{values[0]:.3f}{unit}", f"{values[1]:.3f}{unit}", f"{values[2]:+.3f}{unit}"]
+        lines.append(f"| {name} | {' | '.join(cells)} | {p_value:.2g} |")
+    return "\n".join(lines) + "\n"
+
+
+def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
+    """Say in plain words whether members of a kind sit further apart than seeds."""
+    primary = next(iter(PAIR_MEASURES))
+    contrast, p_value = rows[primary]
+    one, level = kind[:-1], 1.0 - CONFIDENCE
+    share = 100.0 * contrast.difference / contrast.within if contrast.within > 0.0 else 0.0
+    figures = (
+        f"{primary} {contrast.between:.3f} against {contrast.within:.3f}, {share:+.1f} %, p {p_value:.2g}"
+    )
+    subject = f"members of different {kind}"
+    if p_value > level:
+        verdict = (
+            f"**Not shown: {subject} and seeds of one {one} are not distinguishable in how far they sit apart, "
+            f"once their errors are counted** ({figures})."
+        )
+    else:
+        word = "further apart" if contrast.difference > 0.0 else "closer together"
+        verdict = (
+            f"**{subject.capitalize()} sit {word} in function space than seeds of one {one}** ({figures})."
+        )
+    others = [
+        f"{name} ({100 * other.difference / other.within:+.1f} %, p {p:.2g})"
+        if other.within > 0.0
+        else f"{name} (p {p:.2g})"
+        for name, (other, p) in rows.items()
+        if name != primary
+    ]
+    return (
+        f"{verdict} The other measures: {', '.join(others)}; fewer shared errors mean further apart. p is of a "
+        f"permutation of members over {kind}, because pairs that share a member are not independent, with "
+        f"Holm's correction for {len(rows)} measures; before it, none can be below 1 / {contrast.num_groupings:,}. "
+        "Every architecture has as many seeds, so both kinds of pairs have the same mean error rate; dividing by the "
+        f"errors of each pair also evens out unequal {kind}. It is about these {kind} and these test images.\n"
+    )
+
+
+def sizes_table(found: Found) -> str:
+    """Return ensembles of every size as Markdown."""
+    lines = [
+        "| ensemble of | size | ensembles averaged | accuracy % | NLL | calibrated NLL |",
+        "|:--|--:|--:|--:|--:|--:|",
+    ]
+    for name, rows in found.sizes.items():
+        for row in rows:
+            lines.append(
+                f"| {name} | {row['size']:.0f} | {row['ensembles']:.0f} | {100 * row['accuracy']:.2f} | "
+                f"{row['nll']:.4f} | {row['calibrated_nll']:.4f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def header(found: Found, environment: dict[str, Any]) -> str:
+    """Return what is needed to repeat the study."""
+    bench, data, recipe = found.bench, found.bench.data, found.bench.recipe
+    names = ", ".join(architecture.name for architecture in bench.architectures)
+    versions = ", ".join(
+        f"{name} {environment['packages'][name]}" for name in ("torch", "numpy", "scipy", "scikit-learn")
+    )
+    stacked = any(architecture.genotype for architecture in bench.architectures)
+    cells = f"; cells in stacks of {recipe.num_cells}, C={recipe.channels}" if stacked else ""
+    device = environment["cuda_device"] if bench.device.type == "cuda" else "no GPU used"
+    return (
+        f"# Loss landscape: {data.name}, {names}\n\nCommand: `{' '.join(environment['command'])}`\n\n"
+        f"Hardware: {environment['cpu']}, {environment['num_cpus']} cores, {device}. Versions: {versions}. "
+        f"Revision: {environment['git_revision']}. Date: {environment['time']}. Recipe seed {recipe.seed}, from which "
+        "initialisation, order and augmentation of every solution have seeds of their own; split seed 0.\n\n"
+        f"**Scale that was run: {len(found.solutions)} solutions ({bench.seeds} seeds an architecture), {data.name}, "
+        f"{len(data.train)} training, {len(data.val)} val and {len(data.test)} test images of {data.image_size} x "
+        f"{data.image_size}, {recipe.epochs} epochs.** SGD in batches of {recipe.batch_size}, learning rate from "
+        f"{recipe.learning_rate:g} by a cosine, {'with' if recipe.augment else 'without'} augmentation{cells}. "
+        "This is **not** the scale of arXiv 1912.02757, which trains on CIFAR-10.\n\n"
+    )
+
+
+def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> str:
+    """Write OUTPUT.md and OUTPUT.jsonl and return the text."""
+    first = found.bench.architectures[0].name
+    answers = "".join(
+        f"{contrast_table(rows, kind)}\n{answer(rows, kind)}\n" for kind, rows in found.comparisons.items()
+    )
+    barriers = "; ".join(f"{name} {line.barrier:.3f} nats" for name, line in found.landscape.lines.items())
+    text = (
+        header(found, environment)
+        + (f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}" if answers else "")
+        + f"## Solutions\n\n{solutions_table(found)}\n## Weights and predictions: {first}\n\n{space_table(found)}\n"
+        "The cosine is of all parameters; where BatchNorm's scales are among them, which all begin at 1, it is not 0 "
+        f"for unrelated networks either. Loss barriers on val along straight lines: {barriers}.\n\n"
+        "Published (arXiv 1912.02757, CIFAR-10, in words, for it shows figures without tables): checkpoints of one "
+        "trajectory stay alike in weights and predictions, seeds are far apart in both and lie near the limit of "
+        "independent errors, and averaging along a trajectory adds little to an ensemble.\n\n"
+        f"## Ensemble size, on test\n\n{sizes_table(found)}\n"
+        "Temperatures are fitted on val, for each ensemble. Each row is a mean over ensembles that share members; "
+        "the NLLs are in nats.\n"
+    )
+    write_atomic(output.with_name(f"{output.name}.md"), text.encode())
+    lines = "".join(json.dumps(record) + "\n" for record in records(found))
+    write_atomic(output.with_name(f"{output.name}.jsonl"), lines.encode())
+    return text
