@@ -104,8 +104,13 @@ def read_options(argv: list[str]) -> Study:
         config = read_json(Path(run_dir) / "config.json")
         data = config["search"]["data"]
         recipe = override(RetrainConfig(), config.get("retrain", {}))
-        default = replace(default, recipe=recipe, data=data["data"], limit_train=data["limit_train"])
-        default = replace(default, checkpoints=min(default.checkpoints, recipe.epochs))
+        default = replace(
+            default,
+            recipe=recipe,
+            checkpoints=min(default.checkpoints, recipe.epochs),
+            data=data["data"],
+            limit_train=data["limit_train"],
+        )
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=default)
     require(
         study.run_dir is None or (study.data, study.limit_train) == (default.data, default.limit_train),

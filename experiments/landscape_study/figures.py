@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -74,8 +75,9 @@ def _matrix(figure: Figure, axis: Axes, matrix: np.ndarray, names: Sequence[str]
     if matrix[0, 0] == 0:
         # The distance of a solution to itself says nothing.
         np.fill_diagonal(shown, np.nan)
-    image = axis.imshow(shown, cmap="Blues", interpolation="nearest")
-    image.cmap.set_bad(GRID_COLOUR)
+    image = axis.imshow(
+        shown, cmap=colormaps["Blues"].with_extremes(bad=GRID_COLOUR), interpolation="nearest"
+    )
     centres = np.arange(len(names)) * block + (block - 1) / 2
     axis.set_xticks(
         centres, names, rotation=35 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"

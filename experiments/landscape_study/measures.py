@@ -55,6 +55,8 @@ class Landscape:
     Args:
         cosines: Of the weights of its checkpoints, trajectory by trajectory, (S C, S C).
         disagreement: Of their predictions, the same order.
+        normalised: The same over the mean error rate of both.
+        of_independent: The same over that of independent errors.
         points: t-SNE of all checkpoints of all solutions, solution by solution, (M C, 2).
         plane: The checkpoints of all solutions beside the first solution as base, in the same order.
         lines: Losses between two of its solutions, and along the first one's last half.
@@ -62,6 +64,8 @@ class Landscape:
 
     cosines: np.ndarray
     disagreement: np.ndarray
+    normalised: np.ndarray
+    of_independent: np.ndarray
     points: np.ndarray
     plane: DiversityAccuracy
     lines: dict[str, LossBarrier]
@@ -75,10 +79,12 @@ def measure_landscape(bench: Bench, solutions: Sequence[Solution]) -> Landscape:
     focus = [one for one in solutions if one.architecture == 0]
     states = [state for one in focus for state in one.states]
     names = [f"solution {one.index} at epoch {epoch}" for one in focus for epoch in one.epochs]
-    last = len(solutions[0].states) - 1
+    own, last = probs[: len(states)], len(solutions[0].states) - 1
     return Landscape(
         cosines=weight_cosines(bench.training(0, 0).network, states, names=names),
-        disagreement=pairwise_disagreement(probs[: len(states)]),
+        disagreement=pairwise_disagreement(own),
+        normalised=normalised_disagreement(own, labels),
+        of_independent=share_of_independent(own, labels),
         points=embed_predictions(probs),
         plane=diversity_accuracy_plane(probs[last], probs, labels),
         lines=_lines(bench, focus, view),

@@ -13,7 +13,7 @@ from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.analysis.metrics import accuracy
 from dnas_ens.analysis.significance import CONFIDENCE, mean_and_deviation
 from dnas_ens.files import write_atomic
-from landscape_study.found import Found, records
+from landscape_study.found import KINDS, SEEDS, Found, records
 from landscape_study.measures import PAIR_MEASURES
 
 
@@ -53,13 +53,15 @@ def space_table(found: Found) -> str:
         "beginning and end of one trajectory": [(end - count + 1, end) for end in ends],
         "seeds, at the end": list(itertools.combinations(ends, 2)),
     }
-    lines = ["| pairs | cosine of weights | disagreement % on val |", "|:--|--:|--:|"]
+    matrices = (landscape.cosines, landscape.disagreement, landscape.normalised, landscape.of_independent)
+    lines = [
+        "| pairs, on val | cosine of weights | disagreement % | normalised disagreement | over independent errors' |",
+        "|:--|--:|--:|--:|--:|",
+    ]
     for name, pairs in rows.items():
         first, second = np.array(pairs).T
-        cosine, apart = (
-            float(matrix[first, second].mean()) for matrix in (landscape.cosines, landscape.disagreement)
-        )
-        lines.append(f"| {name} | {cosine:.3f} | {100 * apart:.2f} |")
+        means = [float(matrix[first, second].mean()) for matrix in matrices]
+        lines.append(f"| {name} | {means[0]:.3f} | {100 * means[1]:.2f} | {means[2]:.3f} | {means[3]:.3f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -109,6 +111,24 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
         "Every architecture has as many seeds, so both kinds of pairs have the same mean error rate; dividing by the "
         f"errors of each pair also evens out unequal {kind}. It is about these {kind} and these test images.\n"
     )
+
+
+def at_equal_size(found: Found) -> str:
+    """Say how ensembles of different architectures and of seeds compare at the largest size that both have."""
+    parts = []
+    for name, rows in found.sizes.items():
+        if not name.endswith(KINDS):
+            continue
+        seeds = found.sizes[name.removesuffix(KINDS) + SEEDS]
+        size = min(len(seeds), len(rows))
+        ours, theirs = rows[size - 1], seeds[size - 1]
+        parts.append(
+            f"{name.removesuffix(KINDS).removesuffix(': ') or 'Architectures'} at {size} networks: calibrated NLL "
+            f"{ours['calibrated_nll']:.4f} of different ones against {theirs['calibrated_nll']:.4f} of seeds, accuracy "
+            f"{100 * ours['accuracy']:.2f} against {100 * theirs['accuracy']:.2f} % (the same networks, "
+            f"{ours['ensembles']:.0f} and {theirs['ensembles']:.0f} ensembles of them; not tested)."
+        )
+    return " ".join(parts)
 
 
 def sizes_table(found: Found) -> str:
@@ -167,7 +187,7 @@ def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> 
         "independent errors, and averaging along a trajectory adds little to an ensemble.\n\n"
         f"## Ensemble size, on test\n\n{sizes_table(found)}\n"
         "Temperatures are fitted on val, for each ensemble. Each row is a mean over ensembles that share members; "
-        "the NLLs are in nats.\n"
+        f"the NLLs are in nats. {at_equal_size(found)}\n"
     )
     write_atomic(output.with_name(f"{output.name}.md"), text.encode())
     lines = "".join(json.dumps(record) + "\n" for record in records(found))
