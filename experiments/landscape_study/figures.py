@@ -9,32 +9,22 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, NullLocator
 
 from dnas_ens.analysis.diversity import pairwise_disagreement
-from dnas_ens.analysis.diversity_accuracy import (
-    disagreement_bounds,
-    independent_disagreement,
-    perturbed_disagreement,
-)
-from dnas_ens.analysis.member_groups import pair_values
 from dnas_ens.analysis.style import (
-    BLACK,
     BLUE,
     CYCLE,
     GREEN,
     GRID_COLOUR,
-    LINE_COLOUR,
     MARKERS,
     MUTED_COLOUR,
-    TEXT_COLOUR,
-    VERMILION,
     font,
     new_figure,
     style_axis,
 )
-from landscape_study.found import KINDS, SEEDS, Found
-from landscape_study.measures import PAIR_MEASURES
+from landscape_study.found import Found
+from landscape_study.panels import draw_pairs, draw_plane, draw_sizes, draw_title
 
 
 def draw(found: Found, path: Path) -> None:
@@ -46,9 +36,14 @@ def draw(found: Found, path: Path) -> None:
     landscape = found.landscape
     names = [f"seed {index}" for index in range(seeds)]
     _matrix(figure, cosine, landscape.cosines, names, title=f"Cosine of weights, {first}")
-    _matrix(figure, apart, 100 * landscape.disagreement, names, title=f"Disagreement % on val, {first}")
+    # Early checkpoints are far from everything; the colours are for the second halves.
+    late = np.arange(len(landscape.disagreement)) % len(found.solutions[0].states)
+    late = np.flatnonzero(late >= len(found.solutions[0].states) // 2)
+    disagreement = 100 * landscape.disagreement
+    highest = float(disagreement[np.ix_(late, late)].max())
+    _matrix(figure, apart, disagreement, names, title=f"Disagreement % on val, {first}", highest=highest)
     _trajectories(trajectories, found)
-    _plane(plane, found)
+    draw_plane(plane, found)
     _lines(line, found)
     _matrix(
         figure,
@@ -57,26 +52,39 @@ def draw(found: Found, path: Path) -> None:
         [architecture.name for architecture in found.bench.architectures],
         title="Disagreement % of all solutions, test",
     )
-    _sizes(accuracy, found, "accuracy", "accuracy % on test")
-    _sizes(calibrated, found, "calibrated_nll", "calibrated NLL on test, nats")
-    _pairs(pairs, found)
+    draw_sizes(accuracy, found, "accuracy", "accuracy % on test")
+    draw_sizes(calibrated, found, "calibrated_nll", "calibrated NLL on test, nats")
+    draw_pairs(pairs, found)
     figure.tight_layout(h_pad=2.2, w_pad=2.0)
     figure.savefig(path, dpi=110)
 
 
-def _title(axis: Axes, text: str) -> None:
-    axis.set_title(text, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
+def _matrix(
+    figure: Figure,
+    axis: Axes,
+    matrix: np.ndarray,
+    names: Sequence[str],
+    *,
+    title: str,
+    highest: float | None = None,
+) -> None:
+    """Draw a matrix whose rows come in blocks of the same length, with a line between blocks.
 
-
-def _matrix(figure: Figure, axis: Axes, matrix: np.ndarray, names: Sequence[str], *, title: str) -> None:
-    """Draw a matrix whose rows come in blocks of the same length, with a line between blocks."""
+    Args:
+        figure: For the colour bar.
+        axis: Where to draw.
+        matrix: Square.
+        names: A name for each block.
+        title: The panel's.
+        highest: Value of the darkest colour, which larger ones share; None for the largest.
+    """
     block = len(matrix) // len(names)
     shown = matrix.astype(float).copy()
     if matrix[0, 0] == 0:
         # The distance of a solution to itself says nothing.
         np.fill_diagonal(shown, np.nan)
     image = axis.imshow(
-        shown, cmap=colormaps["Blues"].with_extremes(bad=GRID_COLOUR), interpolation="nearest"
+        shown, cmap=colormaps["Blues"].with_extremes(bad=GRID_COLOUR), interpolation="nearest", vmax=highest
     )
     centres = np.arange(len(names)) * block + (block - 1) / 2
     axis.set_xticks(
@@ -89,20 +97,21 @@ def _matrix(figure: Figure, axis: Axes, matrix: np.ndarray, names: Sequence[str]
         axis.axvline(edge, color="white", linewidth=1.5)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03)
+    bar = figure.colorbar(
+        image, ax=axis, fraction=0.046, pad=0.03, extend="neither" if highest is None else "max"
+    )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED_COLOUR, length=0)
-    _title(axis, title)
+    draw_title(axis, title)
 
 
 def _trajectories(axis: Axes, found: Found) -> None:
-    count = len(found.solutions[0].states)
-    for one in found.solutions:
-        points = found.landscape.points[one.index * count : (one.index + 1) * count]
+    for index, points in zip(found.landscape.embedded, found.landscape.points, strict=True):
+        one = found.solutions[index]
         colour = CYCLE[one.architecture % len(CYCLE)]
         label = found.bench.architectures[one.architecture].name
-        axis.plot(*points.T, color=colour, linewidth=1, alpha=0.7)
-        axis.scatter(points[1:-1, 0], points[1:-1, 1], s=10, color=colour, alpha=0.7)
+        axis.plot(points[:, 0], points[:, 1], color=colour, linewidth=1, alpha=0.5)
+        axis.scatter(points[1:-1, 0], points[1:-1, 1], s=8, color=colour, alpha=0.6)
         axis.scatter(points[0, 0], points[0, 1], s=18, facecolors="white", edgecolors=colour, zorder=3)
         new = one.index % found.bench.seeds == 0
         axis.scatter(
@@ -119,73 +128,12 @@ def _trajectories(axis: Axes, found: Found) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     axis.legend(frameon=False, prop=font(8), handletextpad=0.2)
-    _title(axis, "t-SNE of val predictions along trajectories")
+    draw_title(axis, "t-SNE of val predictions along trajectories")
     axis.set_xlabel(
-        "hollow: before training; large: the solution", fontproperties=font(9), color=MUTED_COLOUR
-    )
-
-
-def _plane(axis: Axes, found: Found) -> None:
-    plane, num_classes = found.landscape.plane, found.predictions.val_probs.shape[2]
-    count = len(found.solutions[0].states)
-    accuracy, diversity = (
-        values.reshape(len(found.solutions), count) for values in (plane.accuracy, plane.diversity)
-    )
-    groups = np.array(found.groups)
-    ends = accuracy[:, -1]
-    own = accuracy[0, :-1] > ends.min() - 4 * (1.0 - plane.base_accuracy) - 0.02
-    shown = np.concatenate([ends, accuracy[0, :-1][own]])
-    margin = 0.08 * max(float(np.ptp(shown)), 0.01)
-    low, high = float(shown.min()) - margin, min(float(shown.max()) + margin, 1.0 - 1e-4)
-    grid = np.linspace(low, high, 300)
-    errors = 1.0 - grid
-    least, largest = disagreement_bounds(grid, plane.base_accuracy)
-    axis.plot(100 * grid, largest / errors, color=LINE_COLOUR, linewidth=1, linestyle=":", label="bounds")
-    axis.plot(100 * grid, least / errors, color=LINE_COLOUR, linewidth=1, linestyle=":")
-    axis.plot(
-        100 * grid,
-        independent_disagreement(grid, plane.base_accuracy, num_classes) / errors,
+        f"hollow: epoch {found.solutions[0].epochs[1]}; large: the solution",
+        fontproperties=font(9),
         color=MUTED_COLOUR,
-        linewidth=1.5,
-        label="independent errors",
     )
-    axis.plot(
-        100 * grid,
-        perturbed_disagreement(grid, plane.base_accuracy, num_classes) / errors,
-        color=MUTED_COLOUR,
-        linewidth=1.5,
-        linestyle="--",
-        label="base, perturbed at random",
-    )
-    axis.plot(
-        100 * accuracy[0, :-1][own],
-        diversity[0, :-1][own],
-        "o-",
-        color=GREEN,
-        markersize=4,
-        linewidth=1,
-        label="the base's own trajectory",
-    )
-    axis.plot([100 * plane.base_accuracy], [0.0], "*", color=BLACK, markersize=11, label="base, seed 0")
-    same, other = groups == 0, groups != 0
-    same[0] = False
-    axis.plot(100 * ends[same], diversity[same, -1], "s", color=BLUE, markersize=6, label="its other seeds")
-    if other.any():
-        axis.plot(
-            100 * ends[other],
-            diversity[other, -1],
-            "^",
-            color=VERMILION,
-            markersize=5,
-            alpha=0.8,
-            label="other architectures",
-        )
-    axis.set_xlim(100 * low, 100 * high)
-    highest = np.nanmax(np.concatenate([diversity[:, -1], diversity[0, :-1][own]]))
-    axis.set_ylim(-0.05 * highest, 1.9 * highest)
-    style_axis(axis, x_label="accuracy % on val", y_label="disagreement with base / error rate")
-    axis.legend(frameon=False, prop=font(8), ncols=2, columnspacing=1.0)
-    _title(axis, f"Diversity and accuracy, base: {found.bench.architectures[0].name}")
 
 
 def _lines(axis: Axes, found: Found) -> None:
@@ -193,56 +141,9 @@ def _lines(axis: Axes, found: Found) -> None:
         axis.plot(line.positions, line.nll, "o-", color=colour, markersize=4, label=name)
     # Barriers are factors above the ends.
     axis.set_yscale("log")
-    axis.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
-    axis.minorticks_off()
+    axis.yaxis.set_minor_locator(NullLocator())
     style_axis(axis, x_label="position on the line", y_label="NLL on val, nats")
     axis.legend(frameon=False, prop=font(8))
-    _title(axis, f"Loss along lines between weights, {found.bench.architectures[0].name}")
-
-
-def _sizes(axis: Axes, found: Found, column: str, label: str) -> None:
-    factor = 100.0 if column == "accuracy" else 1.0
-    for index, (name, rows) in enumerate(found.sizes.items()):
-        colour = BLUE if name.endswith(SEEDS) else VERMILION if name.endswith(KINDS) else GREEN
-        axis.plot(
-            [row["size"] for row in rows],
-            [factor * row[column] for row in rows],
-            marker=MARKERS[index],
-            color=colour,
-            linestyle="--" if name.startswith("reference") else "-",
-            markersize=5,
-            label=name,
-        )
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style_axis(axis, x_label="networks in the ensemble", y_label=label)
-    axis.legend(frameon=False, prop=font(8))
-    _title(axis, "Accuracy against ensemble size" if column == "accuracy" else "Calibrated NLL against size")
-
-
-def _pairs(axis: Axes, found: Found) -> None:
-    primary, measure = next(iter(PAIR_MEASURES.items()))
-    matrix = measure(found.predictions.test_probs.astype(np.float64), found.predictions.test_labels)
-    rows: list[tuple[str, np.ndarray, str]] = []
-    for kind in found.comparisons:
-        cells = kind == "genotypes"
-        members = [
-            one.index
-            for one in found.solutions
-            if (found.bench.architectures[one.architecture].genotype is not None) == cells
-        ]
-        of_members = [found.groups[index] for index in members]
-        within, between = pair_values(matrix[np.ix_(members, members)], of_members)
-        rows += [(f"seeds of\none {kind[:-1]}", within, BLUE), (f"different\n{kind}", between, VERMILION)]
-    if not rows:
-        within, _ = pair_values(matrix, found.groups)
-        rows = [("seeds of one\narchitecture", within, BLUE)]
-    generator = np.random.default_rng(0)
-    for height, (_, values, colour) in enumerate(rows):
-        jitter = generator.uniform(-0.22, 0.22, len(values))
-        axis.plot(values, height + jitter, "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
-        axis.plot([values.mean()] * 2, [height - 0.33, height + 0.33], color=BLACK, linewidth=2.5)
-    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axis.set_ylim(len(rows) - 0.4, -0.6)
-    style_axis(axis, x_label=f"{primary} on test")
-    _title(axis, "Pairs of solutions; bar: mean")
+    draw_title(axis, f"Loss along lines between weights, {found.bench.architectures[0].name}")

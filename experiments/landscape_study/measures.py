@@ -34,6 +34,8 @@ from landscape_study.solutions import Bench, Solution
 
 #: Val images of the landscape; the whole split would tell no more and cost more.
 LANDSCAPE_IMAGES = 2000
+#: Seeds of each architecture in the t-SNE, which more would only crowd.
+EMBEDDED_SEEDS = 3
 #: Training images that give BatchNorm its statistics along a line.
 BATCH_NORM_IMAGES = 2048
 #: Ensembles of each size that are averaged over.
@@ -57,7 +59,8 @@ class Landscape:
         disagreement: Of their predictions, the same order.
         normalised: The same over the mean error rate of both.
         of_independent: The same over that of independent errors.
-        points: t-SNE of all checkpoints of all solutions, solution by solution, (M C, 2).
+        embedded: The solutions that are embedded.
+        points: t-SNE of their checkpoints but for those before training, which are all alike, (number, C - 1, 2).
         plane: The checkpoints of all solutions beside the first solution as base, in the same order.
         lines: Losses between two of its solutions, and along the first one's last half.
     """
@@ -66,6 +69,7 @@ class Landscape:
     disagreement: np.ndarray
     normalised: np.ndarray
     of_independent: np.ndarray
+    embedded: list[int]
     points: np.ndarray
     plane: DiversityAccuracy
     lines: dict[str, LossBarrier]
@@ -80,12 +84,15 @@ def measure_landscape(bench: Bench, solutions: Sequence[Solution]) -> Landscape:
     states = [state for one in focus for state in one.states]
     names = [f"solution {one.index} at epoch {epoch}" for one in focus for epoch in one.epochs]
     own, last = probs[: len(states)], len(solutions[0].states) - 1
+    embedded = [one.index for one in solutions if one.index % bench.seeds < EMBEDDED_SEEDS]
+    trained = probs.reshape(len(solutions), last + 1, *probs.shape[1:])[embedded, 1:]
     return Landscape(
         cosines=weight_cosines(bench.training(0, 0).network, states, names=names),
         disagreement=pairwise_disagreement(own),
         normalised=normalised_disagreement(own, labels),
         of_independent=share_of_independent(own, labels),
-        points=embed_predictions(probs),
+        embedded=embedded,
+        points=embed_predictions(trained.reshape(-1, *probs.shape[1:])).reshape(*trained.shape[:2], 2),
         plane=diversity_accuracy_plane(probs[last], probs, labels),
         lines=_lines(bench, focus, view),
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.analysis.metrics import accuracy
-from dnas_ens.analysis.significance import CONFIDENCE, mean_and_deviation
+from dnas_ens.analysis.significance import CONFIDENCE, NUM_RESAMPLES, mean_and_deviation
 from dnas_ens.files import write_atomic
 from landscape_study.found import KINDS, SEEDS, Found, records
 from landscape_study.measures import PAIR_MEASURES
@@ -82,6 +82,7 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
     primary = next(iter(PAIR_MEASURES))
     contrast, p_value = rows[primary]
     one, level = kind[:-1], 1.0 - CONFIDENCE
+    smallest = min(contrast.num_groupings, NUM_RESAMPLES + 1)
     share = 100.0 * contrast.difference / contrast.within if contrast.within > 0.0 else 0.0
     figures = (
         f"{primary} {contrast.between:.3f} against {contrast.within:.3f}, {share:+.1f} %, p {p_value:.2g}"
@@ -107,7 +108,7 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
     return (
         f"{verdict} The other measures: {', '.join(others)}; fewer shared errors mean further apart. p is of a "
         f"permutation of members over {kind}, because pairs that share a member are not independent, with "
-        f"Holm's correction for {len(rows)} measures; before it, none can be below 1 / {contrast.num_groupings:,}. "
+        f"Holm's correction for {len(rows)} measures; before it, none can be below 1 / {smallest:,}. "
         "Every architecture has as many seeds, so both kinds of pairs have the same mean error rate; dividing by the "
         f"errors of each pair also evens out unequal {kind}. It is about these {kind} and these test images.\n"
     )
