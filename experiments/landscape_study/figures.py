@@ -144,6 +144,8 @@ def _lines(axis: Axes, found: Found) -> None:
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_locator(NullLocator())
+    # Room for the legend.
+    axis.set_ylim(top=3 * max(line.nll.max() for line in found.landscape.lines.values()))
     style_axis(axis, x_label="position on the line", y_label="NLL on val, nats")
-    axis.legend(frameon=False, prop=font(8))
+    axis.legend(frameon=False, prop=font(8), loc="upper left")
     draw_title(axis, f"Loss along lines between weights, {found.bench.architectures[0].name}")

@@ -30,7 +30,7 @@ from landscape_study.measures import PAIR_MEASURES
 
 def draw_title(axis: Axes, text: str) -> None:
     """Head a panel."""
-    axis.setdraw_title(text, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
+    axis.set_title(text, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
 
 
 def draw_plane(axis: Axes, found: Found) -> None:

@@ -72,7 +72,12 @@ def contrast_table(rows: dict[str, tuple[PairContrast, float]], kind: str) -> st
     for name, (contrast, p_value) in rows.items():
         factor, unit = (100.0, " %") if name in ("disagreement", "shared errors") else (1.0, "")
         values = [factor * value for value in (contrast.within, contrast.between, contrast.difference)]
-        cells = [f"{values[0]:.3f}{unit}", f"{values[1]:.3f}{unit}", f"{values[2]:+.3f}{unit}"]
+        digits = 2 if unit else 4
+        cells = [
+            f"{values[0]:.{digits}f}{unit}",
+            f"{values[1]:.{digits}f}{unit}",
+            f"{values[2]:+.{digits}f}{unit}",
+        ]
         lines.append(f"| {name} | {' | '.join(cells)} | {p_value:.2g} |")
     return "\n".join(lines) + "\n"
 
@@ -132,6 +137,18 @@ def at_equal_size(found: Found) -> str:
     return " ".join(parts)
 
 
+def shared_edges(found: Found) -> str:
+    """Say how many edges the genotypes have in common, pair by pair."""
+    genotypes = [one.genotype for one in found.bench.architectures if one.genotype is not None]
+    if len(genotypes) < 2:
+        return ""
+    shared = [first.shared_edges(second) for first, second in itertools.combinations(genotypes, 2)]
+    return (
+        f"Two of the genotypes share {np.mean(shared):.1f} of {genotypes[0].num_edges} edges on average, from "
+        f"{min(shared)} to {max(shared)}.\n\n"
+    )
+
+
 def sizes_table(found: Found) -> str:
     """Return ensembles of every size as Markdown."""
     lines = [
@@ -179,13 +196,17 @@ def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> 
     barriers = "; ".join(f"{name} {line.barrier:.3f} nats" for name, line in found.landscape.lines.items())
     text = (
         header(found, environment)
-        + (f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}" if answers else "")
+        + (
+            f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}{shared_edges(found)}"
+            if answers
+            else ""
+        )
         + f"## Solutions\n\n{solutions_table(found)}\n## Weights and predictions: {first}\n\n{space_table(found)}\n"
         "The cosine is of all parameters; where BatchNorm's scales are among them, which all begin at 1, it is not 0 "
         f"for unrelated networks either. Loss barriers on val along straight lines: {barriers}.\n\n"
         "Published (arXiv 1912.02757, CIFAR-10, in words, for it shows figures without tables): checkpoints of one "
-        "trajectory stay alike in weights and predictions, seeds are far apart in both and lie near the limit of "
-        "independent errors, and averaging along a trajectory adds little to an ensemble.\n\n"
+        "trajectory stay alike in weights and predictions, seeds are far apart in both and more diverse at their "
+        "accuracy than what surrounds one solution, and a trajectory adds little to an ensemble.\n\n"
         f"## Ensemble size, on test\n\n{sizes_table(found)}\n"
         "Temperatures are fitted on val, for each ensemble. Each row is a mean over ensembles that share members; "
         f"the NLLs are in nats. {at_equal_size(found)}\n"
