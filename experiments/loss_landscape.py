@@ -11,8 +11,8 @@ disagreement of predictions within a trajectory, across seeds and across archite
 diversity-accuracy plane, losses along lines, ensembles of every size; and pairs of seeds against pairs of genotypes,
 judged by a permutation of members. Published, on CIFAR-10 with SmallCNN (64 % accuracy), MediumCNN (71 %) and
 ResNet20v1: seeds explore different modes, far apart in weights and predictions, more diverse at their accuracy than
-what surrounds one solution; a trajectory stays in one mode and adds little to an ensemble. These are figures without tables, so they are compared
-in words. The question about genotypes has no published counterpart there.
+what surrounds one solution; a trajectory stays in one mode and adds little to an ensemble. These are figures without
+tables, so they are compared in words. The question about genotypes has no published counterpart there.
 
 Matrices, t-SNE, plane and lines are of val; nothing is chosen but temperatures, on val; the solutions then predict test
 once. Cost on one CPU core: the first command about 3 minutes (15 cells on digits), the second, with random cells, 5,
