@@ -91,9 +91,21 @@ def draw_plane(axis: Axes, found: Found) -> None:
         )
     axis.set_xlim(100 * low, 100 * high)
     highest = np.nanmax(np.concatenate([diversity[:, -1], diversity[0, :-1][own]]))
-    axis.set_ylim(-0.05 * highest, 1.9 * highest)
+    # The upper curve grows without bound towards accuracy 1; its left end is shown in any case.
+    top = 1.15 * max(
+        highest, float(independent_disagreement(low, plane.base_accuracy, num_classes)) / (1.0 - low)
+    )
+    axis.set_ylim(-0.05 * top, top)
     style_axis(axis, x_label="accuracy % on val", y_label="disagreement with base / error rate")
-    axis.legend(frameon=False, prop=font(8), ncols=2, columnspacing=1.0)
+    axis.legend(
+        frameon=False,
+        prop=font(8),
+        ncols=2,
+        columnspacing=1.0,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        borderaxespad=0.0,
+    )
     draw_title(axis, f"Diversity and accuracy, base: {found.bench.architectures[0].name}")
 
 

@@ -180,8 +180,8 @@ def header(found: Found, environment: dict[str, Any]) -> str:
         f"Revision: {environment['git_revision']}. Date: {environment['time']}. Recipe seed {recipe.seed}, from which "
         "initialisation, order and augmentation of every solution have seeds of their own; split seed 0.\n\n"
         f"**Scale that was run: {len(found.solutions)} solutions ({bench.seeds} seeds an architecture), {data.name}, "
-        f"{len(data.train)} training, {len(data.val)} val and {len(data.test)} test images of {data.image_size} x "
-        f"{data.image_size}, {recipe.epochs} epochs.** SGD in batches of {recipe.batch_size}, learning rate from "
+        f"{len(data.train):,} training, {len(data.val):,} val and {len(data.test):,} test images of "
+        f"{data.image_size} x {data.image_size}, {recipe.epochs} epochs.** SGD in batches of {recipe.batch_size}, learning rate from "
         f"{recipe.learning_rate:g} by a cosine, {'with' if recipe.augment else 'without'} augmentation{cells}. "
         "This is **not** the scale of arXiv 1912.02757, which trains on CIFAR-10.\n\n"
     )
@@ -209,7 +209,8 @@ def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> 
         "accuracy than what surrounds one solution, and a trajectory adds little to an ensemble.\n\n"
         f"## Ensemble size, on test\n\n{sizes_table(found)}\n"
         "Temperatures are fitted on val, for each ensemble. Each row is a mean over ensembles that share members; "
-        f"the NLLs are in nats. {at_equal_size(found)}\n"
+        f"the NLLs are in nats. {at_equal_size(found)}".rstrip()
+        + "\n"
     )
     write_atomic(output.with_name(f"{output.name}.md"), text.encode())
     lines = "".join(json.dumps(record) + "\n" for record in records(found))
