@@ -181,8 +181,9 @@ def header(found: Found, environment: dict[str, Any]) -> str:
         "initialisation, order and augmentation of every solution have seeds of their own; split seed 0.\n\n"
         f"**Scale that was run: {len(found.solutions)} solutions ({bench.seeds} seeds an architecture), {data.name}, "
         f"{len(data.train):,} training, {len(data.val):,} val and {len(data.test):,} test images of "
-        f"{data.image_size} x {data.image_size}, {recipe.epochs} epochs.** SGD in batches of {recipe.batch_size}, learning rate from "
-        f"{recipe.learning_rate:g} by a cosine, {'with' if recipe.augment else 'without'} augmentation{cells}. "
+        f"{data.image_size} x {data.image_size}, {recipe.epochs} epochs.** SGD in batches of "
+        f"{recipe.batch_size}, learning rate from {recipe.learning_rate:g} by a cosine, "
+        f"{'with' if recipe.augment else 'without'} augmentation{cells}. "
         "This is **not** the scale of arXiv 1912.02757, which trains on CIFAR-10.\n\n"
     )
 
