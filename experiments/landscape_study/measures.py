@@ -48,6 +48,8 @@ PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "predictive JS": lambda probs, _: predictive_js(probs),
     "shared errors": pairwise_shared_errors,
 }
+#: What a pair is worth as an ensemble, beside the measures of its distance.
+PAIR_NLL = "calibrated NLL of both averaged"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -153,8 +155,30 @@ def contrasts(
     found = {
         name: contrast_pairs(measure(probs, labels), of_members) for name, measure in PAIR_MEASURES.items()
     }
+    found[PAIR_NLL] = contrast_pairs(_pair_nll(predictions, chosen), of_members)
     corrected = holm([contrast.p_value for contrast in found.values()])
     return {name: (found[name], p_value) for name, p_value in zip(found, corrected, strict=True)}
+
+
+def _pair_nll(predictions: Predictions, members: Sequence[int]) -> np.ndarray:
+    """Return the calibrated NLL on test of every ensemble of two, (M, M); the diagonal is 0."""
+    losses = np.zeros((len(members), len(members)))
+    for row, column in itertools.combinations(range(len(members)), 2):
+        pair = [members[row], members[column]]
+        _, _, loss = _score(predictions, pair)
+        losses[row, column] = losses[column, row] = loss
+    return losses
+
+
+def _score(predictions: Predictions, members: Sequence[int]) -> tuple[float, float, float]:
+    """Return accuracy, NLL and calibrated NLL on test of the average of some members."""
+    on_val, on_test = (
+        probs[list(members)].astype(np.float64).mean(axis=0)
+        for probs in (predictions.val_probs, predictions.test_probs)
+    )
+    labels = predictions.test_labels
+    temperature = fit_temperature(on_val, predictions.val_labels)
+    return accuracy(on_test, labels), nll(on_test, labels), calibrated_nll(on_test, labels, temperature)
 
 
 def ensemble_sizes(
@@ -166,22 +190,9 @@ def ensemble_sizes(
         predictions: Of the members to choose from.
         subsets: For every size, the ensembles as members' positions.
     """
-    val, test = predictions.val_probs.astype(np.float64), predictions.test_probs.astype(np.float64)
     rows = []
     for of_size in subsets:
-        values = []
-        for subset in of_size:
-            on_val, on_test = val[list(subset)].mean(axis=0), test[list(subset)].mean(axis=0)
-            temperature = fit_temperature(on_val, predictions.val_labels)
-            labels = predictions.test_labels
-            values.append(
-                (
-                    accuracy(on_test, labels),
-                    nll(on_test, labels),
-                    calibrated_nll(on_test, labels, temperature),
-                )
-            )
-        means = np.mean(values, axis=0)
+        means = np.mean([_score(predictions, subset) for subset in of_size], axis=0)
         rows.append(
             {
                 "size": len(of_size[0]),

@@ -111,7 +111,8 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
         if name != primary
     ]
     return (
-        f"{verdict} The other measures: {', '.join(others)}; fewer shared errors mean further apart. p is of a "
+        f"{verdict} The other measures: {', '.join(others)}; fewer shared errors mean further apart, and "
+        f"the NLL says what two averaged are worth. p is of a "
         f"permutation of members over {kind}, because pairs that share a member are not independent, with "
         f"Holm's correction for {len(rows)} measures; before it, none can be below 1 / {smallest:,}. "
         "Every architecture has as many seeds, so both kinds of pairs have the same mean error rate; dividing by the "

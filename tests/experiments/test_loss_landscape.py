@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from scipy.optimize import minimize
+from scipy.special import log_softmax
 
 from dnas_ens.cli import run_main
 from dnas_ens.data import load_data
@@ -112,6 +114,27 @@ def test_every_size_has_its_ensembles(finished):
     ]
     assert sizes[name, 2]["accuracy"] == pytest.approx(np.mean(accuracies))
     assert sizes["reference models: seeds of one architecture", 2]["ensembles"] == 1
+    # The best temperature on val, by another search than ours.
+    averages = {
+        split: [
+            np.log(stored[f"{split}_probs"][list(pair)].astype(float).mean(0)) for pair in ((0, 1), (2, 3))
+        ]
+        for split in ("val", "test")
+    }
+
+    def loss(split, pair, temperature):
+        scaled = log_softmax(averages[split][pair] / temperature, axis=1)
+        return -np.take_along_axis(scaled, stored[f"{split}_labels"][:, None], axis=1).mean()
+
+    seeds = []
+    for pair in (0, 1):
+        found = minimize(lambda x, pair=pair: loss("val", pair, np.exp(x[0])), [0.0], method="Nelder-Mead")
+        seeds.append(loss("test", pair, np.exp(found.x[0])))
+    assert sizes["genotypes: seeds of one architecture", 2]["calibrated_nll"] == pytest.approx(
+        np.mean(seeds), abs=1e-4
+    )
+    contrast = {record["measure"]: record for record in records(finished[0], "contrast")}
+    assert contrast["calibrated NLL of both averaged"]["within"] == pytest.approx(np.mean(seeds), abs=1e-4)
     # The last of one checkpoint is the first solution itself.
     alone = (stored["test_probs"][0].argmax(1) == stored["test_labels"]).mean()
     assert sizes["last checkpoints of one training", 1]["accuracy"] == pytest.approx(alone)
