@@ -1,8 +1,9 @@
-"""Do members of different genotypes sit further apart in function space than members of different seeds?
+r"""Do members of different genotypes sit further apart in function space than members of different seeds?
 
     OMP_NUM_THREADS=1 python experiments/loss_landscape.py --run-dir runs/001-digits
     OMP_NUM_THREADS=1 python experiments/loss_landscape.py
-    OMP_NUM_THREADS=1 python experiments/loss_landscape.py --data fashion-mnist --limit-train 10000 --models small-cnn
+    OMP_NUM_THREADS=1 python experiments/loss_landscape.py --data fashion-mnist --limit-train 10000 --epochs 10 \
+        --models small-cnn
     python experiments/loss_landscape.py --data cifar10 --models small-cnn medium-cnn resnet20v1 --epochs 40
 
 The loss landscape study of Fort, Hu and Lakshminarayanan (arXiv 1912.02757), with cells beside its networks: S
@@ -15,15 +16,15 @@ what surrounds one solution; a trajectory stays in one mode and adds little to a
 tables, so they are compared in words. The question about genotypes has no published counterpart there.
 
 Matrices, t-SNE, plane and lines are of val; nothing is chosen but temperatures, on val; the solutions then predict test
-once. Cost on one CPU core: the first command about 3 minutes (15 cells on digits), the second, with random cells, 5,
-the third 10; the last waits for a GPU. Finished solutions lie in the study's folder and are not trained again.
+once. Cost on one CPU core: the first and the third command about 3 minutes each (15 cells on digits), the second, with
+random cells, 5; the last waits for a GPU. Finished solutions lie in the study's folder and are not trained again.
 Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,11 +32,13 @@ from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.cli import parse, pop_option, run_main
 from dnas_ens.config import RetrainConfig, require, to_dict
+from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     from landscape_study.solutions import Architecture
 
     from dnas_ens.data.dataset import ImageData
+    from dnas_ens.runs import RunFolder
 
 PROG = "python experiments/loss_landscape.py"
 RESULTS = Path(__file__).parent / "results"
@@ -46,7 +49,8 @@ CELLS = "cells"
 class Study:
     """Options of the study."""
 
-    recipe: OmitArgPrefixes[RetrainConfig] = RetrainConfig()  # noqa: RUF009 (frozen)
+    recipe: OmitArgPrefixes[RetrainConfig] = field(default_factory=RetrainConfig)
+    """How every solution is trained."""
     models: tuple[str, ...] = (CELLS,)
     """small-cnn, medium-cnn, resnet20v1 or any other reference model, and cells. The first is the one whose weights
     are compared."""
@@ -163,6 +167,18 @@ def settings(study: Study, data: ImageData, architectures: list[Architecture]) -
     }
 
 
+def open_folder(study: Study, config: dict[str, Any], command: list[str]) -> RunFolder:
+    """Make or go on with the folder of the solutions."""
+    from dnas_ens.runs import RunFolder
+
+    folder = study.folder or Path("runs") / study.name
+    try:
+        return RunFolder.create(folder, config=config, section="loss-landscape", command=command, resume=True)
+    except UserError as error:
+        # Here --run-dir names the search.
+        raise UserError(error.cause, error.remedy.replace("--run-dir", "--folder")) from error
+
+
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = read_options(argv)
@@ -173,12 +189,11 @@ def main(argv: list[str]) -> None:
     from landscape_study.solutions import Bench
 
     from dnas_ens.device import resolve_device
-    from dnas_ens.runs import RunFolder
 
     device = resolve_device(study.device)
     data, architectures = load(study)
     bench = Bench(
-        data=data,
+        data=data.to(device),
         recipe=study.recipe,
         architectures=architectures,
         seeds=study.seeds,
@@ -186,13 +201,7 @@ def main(argv: list[str]) -> None:
         device=device,
     )
     command = [*PROG.split(), *argv]
-    with RunFolder.create(
-        study.folder or Path("runs") / study.name,
-        config=settings(study, data, architectures),
-        section="loss-landscape",
-        command=command,
-        resume=True,
-    ) as run:
+    with open_folder(study, settings(study, data, architectures), command) as run:
         run.write_env({"device": str(device), "data": data.describe()})
         solutions = bench.solve(run.path)
         landscape = measure_landscape(bench, solutions)

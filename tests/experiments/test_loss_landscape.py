@@ -148,6 +148,13 @@ def test_again_nothing_is_trained_and_all_is_the_same(study, finished, capsys):
     assert (folder / "out.jsonl").read_text() == before
 
 
+def test_other_settings_need_another_folder(study, finished, capsys):
+    _, arguments = finished
+    assert study(*arguments, "--learning-rate", 0.01) == 2
+    assert "learning_rate is 0.05 there and 0.01 here" in (told := capsys.readouterr().err)
+    assert "--folder" in told.splitlines()[1]
+
+
 def test_a_single_architecture_has_no_pairs_to_compare(study, tmp_path):
     places = ("--folder", tmp_path / "run", "--output", tmp_path / "out")
     assert study(*TINY, "--models", "small-cnn", *places) == 0
