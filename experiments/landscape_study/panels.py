@@ -42,7 +42,8 @@ def draw_plane(axis: Axes, found: Found) -> None:
     )
     groups = np.array(found.groups)
     ends = accuracy[:, -1]
-    own = accuracy[0, :-1] > ends.min() - 4 * (1.0 - plane.base_accuracy) - 0.02
+    # Early checkpoints would squeeze all that is of interest.
+    own = accuracy[0, :-1] > ends.min() - 0.5 * (1.0 - plane.base_accuracy) - 0.02
     shown = np.concatenate([ends, accuracy[0, :-1][own]])
     margin = 0.08 * max(float(np.ptp(shown)), 0.01)
     low, high = float(shown.min()) - margin, min(float(shown.max()) + margin, 1.0 - 1e-4)

@@ -101,7 +101,8 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
     else:
         word = "further apart" if contrast.difference > 0.0 else "closer together"
         verdict = (
-            f"**{subject.capitalize()} sit {word} in function space than seeds of one {one}** ({figures})."
+            f"**{subject.capitalize()} sit {word} in function space than seeds of one {one}** ({figures}): seeds "
+            f"alone have {100 * contrast.within / contrast.between:.0f} % of that distance."
         )
     others = [
         f"{name} ({100 * other.difference / other.within:+.1f} %, p {p:.2g})"
