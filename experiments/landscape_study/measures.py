@@ -38,8 +38,8 @@ LANDSCAPE_IMAGES = 2000
 EMBEDDED_SEEDS = 3
 #: Training images that give BatchNorm its statistics along a line.
 BATCH_NORM_IMAGES = 2048
-#: Ensembles of each size that are averaged over.
-MAX_SUBSETS = 50
+#: Ensembles of each size that are averaged over; with 50 the mean still depends on which were drawn.
+MAX_SUBSETS = 500
 #: Measures of pairs; the first is the one the answer stands on, chosen beforehand.
 PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "normalised disagreement": normalised_disagreement,
@@ -226,7 +226,7 @@ def subsets_of_groups(groups: Sequence[int], members: Sequence[int]) -> list[lis
             tuple(
                 int(generator.choice(by_group[name])) for name in sorted(generator.permutation(names)[:size])
             )
-            for _ in range(20 * MAX_SUBSETS)
+            for _ in range(10 * MAX_SUBSETS)
         }
         found.append(_some(sorted(drawn)))
     return found
