@@ -156,8 +156,29 @@ def mean_predictive_js(member_probs: npt.ArrayLike) -> float:
     return _mean_over_pairs(predictive_js(member_probs))
 
 
+def pairwise_shared_errors(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
+    """Share of the better member's errors that the other member repeats, for every pair.
+
+    Args:
+        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Symmetric matrix, shape (M, M), range [0, 1]; the diagonal is 1 for a member that errs at all, else 0.
+
+    Raises:
+        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+    """
+    errors = _errors(member_probs, labels).astype(np.float64)
+    shared = errors @ errors.T
+    num_errors = errors.sum(axis=1)
+    fewest = np.minimum(num_errors[:, None], num_errors[None, :])
+    shares: FloatArray = shared / np.maximum(fewest, 1.0)
+    return shares
+
+
 def shared_error_fraction(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Share of the better member's errors that the other member repeats, mean over pairs.
+    """Mean of `pairwise_shared_errors` over distinct pairs.
 
     Unlike disagreement it does not grow merely because members err more. A pair whose better member
     makes no error counts 0: there is no error that both make.
@@ -172,11 +193,7 @@ def shared_error_fraction(member_probs: npt.ArrayLike, labels: npt.ArrayLike) ->
     Raises:
         ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
     """
-    errors = _errors(member_probs, labels).astype(np.float64)
-    shared = errors @ errors.T
-    num_errors = errors.sum(axis=1)
-    fewest = np.minimum(num_errors[:, None], num_errors[None, :])
-    return _mean_over_pairs(shared / np.maximum(fewest, 1.0))
+    return _mean_over_pairs(pairwise_shared_errors(member_probs, labels))
 
 
 def mutual_information(member_probs: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> FloatArray:
