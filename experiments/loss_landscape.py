@@ -35,7 +35,7 @@ from dnas_ens.config import RetrainConfig, require, to_dict
 from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
-    from landscape_study.solutions import Architecture
+    from studies.loss_landscape.solutions import Architecture
 
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.runs import RunFolder
@@ -126,7 +126,7 @@ def read_options(argv: list[str]) -> Study:
 
 def load(study: Study) -> tuple[ImageData, list[Architecture]]:
     """Return the data and the architectures."""
-    from landscape_study.solutions import Architecture
+    from studies.loss_landscape.solutions import Architecture
 
     from dnas_ens.baselines import random_pool
     from dnas_ens.commands import data_of_run
@@ -182,11 +182,11 @@ def open_folder(study: Study, config: dict[str, Any], command: list[str]) -> Run
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = read_options(argv)
-    from landscape_study.figures import draw
-    from landscape_study.found import Found
-    from landscape_study.measures import evaluate, measure_landscape
-    from landscape_study.report import write_report
-    from landscape_study.solutions import Bench
+    from studies.loss_landscape.figures import draw
+    from studies.loss_landscape.found import Found
+    from studies.loss_landscape.measures import evaluate, measure_landscape
+    from studies.loss_landscape.report import write_report
+    from studies.loss_landscape.solutions import Bench
 
     from dnas_ens.device import resolve_device
 

@@ -40,7 +40,9 @@ def study():
         yield lambda *arguments: run_main(module.main, list(map(str, arguments)))
     finally:
         sys.path.remove(str(SCRIPT.parent))
-        for name in [name for name in sys.modules if name.startswith(("loss_landscape", "landscape_study"))]:
+        for name in [
+            name for name in sys.modules if name.startswith(("loss_landscape", "studies.loss_landscape"))
+        ]:
             del sys.modules[name]
 
 

@@ -11,14 +11,14 @@ import numpy as np
 from dnas_ens.analysis.diversity import pairwise_disagreement
 from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.evaluate.predictions import Predictions
-from landscape_study.measures import (
+from studies.loss_landscape.measures import (
     Landscape,
     contrasts,
     ensemble_sizes,
     subsets_of_groups,
     subsets_of_seeds,
 )
-from landscape_study.solutions import Bench, Solution
+from studies.loss_landscape.solutions import Bench, Solution
 
 SEEDS, KINDS, TRAJECTORY = (
     "seeds of one architecture",

@@ -30,7 +30,7 @@ from dnas_ens.ensembles.loss_barrier import BarrierCheck, LossBarrier, loss_barr
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.inference import EVALUATION_BATCH
-from landscape_study.solutions import Bench, Solution
+from studies.loss_landscape.solutions import Bench, Solution
 
 #: Val images of the landscape; the whole split would tell no more and cost more.
 LANDSCAPE_IMAGES = 2000

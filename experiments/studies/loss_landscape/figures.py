@@ -23,8 +23,8 @@ from dnas_ens.analysis.style import (
     new_figure,
     style_axis,
 )
-from landscape_study.found import Found
-from landscape_study.panels import draw_pairs, draw_plane, draw_sizes, draw_title
+from studies.loss_landscape.found import Found
+from studies.loss_landscape.panels import draw_pairs, draw_plane, draw_sizes, draw_title
 
 
 def draw(found: Found, path: Path) -> None:

@@ -24,8 +24,8 @@ from dnas_ens.analysis.style import (
     font,
     style_axis,
 )
-from landscape_study.found import KINDS, SEEDS, Found
-from landscape_study.measures import PAIR_MEASURES
+from studies.loss_landscape.found import KINDS, SEEDS, Found
+from studies.loss_landscape.measures import PAIR_MEASURES
 
 
 def draw_title(axis: Axes, text: str) -> None:

@@ -13,8 +13,8 @@ from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.analysis.metrics import accuracy
 from dnas_ens.analysis.significance import CONFIDENCE, NUM_RESAMPLES, mean_and_deviation
 from dnas_ens.files import write_atomic
-from landscape_study.found import KINDS, SEEDS, Found, records
-from landscape_study.measures import PAIR_MEASURES
+from studies.loss_landscape.found import KINDS, SEEDS, Found, records
+from studies.loss_landscape.measures import PAIR_MEASURES
 
 
 def solutions_table(found: Found) -> str:
