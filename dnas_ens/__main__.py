@@ -18,7 +18,8 @@ from dnas_ens.commands import (
     print_next,
     print_resolved,
 )
-from dnas_ens.config import RetrainConfig, SearchConfig, to_dict
+from dnas_ens.config import RetrainConfig, SearchConfig, require, to_dict
+from dnas_ens.search_space import stack_cell_types
 
 PROG = "python -m dnas_ens"
 DESCRIPTION = "Search an ensemble of different networks, retrain its members from scratch, evaluate it. "
@@ -32,6 +33,17 @@ class WholeWayCommand(RunOptions):
     retrain: RetrainConfig
     workers: int = 0
     """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+
+    def __post_init__(self) -> None:
+        searched, trained = self.search.supernet.num_cells, self.retrain.num_cells
+        missing = set(stack_cell_types(trained)) - set(stack_cell_types(searched))
+        # Else it would show after the search only.
+        require(
+            not missing,
+            f"A supernet of {searched} cell{'s' if searched > 1 else ''} finds no {'/'.join(sorted(missing))} cell, "
+            f"which a network of {trained} cells has.",
+            "Give --num-cells 3 or more, or --retrain.num-cells as --num-cells.",
+        )
 
 
 def main(argv: list[str]) -> None:

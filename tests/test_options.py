@@ -1,9 +1,12 @@
+import dataclasses
 import json
 
 import pytest
 
+from dnas_ens.__main__ import WholeWayCommand
 from dnas_ens.commands import EarlyOptions
 from dnas_ens.errors import UserError
+from dnas_ens.presets import retrain_preset, search_preset
 
 
 def write(tmp_path, values):
@@ -49,3 +52,12 @@ def test_published_regimes_do_without_this_projects_commitment():
         assert search.objective.commitment == (0.0, 0.0)
     search, _ = EarlyOptions.read([]).defaults()
     assert search.objective.commitment[1] > 0
+
+
+def test_the_whole_way_refuses_a_supernet_without_the_cells_the_networks_need():
+    search, recipe = search_preset(), retrain_preset()
+    one = dataclasses.replace(search, supernet=dataclasses.replace(search.supernet, num_cells=1))
+    with pytest.raises(UserError, match="1 cell finds no normal cell, which a network of 3 cells has"):
+        WholeWayCommand(search=one, retrain=recipe)
+    WholeWayCommand(search=one, retrain=dataclasses.replace(recipe, num_cells=1))
+    WholeWayCommand(search=search, retrain=dataclasses.replace(recipe, num_cells=20))
