@@ -88,7 +88,14 @@ def plot_frontiers(
             va="center",
             color=colour,
             fontproperties=font(LABEL_SIZE, bold=index == 0),
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0.0, 0.5),
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
         )
     figure.savefig(path, dpi=110)
 
