@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 from comparison_report import (
@@ -34,6 +34,7 @@ from comparison_report import (
     rows_of,
     write_results,
 )
+from comparison_runs import require_alike
 from frontier_plot import plot_frontiers
 from methods import METHODS, Budget, Comparison, Result
 from tyro.conf import Positional
@@ -141,53 +142,6 @@ def main(argv: list[str]) -> None:
         report(command, runs, comparisons, results)
 
 
-def require_alike(runs: Sequence[RunFolder]) -> None:
-    """Check that runs are trained, and differ in their seeds alone.
-
-    Raises:
-        UserError: Members are missing, seeds are the same, or something else differs; its field is named.
-    """
-    from dnas_ens.errors import UserError
-    from dnas_ens.runs import first_difference
-
-    first = runs[0]
-    seen: dict[int, Path] = {}
-    for run in runs:
-        if not run.file("ensemble.json").exists():
-            raise UserError(
-                f"The members of {run.path} are not trained.", f"Run python -m dnas_ens.retrain {run.path}."
-            )
-        difference = first_difference(_without_seeds(first), _without_seeds(run), "config")
-        if difference is not None:
-            field, there, here = difference
-            raise UserError(
-                f"{first.path} and {run.path} are no seeds of one configuration: {field} is {there} in the first and "
-                f"{here} in the second.",
-                "Compare them one by one, or name runs that differ in their seeds alone.",
-            )
-        prints = [each.read_json("splits.json")["fingerprint"] for each in (first, run)]
-        if prints[0] != prints[1]:
-            raise UserError(
-                f"{first.path} and {run.path} have other images or splits.", "Name runs on the same data."
-            )
-        other = seen.setdefault(run.config["search"]["seed"], run.path)
-        if other != run.path:
-            raise UserError(
-                f"{other} and {run.path} have the same search seed.", "Name runs with seeds of their own."
-            )
-
-
-def _without_seeds(run: RunFolder) -> dict[str, Any]:
-    """Return a configuration without seeds, and without the file of a given base, which a seed may have of its own."""
-    search, recipe = dict(run.config["search"]), dict(run.config["retrain"])
-    search["hypernetwork"] = {
-        **search["hypernetwork"],
-        "base": search["hypernetwork"]["base"] is not None,
-    }
-    del search["seed"], recipe["seed"]
-    return {"search": search, "retrain": recipe}
-
-
 def results_of(comparison: Comparison, methods: Sequence[str]) -> list[Result]:
     """Return the rows of the chosen methods, ours first."""
     return [
@@ -218,11 +172,10 @@ def report(
         + differences(results)
         + ranking_sentence(comparisons)
         + "\n## Equal total cost\n\n"
-        + f"Every method spends at most our total cost (search and training), split as NLL on val finds best; "
-        "*members × epochs* is what was chosen, a choice a seed where they differ. An option of k networks out of more "
-        "that are exchangeable is the mean over subsets, each network in equally many; *k of n* are chosen greedily "
-        f"from n trained. Choosing between options is free here. Frontier: [figure]({command.path.name}.png).\n\n"
-        + cost_text
+        + epochs_sentence(comparisons[0])
+        + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
+        "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles. Choosing "
+        f"between options is free here. Frontier: [figure]({command.path.name}.png).\n\n" + cost_text
     )
     print(f"{data.name}, {len(data.test)} test images")
     print(text, end="")
@@ -244,6 +197,21 @@ def report(
         path=command.path.with_name(f"{command.path.name}.png"),
     )
     print(f"wrote {command.path}.md, .csv, .json and .png")
+
+
+def epochs_sentence(comparison: Comparison) -> str:
+    """Say what a method may split its budget between."""
+    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs})
+    grid = (
+        f"Ours, the base cell and random cells were trained for {', '.join(map(str, tried[:-1]))} and {tried[-1]} "
+        "epochs, the others as the recipe says; for other epochs than its no more networks were trained. "
+        if len(tried) > 1
+        else "Only the number of members varies: all were trained as long as the recipe says. "
+    )
+    return (
+        "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
+        "*members × epochs* is what was chosen, a choice a seed where they differ. " + grid
+    )
 
 
 def heading(comparisons: Sequence[Comparison]) -> str:

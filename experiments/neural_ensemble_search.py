@@ -27,6 +27,7 @@ from frontier_plot import plot_frontiers
 from methods import Comparison, Result
 from methods.further_searches import darts, darts_deviations, hypernet
 from methods.random_cells import random_nes, random_pool_of
+from methods.results import some_members
 from methods.searched import ours
 
 from dnas_ens.cli import parse, run_main
@@ -206,8 +207,6 @@ def searched(
 
 def results_of(comparison: Comparison) -> list[Result]:
     """Return the rows of the study, in the order of the published table, ours last."""
-    from methods.comparison import some_members
-
     single, ensemble = darts(comparison)
     pool = random_pool_of(comparison, comparison.num_members)
     trained = comparison.train("random-cells", pool)

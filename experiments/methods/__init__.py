@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from methods.comparison import Budget, Comparison, Result
+from methods.comparison import Comparison
 from methods.deep_ensembles import base_cell, best_cell, deep_ensemble_curve, wider
 from methods.evolution import nes_re
 from methods.further_searches import darts_ens
 from methods.random_cells import deviations, random_cells
+from methods.results import Budget, Result
 from methods.searched import ours
 from methods.snapshots import snapshots
 

@@ -14,104 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from frontier import Option
-
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.genotype import Genotype
+from methods.results import Budget, Searched, Trained
 
 if TYPE_CHECKING:
     import torch
 
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.evaluate.predictions import Predictions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """One row of the comparison.
-
-    Args:
-        name: What it is; the same with every seed.
-        predictions: On val and test.
-        networks: Networks trained for it, discarded ones included.
-        cpu_seconds: All training it needs, the search included where its cells come from it.
-        search_seconds: What searching took of that; training networks that are discarded is no part of it.
-        label: Its name in the figure; none where it is no method of its own.
-        options: The ways it can be had, for the frontier; none where it is no method of its own.
-        detail: What differs between seeds, such as a width.
-    """
-
-    name: str
-    predictions: Predictions
-    networks: int
-    cpu_seconds: float
-    search_seconds: float = 0.0
-    label: str = ""
-    options: Sequence[Option] = ()
-    detail: str = ""
-
-    def losses(self) -> np.ndarray:
-        """Return the calibrated NLL on every test image, (N,), nats."""
-        from dnas_ens.analysis.calibration import per_image_calibrated_nll
-
-        predictions = self.predictions
-        weights = np.asarray(predictions.weights)
-        val, test = (
-            np.tensordot(weights, probs.astype(np.float64), axes=1)
-            for probs in (predictions.val_probs, predictions.test_probs)
-        )
-        return per_image_calibrated_nll(val, predictions.val_labels, test, predictions.test_labels)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much the methods may train.
-
-    Args:
-        pool_size: Random cells of the pool, of which M are chosen (NES-RS) and the best is taken for a deep
-            ensemble; networks an evolution trains (NES-RE).
-        population: Networks alive in the evolution.
-        parents: Candidates for its next parent.
-        epochs: Other epoch counts at which the methods that split between members and epochs are trained.
-    """
-
-    pool_size: int = 10
-    population: int = 5
-    parents: int = 2
-    epochs: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """Networks trained for a method.
-
-    Args:
-        predictions: On val and test, equal weights.
-        seconds: CPU seconds of each.
-        epochs: Epochs of each.
-    """
-
-    predictions: Predictions
-    seconds: list[float]
-    epochs: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Searched:
-    """A further search and what it found.
-
-    Args:
-        base: Its base cell.
-        genotypes: The members it chose.
-        seconds: CPU seconds of the search.
-        file: Its genotypes.json.
-    """
-
-    base: Genotype
-    genotypes: list[Genotype]
-    seconds: float
-    file: Path
 
 
 @dataclass(eq=False, kw_only=True)
@@ -283,30 +193,3 @@ def training_seconds(folder: Path, num_members: int) -> list[float]:
         float(read_json(folder / "members" / str(index) / "member.json")["cpu_seconds"])
         for index in range(num_members)
     ]
-
-
-def some_members(
-    predictions: Predictions, members: Sequence[int], weights: Sequence[float] | None = None
-) -> Predictions:
-    """Return the predictions of some members, weighted equally unless weights are given."""
-    chosen = list(members)
-    return replace(
-        predictions,
-        val_probs=predictions.val_probs[chosen],
-        test_probs=predictions.test_probs[chosen],
-        weights=[1.0 / len(chosen)] * len(chosen) if weights is None else list(weights),
-        parameters=[predictions.parameters[index] for index in chosen],
-    )
-
-
-def joined(first: Trained, second: Trained) -> Trained:
-    """Return the networks of two trainings as one."""
-    count = len(first.seconds) + len(second.seconds)
-    predictions = replace(
-        first.predictions,
-        val_probs=np.concatenate([first.predictions.val_probs, second.predictions.val_probs]),
-        test_probs=np.concatenate([first.predictions.test_probs, second.predictions.test_probs]),
-        weights=[1.0 / count] * count,
-        parameters=[*first.predictions.parameters, *second.predictions.parameters],
-    )
-    return replace(first, predictions=predictions, seconds=[*first.seconds, *second.seconds])

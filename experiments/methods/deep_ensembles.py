@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from frontier import Option, of_exchangeable
 
-from methods.comparison import Comparison, Result, Trained, joined, some_members
+from methods.comparison import Comparison
+from methods.results import Result, Trained, joined, some_members
 
 
 def base_members(comparison: Comparison) -> Trained:

@@ -8,8 +8,9 @@ import numpy as np
 from frontier import option
 
 from dnas_ens.genotype import Genotype
-from methods.comparison import Comparison, Result, some_members
+from methods.comparison import Comparison
 from methods.random_cells import space_of
+from methods.results import Result, some_members
 
 FOLDER = "nes-re"
 

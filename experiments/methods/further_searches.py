@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 from frontier import of_ordered, option, windows
 
-from methods.comparison import Comparison, Result, Searched, some_members
+from methods.comparison import Comparison
 from methods.random_cells import random_deviations
+from methods.results import Result, Searched, some_members
 
 DARTS, HYPERNET, DEVIATIONS = "darts-ens", "hypernet", "darts-deviations"
 

@@ -10,7 +10,8 @@ from frontier import Option, of_exchangeable, option, windows
 
 from dnas_ens.genotype import Genotype
 from dnas_ens.search_space import SearchSpace
-from methods.comparison import Comparison, Result, Trained, some_members
+from methods.comparison import Comparison
+from methods.results import Result, Trained, some_members
 
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from frontier import of_ordered
 
-from methods.comparison import Comparison, Result, some_members
+from methods.comparison import Comparison
+from methods.results import Result, some_members
 
 
 def ours(comparison: Comparison) -> Iterator[Result]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from frontier import Option, option
 
-from methods.comparison import Comparison, Result, some_members
+from methods.comparison import Comparison
+from methods.results import Result, some_members
 
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions

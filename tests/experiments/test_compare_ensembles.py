@@ -23,7 +23,14 @@ TINY = (
     "--retrain.epochs 2 --device cpu --workers 1"
 ).split()
 OPTIONS = "--pool-size 3 --population 2 --parents 1 --device cpu --workers 1".split()
-MODULES = ("compare_ensembles", "comparison_report", "frontier", "frontier_plot", "methods")
+MODULES = (
+    "compare_ensembles",
+    "comparison_report",
+    "comparison_runs",
+    "frontier",
+    "frontier_plot",
+    "methods",
+)
 
 
 @pytest.fixture(scope="module")
