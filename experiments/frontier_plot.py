@@ -10,7 +10,9 @@ from frontier import Option, frontier
 #: Points, of the labels beside the lines.
 LABEL_SIZE, LABEL_GAP = 8.5, 12.5
 WIDTH, HEIGHT = 760, 470
-LEFT, RIGHT, BOTTOM, TOP = 0.09, 0.69, 0.12, 0.93
+LEFT, BOTTOM, TOP = 0.09, 0.12, 0.93
+#: Between the axis and its labels, and between them and the edge.
+LEADER, MARGIN = 16, 10
 
 
 def plot_frontiers(
@@ -24,7 +26,15 @@ def plot_frontiers(
         title: A heading.
         path: The file.
     """
-    from dnas_ens.analysis.style import CYCLE, MUTED_COLOUR, TEXT_COLOUR, font, new_figure, style_axis
+    from dnas_ens.analysis.style import (
+        CYCLE,
+        MUTED_COLOUR,
+        TEXT_COLOUR,
+        font,
+        new_figure,
+        style_axis,
+        text_width,
+    )
 
     lines = {label: frontier(options) for label, options in methods.items()}
     lines = {label: line for label, line in lines.items() if line[0]}
@@ -32,8 +42,7 @@ def plot_frontiers(
     axis = figure.subplots()
     axis.set_xscale("log")
     axis.set_yscale("log")
-    ends = [budgets[-1] for budgets, _ in lines.values()]
-    right = 1.15 * max(*ends, budget) if ends else budget
+    right = 1.15 * max(budget, *(budgets[-1] for budgets, _ in lines.values()))
     for index, (budgets, heights) in enumerate(lines.values()):
         colour = colour_of(index)
         style = "-" if index < len(CYCLE) else (0, (4, 1.5))
@@ -69,7 +78,8 @@ def plot_frontiers(
     for direction in (axis.xaxis, axis.yaxis):
         _plain_ticks(direction)
     axis.set_title(title, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
-    figure.subplots_adjust(left=LEFT, right=RIGHT, bottom=BOTTOM, top=TOP)
+    edge = WIDTH - MARGIN - LEADER - max(text_width(label, LABEL_SIZE, bold=True) for label in lines)
+    figure.subplots_adjust(left=LEFT, right=edge / WIDTH, bottom=BOTTOM, top=TOP)
     figure.canvas.draw()
     # In points from the lower edge of the figure.
     per_point = figure.dpi / 72
@@ -81,9 +91,9 @@ def plot_frontiers(
         colour = colour_of(index)
         axis.annotate(
             label,
-            (RIGHT * WIDTH, height),
+            (edge, height),
             xycoords="figure points",
-            xytext=(RIGHT * WIDTH + 16, place),
+            xytext=(edge + LEADER, place),
             textcoords="figure points",
             va="center",
             color=colour,

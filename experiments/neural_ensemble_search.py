@@ -59,6 +59,7 @@ COLUMNS = (
     "accuracy",
     "calibrated_nll",
     "disagreement",
+    "parameters",
     "search_cpu_seconds",
     "cpu_seconds",
     "published accuracy %",
@@ -223,7 +224,7 @@ def results_of(comparison: Comparison) -> list[Result]:
         random_nes(comparison, trained),
         darts_deviations(comparison),
         next(hypernet(comparison)),
-        next(ours(comparison)),
+        replace(next(ours(comparison)), name="star hypernetwork (ours)"),
     ]
 
 

@@ -27,7 +27,7 @@ ROWS = {
     "random cells (Random-NES)": "baselines/random-cells",
     "random deviations of the DARTS cell (RandomD-NES)": "baselines/darts-deviations",
     "hypernetwork upon a DARTS cell (EdgeNES)": "baselines/hypernet",
-    "ours (searched ensemble)": ".",
+    "star hypernetwork (ours)": ".",
 }
 
 
