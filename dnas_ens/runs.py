@@ -184,7 +184,7 @@ class RunFolder:
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, _ABSENT)
-        difference = _first_difference(stored, as_json(config), section)
+        difference = first_difference(stored, as_json(config), section)
         if difference is not None:
             field, there, asked = difference
             raise UserError(
@@ -270,11 +270,20 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str] | None:
-    """The dotted name of the first field that differs, with both values as JSON."""
+def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str] | None:
+    """Return the dotted name of the first field in which two configurations differ, with both values as JSON.
+
+    Args:
+        stored: One of them, as `dnas_ens.files.as_json` gives it.
+        asked: The other one.
+        field: Name of the whole, put in front.
+
+    Returns:
+        Field, first and second value; None where they agree (1 and 1.0 do).
+    """
     if isinstance(stored, dict) and isinstance(asked, dict):
         for key in [*stored, *(key for key in asked if key not in stored)]:
-            found = _first_difference(stored.get(key, _ABSENT), asked.get(key, _ABSENT), f"{field}.{key}")
+            found = first_difference(stored.get(key, _ABSENT), asked.get(key, _ABSENT), f"{field}.{key}")
             if found is not None:
                 return found
         return None

@@ -2,66 +2,101 @@
 
     python experiments/compare_ensembles.py runs/001-digits
     python experiments/compare_ensembles.py runs/001-digits --methods ours base-cell
+    python experiments/compare_ensembles.py runs/001-digits runs/002-digits runs/003-digits --epochs-grid 10 30 60
 
-Trains the chosen methods of ``methods.py`` with the recipe of the run and seeds of their own, predicts val and test,
-and writes one table with the cost of each, what the difference to ours is worth (paired bootstrap and permutation test
-over test images, Holm-corrected), and a plot of calibrated NLL against cost. The published comparison is EdgeNES's on
-CIFAR-100 (one cell searched, two stacked; accuracy %, GPU-hours): DARTS 46.8 ± 1.7, 1.2; DartsEns 48.2 ± 1.5, 3.6;
-Random-NES 46.9 ± 5.2, 0; RandomD-NES 47.7 ± 3.4, 1.2; EdgeNES 48.1 ± 1.7, 2.1. Cost: about 45
-trainings of one member for five members, minutes on digits. Finished members are kept: run it again after an
-interruption.
+Trains the chosen methods of ``methods/`` with the recipe of the run and seeds of their own, predicts val and test, and
+reports both budgets. Equal number of members: one table with the cost of each, and what the difference to ours is worth
+(paired by seed and test image, Holm-corrected). Equal total cost: the frontier, calibrated NLL against total
+training cost, where each method splits its budget between members and epochs as val finds best, as a figure and as
+a table at our own cost. Several run folders are search seeds of one configuration: figures are then mean ± standard
+deviation over them. The published comparison is EdgeNES's on CIFAR-100, see ``neural_ensemble_search.py``.
+Cost: about 65 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
+another epoch count about 25 trainings of that length. What is finished is kept: run it again after an interruption.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import tyro
-from methods import METHODS, Comparison, Result
+from comparison_report import (
+    COLUMNS,
+    differences,
+    equal_cost,
+    options_table,
+    over_seeds,
+    provenance,
+    rows_of,
+    write_results,
+)
+from comparison_runs import require_alike
+from frontier_plot import plot_frontiers
+from methods import METHODS, Budget, Comparison, Result
 from tyro.conf import Positional
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run
+from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config_file import override
 
+if TYPE_CHECKING:
+    from dnas_ens.runs import RunFolder
+
 PROG = "python experiments/compare_ensembles.py"
-#: A corrected p-value above this is called not distinguishable.
-SIGNIFICANCE = 0.05
-COLUMNS = (
-    "name",
-    "accuracy",
-    "nll",
-    "calibrated_nll",
-    "brier",
-    "ece15",
-    "disagreement",
-    "predictive_js",
-    "shared_error_fraction",
-    "parameters",
-    "networks",
-    "cpu_seconds",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareCommand:
     """Options of the comparison."""
 
-    run_dir: Positional[Path]
-    """Run folder whose members are trained."""
+    run_dirs: Positional[tuple[Path, ...]]
+    """Run folders whose members are trained, one a search seed of the same configuration."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods to compare with."""
+    epochs_grid: tuple[int, ...] = ()
+    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
+    pool_size: int = 10
+    """Networks that NES-RS and NES-RE train and choose M from."""
+    population: int = 5
+    """Networks alive in NES-RE's evolution."""
+    parents: int = 2
+    """Candidates for the next parent in it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
     """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
     output: Path | None = None
-    """Copy the table to OUTPUT.md, .csv and .json as well."""
+    """Where the results go, OUTPUT.md, .csv, .json and .png; default: into the run folder of one, beside several."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            require(name in METHODS, f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
+        for epochs in self.epochs_grid:
+            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
+
+    @property
+    def budget(self) -> Budget:
+        """How much the methods may train."""
+        return Budget(
+            pool_size=self.pool_size,
+            population=self.population,
+            parents=self.parents,
+            epochs=self.epochs_grid,
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the results go, without suffix."""
+        if self.output is not None:
+            return self.output
+        first, *others = self.run_dirs
+        names = "-".join(path.name for path in self.run_dirs)
+        return first.parent / f"comparison-{names}" if others else first / "comparison"
 
 
 def main(argv: list[str]) -> None:
@@ -71,197 +106,162 @@ def main(argv: list[str]) -> None:
         argv,
         prog=PROG,
         description=__doc__ or "",
-        default=CompareCommand(run_dir=tyro.MISSING),
+        default=CompareCommand(run_dirs=tyro.MISSING),
     )
-    from dnas_ens.config import RetrainConfig
     from dnas_ens.device import resolve_device
-    from dnas_ens.errors import UserError
-    from dnas_ens.evaluate.run import write_tables
-    from dnas_ens.evaluate.tables import ensemble_row, to_markdown
     from dnas_ens.runs import RunFolder
 
-    for name in command.methods:
-        if name not in METHODS:
-            raise UserError(f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
+    require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")
     device = resolve_device(command.device)
-    with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
-        if not run.file("ensemble.json").exists():
-            raise UserError(
-                f"The members of {run.path} are not trained.", f"Run python -m dnas_ens.retrain {run.path}."
+    typed = [*PROG.split(), *argv]
+    with ExitStack() as stack:
+        runs = [stack.enter_context(RunFolder.open(path, command=typed)) for path in command.run_dirs]
+        require_alike(runs)
+        comparisons = []
+        for run in runs:
+            data = data_of_run(run)
+            run.write_env({"device": str(device), "data": data.describe()})
+            comparison = Comparison(
+                folder=run.path,
+                search=override(SearchConfig(), run.config["search"]),
+                found=run.read_json("genotypes.json"),
+                data=data,
+                recipe=override(RetrainConfig(), run.config["retrain"]),
+                device=device,
+                workers=command.workers,
+                budget=command.budget,
             )
-        data = data_of_run(run)
-        run.write_env({"device": str(device), "data": data.describe()})
-        comparison = Comparison(
-            run.path,
-            run.read_json("genotypes.json"),
-            data,
-            override(RetrainConfig(), run.config["retrain"]),
-            device=device,
-            workers=command.workers,
-        )
-        results = [
-            result
-            for name, method in METHODS.items()
-            if name in {"ours", *command.methods}
-            for result in method(comparison)
-        ]
-        rows = [
-            {
-                **ensemble_row(result.name, result.predictions),
-                "networks": result.networks,
-                "cpu_seconds": result.cpu_seconds,
-                # With the search where a method's cells come from one, which its own folder does not know.
-                "train_seconds": result.cpu_seconds,
-            }
-            for result in results
-        ]
-        write_tables(run.path, rows, name="comparison")
-        text = to_markdown(rows, COLUMNS) + "\n" + differences(results) + ranking_sentence(comparison) + "\n"
-        print(f"{data.name}, {len(data.test)} test images")
-        print(text, end="")
-        places = [run.file("comparison.png")]
-        if command.output is not None:
-            write_report(command.output, text, rows, comparison, environment=run.read_json("env.json"))
-            places.append(command.output.with_suffix(".png"))
-        for place in places:
-            plot(results, rows, place)
-        print(f"wrote {run.path}/comparison.md, .csv, .json and .png")
+            require(
+                comparison.num_members <= command.pool_size,
+                f"A pool of {command.pool_size} is too small for {comparison.num_members} members.",
+                f"Give --pool-size {comparison.num_members} or more.",
+            )
+            comparisons.append(comparison)
+        # Seed by seed, so that an interrupted comparison has some whole ones.
+        results = [results_of(comparison, command.methods) for comparison in comparisons]
+        report(command, runs, comparisons, results)
+        if command.path.parent == runs[0].path:
+            from dnas_ens.report import write_report
+
+            print(f"report: {write_report(runs[0].path)}")
 
 
-def write_report(
-    output: Path,
-    text: str,
-    rows: list[dict[str, Any]],
-    comparison: Comparison,
-    *,
-    environment: list[dict[str, Any]],
-) -> None:
-    """Write the table with all that is needed to repeat it to OUTPUT.md, and the rows to OUTPUT.csv and .json."""
-    from dnas_ens.evaluate.tables import to_csv
-    from dnas_ens.files import read_json, write_atomic, write_json
-
-    data, recipe, latest = comparison.data, comparison.recipe, environment[-1]
-    search = read_json(comparison.folder / "config.json")["search"]
-    header = (
-        f"# Searched ensemble and other methods: {data.name}\n\n"
-        + "".join(
-            f"Command: `{' '.join(entry['command'])}` (revision {entry['git_revision']})\n\n"
-            for entry in environment
-        )
-        + f"Hardware: {latest['cpu']}, {latest['num_cpus']} cores, device {comparison.device}. "
-        f"Versions: torch {latest['packages']['torch']}, numpy {latest['packages']['numpy']}. "
-        f"Date: {latest['time']}. Search seed {search['seed']}, recipe seed {recipe.seed}, "
-        f"split seed {search['data']['split_seed']}. "
-        f"{len(data.train)} training, {len(data.val)} val and {len(data.test)} test images; "
-        f"{recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, "
-        f"{comparison.num_members} members. cpu seconds hold all the training a row needs: the search where its cells "
-        "come from it, and networks that were trained and not chosen. Weights and temperature are fitted on val.\n\n"
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output.with_suffix(".md"), (header + text).encode())
-    write_atomic(output.with_suffix(".csv"), to_csv(rows, COLUMNS).encode())
-    write_json(output.with_suffix(".json"), rows)
-
-
-def per_image_calibrated_nll(predictions: Any) -> np.ndarray:
-    """Return the calibrated NLL of the ensemble on every test image, (N,), in nats."""
-    from dnas_ens.analysis.calibration import apply_temperature, fit_temperature
-
-    weights = np.asarray(predictions.weights)
-    val = np.tensordot(weights, predictions.val_probs.astype(np.float64), axes=1)
-    test = np.tensordot(weights, predictions.test_probs.astype(np.float64), axes=1)
-    calibrated = apply_temperature(test, fit_temperature(val, predictions.val_labels))
-    picked = calibrated[np.arange(len(calibrated)), predictions.test_labels]
-    return np.asarray(-np.log(np.clip(picked, 1e-12, None)))
-
-
-def differences(results: Sequence[Result]) -> str:
-    """Say in words how the calibrated NLL of ours differs from every other row's.
-
-    A paired bootstrap over test images gives each interval, a paired permutation test each p-value, and Holm's
-    step-down procedure corrects them for the number of rows. Seeds are not resampled: it is about these networks.
-    """
-    from scipy.stats import bootstrap, permutation_test
-
-    ours, others = results[0], results[1:]
-    per_image = per_image_calibrated_nll(ours.predictions)
-    gaps = [per_image - per_image_calibrated_nll(other.predictions) for other in others]
-    p_values = [
-        float(
-            permutation_test(
-                (gap,), np.mean, permutation_type="samples", n_resamples=9999, batch=500, rng=0, axis=0
-            ).pvalue
-        )
-        for gap in gaps
+def results_of(comparison: Comparison, methods: Sequence[str]) -> list[Result]:
+    """Return the rows of the chosen methods, ours first."""
+    return [
+        result
+        for name, method in METHODS.items()
+        if name == "ours" or name in methods
+        for result in method(comparison)
     ]
-    lines = []
-    for other, gap, p_value in zip(others, gaps, holm(p_values), strict=True):
-        interval = bootstrap(
-            (gap,), np.mean, n_resamples=9999, batch=500, method="percentile", rng=np.random.default_rng(0)
-        ).confidence_interval
-        if p_value > SIGNIFICANCE:
-            verdict = "not distinguishable at this size"
-        else:
-            verdict = "ours is better" if gap.mean() < 0 else "ours is worse"
-        lines.append(
-            f"- Calibrated NLL, ours minus {other.name}: {gap.mean():+.4f} (95 % interval {interval.low:+.4f} to "
-            f"{interval.high:+.4f}, corrected p {p_value:.3f}): {verdict}.\n"
-        )
-    return "".join(lines)
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected by Holm's step-down procedure: p_(i) times the number still to test, never falling."""
-    corrected = np.empty(len(p_values))
-    largest = 0.0
-    for rank, index in enumerate(np.argsort(p_values)):
-        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
-        corrected[index] = largest
-    return [float(value) for value in corrected]
+def report(
+    command: CompareCommand,
+    runs: Sequence[RunFolder],
+    comparisons: Sequence[Comparison],
+    results: Sequence[Sequence[Result]],
+) -> None:
+    """Print and write the tables of both budgets, and draw the frontier."""
+    from dnas_ens.evaluate.tables import to_markdown
+
+    seeds = [comparison.search.seed for comparison in comparisons]
+    rows = [rows_of(of_seed, seed=seed) for of_seed, seed in zip(results, seeds, strict=True)]
+    costs, cost_text = equal_cost(results)
+    data = comparisons[0].data
+    text = (
+        "## Equal number of members\n\n"
+        + to_markdown(over_seeds(rows), COLUMNS)
+        + "\n"
+        + differences(results)
+        + ranking_sentence(comparisons)
+        + "\n## Equal total cost\n\n"
+        + epochs_sentence(comparisons[0])
+        + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
+        "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles. Choosing "
+        f"between options is free here. Frontier: [figure]({command.path.name}.png).\n\n" + cost_text
+    )
+    print(f"{data.name}, {len(data.test)} test images")
+    print(text, end="")
+    environments = [entry for run in runs for entry in run.read_json("env.json")]
+    environments.sort(key=lambda entry: str(entry["time"]))
+    header = heading(comparisons) + provenance(environments, device=str(comparisons[0].device))
+    flat = [row for of_seed in rows for row in of_seed]
+    record = {"rows": flat, "equal_cost": costs, "options": options_table(results, seeds)}
+    write_results(command.path, header + scale(comparisons) + text, flat, record)
+    plot_frontiers(
+        {
+            result.label: [of_seed[index].options for of_seed in results]
+            for index, result in enumerate(results[0])
+            if result.options
+        },
+        budget=sum(of_seed[0].cpu_seconds for of_seed in results) / len(results),
+        title=f"What a total training cost buys: {data.name}, {len(seeds)} search "
+        f"seed{'s' if len(seeds) > 1 else ''}",
+        path=command.path.with_name(f"{command.path.name}.png"),
+    )
+    print(f"wrote {command.path}.md, .csv, .json and .png")
 
 
-def ranking_sentence(comparison: Comparison) -> str:
+def epochs_sentence(comparison: Comparison) -> str:
+    """Say what a method may split its budget between."""
+    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs})
+    grid = (
+        f"Ours, the base cell and random cells were trained for {', '.join(map(str, tried[:-1]))} and {tried[-1]} "
+        "epochs, the others as the recipe says; for other epochs than its no more networks were trained. "
+        if len(tried) > 1
+        else "Only the number of members varies: all were trained as long as the recipe says. "
+    )
+    return (
+        "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
+        "*members × epochs* is what was chosen, a choice a seed where they differ. " + grid
+    )
+
+
+def heading(comparisons: Sequence[Comparison]) -> str:
+    """Return the first line of a results file."""
+    return f"# Searched ensemble and other methods: {comparisons[0].data.name}\n\n"
+
+
+def scale(comparisons: Sequence[Comparison]) -> str:
+    """Say what was run, and what the columns hold."""
+    first = comparisons[0]
+    data, recipe = first.data, first.recipe
+    seeds = ", ".join(str(comparison.search.seed) for comparison in comparisons)
+    recipe_seeds = ", ".join(str(comparison.recipe.seed) for comparison in comparisons)
+    many = len(comparisons) > 1
+    return (
+        f"Search seed{'s' if many else ''} {seeds}, recipe seed{'s' if many else ''} {recipe_seeds}, split seed "
+        f"{first.search.data.split_seed}. {len(data.train)} training, {len(data.val)} val and {len(data.test)} test "
+        f"images; {recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, {first.num_members} members. "
+        "cpu seconds hold all the training a row needs: every search its cells come from, and networks that were "
+        "trained and not chosen. Weights and temperature are fitted on val."
+        + (" Mean ± standard deviation over seeds; counts are means.\n\n" if many else "\n\n")
+    )
+
+
+def ranking_sentence(comparisons: Sequence[Comparison]) -> str:
     """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
     from scipy.stats import kendalltau
 
+    from dnas_ens.analysis.significance import mean_and_deviation
     from dnas_ens.files import read_json
 
-    found = comparison.found
-    inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
-    if None in inherited or len(set(found["selected"])) < 2:
-        return ""
-    retrained = [
-        read_json(comparison.folder / "members" / str(index) / "member.json")["val_nll"]
-        for index in range(len(inherited))
-    ]
-    tau = float(kendalltau(inherited, retrained).statistic)
+    taus = []
+    for comparison in comparisons:
+        found = comparison.found
+        inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
+        if None in inherited or len(set(found["selected"])) < 2:
+            return ""
+        retrained = [
+            read_json(comparison.folder / "members" / str(index) / "member.json")["val_nll"]
+            for index in range(len(inherited))
+        ]
+        taus.append(float(kendalltau(inherited, retrained).statistic))
     return (
-        f"- Kendall's tau between the members' val NLL with inherited weights and retrained: {tau:+.2f} "
-        f"({len(inherited)} members).\n"
+        "- Kendall's tau between the members' val NLL with inherited weights and retrained: "
+        f"{mean_and_deviation(taus, digits=2)} ({comparisons[0].num_members} members).\n"
     )
-
-
-def plot(results: Sequence[Result], rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw calibrated NLL against training cost, a point a row."""
-    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, font, new_figure, style_axis
-
-    figure = new_figure(760, 440)
-    axis = figure.subplots()
-    for index, (result, row) in enumerate(zip(results, rows, strict=True)):
-        colour = BLUE if index == 0 else MUTED_COLOUR
-        axis.plot(result.cpu_seconds, row["calibrated_nll"], "o", color=colour, markersize=6)
-        axis.annotate(
-            str(index + 1),
-            (result.cpu_seconds, row["calibrated_nll"]),
-            xytext=(5, 4),
-            textcoords="offset points",
-            fontproperties=font(9),
-        )
-    style_axis(axis, x_label="CPU seconds of training, search included", y_label="calibrated NLL, nats")
-    names = "\n".join(f"{index + 1}  {result.name}" for index, result in enumerate(results))
-    figure.text(0.56, 0.95, names, fontproperties=font(8), va="top")
-    figure.subplots_adjust(left=0.1, right=0.54, bottom=0.13, top=0.95)
-    figure.savefig(path, dpi=110)
 
 
 if __name__ == "__main__":

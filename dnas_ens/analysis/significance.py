@@ -115,19 +115,10 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDiff
             mean=0.0, over_images=(0.0, 0.0), over_seeds=(0.0, 0.0), effect_size=0.0, p_value=1.0, same=True
         )
     of_images = difference.mean(axis=0)
-    drawn = bootstrap(
-        (of_images,),
-        np.mean,
-        n_resamples=NUM_RESAMPLES,
-        batch=_BATCH,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
     deviation = float(of_images.std(ddof=1))
     return PairedDifference(
         mean=float(of_images.mean()),
-        over_images=(float(drawn.low), float(drawn.high)),
+        over_images=image_interval(of_images),
         over_seeds=t_interval(difference.mean(axis=1)),
         effect_size=float(of_images.mean()) / deviation if deviation > 0.0 else 0.0,
         p_value=_sign_p_value(of_images),
@@ -173,6 +164,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = largest
     return [float(value) for value in corrected]
+
+
+def image_interval(values: npt.ArrayLike) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of a mean over images (Efron, Annals of Statistics 7, 1979).
+
+    Args:
+        values: One value an image, shape (N,), N of 2 or more.
+
+    Returns:
+        Its ends.
+    """
+    drawn = bootstrap(
+        (np.asarray(values, dtype=np.float64),),
+        np.mean,
+        n_resamples=NUM_RESAMPLES,
+        batch=_BATCH,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(drawn.low), float(drawn.high)
 
 
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:

@@ -81,7 +81,7 @@ class RunFiles:
             rows=_rows(folder / "results.json", predictions),
             ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),
             comparison=_table(
-                _optional(folder / "comparison.json", []), COMPARISON_FIELDS, folder / "comparison.json"
+                _compared(folder / "comparison.json"), COMPARISON_FIELDS, folder / "comparison.json"
             ),
             corruptions=_table(shift.get("corruptions", []), CORRUPTION_FIELDS, folder / "shift.json"),
             out_of_distribution=_table(
@@ -133,6 +133,12 @@ class RunFiles:
 
 def _optional(path: Path, default: Any) -> Any:
     return read_json(path) if path.is_file() else default
+
+
+def _compared(path: Path) -> Any:
+    """Rows of a comparison, which also holds what each method gets for other costs."""
+    content = _optional(path, {"rows": []})
+    return content.get("rows") if isinstance(content, dict) else content
 
 
 def _members(folder: Path) -> list[dict[str, Any]]:

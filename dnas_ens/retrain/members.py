@@ -225,15 +225,7 @@ def train_members(
     networks, val_probs = [], []
     for index, genotype in enumerate(genotypes):
         training = MemberTraining(genotype, data, recipe, index=index, device=device)
-        place = None if folder is None else folder / "members" / str(index)
-        if place is not None and (place / "member.json").exists():
-            expected = {"spec": training.network.spec(), "recipe": to_dict(recipe)}
-            stored = read_json(place / "member.json")
-            _require_same(stored, expected, place)
-            training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
-            network = training.network.eval()
-        else:
-            network = _train_and_save(training, folder=folder, num_members=len(genotypes))
+        network = trained_network(training, folder=folder, num_members=len(genotypes))
         networks.append(network)
         val_probs.append(training.val_probs())
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
@@ -250,10 +242,25 @@ def train_members(
     return ensemble.to(device)
 
 
-def _train_and_save(training: MemberTraining, *, folder: Path | None, num_members: int) -> Network:
+def trained_network(training: MemberTraining, *, folder: Path | None = None, num_members: int = 1) -> Network:
+    """Return a member's network in evaluation mode, trained only where the folder does not hold it finished.
+
+    Args:
+        training: The member; it holds the network's weights afterwards.
+        folder: The ensemble's folder; a member that is finished there is loaded, another one kept there.
+        num_members: M, for the progress line.
+
+    Raises:
+        UserError: The folder holds a finished member of another genotype or recipe.
+    """
+    place = None if folder is None else folder / "members" / str(training.index)
+    if place is not None and (place / "member.json").exists():
+        expected = {"spec": training.network.spec(), "recipe": to_dict(training.recipe)}
+        _require_same(read_json(place / "member.json"), expected, place)
+        training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
+        return training.network.eval()
     network, description = train_member(training, folder=folder, num_members=num_members)
-    if folder is not None:
-        place = folder / "members" / str(training.index)
+    if place is not None:
         save_tensors(place / "model.safetensors", network.state_dict())
         # Last, for this file says that the member is finished.
         write_json(place / "member.json", description)
@@ -281,7 +288,7 @@ def _train_side_by_side(
 def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int]) -> None:
     genotype, data, recipe, index, folder, num_members = task
     training = MemberTraining(genotype, data, recipe, index=index)
-    _train_and_save(training, folder=folder, num_members=num_members)
+    trained_network(training, folder=folder, num_members=num_members)
 
 
 def _require_same(stored: dict[str, Any], expected: dict[str, Any], place: Path) -> None:

@@ -102,7 +102,8 @@ def make_run(tmp_path):
                 "calibrated_nll": ours["calibrated_nll"] / 2,
                 "cpu_seconds": 54.0,
             }
-            write_json(folder / "comparison.json", [ours, {**other, "interval": [0.01, 0.9]}])
+            rows = [ours, {**other, "interval": [0.01, 0.9]}]
+            write_json(folder / "comparison.json", {"rows": rows})
         if shift:
             corruptions = [
                 {

@@ -187,7 +187,7 @@ def test_mistakes_are_told(tmp_path, make_run, predictions):
     with pytest.raises(UserError, match="not a run folder"):
         write_report(tmp_path)
     folder = make_run(predictions(2, 10, 3))
-    write_json(folder / "comparison.json", [{"name": "ours"}])
+    write_json(folder / "comparison.json", {"rows": [{"name": "ours"}]})
     with pytest.raises(UserError, match="a row lacks accuracy"):
         write_report(folder)
     write_json(folder / "comparison.json", "nothing")

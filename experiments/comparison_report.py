@@ -1,0 +1,278 @@
+"""Tables, sentences and provenance of a comparison of methods, over one or several search seeds.
+
+Legend: S seeds, N test images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from frontier import Option, best_within
+
+from dnas_ens.analysis.significance import PairedDifference, compare, image_interval, mean_and_deviation
+
+if TYPE_CHECKING:
+    from methods import Result
+
+COLUMNS = (
+    "name",
+    "accuracy",
+    "nll",
+    "calibrated_nll",
+    "dee",
+    "brier",
+    "ece15",
+    "disagreement",
+    "predictive_js",
+    "shared_error_fraction",
+    "parameters",
+    "networks",
+    "cpu_seconds",
+)
+#: Label of the deep ensemble whose curve the deep-ensemble equivalent is read off from.
+BASE_FOR_FREE = "deep ensemble, base cell for free"
+#: Shown as percentages, like the tables of `dnas_ens.evaluate`.
+PERCENT = ("accuracy", "disagreement")
+#: Shown as a mean alone: their spread says little.
+COUNTS = ("parameters", "networks")
+
+
+def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
+    """Return a row of figures for every result of a seed.
+
+    Args:
+        results: What the methods gave.
+        seed: The search seed, noted in each row.
+    """
+    from dnas_ens.analysis.deep_ensemble_equivalent import deep_ensemble_equivalent
+    from dnas_ens.evaluate.tables import ensemble_row
+
+    curve = [option for result in results if result.label == BASE_FOR_FREE for option in result.options]
+    curve = [option for option in curve if option.epochs == curve[0].epochs]
+    rows = []
+    for result in results:
+        losses = result.losses()
+        row = {
+            **ensemble_row(result.name, result.predictions),
+            "calibrated_nll": float(losses.mean()),
+            "interval": list(image_interval(losses)),
+            # With the search where a method's cells come from one, which its own folder does not know.
+            "train_seconds": result.cpu_seconds,
+            "networks": result.networks,
+            "cpu_seconds": result.cpu_seconds,
+            "search_cpu_seconds": result.search_seconds,
+            "detail": result.detail,
+            "seed": seed,
+        }
+        if curve:
+            worth = deep_ensemble_equivalent(
+                row["calibrated_nll"],
+                [option.calibrated_nll for option in curve],
+                sizes=[option.members for option in curve],
+            )
+            row |= {"dee": worth.value, "dee_relation": worth.relation}
+        rows.append(row)
+    return rows
+
+
+def over_seeds(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows as they are shown: as they are for one seed, mean ± standard deviation for several.
+
+    Args:
+        rows: The rows of every seed, the same rows in the same order.
+    """
+    merged = []
+    for of_seeds in zip(*rows, strict=True):
+        details = [str(row["detail"]) for row in of_seeds if row["detail"]]
+        shown = f" ({' / '.join(dict.fromkeys(details))})" if details else ""
+        row: dict[str, Any] = {"name": of_seeds[0]["name"] + shown}
+        for column in of_seeds[0]:
+            if column == "dee":
+                row[column] = merged_equivalents(of_seeds)
+            elif column not in ("name", "detail", "seed", "dee_relation", "interval"):
+                row[column] = merged_value(column, [one[column] for one in of_seeds])
+        merged.append(row)
+    return merged
+
+
+def merged_value(column: str, values: Sequence[Any]) -> Any:
+    """Return a cell: the value of one seed, mean and standard deviation of several as text, or None if unknown."""
+    if any(value is None for value in values):
+        return None
+    if column.endswith("seconds"):
+        return mean_and_deviation(values, digits=1)
+    if len(values) == 1:
+        return values[0]
+    if any(not math.isfinite(value) for value in values):
+        return "-"
+    if column in COUNTS:
+        return round(float(np.mean(values)))
+    if column in PERCENT:
+        return mean_and_deviation([100.0 * value for value in values], digits=2)
+    return mean_and_deviation(values, digits=4)
+
+
+def merged_equivalents(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the deep-ensemble equivalent over seeds; < or > where that of a seed is only known to be less or more."""
+    bounds = sorted({str(row["dee_relation"]) for row in rows} - {"="})
+    text = mean_and_deviation([float(row["dee"]) for row in rows], digits=1)
+    return f"{'/'.join(bounds)} {text}" if bounds else text
+
+
+def stacked(losses: Sequence[np.ndarray]) -> np.ndarray:
+    """Return losses of the seeds as (S, N), or (N,) of one seed."""
+    return np.stack(losses) if len(losses) > 1 else losses[0]
+
+
+def differences(results: Sequence[Sequence[Result]]) -> str:
+    """Say how the calibrated NLL of the first row differs from every other's, paired by seed and image.
+
+    Args:
+        results: The results of every seed, the same rows in the same order, ours first.
+    """
+    names = [result.name for result in results[0]]
+    by_row = [stacked([of_seed[index].losses() for of_seed in results]) for index in range(len(names))]
+    return sentences(by_row[0], dict(zip(names[1:], by_row[1:], strict=True)), len(results))
+
+
+def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int) -> str:
+    """Return a paragraph on what is compared, and a sentence for each comparison with ours.
+
+    Args:
+        ours: Calibrated NLL (S, N) or (N,).
+        others: The same of each other method.
+        num_seeds: S.
+    """
+    if not others:
+        return ""
+    images = ours.shape[-1]
+    over = (
+        f"over {num_seeds} search seeds (paired t interval) and {images} test images (paired bootstrap)"
+        if num_seeds > 1
+        else f"over {images} test images (paired bootstrap) of one search seed"
+    )
+    found: dict[str, PairedDifference] = compare(ours, others)
+    lines = [f"- {difference.sentence('Ours', f'*{name}*')}\n" for name, difference in found.items()]
+    return (
+        f"Calibrated NLL on test, ours minus the other, so that less than 0 is better: mean, 95 % intervals {over}, "
+        f"effect size d, and p of a paired permutation test over images, Holm-corrected for the {len(others)} "
+        "comparisons.\n\n" + "".join(lines)
+    )
+
+
+def equal_cost(results: Sequence[Sequence[Result]]) -> tuple[list[dict[str, Any]], str]:
+    """Give every method our total cost, to spend as val finds best, and compare what comes of it.
+
+    Args:
+        results: The results of every seed, the same rows in the same order, ours first.
+
+    Returns:
+        A row for each method and seed, and the table with its sentences as Markdown.
+    """
+    from dnas_ens.evaluate.tables import to_markdown
+
+    budgets = [of_seed[0].cpu_seconds for of_seed in results]
+    rows: list[dict[str, Any]] = []
+    shown: list[dict[str, Any]] = []
+    losses: dict[str, np.ndarray] = {}
+    for index, result in enumerate(results[0]):
+        if not result.options:
+            continue
+        of_seeds = [of_seed[index].options for of_seed in results]
+        chosen = [
+            option
+            for options, budget in zip(of_seeds, budgets, strict=True)
+            if (option := best_within(options, budget)) is not None
+        ]
+        if len(chosen) < len(budgets):
+            least = [min(option.cpu_seconds for option in options) for options in of_seeds]
+            shown.append(
+                {
+                    "name": result.name,
+                    "members × epochs": "costs more in itself",
+                    "cpu_seconds": merged_value("cpu_seconds", least),
+                }
+            )
+            continue
+        losses[result.name] = stacked([option.losses for option in chosen])
+        rows += [
+            {"name": result.name, "budget": budget, **_figures(option)}
+            for budget, option in zip(budgets, chosen, strict=True)
+        ]
+        figures = rows[-len(chosen) :]
+        shown.append(
+            {
+                "name": result.name,
+                "members × epochs": ", ".join(dict.fromkeys(option.spent for option in chosen)),
+                **{
+                    column: merged_value(column, [row[column] for row in figures])
+                    for column in ("accuracy", "calibrated_nll", "cpu_seconds")
+                },
+            }
+        )
+    ours, *others = losses
+    text = to_markdown(shown, ("name", "members × epochs", "accuracy", "calibrated_nll", "cpu_seconds"))
+    return rows, text + "\n" + sentences(losses[ours], {name: losses[name] for name in others}, len(budgets))
+
+
+def _figures(option: Option) -> dict[str, Any]:
+    return {
+        "spent": option.spent,
+        "members": option.members,
+        "epochs": option.epochs,
+        "cpu_seconds": option.cpu_seconds,
+        "val_nll": option.val_nll,
+        "accuracy": float(option.hits.mean()),
+        "calibrated_nll": option.calibrated_nll,
+    }
+
+
+def options_table(results: Sequence[Sequence[Result]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Return every option of every method and seed: what the frontier is drawn from."""
+    return [
+        {"name": result.name, "seed": seed, **_figures(option)}
+        for of_seed, seed in zip(results, seeds, strict=True)
+        for result in of_seed
+        for option in result.options
+    ]
+
+
+def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str:
+    """Return commands, hardware, versions and date, as the head of a results file has them.
+
+    Args:
+        environments: Entries of env.json, the oldest first; a command that was repeated is named once.
+        device: Where it ran.
+    """
+    commands = {" ".join(entry["command"]): entry["git_revision"] for entry in environments}
+    latest = environments[-1]
+    hardware = latest["cuda_device"] if device.startswith("cuda") else "no GPU used"
+    return (
+        "".join(f"Command: `{command}` (revision {revision})\n\n" for command, revision in commands.items())
+        + f"Hardware: {latest['cpu']}, {latest['num_cpus']} cores, {hardware}. "
+        + f"Versions: torch {latest['packages']['torch']}, numpy {latest['packages']['numpy']}, "
+        + f"scipy {latest['packages']['scipy']}. Date: {latest['time']}.\n\n"
+    )
+
+
+def write_results(path: Path, text: str, rows: Sequence[Mapping[str, Any]], record: Any) -> None:
+    """Write PATH.md, the rows as PATH.csv, and everything as PATH.json.
+
+    Args:
+        path: Without suffix.
+        text: The report.
+        rows: A row for each method and seed.
+        record: What the JSON file holds.
+    """
+    from dnas_ens.evaluate.tables import to_csv
+    from dnas_ens.files import write_atomic, write_json
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = ("seed", *COLUMNS, "search_cpu_seconds", "detail")
+    write_atomic(path.with_name(f"{path.name}.md"), text.encode())
+    write_atomic(path.with_name(f"{path.name}.csv"), to_csv([dict(row) for row in rows], columns).encode())
+    write_json(path.with_name(f"{path.name}.json"), record)

@@ -1,0 +1,163 @@
+"""The frontier as a figure: calibrated NLL against total training cost, one line a method, each with its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from frontier import Option, frontier
+
+#: Points, of the labels beside the lines.
+LABEL_SIZE, LABEL_GAP = 8.5, 12.5
+WIDTH, HEIGHT = 760, 470
+LEFT, BOTTOM, TOP = 0.09, 0.12, 0.93
+#: Between the axis and its labels, and between them and the edge.
+LEADER, MARGIN = 16, 10
+
+
+def plot_frontiers(
+    methods: Mapping[str, Sequence[Sequence[Option]]], *, budget: float, title: str, path: Path
+) -> None:
+    """Draw the frontiers of methods, ours first, and write them as PNG.
+
+    Args:
+        methods: For each method by its label the options of every seed.
+        budget: Our total cost, the mean over seeds, marked by a line.
+        title: A heading.
+        path: The file.
+    """
+    from dnas_ens.analysis.style import (
+        CYCLE,
+        MUTED_COLOUR,
+        TEXT_COLOUR,
+        font,
+        new_figure,
+        style_axis,
+        text_width,
+    )
+
+    lines = {label: frontier(options) for label, options in methods.items()}
+    lines = {label: line for label, line in lines.items() if line[0]}
+    figure = new_figure(WIDTH, HEIGHT)
+    axis = figure.subplots()
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    right = 1.15 * max(budget, *(budgets[-1] for budgets, _ in lines.values()))
+    for index, (budgets, heights) in enumerate(lines.values()):
+        colour = colour_of(index)
+        style = "-" if index < len(CYCLE) else (0, (4, 1.5))
+        width = 2.6 if index == 0 else 1.5
+        axis.step(
+            budgets,
+            heights,
+            where="post",
+            color=colour,
+            linewidth=width,
+            linestyle=style,
+            zorder=3 - index / 50,
+        )
+        axis.plot(budgets[0], heights[0], "o", color=colour, markersize=4.5, zorder=3)
+        # Nothing more was trained, so more money buys no more.
+        axis.plot(
+            [budgets[-1], right], [heights[-1]] * 2, color=colour, linewidth=0.8, linestyle=":", zorder=2
+        )
+        axis.plot(budgets[-1], heights[-1], "|", color=colour, markersize=7, zorder=3)
+    axis.axvline(budget, color=MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+    axis.annotate(
+        "our total cost",
+        (budget, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, -2),
+        textcoords="offset points",
+        va="top",
+        color=MUTED_COLOUR,
+        fontproperties=font(8.5),
+    )
+    axis.set_xlim(right=right)
+    style_axis(axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats")
+    for direction in (axis.xaxis, axis.yaxis):
+        _plain_ticks(direction)
+    axis.set_title(title, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
+    edge = WIDTH - MARGIN - LEADER - max(text_width(label, LABEL_SIZE, bold=True) for label in lines)
+    figure.subplots_adjust(left=LEFT, right=edge / WIDTH, bottom=BOTTOM, top=TOP)
+    figure.canvas.draw()
+    # In points from the lower edge of the figure.
+    per_point = figure.dpi / 72
+    heights_in_points = [
+        float(axis.transData.transform((right, heights[-1]))[1]) / per_point for _, heights in lines.values()
+    ]
+    places = spread(heights_in_points, LABEL_GAP, low=BOTTOM * HEIGHT, high=TOP * HEIGHT)
+    for index, (label, height, place) in enumerate(zip(lines, heights_in_points, places, strict=True)):
+        colour = colour_of(index)
+        axis.annotate(
+            label,
+            (edge, height),
+            xycoords="figure points",
+            xytext=(edge + LEADER, place),
+            textcoords="figure points",
+            va="center",
+            color=colour,
+            fontproperties=font(LABEL_SIZE, bold=index == 0),
+            arrowprops={
+                "arrowstyle": "-",
+                "relpos": (0.0, 0.5),
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 0,
+            },
+        )
+    figure.savefig(path, dpi=110)
+
+
+def colour_of(index: int) -> str:
+    """Return the colour of a line; that of the first is no other's."""
+    from dnas_ens.analysis.style import CYCLE
+
+    first, *others = CYCLE
+    return others[(index - 1) % len(others)] if index else first
+
+
+def spread(heights: Sequence[float], gap: float, *, low: float, high: float) -> list[float]:
+    """Move labels apart until none is nearer than a gap to the next, keeping their order and staying near.
+
+    Args:
+        heights: Where they belong.
+        gap: Least distance.
+        low: Lowest place.
+        high: Highest place; given up where there are too many labels.
+    """
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    groups: list[list[int]] = []
+    centres: list[float] = []
+    for index in order:
+        groups.append([index])
+        centres.append(heights[index])
+        # Groups that touch become one around their common mean.
+        while True:
+            half = gap * (len(groups[-1]) - 1) / 2
+            centres[-1] = max(low + half, min(high - half, centres[-1]))
+            if len(groups) < 2:
+                break
+            needed = gap * (len(groups[-1]) + len(groups[-2])) / 2
+            if centres[-1] - centres[-2] >= needed:
+                break
+            last = groups.pop()
+            centres.pop()
+            groups[-1] += last
+            centres[-1] = sum(heights[one] for one in groups[-1]) / len(groups[-1])
+    places = [0.0] * len(heights)
+    for group, centre in zip(groups, centres, strict=True):
+        for position, index in enumerate(group):
+            places[index] = centre + gap * (position - (len(group) - 1) / 2)
+    return places
+
+
+def _plain_ticks(direction: object) -> None:
+    from matplotlib.axis import Axis
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    assert isinstance(direction, Axis)
+    direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    direction.set_major_formatter("{x:g}")
+    direction.set_minor_locator(NullLocator())

@@ -1,0 +1,195 @@
+"""What all methods share: the run they stand beside, its data and recipe, and how they train and search.
+
+Every method works in a folder of its own under the run's ``baselines/``, with the recipe of the run and seeds of its
+own; what is finished there is not done again, and what was interrupted goes on. Choices are made on val; test is
+predicted with what was chosen. Legend: M members of the searched ensemble, N images.
+"""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.genotype import Genotype
+from methods.results import Budget, Searched, Trained
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.data.dataset import ImageData
+
+
+@dataclass(eq=False, kw_only=True)
+class Comparison:
+    """A run and what is trained beside it.
+
+    Args:
+        folder: The run folder.
+        search: The configuration of its search.
+        found: Its genotypes.json.
+        data: Images.
+        recipe: The run's recipe.
+        device: Where to train.
+        workers: Members trained side by side on a CPU.
+        budget: How much the methods may train.
+    """
+
+    folder: Path
+    search: SearchConfig
+    found: dict[str, Any]
+    data: ImageData
+    recipe: RetrainConfig
+    device: torch.device
+    workers: int = 1
+    budget: Budget = field(default_factory=Budget)
+    _trained: dict[str, Trained] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        self.base = Genotype.from_dict(self.found["base"]["genotype"])
+        self.genotypes = [
+            Genotype.from_dict(self.found["candidates"][index]["genotype"])
+            for index in self.found["selected"]
+        ]
+        self.search_seconds = float(self.found["report"].get("cpu_seconds", 0.0))
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return len(self.genotypes)
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Candidate operations of the search but for ``none``."""
+        return tuple(name for name in self.search.supernet.operations if name != "none")
+
+    @functools.cached_property
+    def members(self) -> Trained:
+        """The members of the searched ensemble, in the order they were chosen in."""
+        from dnas_ens.evaluate.predictions import Predictions
+        from dnas_ens.evaluate.run import predict_folder
+
+        stored = self.folder / "predictions.npz"
+        predictions = (
+            Predictions.load(stored)
+            if stored.exists()
+            else predict_folder(self.folder, self.data, device=self.device)
+        )
+        seconds = training_seconds(self.folder, self.num_members)
+        return Trained(predictions=predictions, seconds=seconds, epochs=self.recipe.epochs)
+
+    @functools.cached_property
+    def total_seconds(self) -> float:
+        """CPU seconds of the searched ensemble, search and training: the total cost the others are given."""
+        return self.search_seconds + sum(self.members.seconds)
+
+    def recipe_of(self, name: str, **fields: Any) -> RetrainConfig:
+        """Return the recipe of a method, which has another root of seeds.
+
+        So no member repeats one of ours where the cells agree.
+        """
+        return replace(self.recipe, seed=self.recipe.seed + zlib.crc32(name.encode()), **fields)
+
+    def train(self, name: str, genotypes: Sequence[Genotype], **fields: Any) -> Trained:
+        """Train genotypes in the folder of a method, or take what is finished there.
+
+        Args:
+            name: Folder of the method; it decides the seeds.
+            genotypes: What to train.
+            **fields: Fields of the recipe that differ.
+        """
+        from dnas_ens.evaluate.run import predict_folder
+        from dnas_ens.retrain.members import train_members
+
+        if name not in self._trained:
+            folder = self.baseline(name)
+            recipe = self.recipe_of(name, **fields)
+            train_members(
+                genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers
+            )
+            self._trained[name] = Trained(
+                predictions=predict_folder(folder, self.data, device=self.device),
+                seconds=training_seconds(folder, len(genotypes)),
+                epochs=recipe.epochs,
+            )
+        return self._trained[name]
+
+    def at_other_epochs(self, name: str, genotypes: Sequence[Genotype]) -> list[Trained]:
+        """Train the genotypes for every other number of epochs asked for.
+
+        For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
+        """
+        own, found = self.recipe.epochs, []
+        for epochs in self.budget.epochs:
+            if epochs != own:
+                count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
+                found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))
+        return found
+
+    def baseline(self, name: str) -> Path:
+        """Return the folder of a method, which exists."""
+        folder = self.folder / "baselines" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def search_again(
+        self, name: str, regime: str, *, seed: int, members: int = 1, base: Path | None = None
+    ) -> Searched:
+        """Search by another regime with the run's data, supernet and epochs, or take what is finished.
+
+        Args:
+            name: Folder under ``baselines/``, a run folder of its own.
+            regime: One of `dnas_ens.presets`.
+            seed: Seed of the search.
+            members: Members to choose.
+            base: genotypes.json of a given base, in another folder of ``baselines/``.
+        """
+        from dnas_ens.config import to_dict
+        from dnas_ens.files import read_json
+        from dnas_ens.presets import search_preset
+        from dnas_ens.runs import RunFolder
+        from dnas_ens.search.run import run_search
+
+        own = self.search
+        published = search_preset(own.preset, regime, base=base)
+        several = own.candidates.pool_size if members > 1 else 1
+        config = replace(
+            published,
+            seed=seed,
+            data=own.data,
+            supernet=own.supernet,
+            bilevel=own.bilevel,
+            objective=replace(published.objective, drawn_members=own.objective.drawn_members),
+            candidates=replace(own.candidates, members=members, pool_size=several),
+        )
+        settings = to_dict(config)
+        if base is not None:
+            # As seen from the run, so that it may be moved.
+            settings["hypernetwork"]["base"] = str(base.relative_to(self.folder))
+        with RunFolder.create(self.baseline(name), config=settings, resume=True) as run:
+            file = run.file("genotypes.json")
+            if not file.exists():
+                run_search(config, self.data, device=self.device, run=run, resume=True)
+            found = read_json(file)
+        return Searched(
+            base=Genotype.from_dict(found["base"]["genotype"]),
+            genotypes=[
+                Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]
+            ],
+            seconds=float(found["report"]["cpu_seconds"]),
+            file=file,
+        )
+
+
+def training_seconds(folder: Path, num_members: int) -> list[float]:
+    """Return the CPU seconds the first members of a folder took to train."""
+    from dnas_ens.files import read_json
+
+    return [
+        float(read_json(folder / "members" / str(index) / "member.json")["cpu_seconds"])
+        for index in range(num_members)
+    ]

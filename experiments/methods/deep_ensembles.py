@@ -1,0 +1,115 @@
+"""One cell, several seeds: deep ensembles of the base and of the best cell that was found, and one wide network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from frontier import Option, of_exchangeable
+
+from methods.comparison import Comparison
+from methods.results import Result, Trained
+
+
+def base_members(comparison: Comparison) -> Trained:
+    """Train as many networks of the base cell as our whole cost pays for if the cell were free, at least M."""
+    count = comparison.num_members
+    trained = comparison.train("base-cell", [comparison.base] * count)
+    affordable = max(count, round(comparison.total_seconds / (sum(trained.seconds) / count)))
+    if affordable == count:
+        return trained
+    more = comparison.train("base-cell-more", [comparison.base] * (affordable - count))
+    return trained.joined(more)
+
+
+def deep_ensemble_curve(comparison: Comparison) -> list[Option]:
+    """Return the measured deep-ensemble curve: 1, 2, ... networks of the base cell, each the mean over subsets.
+
+    The deep-ensemble equivalent of any row (arXiv 2002.06470) is read off from it.
+    """
+    trained = base_members(comparison)
+    return of_exchangeable(trained.predictions, trained.seconds, epochs=trained.epochs)
+
+
+def base_cell(comparison: Comparison) -> Iterator[Result]:
+    """Deep ensembles of the base cell: of M members, and of as many as our whole cost trains if the cell were free."""
+    count, everyone = comparison.num_members, base_members(comparison)
+    affordable = len(everyone.seconds)
+    free = [
+        *deep_ensemble_curve(comparison),
+        *(
+            option
+            for trained in comparison.at_other_epochs("base-cell", [comparison.base] * affordable)
+            for option in of_exchangeable(trained.predictions, trained.seconds, epochs=trained.epochs)
+        ),
+    ]
+    search = comparison.search_seconds
+    yield Result(
+        name="deep ensemble of the base cell",
+        label="deep ensemble, base cell",
+        predictions=everyone.predictions.of_members(range(count)),
+        networks=count,
+        cpu_seconds=search + sum(everyone.seconds[:count]),
+        search_seconds=search,
+        options=[replace(option, cpu_seconds=search + option.cpu_seconds) for option in free],
+    )
+    yield Result(
+        name="the same at our cost, cell for free",
+        label="deep ensemble, base cell for free",
+        detail=f"{affordable} members",
+        predictions=everyone.predictions,
+        networks=affordable,
+        cpu_seconds=sum(everyone.seconds),
+        options=free,
+    )
+
+
+def best_cell(comparison: Comparison) -> Iterator[Result]:
+    """The bar to clear: a deep ensemble of the best cell that the search found, by its retrained member on val."""
+    from dnas_ens.evaluate.tables import best_single
+
+    genotype = comparison.genotypes[best_single(comparison.members.predictions)]
+    trained = comparison.train("best-cell", [genotype] * comparison.num_members)
+    # Finding out which cell is best took the training of our members.
+    fixed = comparison.total_seconds
+    yield Result(
+        name="deep ensemble of the best found cell",
+        label="deep ensemble, best found cell",
+        predictions=trained.predictions,
+        networks=2 * comparison.num_members,
+        cpu_seconds=fixed + sum(trained.seconds),
+        search_seconds=comparison.search_seconds,
+        options=of_exchangeable(
+            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=fixed
+        ),
+    )
+
+
+def wider(comparison: Comparison) -> Iterator[Result]:
+    """One network of the base cell with as many parameters as our members together (arXiv 2202.06985)."""
+    from dnas_ens.retrain.members import MemberTraining
+
+    wanted = sum(comparison.members.predictions.parameters)
+
+    def parameters(channels: int) -> int:
+        recipe = replace(comparison.recipe, channels=channels)
+        network = MemberTraining(comparison.base, comparison.data, recipe, index=0).network
+        return sum(parameter.numel() for parameter in network.parameters())
+
+    channels = comparison.recipe.channels
+    while parameters(channels) < wanted:
+        channels += 2
+    trained = comparison.train("wider", [comparison.base], channels=channels)
+    search = comparison.search_seconds
+    yield Result(
+        name="one network as large, of the base cell",
+        label="one wide network",
+        detail=f"C={channels}",
+        predictions=trained.predictions,
+        networks=1,
+        cpu_seconds=search + sum(trained.seconds),
+        search_seconds=search,
+        options=of_exchangeable(
+            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=search
+        ),
+    )

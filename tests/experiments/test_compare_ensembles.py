@@ -1,0 +1,320 @@
+import contextlib
+import csv
+import importlib
+import io
+import json
+import re
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dnas_ens.__main__ import main as whole_way
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+TINY = (
+    "--limit-train 160 --num-cells 1 --channels 2 --num-nodes 2 --epochs 2 --warmup-epochs 1 --members 2 "
+    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --retrain.num-cells 2 --retrain.channels 4 "
+    "--retrain.epochs 2 --device cpu --workers 1"
+).split()
+OPTIONS = "--pool-size 3 --population 2 --parents 1 --device cpu --workers 1".split()
+MODULES = (
+    "compare_ensembles",
+    "comparison_report",
+    "comparison_runs",
+    "frontier",
+    "frontier_plot",
+    "methods",
+)
+
+
+@pytest.fixture(scope="module")
+def compare():
+    """The script's main, which prints into a string."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    try:
+        script = importlib.import_module("compare_ensembles")
+
+        def call(*arguments):
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed):
+                script.main([*map(str, arguments), *OPTIONS])
+            return printed.getvalue()
+
+        yield call
+    finally:
+        sys.path.remove(str(EXPERIMENTS))
+        for name in [name for name in sys.modules if name.split(".")[0] in MODULES]:
+            sys.modules.pop(name)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole_way(
+                [
+                    *TINY,
+                    "--seed",
+                    str(seed),
+                    "--retrain.seed",
+                    str(seed),
+                    "--run-dir",
+                    str(folder / f"{seed}"),
+                ]
+            )
+    return [folder / "0", folder / "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(compare, runs):
+    output = runs[0].parent / "out"
+    return output, compare(*runs, "--epochs-grid", 1, 2, 4, "--output", output)
+
+
+def rows_of(output):
+    with output.with_suffix(".csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def seconds_of(run, method, count):
+    folder = run / "baselines" / method if method else run
+    return [
+        json.loads((folder / "members" / str(index) / "member.json").read_text())["cpu_seconds"]
+        for index in range(count)
+    ]
+
+
+def search_seconds(folder):
+    return json.loads((folder / "genotypes.json").read_text())["report"]["cpu_seconds"]
+
+
+def accuracy_of(run, method, members):
+    stored = np.load(run / "baselines" / method / "predictions.npz")
+    probs = stored["test_probs"].astype(float)[members].mean(axis=0)
+    return (probs.argmax(axis=1) == stored["test_labels"]).mean()
+
+
+def test_rows_are_mean_and_deviation_of_what_is_stored(finished, runs):
+    output, printed = finished
+    text = output.with_suffix(".md").read_text()
+    assert "3 seeds" not in text
+    assert "Search seeds 0, 1, recipe seeds 0, 1" in text
+    rows = rows_of(output)
+    for name, method, members in (
+        ("deep ensemble of the base cell", "base-cell", [0, 1]),
+        ("random cells (Random-NES)", "random-cells", [0, 1]),
+        ("cells of independent DARTS searches (DartsEns)", "darts-ens", [0, 1]),
+        ("its last snapshot alone", "snapshots", [1]),
+    ):
+        expected = [accuracy_of(run, method, members) for run in runs]
+        of_name = [row for row in rows if row["name"] == name]
+        assert [int(row["seed"]) for row in of_name] == [0, 1]
+        assert [float(row["accuracy"]) for row in of_name] == pytest.approx(expected)
+        cell = next(line for line in printed.splitlines() if line.startswith(f"| {name} ")).split("|")[2]
+        found = [float(part) for part in cell.split(" ± ")]
+        percent = [100 * value for value in expected]
+        assert found == pytest.approx([statistics.mean(percent), statistics.stdev(percent)], abs=0.006)
+
+
+def test_rows_are_worth_so_many_copies_of_the_base_cell(finished):
+    record = json.loads(finished[0].with_suffix(".json").read_text())
+    for seed in (0, 1):
+        rows = [row for row in record["rows"] if row["seed"] == seed]
+        curve = sorted(
+            (one["members"], one["calibrated_nll"])
+            for one in record["options"]
+            if one["seed"] == seed
+            and one["name"] == "the same at our cost, cell for free"
+            and one["epochs"] == 2
+        )
+        best = np.minimum.accumulate([loss for _, loss in curve])
+        for row in rows:
+            assert row["interval"][0] <= row["calibrated_nll"] <= row["interval"][1]
+            if row["calibrated_nll"] > best[0]:
+                assert (row["dee"], row["dee_relation"]) == (1.0, "<")
+            elif row["calibrated_nll"] < best[-1] - 1e-12:
+                assert (row["dee"], row["dee_relation"]) == (curve[-1][0], ">")
+            else:
+                # Linear between the sizes it lies between.
+                assert row["dee_relation"] == "="
+                reached = np.interp(row["dee"], [size for size, _ in curve], best)
+                assert reached == pytest.approx(row["calibrated_nll"])
+        whole = next(row for row in rows if row["name"] == "the same at our cost, cell for free")
+        assert whole["dee"] <= curve[-1][0]
+
+
+def test_costs_hold_every_search_and_every_network(finished, runs):
+    rows = rows_of(finished[0])
+
+    def cost(name, seed):
+        return next(
+            float(row["cpu_seconds"])
+            for row in rows
+            if row["name"].startswith(name) and row["seed"] == str(seed)
+        )
+
+    for seed, run in enumerate(runs):
+        ours = search_seconds(run) + sum(seconds_of(run, "", 2))
+        assert cost("ours", seed) == pytest.approx(ours)
+        searches = [search_seconds(run / "baselines" / "darts-ens" / f"search-{index}") for index in (0, 1)]
+        assert cost("cells of independent", seed) == pytest.approx(
+            sum(searches) + sum(seconds_of(run, "darts-ens", 2))
+        )
+        assert cost("evolution", seed) == pytest.approx(sum(seconds_of(run, "nes-re", 3)))
+        assert cost("greedy choice", seed) == pytest.approx(sum(seconds_of(run, "random-cells", 3)))
+        assert cost("deep ensemble of the best found", seed) == pytest.approx(
+            ours + sum(seconds_of(run, "best-cell", 2))
+        )
+
+
+def test_further_searches_and_the_evolution_are_what_they_are_called(finished, runs):
+    run = runs[0]
+    configs = [
+        json.loads((run / "baselines" / "darts-ens" / f"search-{index}" / "config.json").read_text())[
+            "search"
+        ]
+        for index in (0, 1)
+    ]
+    own = json.loads((run / "config.json").read_text())["search"]
+    for config in configs:
+        assert config["objective"]["penalty"] == "none"
+        assert config["objective"]["fixed_lambda"] == 0
+        assert (config["bilevel"], config["supernet"], config["data"]) == (
+            own["bilevel"],
+            own["supernet"],
+            own["data"],
+        )
+    assert len({config["seed"] for config in [*configs, own]}) == 3
+    state = json.loads((run / "baselines" / "nes-re" / "evolution.json").read_text())
+    parents = [entry["parent"] for entry in state["history"]]
+    assert parents[:2] == [None, None]
+    assert len(parents) == 3
+    assert parents[2] in (0, 1)
+    trained = [
+        Genotype.from_dict(
+            json.loads((run / "baselines" / "nes-re" / "members" / str(index) / "member.json").read_text())[
+                "spec"
+            ]["genotype"]
+        )
+        for index in range(3)
+    ]
+    assert trained == [Genotype.from_dict(entry["genotype"]) for entry in state["history"]]
+
+
+def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):
+    record = json.loads(finished[0].with_suffix(".json").read_text())
+    options, chosen = record["options"], record["equal_cost"]
+    budgets = [row["cpu_seconds"] for row in record["rows"] if row["name"].startswith("ours")]
+    names = list(dict.fromkeys(option["name"] for option in options))
+    assert len(names) == 12
+    told = 0
+    for name in names:
+        best = []
+        for seed, budget in enumerate(budgets):
+            payable = [
+                one
+                for one in options
+                if one["name"] == name and one["seed"] == seed and one["cpu_seconds"] <= budget
+            ]
+            best.append(min(payable, key=lambda one: one["val_nll"], default=None))
+        found = [row for row in chosen if row["name"] == name]
+        if None in best:
+            assert not found
+            continue
+        told += 1
+        assert [row["val_nll"] for row in found] == [one["val_nll"] for one in best]
+        assert [row["budget"] for row in found] == budgets
+    # What needs our whole cost to begin with cannot be had for it.
+    assert told < len(names)
+    assert not [row for row in chosen if row["name"] == "deep ensemble of the best found cell"]
+
+
+def test_options_have_other_epochs_where_asked(finished, runs):
+    options = json.loads(finished[0].with_suffix(".json").read_text())["options"]
+
+    def split(name):
+        return {
+            (one["members"], one["epochs"]) for one in options if one["name"] == name and one["seed"] == 0
+        }
+
+    assert split("ours (searched ensemble)") == {(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)}
+    # Twice as long, half as many of three, rounded up.
+    assert split("random cells (Random-NES)") == {(k, e) for k, e in ((1, 4), (2, 4))} | {
+        (k, e) for k in (1, 2, 3) for e in (1, 2)
+    }
+    member = runs[0] / "baselines" / "random-cells-epochs-4" / "members" / "0" / "member.json"
+    assert json.loads(member.read_text())["recipe"]["epochs"] == 4
+    # All members at the recipe's epochs are the row of the table.
+    rows = rows_of(finished[0])
+    whole = next(
+        one for one in options if one["name"].startswith("ours") and (one["members"], one["epochs"]) == (2, 2)
+    )
+    row = next(row for row in rows if row["name"].startswith("ours"))
+    for figure in ("accuracy", "calibrated_nll", "cpu_seconds"):
+        assert whole[figure] == pytest.approx(float(row[figure]))
+
+
+def test_a_difference_is_that_of_the_rows(finished):
+    output, printed = finished
+    rows = rows_of(output)
+
+    def mean(name):
+        return statistics.mean(float(row["calibrated_nll"]) for row in rows if row["name"] == name)
+
+    line = next(line for line in printed.splitlines() if line.startswith("- Ours") and "(Random-NES)" in line)
+    gap = mean("ours (searched ensemble)") - mean("random cells (Random-NES)")
+    assert float(re.search(r"\(([-+][\d.]+), over seeds", line)[1]) == pytest.approx(gap, abs=6e-5)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_finished_is_not_trained_again(compare, finished, runs):
+    output, _ = finished
+    files = [file for run in runs for file in run.rglob("metrics.jsonl")]
+    before = {file: file.stat().st_mtime_ns for file in files}
+    assert len(before) > 60
+    compare(runs[0], "--methods", "base-cell", "darts-ens", "nes-re")
+    again = [file for run in runs for file in run.rglob("metrics.jsonl")]
+    assert {file: file.stat().st_mtime_ns for file in again} == before
+    # One run is compared in its own folder, with the same figures.
+    alone = rows_of(runs[0] / "comparison")
+    both = [row for row in rows_of(output) if row["seed"] == "0"]
+    assert alone == [row for row in both if row["name"] in {one["name"] for one in alone}]
+    assert (
+        "over 359 test images (paired bootstrap) of one search seed"
+        in (runs[0] / "comparison.md").read_text()
+    )
+
+
+def test_bad_input_is_refused(compare, finished, runs, tmp_path):
+    with pytest.raises(UserError, match="There is no method nothing"):
+        compare(runs[0], "--methods", "nothing")
+    with pytest.raises(UserError, match="--epochs-grid holds 0"):
+        compare(runs[0], "--epochs-grid", 0)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("config.json", "ensemble.json", "splits.json"):
+        shutil.copy(runs[0] / name, copy)
+    with pytest.raises(UserError, match="have the same search seed"):
+        compare(runs[0], copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["search"]["seed"] = 7
+    config["retrain"]["epochs"] = 3
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"config\.retrain\.epochs is 2 in the first and 3 in the second"):
+        compare(runs[0], copy)
+    config["retrain"]["epochs"] = 2
+    (copy / "config.json").write_text(json.dumps(config))
+    splits = json.loads((copy / "splits.json").read_text())
+    (copy / "splits.json").write_text(json.dumps({**splits, "fingerprint": "other"}))
+    with pytest.raises(UserError, match="have other images or splits"):
+        compare(runs[0], copy)
+    (copy / "ensemble.json").unlink()
+    with pytest.raises(UserError, match="not trained"):
+        compare(copy)
