@@ -11,13 +11,14 @@ import io
 import itertools
 import os
 import re
+import select
 import signal
 import sys
 import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 from dnas_ens.allocator import keep_freed_memory
 from dnas_ens.errors import UserError
@@ -27,6 +28,8 @@ T = TypeVar("T")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # Fields of a nested dataclass that is not flat have dots in their flags.
 _FLAG = re.compile(r"--\w[\w-]*(?:\.\w[\w-]*)*")
+# What a shell reports for a program that SIGPIPE has ended.
+_BROKEN_PIPE = 128 + signal.SIGPIPE
 _BOX = " \t│|╭╮╰╯+"
 
 
@@ -142,10 +145,25 @@ def run_main(
 
     Returns:
         0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the
-        traceback under `--debug`); 130 interrupted and 143 terminated, both resumable; 1 anything else, with
-        a traceback. A SystemExit passes through.
+        traceback under `--debug`); 130 interrupted and 143 terminated, both resumable; 141 quietly where whoever
+        read the output has gone, as in `... | head`; 1 anything else, with a traceback. A SystemExit passes through.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _exit_code(main, list(sys.argv[1:] if argv is None else argv), go_on=go_on)
+        finally:
+            # Here, for where the interpreter's own flush at its end fails, it can only complain.
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone(sys.stdout):
+            traceback.print_exc()
+            return 1
+        # What is still in the buffer has to go somewhere when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+
+
+def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on: str) -> int:
     debug = "--debug" in arguments
     keep_freed_memory()
     try:
@@ -160,10 +178,22 @@ def run_main(
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
+    except BrokenPipeError:
+        raise
     except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
         traceback.print_exc()
         return 1
     return 0
+
+
+def _reader_is_gone(stream: TextIO) -> bool:
+    """Whether a stream is a pipe or socket that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

@@ -7,19 +7,27 @@ from collections.abc import Mapping
 
 
 class CostMeter:
-    """Wall-clock and CPU seconds of this process since the meter was made, plus what came before.
+    """Wall-clock, CPU and GPU seconds of this process since the meter was made, plus what came before.
 
     Args:
         before: ``seconds()`` of an earlier sitting, such as a checkpoint holds.
+        gpu: Whether a GPU is held all the while.
     """
 
-    def __init__(self, before: Mapping[str, float] | None = None) -> None:
-        self._before = dict(before or {})
+    def __init__(self, before: Mapping[str, float] | None = None, *, gpu: bool = False) -> None:
+        self._before, self._gpu = dict(before or {}), gpu
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def seconds(self) -> dict[str, float]:
-        """Return ``wall_seconds`` and ``cpu_seconds``; the latter counts all threads, also waiting ones."""
+        """Return ``wall_seconds``, ``cpu_seconds``, and ``gpu_seconds`` where a GPU was held.
+
+        CPU seconds count all threads, also waiting ones; GPU seconds count a GPU from the first to the last moment,
+        also where it waits.
+        """
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        spent = {"wall_seconds": wall, "cpu_seconds": cpu} | ({"gpu_seconds": wall} if self._gpu else {})
         return {
-            "wall_seconds": self._before.get("wall_seconds", 0.0) + time.perf_counter() - self._wall,
-            "cpu_seconds": self._before.get("cpu_seconds", 0.0) + time.process_time() - self._cpu,
+            name: self._before.get(name, 0.0) + spent.get(name, 0.0)
+            for name in ("wall_seconds", "cpu_seconds", "gpu_seconds")
+            if name in spent or name in self._before
         }

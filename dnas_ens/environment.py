@@ -10,7 +10,10 @@ import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
@@ -30,6 +33,17 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "git_revision": _git_revision(Path(__file__).parent),
     }
+
+
+def describe_device(device: torch.device | str) -> str:
+    """Return a device in words: a GPU's name, or the processor and how many threads PyTorch has on it."""
+    import torch
+
+    where = torch.device(device)
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    threads = torch.get_num_threads()
+    return f"{_cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _version(package: str) -> str | None:

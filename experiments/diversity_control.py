@@ -221,6 +221,8 @@ def base_file(setting: str, seed: int, bases: Path) -> Path | None:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Return mean ± standard deviation over seeds of every setting as Markdown."""
+    from dnas_ens.analysis.significance import mean_and_deviation
+
     lines = [
         "| setting | seeds | " + " | ".join(COLUMNS.values()) + " |",
         "|:--" * 2 + "|--:" * len(COLUMNS) + "|",
@@ -237,8 +239,7 @@ def table(runs: list[dict[str, Any]]) -> str:
         cells = []
         for column in COLUMNS:
             values = [run[column] for run in chosen if run[column] is not None]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.fmean(values):.3f} ± {spread:.3f}" if values else "")
+            cells.append(mean_and_deviation(values, digits=3) if values else "")
         lines.append(f"| {setting} | {len(chosen)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -162,20 +162,6 @@ def training_seconds(folder: Path, num_members: int) -> list[float]:
     ]
 
 
-def some_members(
-    predictions: Predictions, members: Sequence[int], weights: Sequence[float] | None = None
-) -> Predictions:
-    """Return the predictions of some members, weighted equally unless weights are given."""
-    chosen = list(members)
-    return replace(
-        predictions,
-        val_probs=predictions.val_probs[chosen],
-        test_probs=predictions.test_probs[chosen],
-        weights=[1.0 / len(chosen)] * len(chosen) if weights is None else list(weights),
-        parameters=[predictions.parameters[index] for index in chosen],
-    )
-
-
 def ours(comparison: Comparison) -> Iterator[Result]:
     """The searched ensemble, its best member, and its members weighted on val."""
     from dnas_ens.ensembles.weighting import caruana_weights, fit_weights
@@ -184,7 +170,7 @@ def ours(comparison: Comparison) -> Iterator[Result]:
     whole = comparison.ours
     yield whole
     best = best_single(whole.predictions)
-    yield replace(whole, name="its best member on val", predictions=some_members(whole.predictions, [best]))
+    yield replace(whole, name="its best member on val", predictions=whole.predictions.of_members([best]))
     everyone = range(comparison.num_members)
     val = whole.predictions.val_probs.astype(np.float64), whole.predictions.val_labels
     for name, fitted in (
@@ -192,7 +178,7 @@ def ours(comparison: Comparison) -> Iterator[Result]:
         ("its members weighted by Caruana selection", caruana_weights(*val)),
     ):
         weights = [float(weight) for weight in fitted.weights]
-        predictions = some_members(whole.predictions, everyone, weights)
+        predictions = whole.predictions.of_members(everyone, weights)
         yield replace(whole, name=name, predictions=predictions)
 
 
@@ -209,13 +195,7 @@ def base_cell(comparison: Comparison) -> Iterator[Result]:
     affordable = max(count, round(comparison.ours.cpu_seconds / (sum(seconds) / count)))
     if affordable > count:
         more, more_seconds = comparison.train("base-cell-more", [comparison.base] * (affordable - count))
-        joined = replace(
-            predictions,
-            val_probs=np.concatenate([predictions.val_probs, more.val_probs]),
-            test_probs=np.concatenate([predictions.test_probs, more.test_probs]),
-            weights=[1.0 / affordable] * affordable,
-            parameters=[*predictions.parameters, *more.parameters],
-        )
+        joined = predictions.with_members_of(more)
         yield Result(
             name=f"the same at our cost, cell for free ({affordable} members)",
             predictions=joined,
@@ -248,14 +228,14 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
     count = comparison.num_members
     yield Result(
         name="random cells (Random-NES)",
-        predictions=some_members(predictions, range(count)),
+        predictions=predictions.of_members(range(count)),
         networks=count,
         cpu_seconds=sum(seconds[:count]),
     )
     val = predictions.val_probs.astype(np.float64), predictions.val_labels
     yield Result(
         name=f"greedy choice of {len(pool)} random cells (NES-RS)",
-        predictions=some_members(predictions, greedy_selection(*val, num_members=count)),
+        predictions=predictions.of_members(greedy_selection(*val, num_members=count)),
         networks=len(pool),
         cpu_seconds=sum(seconds),
     )
@@ -330,7 +310,7 @@ def snapshots(comparison: Comparison) -> Iterator[Result]:
         ("its last three snapshots", range(max(0, cycles - 3), cycles)),
         ("its last snapshot alone", range(cycles - 1, cycles)),
     ):
-        chosen = some_members(predictions, members)
+        chosen = predictions.of_members(members)
         yield Result(name=name, predictions=chosen, networks=1, cpu_seconds=seconds)
 
 

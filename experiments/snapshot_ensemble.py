@@ -24,22 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies import (
-    Bench,
-    Row,
-    StudyOptions,
-    choice_halves,
-    comparisons,
-    finish_rows,
-    open_run,
-    run_seeds,
-    table,
-    train,
-    write_report,
-)
+from studies.bench import Bench
+from studies.options import StudyOptions
+from studies.predictors import Row
+from studies.records import finish_seed, open_run, run_seeds
+from studies.report import comparisons, markdown_table, table, write_report
+from studies.snapshot_trainings import train
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import require
+from dnas_ens.data.splits import alternating_halves
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"
@@ -101,7 +95,7 @@ def rules(study: Study) -> dict[str, Rule]:
 def cross_fitted(rule: Rule, probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Return val predictions (N, K) in which every image is weighted by what the other half of val chose."""
     predicted = np.empty(probs.shape[1:])
-    first, second = choice_halves(labels)
+    first, second = alternating_halves(labels)
     for fitted_on, applied_to in ((first, second), (second, first)):
         weights = rule(probs[:, fitted_on], labels[fitted_on])
         predicted[applied_to] = np.tensordot(weights, probs[:, applied_to], axes=1)
@@ -135,39 +129,35 @@ def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, An
             name=name,
             val_probs=val_probs[name],
             test_probs=np.tensordot(weights, test, axes=1),
-            cpu_seconds=seconds[name],
-            details={"weights": weights.tolist()},
+            details={"cpu_seconds": seconds[name], "weights": weights.tolist()},
         )
         for name, weights in chosen.items()
     ]
     snapshots = val[: study.cycles]
     last = [snapshots[-count:].mean(axis=0) for count in range(1, study.cycles + 1)]
-    return finish_rows(
+    return finish_seed(
+        bench,
         folder,
         seed,
         rows,
-        val_labels=labels,
-        test_labels=bench.data.test.labels.cpu().numpy(),
-        more={
-            "val": {
-                "single_nll": [nll(probs, labels) for probs in snapshots],
-                "single_accuracy": [accuracy(probs, labels) for probs in snapshots],
-                "last_nll": [nll(probs, labels) for probs in last],
-                "last_accuracy": [accuracy(probs, labels) for probs in last],
-                "one_cosine_nll": nll(val[-1], labels),
-                "one_cosine_accuracy": accuracy(val[-1], labels),
-            }
+        val={
+            "single_nll": [nll(probs, labels) for probs in snapshots],
+            "single_accuracy": [accuracy(probs, labels) for probs in snapshots],
+            "last_nll": [nll(probs, labels) for probs in last],
+            "last_accuracy": [accuracy(probs, labels) for probs in last],
+            "one_cosine_nll": nll(val[-1], labels),
+            "one_cosine_accuracy": accuracy(val[-1], labels),
         },
     )
 
 
 def published_table(records: Sequence[dict[str, Any]]) -> str:
     """Return the published accuracies beside ours as Markdown."""
-    lines = ["| accuracy % | published: CIFAR-10, WRN-16-4 | ours |", "|:--|--:|--:|"]
+    rows = []
     for index, row in enumerate(records[0]["rows"]):
         mean = np.mean([record["rows"][index]["accuracy"] for record in records])
-        lines.append(f"| {row['name']} | {PUBLISHED.get(row['name'], '')} | {100 * mean:.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([row["name"], PUBLISHED.get(row["name"], ""), f"{100 * mean:.2f}"])
+    return markdown_table(["accuracy %", "published: CIFAR-10, WRN-16-4", "ours"], rows)
 
 
 def plot(study: Study, records: Sequence[dict[str, Any]], path: Path) -> None:

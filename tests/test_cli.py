@@ -7,10 +7,12 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pytest
+import sample_config
 import tyro
+from sample_config import Bilevel
 
 from dnas_ens import cli
 from dnas_ens.cli import parse, pop_option, run_main
@@ -22,42 +24,13 @@ PROG = "python -m dnas_ens.search"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bilevel:
-    epochs: int = 5
-    """Epochs over the weight half."""
-    learning_rate: float = 0.1
-    """Learning rate of the weights."""
-    temperature: tuple[float, float] = (1.0, 0.4)
-    """First and last temperature."""
-    second_order: bool = False
-    """Differentiate through a step."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"--epochs is {self.epochs}.", "Give --epochs 1 or more.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Late:
     epochs: int = 30
     """Epochs at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    seed: int = 0
-    """Seed of everything."""
-    batch_size: int = 64
-    """Images of a step."""
-    data_root: Path | None = None
-    """Where data sets lie."""
-    limit: int | None = None
-    """--batch-size --batch-size --batch-size --batch-size --batch-size --batch-size --batch-size is it."""
-    penalty: Literal["js", "none"] = "js"
-    """Which penalty."""
-    operations: tuple[str, ...] = ("skip",)
-    """Candidate operations."""
-    bilevel: tyro.conf.OmitArgPrefixes[Bilevel] = field(default_factory=Bilevel)
+class Search(sample_config.Search):
     late: Late = field(default_factory=Late)
 
 
@@ -382,3 +355,53 @@ def test_a_mistyped_flag_ends_with_2_and_is_told_once(capsys: pytest.CaptureFixt
         f"error: Unknown option --epoch.\nremedy: Did you mean --epochs? See `{PROG} --help`.\n",
     )
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def end_of_a_command_nobody_reads(*arguments: str) -> tuple[int, str]:
+    """Run python with a standard output whose reader has gone before it began."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("command", ["dnas_ens", "dnas_ens.search", "dnas_ens.retrain", "dnas_ens.evaluate"])
+def test_help_that_nobody_reads_to_its_end_ends_quietly(command: str) -> None:
+    assert end_of_a_command_nobody_reads("-m", command, "--help") == (128 + signal.SIGPIPE, "")
+
+
+LATE = """
+import sys
+from dnas_ens.cli import run_main
+
+def main(argv):
+    print("still in the buffer")
+    if argv:
+        sys.exit(int(argv[0]))
+
+sys.exit(run_main(main))
+"""
+
+
+@pytest.mark.parametrize("argv", [[], ["0"]])
+def test_a_pipe_that_breaks_at_the_end_is_quiet_too(argv: list[str]) -> None:
+    assert end_of_a_command_nobody_reads("-c", LATE, *argv) == (128 + signal.SIGPIPE, "")
+    assert run_python(LATE, *argv).returncode == 0
+
+
+def test_another_pipe_that_breaks_is_a_bug() -> None:
+    script = "import sys\nfrom dnas_ens.cli import run_main\ndef main(argv):\n    raise BrokenPipeError\n"
+    done = run_python(script + "sys.exit(run_main(main))")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")

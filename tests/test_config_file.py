@@ -2,39 +2,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
+from sample_config import Bilevel, Search
 
 from dnas_ens.config_file import override
 from dnas_ens.errors import UserError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bilevel:
-    epochs: int = 5
-    learning_rate: float = 0.1
-    temperature: tuple[float, float] = (1.0, 0.4)
-    second_order: bool = False
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise UserError(f"--epochs is {self.epochs}.", "Give --epochs 1 or more.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    seed: int = 0
-    batch_size: int = 64
-    data_root: Path | None = None
-    limit: int | None = None
-    penalty: Literal["js", "none"] = "js"
-    operations: tuple[str, ...] = ("skip",)
-    nodes: Literal[1, 4] = 4
-    pairs: tuple[tuple[str, int], ...] = ()
-    bilevel: Bilevel = field(default_factory=Bilevel)
 
 
 def test_what_is_named_is_replaced() -> None:

@@ -1,5 +1,7 @@
 import time
 
+import pytest
+
 from dnas_ens.cost import CostMeter
 
 
@@ -22,3 +24,12 @@ def test_earlier_sittings_count():
     meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0})
     assert 100.0 <= meter.seconds()["wall_seconds"] < 101.0
     assert 50.0 <= meter.seconds()["cpu_seconds"] < 51.0
+
+
+def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held():
+    assert "gpu_seconds" not in CostMeter().seconds()
+    meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0, "gpu_seconds": 30.0}, gpu=True)
+    spent = meter.seconds()
+    assert spent["gpu_seconds"] - 30.0 == pytest.approx(spent["wall_seconds"] - 100.0)
+    # What an earlier sitting held stays, also where this one holds none.
+    assert CostMeter({"gpu_seconds": 30.0}).seconds()["gpu_seconds"] == 30.0

@@ -23,6 +23,8 @@ class EvaluateCommand:
     """Run folder whose members are trained."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    from_predictions: bool = False
+    """Recompute the tables from predictions.npz, without images, networks or device."""
 
 
 def main(argv: list[str]) -> None:
@@ -34,17 +36,26 @@ def main(argv: list[str]) -> None:
         description="Measure every member, the best single one and the ensemble on the test images.",
         default=EvaluateCommand(run_dir=tyro.MISSING),
     )
-    from dnas_ens.device import resolve_device
-    from dnas_ens.evaluate.run import evaluate_folder
+    from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
     from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.runs import RunFolder
 
-    device = resolve_device(command.device)
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
-        data = data_of_run(run)
-        run.write_env({"device": str(device), "data": data.describe()})
-        rows = evaluate_folder(run.path, data, device=device)
-        print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
+        if command.from_predictions:
+            predictions = stored_predictions(run.path)
+            run.write_env()
+            rows = write_results(run.path, predictions)
+            name = run.read_json("splits.json")["name"]
+            num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
+        else:
+            from dnas_ens.device import resolve_device
+
+            device = resolve_device(command.device)
+            data = data_of_run(run)
+            run.write_env({"device": str(device), "data": data.describe()})
+            rows = evaluate_folder(run.path, data, device=device)
+            name, num_val, num_test = data.name, len(data.val), len(data.test)
+        print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(to_markdown(rows), end="")
         print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
 

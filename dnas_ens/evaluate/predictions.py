@@ -1,25 +1,44 @@
-"""predictions.npz: what every figure is computed from, so that it can be redone without a GPU or the images."""
+"""predictions.npz: what every figure is computed from, so that it can be redone without a GPU or the images.
+
+Reading and computing with it does not import torch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import sys
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from dnas_ens.data.dataset import ImageData
-from dnas_ens.ensembles.ensemble import Ensemble
-from dnas_ens.files import unreadable, write_atomic
+from dnas_ens.analysis.diversity import normalise_weights
+from dnas_ens.analysis.metrics import FloatArray
+from dnas_ens.files import read_json, unreadable, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.ensembles.ensemble import Ensemble
+
+#: Lists with an entry a member; empty where unknown, as in files that were written before they were kept.
+_PER_MEMBER = {
+    "parameters": np.int64,
+    "flops": np.int64,
+    "inference_seconds": np.float64,
+    "train_cpu_seconds": np.float64,
+    "train_gpu_seconds": np.float64,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The members' class probabilities on val and test.
+    """The members' class probabilities on val and test, and what the members cost.
 
     Args:
         val_probs: (M, N_val, K), in [0, 1].
@@ -28,7 +47,15 @@ class Predictions:
         test_labels: (N_test,) int64.
         classes: K class names.
         weights: M combining weights, summing to 1.
-        parameters: Number of parameters of each member; empty where unknown.
+        parameters: Number of parameters of each member; empty where unknown, as are the four below.
+        flops: Floating-point operations of one image of each member, a multiply-add counted as 2.
+        inference_seconds: Seconds an image of each member, at a batch of 256.
+        train_cpu_seconds: CPU seconds of each member's training.
+        train_gpu_seconds: GPU seconds of each member's training, 0 for one without a GPU.
+        search_cpu_seconds: CPU seconds of the search that found the members, a given base's own not included; None
+            where unknown or there was none.
+        search_gpu_seconds: Its GPU seconds.
+        device: Where inference was timed, in words.
     """
 
     val_probs: np.ndarray
@@ -37,26 +64,100 @@ class Predictions:
     test_labels: np.ndarray
     classes: Sequence[str]
     weights: Sequence[float]
-    parameters: Sequence[int] = field(default=())
+    parameters: Sequence[int] = ()
+    flops: Sequence[int] = ()
+    inference_seconds: Sequence[float] = ()
+    train_cpu_seconds: Sequence[float] = ()
+    train_gpu_seconds: Sequence[float] = ()
+    search_cpu_seconds: float | None = None
+    search_gpu_seconds: float | None = None
+    device: str = ""
+
+    @property
+    def num_members(self) -> int:
+        """M."""
+        return len(self.val_probs)
+
+    def averaged(self) -> tuple[FloatArray, FloatArray]:
+        """Return the weighted averages on val (N_val, K) and test (N_test, K), in double precision."""
+        shares = np.asarray(self.weights, dtype=np.float64)
+        return (
+            np.tensordot(shares, self.val_probs.astype(np.float64), axes=1),
+            np.tensordot(shares, self.test_probs.astype(np.float64), axes=1),
+        )
+
+    def of_members(self, members: Sequence[int], weights: Sequence[float] | None = None) -> Predictions:
+        """Return the predictions and costs of some members.
+
+        Args:
+            members: Positions, each in 0..M-1.
+            weights: Their combining weights; None for equal ones.
+        """
+        chosen = list(members)
+        of_each = {name: getattr(self, name) for name in _PER_MEMBER}
+        fields: dict[str, Any] = {
+            name: [values[index] for index in chosen] if len(values) else ()
+            for name, values in of_each.items()
+        }
+        return dataclasses.replace(
+            self,
+            val_probs=self.val_probs[chosen],
+            test_probs=self.test_probs[chosen],
+            weights=normalise_weights(weights, len(chosen)).tolist(),
+            **fields,
+        )
+
+    def with_members_of(self, other: Predictions) -> Predictions:
+        """Return the members of both, equally weighted; what either does not know of its members is unknown.
+
+        The search's cost is this one's.
+
+        Args:
+            other: Predictions of other members on the same images.
+
+        Raises:
+            ValueError: Other images or classes.
+        """
+        for name in ("val_labels", "test_labels", "classes"):
+            if not np.array_equal(getattr(self, name), getattr(other, name)):
+                raise ValueError(f"the predictions to be joined differ in their {name}")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in _PER_MEMBER}
+        fields: dict[str, Any] = {
+            name: [*ours, *theirs] if len(ours) and len(theirs) else ()
+            for name, (ours, theirs) in pairs.items()
+        }
+        num_members = self.num_members + other.num_members
+        return dataclasses.replace(
+            self,
+            val_probs=np.concatenate([self.val_probs, other.val_probs]),
+            test_probs=np.concatenate([self.test_probs, other.test_probs]),
+            weights=normalise_weights(None, num_members).tolist(),
+            **fields,
+        )
 
     def save(self, path: Path) -> None:
         """Write the arrays to one compressed .npz file, atomically."""
+        arrays: dict[str, Any] = {
+            "val_probs": self.val_probs.astype(np.float32),
+            "val_labels": self.val_labels,
+            "test_probs": self.test_probs.astype(np.float32),
+            "test_labels": self.test_labels,
+            "classes": np.array(list(self.classes)),
+            "weights": np.array(list(self.weights)),
+            "device": np.array(self.device),
+        }
+        for name, kind in _PER_MEMBER.items():
+            arrays[name] = np.array(list(getattr(self, name)), dtype=kind)
+        for name in ("search_cpu_seconds", "search_gpu_seconds"):
+            if getattr(self, name) is not None:
+                arrays[name] = np.array(float(getattr(self, name)))
         buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            val_probs=self.val_probs.astype(np.float32),
-            val_labels=self.val_labels,
-            test_probs=self.test_probs.astype(np.float32),
-            test_labels=self.test_labels,
-            classes=np.array(list(self.classes)),
-            weights=np.array(list(self.weights)),
-            parameters=np.array(list(self.parameters), dtype=np.int64),
-        )
+        np.savez_compressed(buffer, **arrays)
         write_atomic(path, buffer.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
-        """Read what ``save`` wrote.
+        """Read what ``save`` wrote, or an earlier version did.
 
         Raises:
             UserError: If the file is missing or damaged.
@@ -65,23 +166,25 @@ class Predictions:
             # Opened here, for numpy leaves a damaged file open.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 stored = {name: arrays[name] for name in arrays.files}
-            return cls(
-                **{
-                    **stored,
-                    "classes": stored["classes"].tolist(),
-                    "weights": stored["weights"].tolist(),
-                    "parameters": stored["parameters"].tolist(),
-                }
-            )
+            kept = ("val_probs", "val_labels", "test_probs", "test_labels")
+            plain = {name: values.tolist() for name, values in stored.items() if name not in kept}
+            return cls(**{**stored, **plain})
         except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise unreadable(path, error) from error
 
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
-    """Predict the validation and the test images with every member."""
+    """Predict the validation and the test images with every member, and measure what a member costs to use."""
+    from dnas_ens.analysis.compute_cost import count_flops, count_parameters, inference_seconds
+    from dnas_ens.environment import describe_device
+    from dnas_ens.nn.network import Network
+
     ensemble.to(device)
     counts = f"{len(data.val):,} val and {len(data.test):,} test images"
     print(f"predicting {counts} with {ensemble.num_members} members", file=sys.stderr, flush=True)
+    members = list(ensemble.members)
+    shape = (data.num_channels, data.image_size, data.image_size)
+    channels_last = all(isinstance(member, Network) for member in members)
     return Predictions(
         val_probs=ensemble.predict_probs(data.val),
         val_labels=data.val.labels.cpu().numpy(),
@@ -89,5 +192,35 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
         test_labels=data.test.labels.cpu().numpy(),
         classes=data.classes,
         weights=ensemble.weights.double().tolist(),
-        parameters=[sum(p.numel() for p in member.parameters()) for member in ensemble.members],
+        parameters=[count_parameters(member) for member in members],
+        flops=[count_flops(member, shape) for member in members],
+        inference_seconds=[
+            inference_seconds(member, shape, channels_last=channels_last) for member in members
+        ],
+        device=describe_device(device),
     )
+
+
+def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:
+    """Add what the members of a folder and their search took, as member.json and genotypes.json tell it.
+
+    Args:
+        predictions: Of the folder's ensemble.
+        folder: A run folder, or one with members alone.
+
+    Returns:
+        The same predictions with what is known.
+    """
+    files = [folder / "members" / str(index) / "member.json" for index in range(predictions.num_members)]
+    costs: dict[str, Any] = {}
+    if all(file.exists() for file in files):
+        members = [read_json(file) for file in files]
+        if all("cpu_seconds" in member for member in members):
+            costs["train_cpu_seconds"] = [float(member["cpu_seconds"]) for member in members]
+            costs["train_gpu_seconds"] = [float(member.get("gpu_seconds", 0.0)) for member in members]
+    if (folder / "genotypes.json").exists():
+        report = read_json(folder / "genotypes.json").get("report") or {}
+        # Random deviations of a given base are drawn, not searched: their report is empty.
+        costs["search_cpu_seconds"] = float(report.get("cpu_seconds", 0.0))
+        costs["search_gpu_seconds"] = float(report.get("gpu_seconds", 0.0))
+    return dataclasses.replace(predictions, **costs)

@@ -1,17 +1,20 @@
-"""Evaluating a run folder: predictions.npz and results.{csv,md,json}."""
+"""Evaluating a run folder: predictions.npz, results.{csv,md,json} and ensemble_size.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from dnas_ens.data.dataset import ImageData
-from dnas_ens.ensembles.ensemble import Ensemble
-from dnas_ens.evaluate.predictions import Predictions, predict_splits
+from dnas_ens.analysis.ensemble_size import ensemble_size_curve
+from dnas_ens.errors import UserError
+from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 from dnas_ens.evaluate.tables import result_rows, to_csv, to_markdown
 from dnas_ens.files import write_atomic, write_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.data.dataset import ImageData
 
 
 def predict_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
@@ -20,7 +23,10 @@ def predict_folder(folder: Path, data: ImageData, *, device: torch.device | str 
     Raises:
         UserError: If the folder holds no finished ensemble.
     """
+    from dnas_ens.ensembles.ensemble import Ensemble
+
     predictions = predict_splits(Ensemble.load(folder), data, device=device)
+    predictions = with_training_costs(predictions, folder)
     predictions.save(folder / "predictions.npz")
     return predictions
 
@@ -33,8 +39,39 @@ def evaluate_folder(
     Returns:
         The rows; see ``result_rows``.
     """
-    rows = result_rows(predict_folder(folder, data, device=device))
+    return write_results(folder, predict_folder(folder, data, device=device))
+
+
+def stored_predictions(folder: Path) -> Predictions:
+    """Read the predictions of an earlier evaluation of a folder.
+
+    Raises:
+        UserError: If there are none, or the file is damaged.
+    """
+    path = folder / "predictions.npz"
+    if not path.exists():
+        raise UserError(
+            f"{folder} holds no predictions.",
+            f"Run python -m dnas_ens.evaluate {folder} without --from-predictions first.",
+        )
+    return Predictions.load(path)
+
+
+def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]]:
+    """Compute everything that follows from predictions and write it to the folder.
+
+    That is results.csv, .md and .json, and ensemble_size.json: metrics of the equally weighted average of k members
+    against k, see `dnas_ens.analysis.ensemble_size.EnsembleSizeCurve.to_rows`.
+
+    Returns:
+        The rows; see ``result_rows``.
+    """
+    rows = result_rows(predictions)
     write_tables(folder, rows)
+    curve = ensemble_size_curve(
+        predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
+    )
+    write_json(folder / "ensemble_size.json", curve.to_rows())
     return rows
 
 

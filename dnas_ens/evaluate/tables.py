@@ -13,29 +13,38 @@ import numpy as np
 from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
 from dnas_ens.analysis.diversity import evaluate_members
 from dnas_ens.analysis.metrics import evaluate_probs, nll
+from dnas_ens.analysis.selective import risk_coverage
 from dnas_ens.evaluate.predictions import Predictions
 
 #: Columns of every row; diversity concerns rows of several members.
-METRICS = ("accuracy", "nll", "calibrated_nll", "brier", "ece15")
+METRICS = ("accuracy", "nll", "calibrated_nll", "brier", "ece15", "aurc", "selective_accuracy_90")
 DIVERSITY = ("disagreement", "predictive_js", "shared_error_fraction")
+COST = ("parameters", "flops", "inference_seconds", "train_seconds")
 #: In the files, but not in the table a person reads.
 DETAILS = ("mutual_information", "average_member_nll", "oracle_nll")
-SHOWN = ("name", *METRICS, *DIVERSITY, "temperature", "parameters")
-COLUMNS = (*SHOWN, *DETAILS)
-_HEADINGS = {
-    "name": "",
-    "accuracy": "accuracy %",
-    "nll": "NLL",
-    "calibrated_nll": "calibrated NLL",
-    "brier": "Brier",
-    "ece15": "ece15",
-    "disagreement": "disagreement %",
-    "predictive_js": "predictive JS",
-    "shared_error_fraction": "shared errors",
-    "temperature": "T",
-    "parameters": "parameters",
+#: Few enough for a terminal; the files hold all columns.
+SHOWN = (
+    *("name", "accuracy", "nll", "calibrated_nll", "brier", "ece15", "aurc", "disagreement"),
+    *("parameters", "flops", "train_seconds"),
+)
+COLUMNS = ("name", *METRICS, *DIVERSITY, "temperature", *COST, *DETAILS)
+#: Heading, factor and decimals of a column; others keep their name, and fractions have four decimals.
+_FORMATS = {
+    "name": ("", 1.0, 4),
+    "accuracy": ("accuracy %", 100.0, 2),
+    "nll": ("NLL", 1.0, 4),
+    "calibrated_nll": ("calibrated NLL", 1.0, 4),
+    "brier": ("Brier", 1.0, 4),
+    "aurc": ("AURC", 1.0, 4),
+    "selective_accuracy_90": ("accuracy % at 90 % coverage", 100.0, 2),
+    "disagreement": ("disagreement %", 100.0, 2),
+    "predictive_js": ("predictive JS", 1.0, 4),
+    "shared_error_fraction": ("shared errors", 1.0, 4),
+    "temperature": ("T", 1.0, 4),
+    "flops": ("MFLOPs", 1e-6, 1),
+    "inference_seconds": ("ms an image", 1e3, 3),
+    "train_seconds": ("train s", 1.0, 0),
 }
-_PERCENT = ("accuracy", "disagreement")
 
 
 def single_row(
@@ -56,46 +65,81 @@ def single_row(
         test_labels: (N_test,).
     """
     temperature = fit_temperature(val_probs, val_labels)
+    selective = risk_coverage(test_probs, test_labels)
     return {
         "name": name,
         **evaluate_probs(test_probs, test_labels),
         "calibrated_nll": calibrated_nll(test_probs, test_labels, temperature),
+        "aurc": selective.aurc,
+        "selective_accuracy_90": selective.accuracy_at(0.9),
         "temperature": temperature,
     }
 
 
 def ensemble_row(name: str, predictions: Predictions) -> dict[str, Any]:
-    """Return the metrics and the diversity of the averaged probabilities on test."""
-    weights = np.asarray(predictions.weights)
+    """Return metrics, diversity and cost of the averaged probabilities on test.
+
+    ``parameters``, ``flops`` and ``inference_seconds`` are sums over members, as on one device, one after another;
+    ``train_seconds`` is that of all members and of the search where its cost is known (see `train_seconds`). What
+    is unknown is None.
+    """
+    val_probs, test_probs = predictions.averaged()
     row = single_row(
         name,
-        val_probs=np.tensordot(weights, predictions.val_probs.astype(np.float64), axes=1),
+        val_probs=val_probs,
         val_labels=predictions.val_labels,
-        test_probs=np.tensordot(weights, predictions.test_probs.astype(np.float64), axes=1),
+        test_probs=test_probs,
         test_labels=predictions.test_labels,
     )
-    members = evaluate_members(predictions.test_probs, predictions.test_labels, weights)
+    members = evaluate_members(predictions.test_probs, predictions.test_labels, predictions.weights)
     row |= {key: members[key] for key in (*DIVERSITY, *DETAILS)}
-    return {**row, "parameters": sum(predictions.parameters)}
+    return {**row, **_sums(predictions), "train_seconds": train_seconds(predictions, search=True)}
+
+
+def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
+    """Return the seconds of all members' training, GPU seconds where there are any, else CPU seconds.
+
+    Args:
+        predictions: Of the members.
+        search: Whether the search that found them counts too, with its discarded candidates.
+
+    Returns:
+        Seconds of the device that did the work; None where they are unknown.
+    """
+    if not len(predictions.train_cpu_seconds):
+        return None
+    on_gpu = sum(predictions.train_gpu_seconds) + (predictions.search_gpu_seconds or 0.0 if search else 0.0)
+    on_cpu = sum(predictions.train_cpu_seconds) + (predictions.search_cpu_seconds or 0.0 if search else 0.0)
+    return float(on_gpu or on_cpu)
+
+
+def _sums(predictions: Predictions) -> dict[str, Any]:
+    """Return what the members cost together to keep and to use."""
+    return {
+        name: sum(values) if len(values) else None
+        for name in ("parameters", "flops", "inference_seconds")
+        for values in [getattr(predictions, name)]
+    }
 
 
 def result_rows(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a row for every member, the best single one, the average of the members, and the ensemble.
 
-    The best single member is the one with the lowest NLL on val.
+    The best single member is the one with the lowest NLL on val; finding it out takes the training of all members and
+    the search, which its ``train_seconds`` hold. A member's own row holds its own training alone.
     """
     rows = []
-    for index, (val_probs, test_probs) in enumerate(
-        zip(predictions.val_probs, predictions.test_probs, strict=True)
-    ):
+    for index in range(predictions.num_members):
+        member = predictions.of_members([index])
+        val_probs, test_probs = member.averaged()
         row = single_row(
             f"member {index}",
-            val_probs=val_probs.astype(np.float64),
+            val_probs=val_probs,
             val_labels=predictions.val_labels,
-            test_probs=test_probs.astype(np.float64),
+            test_probs=test_probs,
             test_labels=predictions.test_labels,
         )
-        rows.append({**row, "parameters": predictions.parameters[index] if predictions.parameters else None})
+        rows.append({**row, **_sums(member), "train_seconds": train_seconds(member, search=False)})
     best = best_single(predictions)
     average = {
         "name": "average member",
@@ -103,7 +147,11 @@ def result_rows(predictions: Predictions) -> list[dict[str, Any]]:
     }
     return [
         *rows,
-        {**rows[best], "name": f"best single (member {best}, chosen on val)"},
+        {
+            **rows[best],
+            "name": f"best single (member {best}, by val)",
+            "train_seconds": train_seconds(predictions, search=True),
+        },
         average,
         ensemble_row("ensemble", predictions),
     ]
@@ -127,7 +175,7 @@ def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> 
 def to_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = SHOWN) -> str:
     """Return the rows as a Markdown table whose columns line up; columns no row fills are left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    cells = [[_HEADINGS.get(column, column.replace("_", " ")) for column in shown]]
+    cells = [[_FORMATS.get(column, (column.replace("_", " "),))[0] for column in shown]]
     cells += [[_cell(column, row.get(column)) for column in shown] for row in rows]
     widths = [max(len(row[index]) for row in cells) for index in range(len(shown))]
     lines = [
@@ -157,8 +205,7 @@ def _aligned(text: str, width: int, *, left: bool) -> str:
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return "-"
-        return f"{100 * value:.2f}" if column in _PERCENT else f"{value:.4f}"
+    _, factor, decimals = _FORMATS.get(column, ("", 1.0, 4))
+    if isinstance(value, float) or (isinstance(value, int) and factor != 1.0):
+        return f"{factor * value:,.{decimals}f}" if math.isfinite(value) else "-"
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -160,7 +160,7 @@ def train_member(
         training.load_state_dict(newest[1]["training"])
         before = newest[1]["seconds"]
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
-    cost = CostMeter(before)
+    cost = CostMeter(before, gpu=training.device.type == "cuda")
     labels = training.val.labels.cpu().numpy()
     with (
         nullcontext() if log is None else closing(log),

@@ -88,7 +88,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
             run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
-    cost = CostMeter(before)
+    cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
         config.bilevel.epochs,
         description="search",

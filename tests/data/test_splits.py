@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from dnas_ens.data.splits import choose_splits, draw_limited, halve, proportional_counts
+from dnas_ens.data.splits import alternating_halves, choose_splits, draw_limited, halve, proportional_counts
 from dnas_ens.errors import UserError
 
 NAMES = tuple("abcdefghij")
@@ -179,3 +179,23 @@ def test_limit_out_of_range(num: int) -> None:
 def test_negative_seed() -> None:
     with pytest.raises(UserError, match="The seed is -1"):
         halve(np.array([0, 1]), seed=-1)
+
+
+@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6))
+def test_alternating_halves_are_disjoint_complete_and_stratified(sizes: list[int]) -> None:
+    labels = labels_of(sizes)
+    first, second = alternating_halves(labels)
+    assert sorted([*first, *second]) == list(range(len(labels)))
+    difference = np.bincount(labels[first], minlength=len(sizes)) - np.bincount(
+        labels[second], minlength=len(sizes)
+    )
+    assert np.abs(difference).max() <= 1
+    for half in (first, second):
+        assert (np.diff(half) > 0).all()
+
+
+def test_alternating_halves_by_hand() -> None:
+    # Class 0 at 0, 2, 3 begins in the first half, class 1 at 1, 4, 5 in the second.
+    first, second = alternating_halves(np.array([0, 1, 0, 0, 1, 1]))
+    assert first.tolist() == [0, 3, 4]
+    assert second.tolist() == [1, 2, 5]

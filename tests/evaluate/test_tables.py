@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 
 import numpy as np
@@ -6,9 +7,16 @@ import pytest
 from sklearn.metrics import log_loss
 
 from dnas_ens.analysis.calibration import fit_temperature
-from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.evaluate.tables import best_single, ensemble_row, result_rows, to_csv, to_markdown
+from dnas_ens.evaluate.tables import (
+    COLUMNS,
+    best_single,
+    ensemble_row,
+    result_rows,
+    to_csv,
+    to_markdown,
+    train_seconds,
+)
 
 
 def predictions(num_members=3, seed=0):
@@ -72,21 +80,6 @@ def test_best_single_is_chosen_on_val_and_not_on_test():
     assert best_single(spoilt) == best_single(given)
 
 
-def test_predictions_file_round_trip_and_damage(tmp_path):
-    given = predictions()
-    path = tmp_path / "predictions.npz"
-    given.save(path)
-    loaded = Predictions.load(path)
-    np.testing.assert_allclose(loaded.test_probs, given.test_probs, rtol=1e-6)
-    np.testing.assert_array_equal(loaded.val_labels, given.val_labels)
-    assert (loaded.classes, loaded.parameters) == (given.classes, given.parameters)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError):
-        Predictions.load(path)
-    with pytest.raises(UserError):
-        Predictions.load(tmp_path / "absent.npz")
-
-
 def test_tables_are_readable_by_machine_and_by_eye():
     rows = result_rows(predictions())
     parsed = list(csv.DictReader(io.StringIO(to_csv(rows))))
@@ -97,3 +90,65 @@ def test_tables_are_readable_by_machine_and_by_eye():
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("| ensemble")
     assert f"{100 * rows[-1]['accuracy']:.2f}" in lines[-1]
+
+
+def test_selective_columns_against_scikit_learn():
+    given = predictions()
+    row = ensemble_row("ensemble", given)
+    averaged = given.test_probs.mean(0)
+    order = np.argsort(-averaged.max(1))
+    right = (averaged.argmax(1) == given.test_labels)[order]
+    assert row["selective_accuracy_90"] == pytest.approx(right[:54].mean())
+    assert row["aurc"] == pytest.approx(np.mean([1 - right[:n].mean() for n in range(1, 61)]))
+
+
+def costed(**fields):
+    costs = {
+        "flops": [5, 6, 7],
+        "inference_seconds": [0.1, 0.2, 0.4],
+        "train_cpu_seconds": [1.0, 2.0, 4.0],
+        "train_gpu_seconds": [0.0, 0.0, 0.0],
+        "search_cpu_seconds": 100.0,
+        "search_gpu_seconds": 0.0,
+    }
+    return dataclasses.replace(predictions(), **{**costs, **fields})
+
+
+def test_costs_of_members_and_ensemble():
+    rows = {row["name"]: row for row in result_rows(costed())}
+    whole, member = rows["ensemble"], rows["member 1"]
+    assert (whole["parameters"], whole["flops"], whole["train_seconds"]) == (60, 18, 107.0)
+    assert whole["inference_seconds"] == pytest.approx(0.7)
+    assert (member["parameters"], member["flops"], member["train_seconds"]) == (20, 6, 2.0)
+    # Which member is best was found out by training all of them.
+    best = next(row for name, row in rows.items() if name.startswith("best single"))
+    assert best["train_seconds"] == 107.0
+    assert best["flops"] in (5, 6, 7)
+
+
+def test_gpu_seconds_come_before_cpu_seconds():
+    on_gpu = costed(train_gpu_seconds=[10.0, 20.0, 40.0], search_gpu_seconds=500.0)
+    assert ensemble_row("x", on_gpu)["train_seconds"] == 570.0
+    assert train_seconds(on_gpu, search=False) == 70.0
+
+
+def test_what_is_unknown_stays_empty():
+    rows = result_rows(dataclasses.replace(predictions(), parameters=()))
+    for column in ("parameters", "flops", "inference_seconds", "train_seconds"):
+        assert rows[-1][column] is None
+        assert column not in to_markdown(rows)
+    assert ensemble_row("x", costed(search_cpu_seconds=None, search_gpu_seconds=None))["train_seconds"] == 7.0
+
+
+def test_the_table_a_person_reads_fits_and_the_files_hold_everything():
+    rows = result_rows(costed())
+    table = to_markdown(rows)
+    header = table.splitlines()[0]
+    assert header.count("|") - 1 <= 12
+    assert len(header) <= 150
+    assert set(rows[-1]) == set(COLUMNS)
+    shown = to_markdown([{"name": "x", "flops": 2_500_000, "inference_seconds": 0.0012}], COLUMNS)
+    assert "2.5" in shown
+    assert "1.200" in shown
+    parsed = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert parsed[-1]["flops"] == "18"

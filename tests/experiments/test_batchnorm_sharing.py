@@ -4,43 +4,19 @@ import os
 import re
 import signal
 import statistics
-import subprocess
-import sys
-import time
 from itertools import combinations
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "batchnorm_sharing.py"
 SETTINGS = ("slices", "separate")
 TINY = ("--epochs", "3", "--limit-train", "160", "--pool", "4", "--candidate-recipe-epochs", "1")
-#: 97.5 % quantile of Student's t with one degree of freedom: two seeds.
-T_OF_TWO = math.tan(0.475 * math.pi)
-
-
-def study(*arguments, code=0):
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == code, process.stderr
-    return process.stdout, process.stderr
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, run_script):
     """A study of two seeds with a pool of two random genotypes and two candidates."""
     output = tmp_path_factory.mktemp("study") / "sharing"
-    printed, _ = study(*TINY, "--seeds", "2", "--output", output)
-    return output, printed
+    return output, run_script("batchnorm_sharing", *TINY, "--seeds", "2", "--output", output)[0]
 
 
 def kendall(first, second):
@@ -82,13 +58,9 @@ def expected_measures(search, trained):
     }
 
 
-def numbers(text):
-    return [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text)]
-
-
-def test_table_is_what_the_records_say(finished):
+def test_table_is_what_the_records_say(finished, read_lines, numbers, t_half_width):
     output, _ = finished
-    records = read(output.with_suffix(".jsonl"))
+    records = read_lines(output.with_suffix(".jsonl"))
     trained = {
         (record["seed"], record["cells"]): record["val_nll"]
         for record in records
@@ -111,7 +83,7 @@ def test_table_is_what_the_records_say(finished):
     for name in found["slices", 0]:
         columns = [[found[setting, seed][name] for seed in (0, 1)] for setting in SETTINGS]
         differences = [ours - exact for ours, exact in zip(*columns, strict=True)]
-        half = T_OF_TWO * statistics.stdev(differences) / math.sqrt(2)
+        half = t_half_width(differences)
         mean = statistics.fmean(differences)
         expected = [
             *(value for column in columns for value in (statistics.fmean(column), statistics.stdev(column))),
@@ -129,8 +101,8 @@ def test_table_is_what_the_records_say(finished):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_settings_rank_the_same_random_genotypes_each_trained_once(finished):
-    records = read(finished[0].with_suffix(".jsonl"))
+def test_both_settings_rank_the_same_random_genotypes_each_trained_once(finished, read_lines):
+    records = read_lines(finished[0].with_suffix(".jsonl"))
     for seed in (0, 1):
         pools = {
             record["setting"]: record["candidates"]
@@ -155,48 +127,34 @@ def test_both_settings_rank_the_same_random_genotypes_each_trained_once(finished
     }
 
 
-def test_what_is_finished_is_not_run_again(finished, tmp_path):
+def test_what_is_finished_is_not_run_again(finished, tmp_path, run_script, read_lines, timeless):
     output, printed = finished
-    whole = read(output.with_suffix(".jsonl"))
+    whole = read_lines(output.with_suffix(".jsonl"))
     assert len(re.findall(r"^seed \d", printed, re.MULTILINE)) == len(whole)
     lost = next(record for record in whole if record["kind"] == "training")
     kept = [record for record in whole if record is not lost]
     resumed = tmp_path / "sharing"
     resumed.with_suffix(".jsonl").write_text("".join(json.dumps(record) + "\n" for record in kept))
-    printed, _ = study(*TINY, "--seeds", "2", "--output", resumed)
+    printed, _ = run_script("batchnorm_sharing", *TINY, "--seeds", "2", "--output", resumed)
     assert re.findall(r"^seed \d, \w+", printed, re.MULTILINE) == ["seed 0, training"]
-    *before, again = read(resumed.with_suffix(".jsonl"))
+    *before, again = read_lines(resumed.with_suffix(".jsonl"))
     assert before == kept
-    timeless = [
-        {name: value for name, value in record.items() if not name.endswith("_seconds")}
-        for record in (lost, again)
-    ]
-    assert timeless[0] == timeless[1]
+    assert timeless(lost) == timeless(again)
     tables = [
         path.with_suffix(".md").read_text().split("Test images were not read.")[1]
         for path in (output, resumed)
     ]
     assert tables[0] == tables[1]
 
-    _, err = study("--epochs", "4", *TINY[2:], "--seeds", "2", "--output", resumed, code=2)
+    other = ("--epochs", "4", *TINY[2:], "--seeds", "2", "--output", resumed)
+    _, err = run_script("batchnorm_sharing", *other, code=2)
     assert "with other settings" in err
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in Linux's /proc")
-def test_an_interrupted_study_leaves_no_worker_behind(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--epochs", "500", "--output", str(tmp_path / "x")]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+def test_an_interrupted_study_leaves_no_worker_behind(tmp_path, check_no_worker_left):
+    check_no_worker_left(
+        *("batchnorm_sharing", "--epochs", 500, "--output", tmp_path / "x"),
+        # To the whole group, as a terminal sends it.
+        end=lambda process: os.killpg(process.pid, signal.SIGINT),
+        code=130,
     )
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    deadline = time.monotonic() + 60
-    while len(workers := children.read_text().split()) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)  # the pool has a resource tracker and a worker
-    # To the whole group, as a terminal sends it.
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert workers
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]

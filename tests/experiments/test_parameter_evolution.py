@@ -1,10 +1,5 @@
 import json
-import os
 import re
-import statistics
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,34 +11,27 @@ from dnas_ens.data.normalisation import normalise
 from dnas_ens.files import load_tensors
 from dnas_ens.nn.reference_models import reference_model
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "parameter_evolution.py"
-TINY = ("--data", "digits", "--model", "small-cnn", "--limit-train", "320", "--learning-rate", "0.05")
 SEARCH = ("--population", "5", "--generations", "1", "--curve-points", "3", "--cycle-epochs", "2")
+TINY = (
+    "--data",
+    "digits",
+    "--model",
+    "small-cnn",
+    "--limit-train",
+    "320",
+    "--learning-rate",
+    "0.05",
+    *SEARCH,
+)
+SCALE = ("--networks", 2, "--epochs", 12, "--seeds", 2)
 KINDS = ("independent", "snapshots")
 
 
-def study(*arguments):
-    process = subprocess.run(
-        [sys.executable, str(SCRIPT), *TINY, *SEARCH, "--networks", "2", *map(str, arguments)],
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, run_script):
     folder = tmp_path_factory.mktemp("study")
-    printed = study("--epochs", 12, "--seeds", 2, "--run-dir", folder / "run", "--output", folder / "out")
-    return folder, printed
-
-
-def cells(text, name):
-    line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+    where = ("--run-dir", folder / "run", "--output", folder / "out")
+    return folder, run_script("parameter_evolution", *TINY, *SCALE, *where)[0]
 
 
 def nll(probs, labels):
@@ -72,32 +60,11 @@ def between(states, share):
     return {name: share * first[name] + (1 - share) * second[name] for name in first}
 
 
-def test_table_is_what_the_stored_predictions_say(finished):
-    folder, printed = finished
-    text = (folder / "out.md").read_text()
-    assert text.rstrip() in printed
-    records = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
-    names = [row["name"] for row in records[0]["rows"]]
-    assert len(names) == 14
-    for index, name in enumerate(names):
-        figures = []
-        for seed, record in enumerate(records):
-            stored = np.load(folder / "run" / f"seed-{seed}" / "predictions.npz")
-            probs, labels = stored["test_probs"][index].astype(float), stored["test_labels"]
-            scaled = softmax(np.log(probs) / record["rows"][index]["temperature"], axis=1)
-            figures.append(
-                [100 * (probs.argmax(1) == labels).mean(), nll(probs, labels), nll(scaled, labels)]
-            )
-        for cell, column, tolerance in zip(
-            cells(text, name), zip(*figures, strict=True), (0.006, 6e-5, 6e-5), strict=False
-        ):
-            expected = statistics.fmean(column), statistics.stdev(column)
-            assert [float(part) for part in cell.split(" ± ")] == pytest.approx(expected, abs=tolerance)
+def test_table_is_what_the_stored_predictions_say(finished, check_rows, cells):
+    text = check_rows(*finished, num_rows=14)
     published = text.split("## Beside the published table")[1]
     rows = ("network 1", "network 2", "evolved, two networks", "mean of predictions, two")
     assert [cells(published, row)[0] for row in rows] == ["63.23", "63.42", "63.35", "64.92"]
-    assert "**not** the published scale" in text
-    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_rows_and_curve_are_those_of_the_combined_weights(finished):
@@ -135,20 +102,8 @@ def test_rows_and_curve_are_those_of_the_combined_weights(finished):
         np.testing.assert_allclose(stored["test_probs"][index], mean, atol=1e-5)
 
 
-def test_what_is_finished_is_not_run_again(finished):
+def test_what_is_finished_is_not_run_again(finished, check_resumed):
     folder, printed = finished
     assert len(re.findall("^trained", printed, re.MULTILINE)) == 6
-    where = ("--seeds", 2, "--run-dir", folder / "run", "--output", folder / "again")
     # As if it had been interrupted in the training on of seed 1.
-    for name in ("rows.json", "snapshots/training.json"):
-        (folder / "run" / "seed-1" / name).unlink()
-    before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "seed-0").rglob("*")}
-    printed = study("--epochs", 12, *where)
-    assert re.findall(r"^trained .*/(seed-\S+):", printed, re.MULTILINE) == ["seed-1/snapshots"]
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-
-    def timeless(name):
-        lines = (folder / name).read_text().splitlines()
-        return [re.sub(r'"cpu_seconds": [\d.e-]+', "", line) for line in lines]
-
-    assert timeless("again.jsonl") == timeless("out.jsonl")
+    check_resumed("parameter_evolution", folder, (*TINY, *SCALE), lost="snapshots")

@@ -1,0 +1,139 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dnas_ens.ensembles import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.errors import UserError
+from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
+
+LISTS = ("parameters", "flops", "inference_seconds", "train_cpu_seconds", "train_gpu_seconds")
+
+
+def predictions(num_members=3, seed=0, **fields):
+    generator = np.random.default_rng(seed)
+    return Predictions(
+        val_probs=generator.dirichlet(np.ones(4), size=(num_members, 8)),
+        val_labels=np.arange(8) % 4,
+        test_probs=generator.dirichlet(np.ones(4), size=(num_members, 6)),
+        test_labels=np.arange(6) % 4,
+        classes=["a", "b", "c", "d"],
+        weights=[1 / num_members] * num_members,
+        **fields,
+    )
+
+
+def costed(num_members=3, seed=0):
+    numbers = {name: [10 * index + i for i in range(num_members)] for index, name in enumerate(LISTS)}
+    return predictions(
+        num_members,
+        seed,
+        **numbers,
+        search_cpu_seconds=3.5,
+        search_gpu_seconds=0.0,
+        device="a processor, 2 threads",
+    )
+
+
+def fields_of(given):
+    return {name: value for name, value in vars(given).items() if not isinstance(value, np.ndarray)}
+
+
+@pytest.mark.parametrize("given", [predictions(), costed()], ids=["without costs", "with costs"])
+def test_round_trip(tmp_path, given):
+    path = tmp_path / "predictions.npz"
+    given.save(path)
+    loaded = Predictions.load(path)
+    for name in ("val_probs", "test_probs"):
+        np.testing.assert_allclose(getattr(loaded, name), getattr(given, name), rtol=1e-6)
+    for name in ("val_labels", "test_labels"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(given, name))
+    plain = {name: list(value) if value == () else value for name, value in fields_of(given).items()}
+    assert fields_of(loaded) == plain
+
+
+def test_files_of_before_costs_were_kept_still_load(tmp_path):
+    given = predictions(parameters=[10, 20, 30])
+    old = {name: getattr(given, name) for name in ("val_probs", "val_labels", "test_probs", "test_labels")}
+    for name in ("classes", "weights", "parameters"):
+        old[name] = np.array(getattr(given, name))
+    np.savez_compressed(tmp_path / "old.npz", **old)
+    loaded = Predictions.load(tmp_path / "old.npz")
+    assert fields_of(loaded) == fields_of(given)
+
+
+def test_a_damaged_or_missing_file(tmp_path):
+    path = tmp_path / "predictions.npz"
+    costed().save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError):
+        Predictions.load(path)
+    with pytest.raises(UserError):
+        Predictions.load(tmp_path / "absent.npz")
+
+
+def test_some_members_with_their_costs():
+    given = costed()
+    chosen = given.of_members([2, 0, 2])
+    np.testing.assert_array_equal(chosen.val_probs, given.val_probs[[2, 0, 2]])
+    np.testing.assert_array_equal(chosen.test_probs, given.test_probs[[2, 0, 2]])
+    assert chosen.flops == [12, 10, 12]
+    assert chosen.weights == pytest.approx([1 / 3] * 3)
+    assert given.of_members([0, 1], [3.0, 1.0]).weights == pytest.approx([0.75, 0.25])
+    assert predictions().of_members([1]).flops == ()
+
+
+def test_members_of_both():
+    first, second = costed(), costed(2, seed=1)
+    both = first.with_members_of(second)
+    np.testing.assert_array_equal(both.test_probs, [*first.test_probs, *second.test_probs])
+    assert both.train_cpu_seconds == [30, 31, 32, 30, 31]
+    assert both.weights == pytest.approx([0.2] * 5)
+    assert first.with_members_of(predictions()).flops == ()
+    other_images = dataclasses.replace(second, test_labels=second.test_labels[::-1])
+    with pytest.raises(ValueError, match="test_labels"):
+        first.with_members_of(other_images)
+
+
+def test_averages():
+    given = dataclasses.replace(predictions(), weights=[0.5, 0.25, 0.25])
+    val, test = given.averaged()
+    np.testing.assert_allclose(val, np.average(given.val_probs, axis=0, weights=given.weights))
+    np.testing.assert_allclose(test, np.average(given.test_probs, axis=0, weights=given.weights))
+
+
+def test_any_modules_are_measured(few_digits):
+    torch.manual_seed(0)
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10)) for width in (4, 9)]
+    ensemble = Ensemble(
+        members,
+        preprocessing=Preprocessing(image_size=8, num_channels=1, mean=few_digits.mean, std=few_digits.std),
+    )
+    measured = predict_splits(ensemble, few_digits)
+    assert measured.flops == [2 * (64 * width + width * 10) for width in (4, 9)]
+    assert measured.parameters == [65 * width + 10 * (width + 1) for width in (4, 9)]
+    assert all(seconds > 0 for seconds in measured.inference_seconds)
+    assert measured.device.endswith("1 thread")
+
+
+def test_training_costs_of_a_folder(tmp_path):
+    def write(name, content):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(content))
+
+    given = predictions(2)
+    assert fields_of(with_training_costs(given, tmp_path)) == fields_of(given)
+    write("members/0/member.json", {"cpu_seconds": 2.0, "wall_seconds": 1.5})
+    assert with_training_costs(given, tmp_path).train_cpu_seconds == ()
+    write("members/1/member.json", {"cpu_seconds": 4.0, "wall_seconds": 9.0, "gpu_seconds": 9.0})
+    alone = with_training_costs(given, tmp_path)
+    assert (alone.train_cpu_seconds, alone.train_gpu_seconds) == ([2.0, 4.0], [0.0, 9.0])
+    assert alone.search_cpu_seconds is None
+    write("genotypes.json", {"report": {"cpu_seconds": 7.0}})
+    assert with_training_costs(given, tmp_path).search_cpu_seconds == 7.0
+    write("genotypes.json", {"report": {}})
+    assert with_training_costs(given, tmp_path).search_cpu_seconds == 0.0

@@ -1,0 +1,67 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from dnas_ens.errors import UserError
+from dnas_ens.evaluate.__main__ import main
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.run import write_results
+from dnas_ens.runs import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run folder of which only the predictions are left."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    predictions = Predictions(
+        val_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
+        val_labels=labels,
+        test_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
+        test_labels=labels,
+        classes=["a", "b", "c"],
+        weights=[0.25] * 4,
+        flops=[1000] * 4,
+        train_cpu_seconds=[60.0] * 4,
+    )
+    with RunFolder.create(tmp_path / "run", config={"data": {"data": "gone/photos"}}) as run:
+        run.write_json("splits.json", {"name": "photos"})
+        predictions.save(run.file("predictions.npz"))
+        return run.path
+
+
+def test_tables_are_recomputed_from_predictions_alone(folder, capsys):
+    expected = write_results(folder, Predictions.load(folder / "predictions.npz"))
+    names = ("results.csv", "results.md", "results.json", "ensemble_size.json")
+    written = {name: (folder / name).read_bytes() for name in names}
+    for name in names:
+        (folder / name).unlink()
+    main([str(folder), "--from-predictions"])
+    assert {name: (folder / name).read_bytes() for name in names} == written
+    assert json.loads(written["results.json"]) == expected
+    printed = capsys.readouterr().out
+    assert printed.startswith("photos, 30 test images; temperatures fitted on 30 of val\n")
+    assert written["results.md"].decode() in printed
+    assert json.loads((folder / "env.json").read_text())[-1]["command"][-1] == "--from-predictions"
+
+
+def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
+    predictions = Predictions.load(folder / "predictions.npz")
+    rows = write_results(folder, predictions)
+    curve = json.loads((folder / "ensemble_size.json").read_text())
+    assert [row["subsets"] for row in curve] == [4, 6, 4, 1]
+    assert curve[-1]["calibrated_nll"] == pytest.approx(rows[-1]["calibrated_nll"])
+    average = next(row for row in rows if row["name"] == "average member")
+    assert curve[0]["calibrated_nll"] == pytest.approx(average["calibrated_nll"])
+    # It is about the number of members, whatever the combining weights.
+    write_results(folder, dataclasses.replace(predictions, weights=[0.7, 0.1, 0.1, 0.1]))
+    assert json.loads((folder / "ensemble_size.json").read_text()) == curve
+
+
+def test_without_predictions_it_says_what_to_do(folder):
+    (folder / "predictions.npz").unlink()
+    with pytest.raises(UserError, match="holds no predictions") as caught:
+        main([str(folder), "--from-predictions"])
+    assert "without --from-predictions" in caught.value.remedy

@@ -1,0 +1,163 @@
+"""What the tests of studies share: running a script, reading what it wrote, and checks that hold for several."""
+
+import json
+import math
+import os
+import re
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+SCRIPTS = Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Run a script by its name; returns what it printed and told on standard error."""
+
+    def run(name, *arguments, code=0):
+        process = subprocess.run(
+            [sys.executable, "-W", "error", str(SCRIPTS / f"{name}.py"), *map(str, arguments)],
+            text=True,
+            capture_output=True,
+            timeout=240,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert process.returncode == code, process.stderr
+        return process.stdout, process.stderr
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def read_lines():
+    """Read a .jsonl file."""
+    return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def timeless():
+    """Return records as text without the seconds that they took."""
+    return lambda records: re.sub(r'"\w*seconds": [\d.e-]+', "", json.dumps(records))
+
+
+@pytest.fixture(scope="session")
+def cells():
+    """Return the cells of a table's row by its name."""
+
+    def of_row(text, name):
+        line = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        return [cell.strip() for cell in line.strip("|").split("|")[1:]]
+
+    return of_row
+
+
+@pytest.fixture(scope="session")
+def numbers():
+    """Return the numbers with decimals in a text."""
+    return lambda text: [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text)]
+
+
+@pytest.fixture(scope="session")
+def t_half_width():
+    """Half the 95 % t interval of two seeds; Student's quantile with one degree of freedom is in closed form."""
+    return lambda two: math.tan(0.475 * math.pi) * statistics.stdev(two) / math.sqrt(2)
+
+
+def scaled_nll(probs, labels, temperature):
+    scaled = softmax(np.log(probs.astype(float)) / temperature, axis=1)
+    return -np.log(scaled[np.arange(len(labels)), labels]).mean()
+
+
+@pytest.fixture(scope="session")
+def check_rows(cells, read_lines):
+    """Check a seed study's table against the predictions in its run folder, and return the whole text."""
+
+    def check(folder, printed, *, num_rows):
+        text = (folder / "out.md").read_text()
+        assert text.rstrip() in printed
+        records = read_lines(folder / "out.jsonl")
+        names = [row["name"] for row in records[0]["rows"]]
+        assert len(names) == num_rows
+        for index, name in enumerate(names):
+            figures = []
+            for seed, record in enumerate(records):
+                stored = np.load(folder / "run" / f"seed-{seed}" / "predictions.npz")
+                assert stored["methods"].tolist() == names
+                probs, labels = stored["test_probs"][index], stored["test_labels"]
+                temperature = record["rows"][index]["temperature"]
+                figures.append(
+                    [
+                        100 * (probs.argmax(1) == labels).mean(),
+                        scaled_nll(probs, labels, 1.0),
+                        scaled_nll(probs, labels, temperature),
+                    ]
+                )
+                # The temperature has the least NLL on val, of those from 0.05 to 20.
+                near = np.clip(temperature * np.array([0.95, 1.0, 1.05]), 0.05, 20)
+                val = [scaled_nll(stored["val_probs"][index], stored["val_labels"], each) for each in near]
+                assert val[1] <= min(val) + 1e-6
+            for cell, column, tolerance in zip(
+                cells(text, name), zip(*figures, strict=True), (0.006, 6e-5, 6e-5), strict=False
+            ):
+                expected = statistics.fmean(column), statistics.stdev(column)
+                assert [float(part) for part in cell.split(" ± ")] == pytest.approx(expected, abs=tolerance)
+        assert "**not** the published scale" in text
+        assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+        return text
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def check_resumed(run_script, read_lines, timeless):
+    """Check that a finished study whose seed 1 lost a training makes that training again, and nothing else."""
+
+    def check(name, folder, arguments, *, lost):
+        for file in ("rows.json", f"{lost}/training.json"):
+            (folder / "run" / "seed-1" / file).unlink()
+        before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "seed-0").rglob("*")}
+        printed, _ = run_script(name, *arguments, "--run-dir", folder / "run", "--output", folder / "again")
+        assert re.findall(r"^trained .*/(seed-\S+):", printed, re.MULTILINE) == [f"seed-1/{lost}"]
+        assert {path: path.stat().st_mtime_ns for path in before} == before
+        again, out = (timeless(read_lines(folder / f"{stem}.jsonl")) for stem in ("again", "out"))
+        assert again == out
+
+    return check
+
+
+@pytest.fixture
+def check_no_worker_left():
+    """Check that a study which is ended by a signal exits with its code and leaves no process behind."""
+
+    def alive(pids):
+        return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+    def check(name, *arguments, end, code):
+        process = subprocess.Popen(
+            [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        deadline = time.monotonic() + 120
+        while len(workers := children.read_text().split()) < 2 and time.monotonic() < deadline:
+            time.sleep(0.1)  # the pool has a resource tracker and a worker
+        end(process)
+        assert process.wait(timeout=60) == code
+        deadline = time.monotonic() + 30
+        while alive(workers) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert workers
+        assert not alive(workers)
+
+    if not Path("/proc/self/task").exists():
+        pytest.skip("looks for processes in Linux's /proc")
+    return check

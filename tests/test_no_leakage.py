@@ -1,0 +1,149 @@
+"""Whatever the labels of the test images say: search, retraining, selection and calibration come out the same."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dnas_ens as de
+from dnas_ens.__main__ import main
+from dnas_ens.analysis.cross_fitting import cross_fit
+from dnas_ens.data import ImageData, Split
+from dnas_ens.ensembles import caruana_weights, fit_weights, greedy_selection
+from dnas_ens.evaluate.predictions import predict_splits
+from dnas_ens.evaluate.tables import result_rows
+
+RECIPE = {"num_cells": 1, "channels": 4, "epochs": 4, "batch_size": 16}
+FIGURES = ("accuracy", "nll", "calibrated_nll", "brier", "aurc")
+
+
+def shuffled(labels, seed=0):
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    return labels[order]
+
+
+@pytest.fixture(scope="module")
+def both(few_digits):
+    """Digits, and the same with the test labels shuffled."""
+    test = Split(images=few_digits.test.images, labels=shuffled(few_digits.test.labels))
+    blind = ImageData.from_splits(
+        few_digits.name, few_digits.classes, train=few_digits.train, val=few_digits.val, test=test, flip=False
+    )
+    assert (few_digits.test.labels != test.labels).float().mean() > 0.5
+    return few_digits, blind
+
+
+def whole_way(data, config):
+    """Everything from the search to the tables, in Python."""
+    found = de.search(data, config=config, device="cpu")
+    ensemble = de.retrain(found, data, device="cpu", **RECIPE)
+    return found, ensemble, predict_splits(ensemble, data)
+
+
+def test_from_python(both, tiny_search):
+    (found, ensemble, predictions), (found_blind, ensemble_blind, predictions_blind) = (
+        whole_way(data, tiny_search) for data in both
+    )
+    for name in ("base", "candidates", "selected", "genotypes", "curve", "temperature"):
+        assert getattr(found, name) == getattr(found_blind, name), name
+    weights, weights_blind = ensemble.state_dict(), ensemble_blind.state_dict()
+    assert weights.keys() == weights_blind.keys()
+    # Among them the combining weights and the temperature.
+    assert {"weights", "temperature"} < weights.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, weights_blind[name]), name
+
+    np.testing.assert_array_equal(predictions.val_probs, predictions_blind.val_probs)
+    np.testing.assert_array_equal(predictions.test_probs, predictions_blind.test_probs)
+    rows, rows_blind = result_rows(predictions), result_rows(predictions_blind)
+    for row, row_blind in zip(rows, rows_blind, strict=True):
+        assert row["name"] == row_blind["name"]  # names the best single member
+        assert row.get("temperature") == row_blind.get("temperature")
+        assert row.get("disagreement") == row_blind.get("disagreement")
+    assert all(rows[-1][name] != rows_blind[-1][name] for name in FIGURES)
+    assert rows[-1]["accuracy"] > rows_blind[-1]["accuracy"]
+
+
+def test_what_is_fitted_to_predictions(both, tiny_search):
+    genotypes = de.search(both[0], config=tiny_search, device="cpu").genotypes
+    chosen = []
+    for data in both:
+        given = predict_splits(de.retrain(genotypes, data, device="cpu", **RECIPE), data)
+        val = given.val_probs.astype(np.float64), given.val_labels
+        crossed = cross_fit(
+            *val, given.test_probs, given.test_labels, fit=lambda *half: fit_weights(*half).weights
+        )
+        chosen.append(
+            {
+                "weights": fit_weights(*val).weights.tolist(),
+                "caruana": caruana_weights(*val).weights.tolist(),
+                "selection": greedy_selection(*val, num_members=2),
+                "crossed weights": crossed.weights.tolist(),
+                "crossed temperatures": crossed.temperatures,
+                "loss": crossed.calibrated_nll,
+            }
+        )
+    first, second = chosen
+    assert first.pop("loss") != second.pop("loss")
+    assert first == second
+
+
+def write_pictures(root, data, test_labels):
+    """Write a data set as a folder of images."""
+    splits = {"train": data.train, "val": data.val, "test": Split(data.test.images, test_labels)}
+    for name, split in splits.items():
+        for index, (image, label) in enumerate(zip(split.images, split.labels, strict=True)):
+            place = root / name / data.classes[label]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(place / f"{index:03d}.png")
+
+
+def without_seconds(found):
+    report = {name: value for name, value in found["report"].items() if not name.endswith("seconds")}
+    return {**found, "report": report}
+
+
+def test_in_a_run_folder(digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    search = (
+        "--num-cells 1 --channels 2 --num-nodes 2 --directions 3 --epochs 2 --warmup-epochs 1 --batch-size 24 "
+        "--drawn-members 2 --members 2 --pool-size 6 --architecture-learning-rate 0.1 --device cpu "
+    )
+    recipe = "--retrain.num-cells 1 --retrain.channels 4 --retrain.epochs 2 --retrain.batch-size 16 "
+    few = ImageData.from_splits(
+        "few",
+        digits.classes,
+        train=digits.train.subset(range(96)),
+        val=digits.val.subset(range(60)),
+        test=digits.test.subset(range(60)),
+        flip=False,
+    )
+    for name, labels in (("seen", few.test.labels), ("blind", shuffled(few.test.labels))):
+        write_pictures(tmp_path / name / "photos", few, labels)
+        main([*search.split(), *recipe.split(), "--data", f"{name}/photos", "--run-dir", f"{name}/run"])
+    capsys.readouterr()
+    seen, blind = tmp_path / "seen/run", tmp_path / "blind/run"
+
+    def read(name):
+        return [json.loads((run / name).read_text()) for run in (seen, blind)]
+
+    found, found_blind = read("genotypes.json")
+    assert without_seconds(found) == without_seconds(found_blind)
+    for name in (
+        *("hypernetwork.safetensors", "supernet.safetensors", "ensemble.json"),
+        *(f"members/{index}/model.safetensors" for index in range(2)),
+    ):
+        assert (seen / name).read_bytes() == (blind / name).read_bytes(), name
+    with np.load(seen / "predictions.npz") as ours, np.load(blind / "predictions.npz") as theirs:
+        np.testing.assert_array_equal(ours["val_probs"], theirs["val_probs"])
+        np.testing.assert_array_equal(ours["weights"], theirs["weights"])
+        # Files of a split are read class by class, so the same pictures come in another order.
+        np.testing.assert_allclose(
+            np.sort(ours["test_probs"], axis=1), np.sort(theirs["test_probs"], axis=1), atol=1e-5
+        )
+    rows, rows_blind = read("results.json")
+    assert [row.get("temperature") for row in rows] == [row.get("temperature") for row in rows_blind]
+    assert [row["name"] for row in rows] == [row["name"] for row in rows_blind]
+    assert all(rows[-1][name] != rows_blind[-1][name] for name in ("nll", "calibrated_nll", "brier"))
