@@ -58,7 +58,12 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "star": {},
     "optimal": {
         "hypernetwork": {"directions": 1},
-        "objective": {"penalty": "none", "fixed_lambda": 0.0, "commitment": (0.0, 0.0)},
+        "objective": {
+            "penalty": "none",
+            "fixed_lambda": 0.0,
+            "commitment": (0.0, 0.0),
+            "operation_balance": (0.0, 0.0),
+        },
         "candidates": {"members": 1, "pool_size": 1},
     },
     "edges": {
@@ -68,6 +73,7 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
             "relaxation": "gumbel-softmax",
             "fixed_lambda": 2.0,
             "commitment": (0.0, 0.0),
+            "operation_balance": (0.0, 0.0),
         },
         "candidates": {"members": 1, "pool_size": 1},
     },
@@ -78,11 +84,12 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
             "penalty": "edge-overlap",
             "relaxation": "gumbel-softmax",
             "commitment": (0.0, 0.0),
+            "operation_balance": (0.0, 0.0),
         },
     },
     "js": {
         "hypernetwork": {"directions": 1},
-        "objective": {"penalty": "js-base", "commitment": (0.0, 0.0)},
+        "objective": {"penalty": "js-base", "commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)},
     },
 }
 

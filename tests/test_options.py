@@ -46,12 +46,14 @@ def test_a_file_of_one_section_is_read_as_such(tmp_path):
         EarlyOptions.read(["--config", write(tmp_path, {"search": 3})]).defaults()
 
 
-def test_published_regimes_do_without_this_projects_commitment():
+def test_published_regimes_do_without_this_projects_terms():
     for regime in ("optimal", "js"):
         search, _ = EarlyOptions.read(["--regime", regime]).defaults()
         assert search.objective.commitment == (0.0, 0.0)
+        assert search.objective.operation_balance == (0.0, 0.0)
     search, _ = EarlyOptions.read([]).defaults()
     assert search.objective.commitment[1] > 0
+    assert search.objective.operation_balance[1] > 0
 
 
 def test_the_whole_way_refuses_a_supernet_without_the_cells_the_networks_need():

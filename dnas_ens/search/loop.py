@@ -26,6 +26,7 @@ from dnas_ens.search.objective import (
     diversity_penalty,
     likelihood_nll,
     needs_same_images,
+    operation_imbalance,
     predictive_penalty,
 )
 from dnas_ens.search.relaxation import add_auxiliary_skip
@@ -177,6 +178,9 @@ class SearchLoop:
         ).mean()
         self.totals["undecided"] += undecided.detach()
         loss = loss + self._between(objective.commitment, self.progress) * undecided
+        imbalance = operation_imbalance(distributions, self.space).mean()
+        self.totals["imbalance"] += imbalance.detach()
+        loss = loss + self._between(objective.operation_balance, self.progress) * imbalance
         if objective.penalty == "none":
             return loss
         penalty = diversity_penalty(
@@ -263,7 +267,7 @@ class SearchLoop:
         Raises:
             FloatingPointError: If a loss is not finite.
         """
-        names = ("train_loss", "architecture_loss", "penalty", "undecided")
+        names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
         self.totals = {name: torch.zeros((), device=self.device) for name in names}
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.architecture)
         self.star.temperature = self.temperature

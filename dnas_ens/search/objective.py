@@ -209,6 +209,28 @@ def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_n
     return architecture_distance(mixtures, discrete, space)
 
 
+def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
+    """Return how far an architecture is from using all operations equally often, in nats.
+
+    Equation: KL(u || uniform) = ln O - H(u), with u_o the mean over nodes and cell types of sum_e p_n(e, o), the
+    share of operation o; ``none`` is left out. A supernet's shared weights favour the operations that learn least,
+    poolings above all, whatever selects among them (experiments/LOG.md). Held near equal shares, as random cells
+    have them on average, the search decides where an operation goes rather than how many there are.
+
+    Args:
+        mixtures: (..., T, E, O) natural distributions.
+        space: The space.
+
+    Returns:
+        (...), in [0, ln O].
+    """
+    allowed = [index for index, name in enumerate(space.operations) if name != NONE]
+    usage = mixtures[..., allowed].sum(dim=(-3, -2))
+    # An operation whose share underflows would have a gradient of minus infinity.
+    usage = (usage / usage.sum(-1, keepdim=True)).clamp_min(1e-12)
+    return math.log(len(allowed)) + torch.xlogy(usage, usage).sum(-1)
+
+
 def diversity_penalty(
     kind: Penalty,
     *,

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
 from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.search.divergence import architecture_distance
@@ -18,6 +19,7 @@ from dnas_ens.search.objective import (
     member_nll,
     nearest_discrete,
     needs_same_images,
+    operation_imbalance,
     pair_penalty,
     pair_targets,
     predictive_penalty,
@@ -194,3 +196,40 @@ def test_none_costs_nothing_and_only_predictions_need_the_same_images():
     assert needs_same_images("ensemble", "none")
     assert needs_same_images("member", "js-pairwise+js-predictive")
     assert not needs_same_images("member", "js-pairwise")
+
+
+def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
+    drawn = mixtures(5)
+    usage = drawn.numpy().sum(axis=(1, 2))  # both cell types, all edges
+    usage /= usage.sum(axis=1, keepdims=True)
+    expected = [entropy(shares, np.full(3, 1 / 3)) for shares in usage]
+    np.testing.assert_allclose(operation_imbalance(drawn, SPACE).numpy(), expected)
+
+
+def test_imbalance_of_one_operation_and_of_all_equally():
+    logits = torch.zeros(SPACE.shape, dtype=torch.float64)
+    beta = torch.zeros(SPACE.shape[:-1], dtype=torch.float64)
+    assert float(operation_imbalance(mixture_distribution(logits, beta, SPACE), SPACE)) == pytest.approx(0.0)
+    # Every edge has one operation, but the cell holds them equally often: that is balanced, too.
+    alternating = torch.zeros(SPACE.shape, dtype=torch.float64)
+    for index, node in enumerate(SPACE.node_slices):
+        alternating[:, node.start, index] = 0.5
+        alternating[:, node.start + 1, 2] = 0.5
+    alternating[:, SPACE.node_slices[1].start + 1] = torch.tensor([1 / 6, 1 / 6, 1 / 6])
+    usage = alternating.sum(dim=(0, 1)) / alternating.sum()
+    expected = entropy(usage.numpy(), np.full(3, 1 / 3))
+    assert float(operation_imbalance(alternating, SPACE)) == pytest.approx(expected)
+    logits[..., 1] = 1e4
+    single = mixture_distribution(logits, beta, SPACE).requires_grad_()
+    value = operation_imbalance(single, SPACE)
+    assert float(value.detach()) == pytest.approx(math.log(3))
+    (gradient,) = torch.autograd.grad(value, single)
+    assert torch.isfinite(gradient).all()
+
+
+def test_imbalance_leaves_none_out():
+    space = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
+    alpha = torch.zeros(space.shape, dtype=torch.float64)
+    alpha[..., 0] = 7.0
+    drawn = mixture_distribution(alpha, torch.zeros(space.shape[:-1], dtype=torch.float64), space)
+    assert float(operation_imbalance(drawn, space)) == pytest.approx(0.0)
