@@ -30,14 +30,17 @@ from dnas_ens.presets import search_preset
 from dnas_ens.workers import worker_pool
 
 RESULTS = Path(__file__).parent / "results"
+#: As the objective was before operations were balanced.
+UNBALANCED = {"operation_balance": (0.0, 0.0)}
 #: Directions of the star in this study, as the fields each setting changes.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "js-pairwise, R=4": {"directions": 4},
-    "js-pairwise, R=1": {"directions": 1},
-    "js-pairwise without commitment, R=4": {"directions": 4, "commitment": (0.0, 0.0)},
-    "js-predictive, R=4": {"directions": 4, "penalty": "js-predictive"},
-    "js-pairwise+js-predictive, R=4": {"directions": 4, "penalty": "js-pairwise+js-predictive"},
-    "none, R=4": {"directions": 4, "penalty": "none"},
+    "js-pairwise, balanced operations, R=4": {"directions": 4},
+    "js-pairwise, R=4": {"directions": 4, **UNBALANCED},
+    "js-pairwise, R=1": {"directions": 1, **UNBALANCED},
+    "js-pairwise without commitment, R=4": {"directions": 4, "commitment": (0.0, 0.0), **UNBALANCED},
+    "js-predictive, R=4": {"directions": 4, "penalty": "js-predictive", **UNBALANCED},
+    "js-pairwise+js-predictive, R=4": {"directions": 4, "penalty": "js-pairwise+js-predictive", **UNBALANCED},
+    "none, R=4": {"directions": 4, "penalty": "none", **UNBALANCED},
     "js-base (EdgeNES v1), R=1": {"regime": "js"},
     "edge-overlap (EdgeNES v2), R=1": {"regime": "hypernet"},
 }
