@@ -18,8 +18,8 @@ Cost with ``--data digits``: on one core about 4 to 5 minutes a seed, 7 searches
 trainings of 2 to 3 s. With ``--data fashion-mnist`` (preset micro, 10,000 images) hours; ``--cells 3
 --edges-per-node 2`` is the space of the project's other studies and takes about four times as long.
 Finished searches and trainings are kept, a line each in OUTPUT.jsonl and their predictions in the run folder, and not
-run again, so that an interrupted study goes on and more seeds add to it; an interrupted search begins anew. Table and plot are
-written at the end, those of fewer seeds with ``--seeds``.
+run again, so that an interrupted study goes on and more seeds add to it; an interrupted search begins anew. Tables and
+plot are written at the end, those of fewer seeds with ``--seeds``.
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ from scipy.special import softmax
 from scipy.stats import spearmanr
 from studies.diversity_sweep.choosing import chosen_on_other_half, limited_ensemble, matched_samples
 from studies.diversity_sweep.options import COLD, CONSTANT, SETTINGS, STEERED, Study
+from studies.diversity_sweep.records import Records
 from studies.diversity_sweep.results import mean_height
-from studies.diversity_sweep.searching import run_search, sweep
+from studies.diversity_sweep.searching import sweep
+from studies.from_scratch import load
 from studies.steering import rank_correlation
 
 from dnas_ens.data.splits import alternating_halves
@@ -140,31 +142,6 @@ def test_impossible_options_are_refused(fields):
         Study(**fields)
 
 
-def test_measuring_does_not_disturb_the_search():
-    from studies.from_scratch import load
-
-    from dnas_ens.search.loop import SearchLoop
-
-    study = Study(**TINY)
-    record, arrays = run_search(study, "star", 0, None)
-    config = study.configuration("star", 0)
-    loop = SearchLoop(config, load(config.data))
-    for _ in range(config.bilevel.epochs):
-        loop.run_epoch()
-    undisturbed = sweep(loop, study.lambdas)
-    assert [point["cells"] for point in record["points"]] == [
-        candidate.genotype.canonical_hash() for candidate in undisturbed
-    ]
-    assert [point["distance"] for point in record["points"]] == [
-        candidate.distance_to_base for candidate in undisturbed
-    ]
-    assert arrays["epoch_losses"].shape == (2, 359)
-    # The mean of the losses is the NLL that the record holds.
-    assert arrays["epoch_losses"].mean(axis=1) == pytest.approx(
-        [entry["val_nll"] for entry in record["epochs"]]
-    )
-
-
 # The script
 
 
@@ -205,6 +182,27 @@ def test_tables_hold_what_predictions_say(finished, read_lines, cells):
     assert text.rstrip().endswith("Other work ran on the same machine.")
     assert "## e. The ensemble against search epochs" in printed
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measuring_does_not_disturb_the_search(finished, read_lines):
+    from dnas_ens.search.loop import SearchLoop
+
+    folder, _, _ = finished
+    record = next(each for each in read_lines(folder / "out.jsonl") if each.get("setting") == "star")
+    study = Study(**TINY)
+    config = study.configuration("star", 0)
+    loop = SearchLoop(config, load(config.data))
+    for _ in range(config.bilevel.epochs):
+        loop.run_epoch()
+    undisturbed = sweep(loop, study.lambdas)
+    assert [(point["cells"], point["distance"]) for point in record["points"]] == [
+        (candidate.genotype.canonical_hash(), pytest.approx(candidate.distance_to_base))
+        for candidate in undisturbed
+    ]
+    # The mean of the stored losses is the NLL of the record.
+    losses = predictions(folder, 0, "search-star")["epoch_losses"]
+    assert losses.shape == (2, 359)
+    assert losses.mean(axis=1) == pytest.approx([entry["val_nll"] for entry in record["epochs"]])
 
 
 def test_areas_are_compared_image_by_image(finished, t_half_width):
@@ -256,23 +254,26 @@ def test_published_figures_stand_beside_ours(finished):
         assert f"| {figure} |" in text
 
 
-def test_only_what_is_missing_is_run_again(finished, run_script, read_lines, timeless):
-    folder, arguments, _ = finished
-    file = folder / "out.jsonl"
-    before, text = read_lines(file), (folder / "out.md").read_text()
-    lost = next(each for each in before if each["kind"] == "training" and each["seed"] == 1)
-    (folder / "run" / "seed-1" / f"training-{lost['cells']}.npz").unlink()
-    printed, _ = run_script("diversity_sweep", *arguments)
-    assert re.findall(r"^seed (\d), (\w+)", printed, re.MULTILINE) == [("1", "training")]
-    again = read_lines(file)
-    assert timeless(again[:-1]) == timeless(before)
-    assert timeless([again[-1]]) == timeless([lost])
-    # Everything but date and seconds comes out as before.
-    start = "## a. Accuracy"
-    seconds = r"## Cost.*|\|[^|]*\d s \|"
-    assert re.sub(seconds, "", (folder / "out.md").read_text().split(start)[1], flags=re.DOTALL) == re.sub(
-        seconds, "", text.split(start)[1], flags=re.DOTALL
-    )
+def test_only_what_is_missing_is_run_again(finished, timeless):
+    folder, _, _ = finished
+    study = Study(**TINY, seeds=2, run_dir=folder / "run", output=folder / "out")
+
+    def missing():
+        records = Records(study)
+        stages = (records.missing_base, records.missing_searches, records.missing_trainings)
+        return [task for seed in range(2) for stage in stages for task in stage(seed)]
+
+    assert missing() == []
+    lost = next(unit for key, unit in Records(study).units.items() if key[0] == "training" and key[2] == 1)
+    place = folder / "run" / "seed-1" / f"training-{lost['cells']}.npz"
+    before = dict(np.load(place))
+    place.unlink()
+    (task,) = missing()
+    record, again = task()
+    assert timeless([record]) == timeless([lost])
+    assert all((again[name] == values).all() for name, values in before.items())
+    Records(study).add(record, again)
+    assert missing() == []
 
 
 def test_results_of_other_settings_are_not_mixed(finished, run_script):

@@ -38,7 +38,7 @@ class Study:
 
     data: Literal["digits", "fashion-mnist"] = "digits"
     """digits with preset smoke, or fashion-mnist with preset micro."""
-    seeds: int = 3
+    seeds: int = 5
     """Seeds, each with seven searches."""
     cells: int = 1
     """Cells of searches and trainings; EdgeNES's Fashion-MNIST figures are of one."""
