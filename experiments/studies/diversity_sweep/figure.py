@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def plot(figures: Figures, path: Path) -> None:
-    """Draw paths on the left, ensembles and samples in the middle, search curves and schedules on the right."""
+    """Draw paths on the left, ensembles and samples in the middle, schedules and search curves on the right."""
     from matplotlib.lines import Line2D
 
     from dnas_ens.analysis.style import MUTED_COLOUR, font, new_figure
@@ -37,8 +37,8 @@ def plot(figures: Figures, path: Path) -> None:
         _paths(figures, way, axes[:, column])
     _limits(figures, axes[0, 2])
     _deviations(figures, axes[1, 2])
-    _curves(figures, axes[0, 3])
-    _schedules(figures, axes[1, 3])
+    _schedules(figures, axes[0, 3])
+    _curves(figures, axes[1, 3])
     lowest = min(axis.get_ylim()[0] for axis in axes[0, :2])
     for axis in axes[0, :2]:
         axis.set_ylim(lowest, 101)
@@ -109,7 +109,7 @@ def _line(
 def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.analysis.style import MUTED_COLOUR, style_axis
+    from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
 
     top, bottom = axes
     records = figures.results.searches(way)
@@ -132,7 +132,8 @@ def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
     if way != STEERED[0]:
         ends = [0, min(largest, edges)]
         bottom.plot(ends, ends, color=MUTED_COLOUR, linestyle=":", linewidth=1.4)
-        bottom.text(0.04 * largest, 0.22 * edges, "asked for", color=MUTED_COLOUR, fontsize=9, rotation=35)
+        where = 0.62 * ends[1], 0.5 * ends[1]
+        bottom.text(*where, "asked for", color=MUTED_COLOUR, fontproperties=font(9), va="top")
     bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.set_ylim(-0.03 * edges, 1.05 * edges)
     meaning = "distance to the base" if way == STEERED[0] else "edges to share"
@@ -186,10 +187,10 @@ def _deviations(figures: Figures, axis: Axes) -> None:
 
 def _curves(figures: Figures, axis: Axes) -> None:
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import MaxNLocator
 
     from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
 
+    epochs: list[int] = []
     for setting in SETTINGS:
         epochs, losses = figures.results.epoch_losses(setting)
         style = "-" if setting in STEERED else "--" if CONSTANT in setting else ":"
@@ -203,16 +204,16 @@ def _curves(figures: Figures, axis: Axes) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
-    axis.tick_params(axis="y", which="minor", labelsize=8)
+    axis.tick_params(axis="y", which="minor", labelsize=8, length=2, colors=MUTED_COLOUR)
     style_axis(axis, x_label="search epoch", y_label="val NLL, nats")
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xticks(epochs)
     handles = [
         Line2D([], [], color=MUTED_COLOUR, linestyle="-", label="as it is"),
         Line2D([], [], color=MUTED_COLOUR, linestyle="--", label=CONSTANT),
         Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=COLD),
     ]
     axis.legend(handles=handles, frameon=False, prop=font(8))
-    _title(axis, "e. ensemble, inherited")
+    _title(axis, "e. inherited ensemble, val")
 
 
 def _schedules(figures: Figures, axis: Axes) -> None:

@@ -129,8 +129,9 @@ def against_deviations(figures: Figures) -> str:
     return (
         "## d. Samples of the search against random deviations\n\n"
         f"Each sample stands beside a random deviation that shares as many edges with the base, of "
-        f"{num_edges(figures, STEERED[0])}. Numbers of edges at which a search holds no sample have no row. Inherited "
-        "weights were trained for what the search drew, so that deviations start behind there.\n\n"
+        f"{num_edges(figures, STEERED[0])}; the others are replaced, at *base* none. Numbers of edges at which a "
+        "search holds no sample have no row. Inherited weights were trained for what the search drew, so that "
+        "deviations start behind there.\n\n"
         f"{markdown_table(header, rows)}\n{published}\n"
         "As ensembles, samples are ahead of random deviations by 0.4 points in the published table, here by: "
         f"{gained}.\n\n{figures.sentences('d')}"
