@@ -14,9 +14,9 @@ search; lambda counts the edges shared with it). Networks get the weights of the
        48.1 and RandomD-NES 47.7 %)
     e. the ensemble with inherited weights against search epochs, the area under the curve tested over seeds
 
-Cost with ``--data digits``: on one core about 4 to 5 minutes a seed, 7 searches of one cell of about 15 s and some 60
-trainings of 2 to 3 s. With ``--data fashion-mnist`` (preset micro, 10,000 images) hours; ``--cells 3
---edges-per-node 2`` is the space of the project's other studies and takes about four times as long.
+Cost with ``--data digits``: on one core about 3 minutes a seed, 7 searches of one cell of about 15 s and some 30
+trainings of about 2 s. Estimated, not run: hours with ``--data fashion-mnist`` (preset micro, 10,000 images), and four
+to five times as long in the space of the project's other studies, ``--cells 3`` with ``--edges-per-node 2``.
 Finished searches and trainings are kept, a line each in OUTPUT.jsonl and their predictions in the run folder, and not
 run again, so that an interrupted study goes on and more seeds add to it; an interrupted search begins anew. Tables and
 plot are written at the end, those of fewer seeds with ``--seeds``.
