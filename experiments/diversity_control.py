@@ -14,7 +14,6 @@ so that an interrupted study goes on and more seeds add to it.
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from studies.steering import rank_correlation
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import SearchConfig, to_dict, with_fields
@@ -79,7 +79,6 @@ def configuration(setting: str, seed: int, *, epochs: int | None, base: Path | N
 def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[str, Any]:
     """Run one search and measure it."""
     import torch
-    from scipy.stats import spearmanr
 
     from dnas_ens.analysis.diversity import evaluate_members
     from dnas_ens.data import load_data
@@ -120,11 +119,6 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
         for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
     )
 
-    def correlation(values: np.ndarray) -> float:
-        # A constant has no rank order: lambda steers nothing, which counts as 0.
-        rows = [0.0 if np.ptp(row) == 0 else float(spearmanr(lam[0], row)[0]) for row in values]
-        return statistics.fmean(rows)
-
     # Members: one a direction at half the range, or spread along the only path.
     if hyper.directions > 1:
         points = Draw(torch.full((NUM_MEMBERS,), hyper.max_lambda / 2), torch.arange(NUM_MEMBERS))
@@ -155,8 +149,8 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
         "seed": seed,
         "epochs": config.bilevel.epochs,
         "config": settings,
-        "spearman_distance": correlation(distance),
-        "spearman_shared": correlation(shared),
+        "spearman_distance": rank_correlation(lam[0], distance),
+        "spearman_shared": rank_correlation(lam[0], shared),
         "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
         "between_over_lambda": float((between / lam[0, 1:]).mean()) if len(between) else None,
         "between_over_lambda_min": float((between / lam[0, 1:]).min()) if len(between) else None,

@@ -9,6 +9,8 @@ from pathlib import Path
 from dnas_ens.config import RetrainConfig, require
 
 RESULTS = Path(__file__).parents[1] / "results"
+#: Preset of searches and trainings from scratch on each data set.
+PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 #: Options that do not change what a training or a row of a seed is.
 FREE = ("seeds", "device", "run_dir", "output")
 

@@ -12,9 +12,8 @@ from dnas_ens.config import RetrainConfig, SearchConfig, require, with_fields
 from dnas_ens.genotype import Genotype, random_genotype
 from dnas_ens.presets import retrain_preset, search_preset
 from dnas_ens.search_space import SearchSpace
-from studies.options import RESULTS
+from studies.options import PRESETS, RESULTS
 
-PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 SETTINGS = ("slices", "separate")
 
 

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import functools
-import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.config import DataConfig, to_dict
+from dnas_ens.config import to_dict
 from dnas_ens.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
+from studies.from_scratch import load, train_from_scratch
+from studies.steering import rank_correlation
 
 if TYPE_CHECKING:
-    from dnas_ens.data.dataset import ImageData
     from dnas_ens.search.candidates import Candidate
     from dnas_ens.search.loop import SearchLoop
 
 #: |D - lambda| is judged up to here.
 JUDGED_LAMBDA = 0.7
-
-
-@functools.cache
-def load(config: DataConfig) -> ImageData:
-    """Load the data once a worker."""
-    from dnas_ens.commands import load_configured_data
-
-    return load_configured_data(config)
 
 
 def run_search(study: Study, setting: str, seed: int) -> dict[str, Any]:
@@ -105,8 +96,6 @@ def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genoty
 
 def steering(loop: SearchLoop) -> dict[str, Any]:
     """Return how lambda steers distance and shared edges, and the curves, (R, L) values each."""
-    from scipy.stats import spearmanr
-
     from dnas_ens.search.steering import diversity_curve
 
     curve = diversity_curve(
@@ -121,14 +110,9 @@ def steering(loop: SearchLoop) -> dict[str, Any]:
         for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
     )
 
-    def correlation(values: np.ndarray) -> float:
-        # A constant has no rank order: lambda steers nothing, which counts as 0.
-        rows = [0.0 if np.ptp(row) == 0 else float(spearmanr(lam[0], row)[0]) for row in values]
-        return statistics.fmean(rows)
-
     return {
-        "spearman_distance": correlation(distance),
-        "spearman_shared": correlation(shared),
+        "spearman_distance": rank_correlation(lam[0], distance),
+        "spearman_shared": rank_correlation(lam[0], shared),
         "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
         "lam": lam[0].tolist(),
         "distance": distance.tolist(),
@@ -141,21 +125,11 @@ def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> dic
     import torch
 
     from dnas_ens.analysis.metrics import accuracy, nll
-    from dnas_ens.cost import CostMeter
-    from dnas_ens.retrain.members import MemberTraining
 
     torch.set_num_threads(1)
     recipe = study.recipe(seed)
-    cost = CostMeter()
-    # Seeds from the cells' name instead of a position, so that neither setting nor order of the runs matters.
-    training = MemberTraining(
-        genotype.canonical(),
-        load(study.configuration(SETTINGS[0], seed).data),
-        recipe,
-        index=int(cells, 16),
-    )
-    while training.epoch < recipe.epochs:
-        training.run_epoch()
+    data = load(study.configuration(SETTINGS[0], seed).data)
+    training, seconds = train_from_scratch(genotype, data, recipe)
     probs, labels = training.val_probs(), training.val.labels.numpy()
     return {
         "kind": "training",
@@ -167,5 +141,5 @@ def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> dic
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
         "val_nll": nll(probs, labels),
         "val_accuracy": accuracy(probs, labels),
-        **cost.seconds(),
+        **seconds,
     }

@@ -1,0 +1,231 @@
+"""The picture of the five studies: both ways of steering, ensembles, deviations, search curves and schedules."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from studies.diversity_sweep.measured import Figures, num_edges
+from studies.diversity_sweep.options import (
+    COLD,
+    CONSTANT,
+    LIMITS,
+    RETRAINED_LIMITS,
+    RETRAINED_POINTS,
+    SETTINGS,
+    STEERED,
+)
+from studies.diversity_sweep.results import SHOWN_POINTS, WEIGHTS, Key
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def plot(figures: Figures, path: Path) -> None:
+    """Draw paths on the left, ensembles and samples in the middle, schedules and search curves on the right."""
+    from matplotlib.lines import Line2D
+
+    from dnas_ens.analysis.style import MUTED_COLOUR, font, new_figure
+
+    figure = new_figure(980, 500)
+    axes = figure.subplots(2, 4)
+    for column, way in enumerate(STEERED):
+        _paths(figures, way, axes[:, column])
+    _limits(figures, axes[0, 2])
+    _deviations(figures, axes[1, 2])
+    _schedules(figures, axes[0, 3])
+    _curves(figures, axes[1, 3])
+    lowest = min(axis.get_ylim()[0] for axis in axes[0, :2])
+    for axis in axes[0, :2]:
+        axis.set_ylim(lowest, 101)
+    handles = [
+        *(Line2D([], [], color=_colour(way), linewidth=3, label=way) for way in STEERED),
+        Line2D(
+            [], [], color=MUTED_COLOUR, marker="o", markerfacecolor="white", linestyle="--", label=WEIGHTS[0]
+        ),
+        Line2D([], [], color=MUTED_COLOUR, marker="o", label=WEIGHTS[1]),
+        Line2D([], [], color=MUTED_COLOUR, marker="X", linestyle="", markersize=8, label="random deviations"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9.5))
+    figure.tight_layout(rect=(0, 0.055, 1, 1), w_pad=1.6, h_pad=1.6)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def _colour(setting: str) -> str:
+    from dnas_ens.analysis.style import BLUE, VERMILION
+
+    return BLUE if setting.startswith(STEERED[0]) else VERMILION
+
+
+def _title(axis: Axes, text: str) -> None:
+    from dnas_ens.analysis.style import font
+
+    axis.set_title(text, fontproperties=font(9.5, bold=True), loc="left")
+
+
+def _line(
+    axis: Axes,
+    figures: Figures,
+    places: Sequence[float],
+    keys: Sequence[Key],
+    *,
+    figure: str,
+    factor: float,
+    shift: float = 0.0,
+    marker: str = "o",
+) -> None:
+    """Draw mean and, as bars, standard deviation over seeds of groups; missing ones are left out."""
+    found = [
+        (place, figures.groups[key].figures[figure])
+        for place, key in zip(places, keys, strict=True)
+        if key in figures.groups
+    ]
+    if not found:
+        return
+    inherited = keys[0][3] == WEIGHTS[0]
+    colour = _colour(keys[0][1])
+    axis.errorbar(
+        [place + shift for place, _ in found],
+        [factor * statistics.fmean(values) for _, values in found],
+        [factor * statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found],
+        color=colour,
+        marker=marker,
+        markersize=8 if marker == "X" else 5.5,
+        markerfacecolor="white" if inherited else colour,
+        markeredgecolor=colour if inherited or marker != "X" else "white",
+        linestyle="" if marker == "X" else "--" if inherited else "-",
+        linewidth=1.6,
+        elinewidth=1,
+        capsize=2,
+        zorder=2 if inherited else 3,
+    )
+
+
+def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
+
+    top, bottom = axes
+    records = figures.results.searches(way)
+    largest = records[0]["config"]["hypernetwork"]["max_lambda"]
+    for weights, shares in zip(WEIGHTS, (SHOWN_POINTS, RETRAINED_POINTS), strict=True):
+        places = [share * largest for share in shares]
+        keys: list[Key] = [("path", way, share, weights) for share in shares]
+        _line(top, figures, places, keys, figure="test_accuracy", factor=100.0)
+    edges = num_edges(figures, way)
+    for record in records:
+        for direction in range(record["config"]["hypernetwork"]["directions"]):
+            path = [point for point in record["points"] if point["direction"] == direction]
+            bottom.plot(
+                [point["lam"] for point in path],
+                [point["shared"] for point in path],
+                color=_colour(way),
+                alpha=0.45,
+                linewidth=1.4,
+            )
+    if way != STEERED[0]:
+        ends = [0, min(largest, edges)]
+        bottom.plot(ends, ends, color=MUTED_COLOUR, linestyle=":", linewidth=1.4)
+        where = 0.62 * ends[1], 0.5 * ends[1]
+        bottom.text(*where, "asked for", color=MUTED_COLOUR, fontproperties=font(9), va="top")
+    bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
+    bottom.set_ylim(-0.03 * edges, 1.05 * edges)
+    meaning = "distance to the base" if way == STEERED[0] else "edges to share"
+    style_axis(top, y_label="test accuracy, %")
+    style_axis(bottom, x_label=f"λ ({meaning})", y_label="edges shared with the base")
+    _title(top, f"a. {way}: accuracy along λ")
+    _title(bottom, f"a. {way}: edges, a line a path")
+
+
+def _limits(figures: Figures, axis: Axes) -> None:
+    from dnas_ens.analysis.style import style_axis
+
+    for position, way in enumerate(STEERED):
+        for weights, shares in zip(WEIGHTS, (LIMITS, RETRAINED_LIMITS), strict=True):
+            keys: list[Key] = [("ensemble", way, share, weights) for share in shares]
+            _line(axis, figures, shares, keys, figure="test_accuracy", factor=100.0, shift=0.016 * position)
+    axis.set_xticks(LIMITS, ["¼", "½", "¾", "1"])
+    style_axis(axis, x_label="limit Λ, share of the range", y_label="test accuracy, %")
+    _title(axis, "b. ensembles of λ ≤ Λ")
+
+
+def _deviations(figures: Figures, axis: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from dnas_ens.analysis.style import style_axis
+
+    for position, way in enumerate(STEERED):
+        numbers = sorted(
+            float(key[2])
+            for key in figures.groups
+            if key[0] == "samples" and key[1] == way and not isinstance(key[2], str) and key[3] == "retrained"
+        )
+        for kind, marker in (("samples", "o"), ("deviations", "X")):
+            keys: list[Key] = [(kind, way, number, "retrained") for number in numbers]
+            if keys:
+                shift = 0.14 * position + (0.07 if kind == "deviations" else 0.0) - 0.1
+                _line(
+                    axis,
+                    figures,
+                    numbers,
+                    keys,
+                    figure="test_accuracy",
+                    factor=100.0,
+                    shift=shift,
+                    marker=marker,
+                )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_axis(axis, x_label="edges shared with the base", y_label="test accuracy, %")
+    _title(axis, "d. single networks, retrained")
+
+
+def _curves(figures: Figures, axis: Axes) -> None:
+    from matplotlib.lines import Line2D
+
+    from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
+
+    epochs: list[int] = []
+    for setting in SETTINGS:
+        epochs, losses = figures.results.epoch_losses(setting)
+        style = "-" if setting in STEERED else "--" if CONSTANT in setting else ":"
+        axis.plot(
+            epochs,
+            losses.mean(axis=(0, 2)),
+            color=_colour(setting),
+            linestyle=style,
+            linewidth=2 if setting in STEERED else 1.4,
+        )
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:g}")
+    axis.tick_params(axis="y", which="minor", labelsize=8, length=2, colors=MUTED_COLOUR)
+    style_axis(axis, x_label="search epoch", y_label="val NLL, nats")
+    axis.set_xticks(epochs)
+    handles = [
+        Line2D([], [], color=MUTED_COLOUR, linestyle="-", label="as it is"),
+        Line2D([], [], color=MUTED_COLOUR, linestyle="--", label=CONSTANT),
+        Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=COLD),
+    ]
+    axis.legend(handles=handles, frameon=False, prop=font(8))
+    _title(axis, "e. inherited ensemble, val")
+
+
+def _schedules(figures: Figures, axis: Axes) -> None:
+    from dnas_ens.analysis.style import style_axis
+
+    changes = ("", f", {CONSTANT}", f", {COLD}")
+    for side, way in zip((-0.1, 0.1), STEERED, strict=True):
+        for position, change in enumerate(changes):
+            for weights in WEIGHTS:
+                keys: list[Key] = [("ensemble", f"{way}{change}", 1.0, weights)]
+                _line(axis, figures, [position], keys, figure="test_accuracy", factor=100.0, shift=side)
+    style_axis(axis, y_label="test accuracy, %")
+    axis.set_xlim(-0.5, len(changes) - 0.5)
+    axis.set_xticks(range(len(changes)), ["as it is", "constant\nschedules", "no warm-up\nepochs"])
+    _title(axis, "c. ensembles, largest Λ")

@@ -1,0 +1,283 @@
+"""The EdgeNES studies: arithmetic against hand computation, and a tiny study whose figures are computed anew."""
+
+import re
+import statistics
+from collections import Counter
+
+import numpy as np
+import pytest
+from scipy.special import softmax
+from scipy.stats import spearmanr
+from studies.diversity_sweep.choosing import chosen_on_other_half, limited_ensemble, matched_samples
+from studies.diversity_sweep.options import COLD, CONSTANT, SETTINGS, STEERED, Study
+from studies.diversity_sweep.records import Records
+from studies.diversity_sweep.results import mean_height
+from studies.diversity_sweep.searching import sweep
+from studies.from_scratch import load
+from studies.steering import rank_correlation
+
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.errors import UserError
+from dnas_ens.genotype import Genotype, random_deviation
+
+TINY = {
+    "epochs": 3,
+    "limit_train": 160,
+    "candidate_recipe_epochs": 1,
+    "evaluations": 2,
+    "lambdas": 5,
+    "members": 2,
+    "samples": 1,
+}
+OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, run_script):
+    """A tiny study of two seeds: folder, arguments, what it printed."""
+    folder = tmp_path_factory.mktemp("sweep")
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    arguments += ["--seeds=2", f"--run-dir={folder / 'run'}", f"--output={folder / 'out'}"]
+    return folder, arguments, run_script("diversity_sweep", *arguments)[0]
+
+
+def predictions(folder, seed, name):
+    return np.load(folder / "run" / f"seed-{seed}" / f"{name}.npz")
+
+
+# Arithmetic
+
+
+def test_area_of_a_known_polygon():
+    # A triangle over 0 to 3 of height 2 has area 3, so that its mean height is 1.
+    assert mean_height([0, 1, 3], np.array([0.0, 2.0, 0.0]), axis=0) == 1.0
+
+
+def test_area_is_the_trapezoidal_rule_along_the_axis():
+    values = np.random.default_rng(0).random((3, 4, 5))
+    epochs = [2, 3, 7, 12]
+    by_hand = sum((epochs[i + 1] - epochs[i]) * (values[:, i] + values[:, i + 1]) / 2 for i in range(3)) / (
+        12 - 2
+    )
+    assert mean_height(epochs, values, axis=1) == pytest.approx(by_hand)
+    assert mean_height(epochs, values, axis=1) == pytest.approx(np.trapezoid(values, epochs, axis=1) / 10)
+
+
+def test_one_evaluation_is_its_own_area():
+    assert mean_height([4], np.array([[0.5, 0.7]]), axis=0).tolist() == [0.5, 0.7]
+
+
+def test_rank_correlation_is_the_mean_over_paths():
+    lam, values = np.arange(5.0), np.array([[4, 3, 2, 1, 0], [0, 2, 1, 3, 4], [2, 2, 2, 2, 2]])
+    expected = (-1.0 + spearmanr(lam, values[1])[0] + 0.0) / 3
+    assert rank_correlation(lam, values) == pytest.approx(expected)
+
+
+def test_no_half_is_predicted_by_members_that_it_chose():
+    labels = np.arange(40) % 2
+    first, second = alternating_halves(labels)
+    right, wrong = np.eye(2)[labels] * 0.8 + 0.1, np.eye(2)[1 - labels] * 0.8 + 0.1
+    # Each candidate is right on one half alone, so that both halves are chosen for what fails on the other.
+    probs = np.stack([right, right])
+    probs[0, second], probs[1, first] = wrong[second], wrong[first]
+    averaged = chosen_on_other_half(probs, labels, 1)
+    assert (averaged.argmax(1) != labels).all()
+    # With both as members nothing is left to choose: every prediction is an even mean.
+    assert chosen_on_other_half(probs, labels, 2) == pytest.approx(np.full((40, 2), 0.5))
+
+
+def test_ensembles_are_chosen_within_the_limit():
+    labels = np.arange(12) % 3
+    probs = np.stack([softmax(scale * np.eye(3)[labels], axis=1) for scale in (1.0, 2.0, 9.0)])
+    nearest = {"base": 0.0, "near": 0.4, "far": 0.8}
+    near = limited_ensemble(0.4, nearest, probs, labels, 1)
+    assert (near["candidates"], near["cells"]) == (2, ["near"])
+    assert limited_ensemble(0.8, nearest, probs, labels, 1)["cells"] == ["far"]
+    # Fewer than asked for where there are no more.
+    assert sorted(limited_ensemble(0.4, nearest, probs, labels, 5)["cells"]) == ["base", "near"]
+
+
+def test_deviations_share_as_many_edges_as_the_samples():
+    base = Genotype(
+        reduction=(
+            (("sep_conv_3x3", 0),),
+            (("max_pool_3x3", 1),),
+            (("dil_conv_3x3", 2),),
+            (("skip_connect", 1),),
+        )
+    )
+    generator = np.random.default_rng(1)
+    drawn = [
+        random_deviation(base, num_edges=number, operations=OPERATIONS, generator=generator)
+        for number in (1, 1, 1, 2, 2, 3, 3, 4)
+    ]
+    genotypes = {genotype.canonical_hash(): genotype for genotype in (base, *drawn)}
+    samples, deviations = matched_samples(genotypes, base, num_samples=2, operations=OPERATIONS, seed=0)
+    shared = [base.shared_edges(genotypes[cells]) for cells in samples]
+    assert [base.shared_edges(genotype) for genotype in deviations] == shared
+    assert max(Counter(shared).values()) == 2
+    assert base.num_edges not in shared
+    assert len({genotype.canonical() for genotype in (base, *deviations)}) == len(deviations) + 1
+
+
+# Settings
+
+
+def test_settings_differ_in_what_they_are_named_for():
+    study = Study()
+    for way in STEERED:
+        plain = study.configuration(way, 0)
+        constant, cold = (study.configuration(f"{way}, {change}", 0) for change in (CONSTANT, COLD))
+        assert constant.objective.penalty_weight == (plain.objective.penalty_weight[1],) * 2
+        assert constant.objective.temperature == (plain.objective.temperature[1],) * 2
+        assert (constant.bilevel, cold.objective) == (plain.bilevel, plain.objective)
+        assert (plain.bilevel.warmup_epochs, cold.bilevel.warmup_epochs) == (2, 0)
+    assert study.evaluated_epochs(study.configuration("star", 0)) == [4, 8, 12, 16, 20]
+    assert len(SETTINGS) == 6
+
+
+@pytest.mark.parametrize("fields", [{"seeds": 0}, {"lambdas": 20}, {"samples": 0}])
+def test_impossible_options_are_refused(fields):
+    with pytest.raises(UserError):
+        Study(**fields)
+
+
+# The script
+
+
+def test_tables_hold_what_predictions_say(finished, read_lines, cells):
+    folder, _, printed = finished
+    text = (folder / "out.md").read_text()
+    from dnas_ens.data import load_data
+
+    labels = load_data("digits", limit_train=160).test.labels.numpy()
+    records = read_lines(folder / "out.jsonl")
+    searches = {(each["setting"], each["seed"]): each for each in records if each["kind"] == "search"}
+    assert len(searches) == 2 * 7
+
+    def spread(values, digits):
+        return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+    for way in STEERED:
+        single, joint, areas = [], [], []
+        for seed in range(2):
+            record = searches[way, seed]
+            first = next(each for each in record["points"] if each["lam"] == 0 and each["direction"] == 0)
+            probs = predictions(folder, seed, f"training-{first['cells']}")["test_probs"]
+            single.append(100 * (probs.argmax(1) == labels).mean())
+            members = [
+                predictions(folder, seed, f"training-{each}")["test_probs"]
+                for each in record["ensembles"][-1]["cells"]
+            ]
+            joint.append(100 * (np.mean(members, axis=0).argmax(1) == labels).mean())
+            epochs, accuracies = zip(
+                *((each["epoch"], each["val_accuracy"]) for each in record["epochs"]), strict=True
+            )
+            areas.append(100 * np.trapezoid(accuracies, epochs) / (epochs[-1] - epochs[0]))
+        assert cells(text, f"{way}, λ = 0")[3] == spread(single, 2)
+        limit = searches[way, 0]["ensembles"][-1]["limit"]
+        assert cells(text, f"{way}, Λ = {limit:g}")[4] == spread(joint, 2)
+        area = text[text.index("## e.") :]
+        assert cells(area, way)[-2] == spread(areas, 2)
+    assert text.rstrip().endswith("Other work ran on the same machine.")
+    assert "## e. The ensemble against search epochs" in printed
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_measuring_does_not_disturb_the_search(finished, read_lines):
+    from dnas_ens.search.loop import SearchLoop
+
+    folder, _, _ = finished
+    record = next(each for each in read_lines(folder / "out.jsonl") if each.get("setting") == "star")
+    study = Study(**TINY)
+    config = study.configuration("star", 0)
+    loop = SearchLoop(config, load(config.data))
+    for _ in range(config.bilevel.epochs):
+        loop.run_epoch()
+    undisturbed = sweep(loop, study.lambdas)
+    assert [(point["cells"], point["distance"]) for point in record["points"]] == [
+        (candidate.genotype.canonical_hash(), pytest.approx(candidate.distance_to_base))
+        for candidate in undisturbed
+    ]
+    # The mean of the stored losses is the NLL of the record.
+    losses = predictions(folder, 0, "search-star")["epoch_losses"]
+    assert losses.shape == (2, 359)
+    assert losses.mean(axis=1) == pytest.approx([entry["val_nll"] for entry in record["epochs"]])
+
+
+def test_areas_are_compared_image_by_image(finished, t_half_width):
+    folder, _, _ = finished
+    text = (folder / "out.md").read_text()
+    heights = {}
+    for way in STEERED:
+        losses = [predictions(folder, seed, f"search-{way}")["epoch_losses"] for seed in range(2)]
+        # Two evaluations: the mean height of a trapezoid is that of its ends.
+        heights[way] = np.array([of_seed.mean() for of_seed in losses])
+    difference = heights["star"] - heights["hypernet"]
+    line = next(
+        line
+        for line in text[text.index("## e.") :].splitlines()
+        if re.match(r"- \*star\* .*\*hypernet\*", line)
+    )
+    mean, low, high = (float(each) for each in re.findall(r"[-+]\d+\.\d{4}", line)[:3])
+    half = t_half_width(difference.tolist())
+    assert (mean, low, high) == pytest.approx(
+        (difference.mean(), difference.mean() - half, difference.mean() + half), abs=1.01e-4
+    )
+
+
+def test_every_sample_has_its_deviation(finished, read_lines):
+    folder, _, _ = finished
+    for record in read_lines(folder / "out.jsonl"):
+        if record["kind"] == "search" and record["setting"] in STEERED:
+            assert [each["shared"] for each in record["samples"]] == [
+                each["shared"] for each in record["deviations"]
+            ]
+            base = Genotype.from_dict(record["base"]["genotype"])
+            for each in record["deviations"]:
+                assert Genotype.from_dict(each["genotype"]).shared_edges(base) == each["shared"]
+
+
+def test_published_figures_stand_beside_ours(finished):
+    folder, _, _ = finished
+    text = (folder / "out.md").read_text()
+    for figure in (
+        "92.10",
+        "86.4 to 90.6",
+        "62.4",
+        "57.7",
+        "46.8 ± 1.7",
+        "48.1 ± 1.7",
+        "47.7 ± 3.4",
+        "2.1 h",
+    ):
+        assert f"| {figure} |" in text
+
+
+def test_only_what_is_missing_is_run_again(finished, timeless):
+    folder, _, _ = finished
+    study = Study(**TINY, seeds=2, run_dir=folder / "run", output=folder / "out")
+
+    def missing():
+        records = Records(study)
+        stages = (records.missing_base, records.missing_searches, records.missing_trainings)
+        return [task for seed in range(2) for stage in stages for task in stage(seed)]
+
+    assert missing() == []
+    lost = next(unit for key, unit in Records(study).units.items() if key[0] == "training" and key[2] == 1)
+    place = folder / "run" / "seed-1" / f"training-{lost['cells']}.npz"
+    before = dict(np.load(place))
+    place.unlink()
+    (task,) = missing()
+    record, again = task()
+    assert timeless([record]) == timeless([lost])
+    assert all((again[name] == values).all() for name, values in before.items())
+    Records(study).add(record, again)
+    assert missing() == []
+
+
+def test_results_of_other_settings_are_not_mixed(finished, run_script):
+    _, arguments, _ = finished
+    _, told = run_script("diversity_sweep", *arguments, "--members=3", code=2)
+    assert "with other settings" in told
+    assert "--output" in told
