@@ -36,6 +36,7 @@ _FORMATS = {
     "calibrated_nll": ("calibrated NLL", 1.0, 4),
     "brier": ("Brier", 1.0, 4),
     "aurc": ("AURC", 1.0, 4),
+    "dee": ("DEE", 1.0, 1),
     "selective_accuracy_90": ("accuracy % at 90 % coverage", 100.0, 2),
     "disagreement": ("disagreement %", 100.0, 2),
     "predictive_js": ("predictive JS", 1.0, 4),
