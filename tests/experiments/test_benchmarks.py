@@ -232,3 +232,31 @@ def test_the_table_holds_the_latest_line_of_each_kind(tmp_path):
     )
     assert text.count("retraining") == 1
     assert row in text
+
+
+def test_the_first_run_is_measured_and_tabled(tmp_path):
+    tiny = {
+        "search": {
+            "data": {"limit_train": 96},
+            "supernet": {"channels": 2, "num_nodes": 2},
+            "hypernetwork": {"directions": 2},
+            "bilevel": {"epochs": 2, "warmup_epochs": 1},
+            "candidates": {"members": 2, "pool_size": 4},
+        },
+        "retrain": {"channels": 2, "epochs": 1},
+    }
+    (tmp_path / "tiny.json").write_text(json.dumps(tiny))
+    output = tmp_path / "first-run"
+    for _ in range(2):
+        printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json")
+    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert lines[0]["accuracy"] == lines[1]["accuracy"]
+    assert lines[0]["nll"] == lines[1]["nll"]
+    for line in lines:
+        assert line["wall_seconds"] > 0
+        assert line["cpu_seconds"] > 0.5
+        # The interpreter with PyTorch alone takes more than that.
+        assert 100 < line["peak_memory_mib"] < 100_000
+        assert f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} |" in printed
+    assert output.with_suffix(".md").read_text() == printed
