@@ -6,9 +6,7 @@ Reading and computing with it does not import torch.
 from __future__ import annotations
 
 import dataclasses
-import io
 import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,8 @@ import numpy as np
 
 from dnas_ens.analysis.diversity import normalise_weights
 from dnas_ens.analysis.metrics import FloatArray
-from dnas_ens.files import read_json, unreadable, write_atomic
+from dnas_ens.evaluate.array_file import load_arrays, save_arrays
+from dnas_ens.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -151,9 +150,7 @@ class Predictions:
         for name in ("search_cpu_seconds", "search_gpu_seconds"):
             if getattr(self, name) is not None:
                 arrays[name] = np.array(float(getattr(self, name)))
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomic(path, buffer.getvalue())
+        save_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Predictions:
@@ -162,15 +159,14 @@ class Predictions:
         Raises:
             UserError: If the file is missing or damaged.
         """
-        try:
-            # Opened here, for numpy leaves a damaged file open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                stored = {name: arrays[name] for name in arrays.files}
-            kept = ("val_probs", "val_labels", "test_probs", "test_labels")
+        kept = ("val_probs", "val_labels", "test_probs", "test_labels")
+
+        def made(stored: dict[str, np.ndarray]) -> Predictions:
             plain = {name: values.tolist() for name, values in stored.items() if name not in kept}
-            return cls(**{**stored, **plain})
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise unreadable(path, error) from error
+            fields: dict[str, Any] = {**stored, **plain}
+            return cls(**fields)
+
+        return load_arrays(path, made)
 
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:

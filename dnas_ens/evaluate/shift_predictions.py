@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,8 @@ from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.out_of_distribution import load_out_of_distribution
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.array_file import load_arrays, save_arrays
 from dnas_ens.evaluate.shift_options import USUAL, ShiftOptions
-from dnas_ens.files import unreadable, write_atomic
 from dnas_ens.progress import Progress
 
 #: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
@@ -63,9 +61,7 @@ class ShiftPredictions:
             # Numbered, for a name may be a path, which has no place in an archive's index.
             **{f"foreign_{i}": probs.astype(np.float32) for i, probs in enumerate(self.foreign.values())},
         }
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        write_atomic(path, buffer.getvalue())
+        save_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> ShiftPredictions:
@@ -74,22 +70,20 @@ class ShiftPredictions:
         Raises:
             UserError: If the file is missing or damaged.
         """
-        try:
-            # Opened here, for numpy leaves a damaged file open.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                return cls(
-                    corruptions=stored["corruptions"].tolist(),
-                    severities=stored["severities"].tolist(),
-                    probs=stored["probs"],
-                    labels=stored["labels"],
-                    foreign={
-                        name: stored[f"foreign_{i}"]
-                        for i, name in enumerate(stored["foreign_names"].tolist())
-                    },
-                    seed=int(stored["seed"]),
-                )
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise unreadable(path, error) from error
+
+        def made(stored: dict[str, np.ndarray]) -> ShiftPredictions:
+            return cls(
+                corruptions=stored["corruptions"].tolist(),
+                severities=stored["severities"].tolist(),
+                probs=stored["probs"],
+                labels=stored["labels"],
+                foreign={
+                    name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())
+                },
+                seed=int(stored["seed"]),
+            )
+
+        return load_arrays(path, made)
 
 
 def predict_shift(
