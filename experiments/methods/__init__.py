@@ -11,7 +11,7 @@ from methods.comparison import Comparison
 from methods.deep_ensembles import base_cell, best_cell, deep_ensemble_curve, wider
 from methods.evolution import nes_re
 from methods.further_searches import darts_ens
-from methods.random_cells import deviations, random_cells
+from methods.random_cells import best_random_cell, deviations, random_cells
 from methods.results import Budget, Result
 from methods.searched import ours
 from methods.snapshots import snapshots
@@ -25,6 +25,7 @@ METHODS: dict[str, Method] = {
     "base-cell": base_cell,
     "best-cell": best_cell,
     "random-cells": random_cells,
+    "best-random-cell": best_random_cell,
     "deviations": deviations,
     "darts-ens": darts_ens,
     "nes-re": nes_re,
