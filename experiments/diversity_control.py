@@ -285,6 +285,8 @@ def main(argv: list[str]) -> None:
         description=__doc__ or "",
         default=Study(),
     )
+    from studies.report import provenance
+
     from dnas_ens.environment import environment
 
     log = study.output.with_suffix(".jsonl")
@@ -310,12 +312,10 @@ def main(argv: list[str]) -> None:
                 flush=True,
             )
     env = environment(["python", "experiments/diversity_control.py", *argv])
-    versions = {name: env["packages"][name] for name in ("torch", "numpy", "scipy")}
     text = (
         "# Does lambda steer diversity? (digits, preset smoke)\n\n"
-        f"Command: `{' '.join(env['command'])}`\n\n"
-        f"Hardware: {env['cpu']}, {env['num_cpus']} cores, no GPU. Versions: {versions}. "
-        f"Revision: {env['git_revision']}. Date: {env['time']}.\n\n"
+        + provenance(env, hardware="no GPU, one thread a search")
+        + " Runs that were finished before are kept; the command is the last one's.\n\n"
         "Mean ± standard deviation over seeds, 21 values of lambda on every direction. From "
         "*disagreement* on: the discretised networks at half the "
         f"range on each direction (R=1: {NUM_MEMBERS} points along the path), with inherited weights, on val. "

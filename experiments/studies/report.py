@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def provenance(env: Mapping[str, Any], *, hardware: str) -> str:
     """
     versions = ", ".join(f"{name} {env['packages'][name]}" for name in ("torch", "numpy", "scipy"))
     return (
-        f"Command: `{' '.join(env['command'])}`\n\n"
+        f"Command: `{shlex.join(env['command'])}`\n\n"
         f"Hardware: {env['cpu']}, {env['num_cpus']} cores, {hardware}. Versions: {versions}. "
         f"Revision: {env['git_revision']}. Date: {env['time']}."
     )
