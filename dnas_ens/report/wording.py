@@ -97,7 +97,10 @@ def against_best(difference: PairedDifference, *, num_images: int, ours: float, 
         return "The ensemble predicts the same as its best member."
     figures = f"{ours:.4f} against {other:.4f} nats of calibrated NLL"
     ends = interval(difference.over_images, digits=4)
-    spread = f"difference {minus(f'{difference.mean:+.4f}')}, 95{NARROW}% interval {ends}"
+    mean = minus(f"{difference.mean:+.4f}")
+    spread = (
+        f"difference {mean}, 95{NARROW}% interval {ends}, p {difference.p_value:.2g} by a permutation test"
+    )
     verdict = difference.verdict
     if verdict.startswith("not"):
         return (
