@@ -32,6 +32,7 @@ from comparison_report import (
     over_seeds,
     provenance,
     rows_of,
+    spread_sentence,
     write_results,
 )
 from comparison_runs import require_alike
@@ -174,6 +175,7 @@ def report(
         + to_markdown(over_seeds(rows), COLUMNS)
         + "\n"
         + differences(results)
+        + spread_sentence(results)
         + ranking_sentence(comparisons)
         + "\n## Equal total cost\n\n"
         + epochs_sentence(comparisons[0])

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from frontier import Option, best_within
 
-from dnas_ens.analysis.significance import PairedDifference, compare, image_interval, mean_and_deviation
+from dnas_ens.analysis.significance import (
+    PairedDifference,
+    compare,
+    image_interval,
+    mean_and_deviation,
+    nested_spread,
+)
 
 if TYPE_CHECKING:
     from methods import Result
@@ -137,6 +143,37 @@ def differences(results: Sequence[Sequence[Result]]) -> str:
     names = [result.name for result in results[0]]
     by_row = [stacked([of_seed[index].losses() for of_seed in results]) for index in range(len(names))]
     return sentences(by_row[0], dict(zip(names[1:], by_row[1:], strict=True)), len(results))
+
+
+def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
+    """Tell the luck of a search from that of a training, by the networks of the base cells trained by themselves.
+
+    Args:
+        results: The results of every seed; "" where none holds networks of the base cell.
+    """
+    from dnas_ens.analysis.calibration import per_image_calibrated_nll
+
+    of_base = [one.predictions for of_seed in results for one in of_seed if one.label == BASE_FOR_FREE]
+    if not of_base:
+        return ""
+    # As many trainings of every search, for searches that cost more pay for more networks.
+    trainings = min(predictions.num_members for predictions in of_base)
+    values = [
+        [
+            per_image_calibrated_nll(
+                one.val_probs[index], one.val_labels, one.test_probs[index], one.test_labels
+            ).mean()
+            for index in range(trainings)
+        ]
+        for one in of_base
+    ]
+    spread = nested_spread(values)
+    between = "" if math.isnan(spread.between) else f"{spread.between:.4f} between search seeds and "
+    return (
+        f"- One network of the base cell, by itself: calibrated NLL {spread.mean:.4f}, standard deviation {between}"
+        f"{spread.within:.4f} between trainings of one cell ({len(of_base)} × {trainings} networks, analysis of "
+        "variance).\n"
+    )
 
 
 def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int) -> str:

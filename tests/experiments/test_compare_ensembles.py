@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dnas_ens.__main__ import main as whole_way
+from dnas_ens.analysis.calibration import per_image_calibrated_nll
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
 
@@ -148,6 +149,30 @@ def test_rows_are_worth_so_many_copies_of_the_base_cell(finished):
                 assert reached == pytest.approx(row["calibrated_nll"])
         whole = next(row for row in rows if row["name"] == "the same at our cost, cell for free")
         assert whole["dee"] <= curve[-1][0]
+
+
+def test_the_luck_of_searches_and_trainings_is_told_apart(finished, runs):
+    found = re.search(
+        r"calibrated NLL ([\d.]+), standard deviation ([\d.]+) between search seeds and ([\d.]+) between trainings "
+        r"of one cell \(2 × (\d+) networks",
+        finished[1],
+    )
+    trainings = int(found[4])
+    values = []
+    for run in runs:
+        parts = [
+            np.load(run / "baselines" / name / "predictions.npz") for name in ("base-cell", "base-cell-more")
+        ]
+        single = []
+        for part in parts:
+            for val, test in zip(part["val_probs"], part["test_probs"], strict=True):
+                losses = per_image_calibrated_nll(val, part["val_labels"], test, part["test_labels"])
+                single.append(losses.mean())
+        values.append(single[:trainings])
+    within = np.mean([np.var(of_search, ddof=1) for of_search in values])
+    between = max(0.0, np.var(np.mean(values, axis=1), ddof=1) - within / trainings)
+    expected = [np.mean(values), between**0.5, within**0.5]
+    assert [float(found[index]) for index in (1, 2, 3)] == pytest.approx(expected, abs=6e-5)
 
 
 def test_costs_hold_every_search_and_every_network(finished, runs):
