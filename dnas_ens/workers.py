@@ -30,7 +30,8 @@ def worker_pool(num_workers: int) -> Iterator[Pool]:
 
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
-    pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
+    with _interrupts_ignored():
+        pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
     try:
         yield pool
         # A worker that is terminated leaves its semaphores behind; with nothing left to do it ends by itself.
@@ -40,6 +41,23 @@ def worker_pool(num_workers: int) -> Iterator[Pool]:
         raise
     finally:
         pool.join()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment: what is started meanwhile ignores it for good.
+
+    A terminal sends Ctrl-C to the workers, too. One that dies of it while it still imports would be replaced while the
+    pool is being ended, which may hang.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin(num_threads: int) -> None:
