@@ -18,7 +18,8 @@ from dnas_ens.commands import (
     print_next,
     print_resolved,
 )
-from dnas_ens.config import RetrainConfig, SearchConfig, require, to_dict
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config_fields import to_dict
 from dnas_ens.search_space import stack_cell_types
 
 PROG = "python -m dnas_ens"

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, to_dict, with_fields
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
+from dnas_ens.config_fields import to_dict, with_fields
 from dnas_ens.errors import UserError
 from dnas_ens.presets import PRESET_COSTS, retrain_preset, search_preset
 

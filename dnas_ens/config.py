@@ -5,11 +5,9 @@ Every field is a command-line flag and a key of ``--config FILE``. Importing thi
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from tyro.conf import OmitArgPrefixes
 
@@ -21,6 +19,8 @@ Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
 PENALTIES = Literal[
     "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
 ]
+PRECISION = Literal["auto", "measured", "float32", "bfloat16"]
+LAYOUT = Literal["auto", "measured", "channels_last", "contiguous"]
 
 
 def require(condition: bool, cause: str, remedy: str) -> None:
@@ -180,6 +180,10 @@ class BilevelConfig:
     """Weight of an extra skip on every edge, decayed linearly to 0 (DARTS-)."""
     max_skips: int | None = None
     """Stop early once a base cell holds more skip connections than this (DARTS+)."""
+    precision: PRECISION = "auto"
+    """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
+    layout: LAYOUT = "auto"
+    """Memory layout, chosen likewise; the fast form of the supernet is always channels_last."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
@@ -247,6 +251,11 @@ class SearchConfig:
                 "as a distance in [0, 1].",
                 "Give --max-lambda 1 or less.",
             )
+        require(
+            self.supernet.form == "reference" or self.bilevel.layout != "contiguous",
+            "The fast form of the supernet is computed channels_last.",
+            "Leave --layout out, or give --form reference.",
+        )
         if self.bilevel.batch_size % self.objective.drawn_members:
             raise UserError(
                 f"{self.objective.drawn_members} drawn members do not divide a batch of "
@@ -287,6 +296,10 @@ class RetrainConfig:
     """Pad-crop and, where it keeps the meaning, flip the training images."""
     seed: int = 0
     """Root of the members' separate seeds for initialisation, order and augmentation."""
+    precision: PRECISION = "auto"
+    """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
+    layout: LAYOUT = "auto"
+    """Memory layout of images and convolutions, chosen likewise; auto on a CPU: channels_last."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_cells", "channels", "epochs", "batch_size", "learning_rate")
@@ -296,50 +309,3 @@ class RetrainConfig:
             "--auxiliary-weight and --cutout cannot be negative.",
             "Give 0 to switch them off.",
         )
-
-
-Config = TypeVar("Config", SearchConfig, RetrainConfig)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Return a configuration as nested JSON-ready dictionaries."""
-
-    def ready(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: ready(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [ready(entry) for entry in value]
-        return str(value) if isinstance(value, Path) else value
-
-    result: dict[str, Any] = ready(dataclasses.asdict(config))
-    return result
-
-
-def with_fields(config: Config, **values: Any) -> Config:
-    """Return a configuration with fields replaced by their own name, whichever section they are in.
-
-    Raises:
-        UserError: If no section has a field of that name; the nearest one is named.
-    """
-    sections: dict[str, Any] = {
-        entry.name: getattr(config, entry.name)
-        for entry in dataclasses.fields(config)
-        if dataclasses.is_dataclass(getattr(config, entry.name))
-    }
-    changes: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {}
-    for name, value in values.items():
-        owners = [section for section, part in sections.items() if hasattr(part, name)]
-        if owners:
-            changes.setdefault(owners[0], {})[name] = value
-        elif hasattr(config, name):
-            own[name] = value
-        else:
-            known = [
-                entry.name for part in (config, *sections.values()) for entry in dataclasses.fields(part)
-            ]
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"Did you mean {nearest[0]}?" if nearest else f"There are {', '.join(known)}."
-            raise UserError(f"The configuration has no field {name!r}.", hint)
-    replaced = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
-    return dataclasses.replace(config, **own, **replaced)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
+from dnas_ens.execution import PLAIN, Execution
 from dnas_ens.nn.network import Network
 
 
@@ -36,11 +37,20 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     recipe: RetrainConfig,
     *,
+    execution: Execution = PLAIN,
     on_step: Callable[[int], None] | None = None,
 ) -> dict[str, float]:
     """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches.
 
     Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
+
+    Args:
+        network: On its device, in the layout of ``execution``.
+        batches: Images or other inputs, and labels, on that device.
+        optimizer: Of the network's parameters.
+        recipe: Loss and clipping.
+        execution: How the network is computed.
+        on_step: Called after every step with the number of its images.
 
     Returns:
         Mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] on the training batches.
@@ -50,16 +60,18 @@ def train_epoch(
     total_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     num_images = 0
     for images, labels in batches:
-        if images.dim() == 4:
-            images = images.contiguous(memory_format=torch.channels_last)
-        if isinstance(network, Network):
-            logits, auxiliary_logits = network.forward_with_auxiliary(images)
-        else:
-            logits, auxiliary_logits = network(images), None
-        nll = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        with execution.autocast(device):
+            placed = execution.place(images)
+            if isinstance(network, Network):
+                logits, auxiliary_logits = network.forward_with_auxiliary(placed)
+            else:
+                logits, auxiliary_logits = network(placed), None
+        nll = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
         loss = nll
         if auxiliary_logits is not None:
-            auxiliary = F.cross_entropy(auxiliary_logits, labels, label_smoothing=recipe.label_smoothing)
+            auxiliary = F.cross_entropy(
+                auxiliary_logits.float(), labels, label_smoothing=recipe.label_smoothing
+            )
             loss = nll + recipe.auxiliary_weight * auxiliary
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

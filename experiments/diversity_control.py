@@ -24,7 +24,8 @@ import numpy as np
 from studies.steering import rank_correlation
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.config import SearchConfig, to_dict, with_fields
+from dnas_ens.config import SearchConfig
+from dnas_ens.config_fields import to_dict, with_fields
 from dnas_ens.errors import UserError
 from dnas_ens.presets import search_preset
 from dnas_ens.workers import worker_pool

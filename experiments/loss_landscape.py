@@ -31,7 +31,8 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.cli import parse, pop_option, run_main
-from dnas_ens.config import RetrainConfig, require, to_dict
+from dnas_ens.config import RetrainConfig, require
+from dnas_ens.config_fields import to_dict
 from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from methods.searched import ours
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import load_configured_data
-from dnas_ens.config import RetrainConfig, SearchConfig, require, to_dict, with_fields
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config_fields import to_dict, with_fields
 from dnas_ens.presets import retrain_preset, search_preset
 
 if TYPE_CHECKING:

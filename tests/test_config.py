@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from dnas_ens.config import RetrainConfig, SearchConfig, to_dict, with_fields
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config_fields import to_dict, with_fields
 from dnas_ens.config_file import override
 from dnas_ens.errors import UserError
 from dnas_ens.presets import retrain_preset, search_preset

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas_ens.execution import without_autocast
 from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
 from dnas_ens.nn.operations import build_operation
@@ -55,6 +56,12 @@ def interleave(parts: list[Tensor], num_edges: int) -> Tensor:
     batch, _, height, width = parts[0].shape
     split = [part.permute(0, 2, 3, 1).reshape(batch, height, width, num_edges, -1) for part in parts]
     return torch.cat(split, dim=4).reshape(batch, height, width, -1).permute(0, 3, 1, 2)
+
+
+def _product(equation: str, weights: Tensor, matrices: Tensor) -> Tensor:
+    """Multiply by mixture weights in their own precision: autocast would round them, and the folded BatchNorm."""
+    with without_autocast(weights.device):
+        return torch.einsum(equation, weights, matrices)
 
 
 def separate(features: Tensor, num_edges: int, num_parts: int) -> list[Tensor]:
@@ -166,8 +173,8 @@ class EdgesOfSource(nn.Module):
         matrices, shifts = self.last_norm.matrices(last)
         matrices = matrices.view(edges, count, channels, channels)
         # Slice s, edge k: sum over operations n of w_skn (A_kn z_n + b_kn), one matrix of n * C columns.
-        mixed = torch.einsum("skn,knoi->skoni", weights, matrices).flatten(3)
-        shift = torch.einsum("skn,kno->sko", weights, shifts.view(edges, count, channels))
+        mixed = _product("skn,knoi->skoni", weights, matrices).flatten(3)
+        shift = _product("skn,kno->sko", weights, shifts.view(edges, count, channels))
         return self._by_slice(last, mixed, shift)
 
     def _depthwise(self, parts: list[Tensor], weight: Tensor, stride: int, dilation: int) -> list[Tensor]:
@@ -194,14 +201,14 @@ class EdgesOfSource(nn.Module):
     def _mix_shared(self, features: Tensor, weights: Tensor) -> Tensor:
         """Mix pools and skip: all k edges read the same n * C channels."""
         stacked = torch.cat([self._pool(name, features) for name in self.shared], dim=1)
-        skip = torch.eye(self.channels, dtype=features.dtype, device=features.device).unsqueeze(0)
+        skip = torch.eye(self.channels, dtype=weights.dtype, device=features.device).unsqueeze(0)
         matrices, shift = skip, None
         if self.pools:
             matrices, shifts = self.pool_norm.matrices(stacked)
-            shift = torch.einsum("skn,nc->skc", weights[..., : len(self.pools)], shifts)
+            shift = _product("skn,nc->skc", weights[..., : len(self.pools)], shifts)
             matrices = torch.cat([matrices, skip])[: len(self.shared)]
             shift = shift.flatten(1).unsqueeze(1)
-        mixed = torch.einsum("skn,noi->skoni", weights, matrices).flatten(3).flatten(1, 2)
+        mixed = _product("skn,noi->skoni", weights, matrices).flatten(3).flatten(1, 2)
         return self._by_slice(stacked, mixed.unsqueeze(1), shift)
 
     def _by_slice(self, features: Tensor, matrices: Tensor, shift: Tensor | None) -> Tensor:
@@ -232,7 +239,7 @@ class EdgesOfSource(nn.Module):
         """Multiply the C channels of each edge by its weight (S, k) in each slice."""
         slices = len(weights)
         rows = features.unflatten(0, (slices, -1)).unflatten(2, (self.num_edges, -1))
-        scaled: Tensor = rows * weights[:, None, :, None, None, None]
+        scaled: Tensor = (rows * weights[:, None, :, None, None, None]).to(features.dtype)
         return scaled.flatten(2, 3).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     def pieces(self) -> Iterator[Piece]:

@@ -78,6 +78,10 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
     needs_gradient = torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad)
     if not (_accelerated and needs_gradient and features.device.type == "cpu"):
         return _convolve(features, weight, stride, dilation)
+    if torch.is_autocast_enabled("cpu"):
+        # As autocast does for PyTorch's own convolution; outside of it the gradients would meet two dtypes.
+        dtype = torch.get_autocast_dtype("cpu")
+        features, weight = features.to(dtype), weight.to(dtype)
     if stride == dilation == 2:
         return depthwise_conv(features[:, :, ::2, ::2], weight)
     result: Tensor = _DepthwiseConv.apply(features, weight, stride, dilation)

@@ -14,19 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dnas_ens.execution import without_autocast
+
 
 def grouped_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
     """Multiply every group of channels by a matrix at every pixel.
 
     Args:
         features: (B, G * c, H, W), channels_last.
-        matrices: (G, d, c).
+        matrices: (G, d, c), rounded to the features' dtype.
         shift: (G, d), added; None for none.
 
     Returns:
         (B, G * d, H, W), channels_last.
     """
     groups, outputs, inputs = matrices.shape
+    matrices = matrices.to(features.dtype)
+    shift = None if shift is None else shift.to(features.dtype)
     if features.device.type == "cpu" or groups == 1:
         weight = matrices.reshape(groups * outputs, inputs, 1, 1)
         return F.conv2d(features, weight, None if shift is None else shift.reshape(-1), groups=groups)
@@ -41,11 +45,14 @@ def grouped_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None =
 
 
 def _gram(features: Tensor, groups: int) -> Tensor:
-    """Return sum over pixels of z z^T for every group, (G, c, c)."""
+    """Return sum over pixels of z z^T for every group, (G, c, c), in float32 at least."""
     channels = features.shape[1] // groups
     if features.device.type != "cpu":
         rows = features.permute(0, 2, 3, 1).reshape(-1, groups, channels).transpose(0, 1)
+        if features.dtype == torch.bfloat16:
+            return torch.bmm(rows.transpose(1, 2), rows, out_dtype=torch.float32)
         return torch.bmm(rows.transpose(1, 2), rows)
+    features = features.to(_accumulated(features))
     # The weight gradient of a pointwise convolution is this sum, by the fastest kernel a CPU has for it.
     weight = features.new_empty(groups * channels, channels, 1, 1)
     gram: Tensor = torch.ops.aten.convolution_backward(
@@ -54,11 +61,16 @@ def _gram(features: Tensor, groups: int) -> Tensor:
     return gram.view(groups, channels, channels)
 
 
+def _accumulated(features: Tensor) -> torch.dtype:
+    # A covariance is a small difference of large sums: bfloat16's eight bits would leave nothing of it.
+    return torch.promote_types(features.dtype, torch.float32)
+
+
 class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         count = features.numel() // features.shape[1]
-        mean = features.mean(dim=(0, 2, 3)).view(groups, -1)
+        mean = features.mean(dim=(0, 2, 3), dtype=_accumulated(features)).view(groups, -1)
         covariance = _gram(features, groups) / count - mean.unsqueeze(2) * mean.unsqueeze(1)
         ctx.save_for_backward(features, mean)
         return mean, covariance
@@ -82,7 +94,7 @@ def moments(features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
         groups: G.
 
     Returns:
-        Mean (G, c) and biased covariance (G, c, c).
+        Mean (G, c) and biased covariance (G, c, c), in float32 for features of lower precision.
     """
     result: tuple[Tensor, Tensor] = _Moments.apply(features, groups)
     return result
@@ -116,8 +128,13 @@ class PointwiseNorm(nn.BatchNorm2d):
             features: (B, G' * c, H, W), channels_last; groups past the first G are not looked at.
 
         Returns:
-            A (G, c, c) and b (G, c): the output of group g is A_g z_g + b_g.
+            A (G, c, c) and b (G, c): the output of group g is A_g z_g + b_g. Both keep the weights' precision under
+            autocast.
         """
+        with without_autocast(features.device):
+            return self._matrices(features)
+
+    def _matrices(self, features: Tensor) -> tuple[Tensor, Tensor]:
         if self.training or not self.track_running_stats:
             num_groups = features.shape[1] * self.groups // self.num_features
             mean, covariance = (part[: self.groups] for part in moments(features, num_groups))

@@ -40,7 +40,7 @@ def retrain(
     Raises:
         UserError: If a value or a genotype does not fit.
     """
-    from dnas_ens.config import with_fields
+    from dnas_ens.config_fields import with_fields
     from dnas_ens.data import load_data
     from dnas_ens.device import resolve_device
     from dnas_ens.presets import retrain_preset

@@ -11,7 +11,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run, print_next, print_resolved
-from dnas_ens.config import RetrainConfig, to_dict
+from dnas_ens.config import RetrainConfig
+from dnas_ens.config_fields import to_dict
 from dnas_ens.config_file import override
 from dnas_ens.presets import retrain_preset
 
@@ -59,7 +60,8 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.device import resolve_device
     from dnas_ens.genotype import Genotype
-    from dnas_ens.retrain.members import MemberTraining, train_members
+    from dnas_ens.retrain.members import train_members
+    from dnas_ens.retrain.training import MemberTraining
 
     device = resolve_device(command.device)
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:

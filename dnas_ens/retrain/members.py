@@ -1,4 +1,4 @@
-"""Training members from scratch, resumable, each in a folder of its own."""
+"""Members of an ensemble trained to the end, resumable, each in a folder of its own."""
 
 from __future__ import annotations
 
@@ -13,125 +13,19 @@ import torch
 from dnas_ens.analysis.calibration import fit_temperature
 from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.checkpoint import CheckpointStore
-from dnas_ens.config import RetrainConfig, to_dict
+from dnas_ens.config import RetrainConfig
+from dnas_ens.config_fields import to_dict
 from dnas_ens.cost import CostMeter
-from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
-from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
-from dnas_ens.inference import predict_log_probs
 from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
-from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.progress import Progress
-from dnas_ens.training import MemberSeeds, cosine_learning_rate, drop_path_at, require_finite, train_epoch
+from dnas_ens.retrain.training import MemberTraining
 from dnas_ens.workers import worker_pool
-
-
-class MemberTraining:
-    """State and epochs of one member.
-
-    Args:
-        genotype: Its cells.
-        data: Images; ``train`` is learnt from and ``val`` measured on.
-        recipe: How to train.
-        index: Position in the ensemble; decides its seeds.
-        device: Where to train.
-    """
-
-    def __init__(
-        self,
-        genotype: Genotype,
-        data: ImageData,
-        recipe: RetrainConfig,
-        *,
-        index: int,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.recipe, self.index = recipe, index
-        self.device = torch.device(device)
-        self.seeds = MemberSeeds.derive(recipe.seed, index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seeds.initialisation)
-            self.network = Network(
-                genotype,
-                num_cells=recipe.num_cells,
-                channels=recipe.channels,
-                in_channels=data.num_channels,
-                num_classes=data.num_classes,
-                auxiliary=recipe.auxiliary_weight > 0,
-                large_images=data.image_size > SMALL_IMAGE,
-            )
-        self.network.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        self.train_split: Split = data.train.to(self.device)
-        self.val: Split = data.val.to(self.device)
-        self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
-        self.order = torch.Generator().manual_seed(self.seeds.order)
-        self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
-        self.epoch = 0
-        self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
-
-    def run_epoch(self, progress: Progress | None = None) -> dict[str, float]:
-        """Train one epoch and return its scalars.
-
-        Raises:
-            FloatingPointError: If the loss is not finite.
-        """
-
-        def on_step(num_images: int) -> None:
-            if progress is not None:
-                progress.count_images(num_images)
-                progress.step()
-
-        learning_rate = cosine_learning_rate(self.recipe, self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.network.drop_path_probability = drop_path_at(self.recipe, self.epoch)
-        batches = iterate_batches(
-            self.train_split,
-            self.recipe.batch_size,
-            generator=self.order,
-            augmentation=self.augmentation,
-            augmentation_generator=self.augmentation_generator,
-            drop_last=True,
-        )
-        # Drop-path draws from the global stream; seeding it by epoch keeps a resumed run on the same path.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
-            scalars = train_epoch(self.network, batches, self.optimizer, self.recipe, on_step=on_step)
-        require_finite(scalars, where=f"epoch {self.epoch + 1} of member {self.index}")
-        self.epoch += 1
-        return {**scalars, "learning_rate": learning_rate}
-
-    def val_probs(self) -> np.ndarray:
-        """Return probabilities (N, K) on the validation images."""
-        return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides how the training goes on."""
-        return {
-            "epoch": self.epoch,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "order": self.order.get_state(),
-            "augmentation": self.augmentation_generator.get_state(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a saved state."""
-        self.epoch = state["epoch"]
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.order.set_state(state["order"].cpu())
-        self.augmentation_generator.set_state(state["augmentation"].cpu())
 
 
 def train_member(
@@ -187,6 +81,7 @@ def train_member(
         "index": index,
         "spec": training.network.spec(),
         "recipe": to_dict(recipe),
+        "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
         "val_accuracy": accuracy(probs, labels),

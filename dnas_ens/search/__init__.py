@@ -40,7 +40,8 @@ def search(
     Raises:
         UserError: If a name, a value or the data do not fit.
     """
-    from dnas_ens.config import SearchConfig, with_fields
+    from dnas_ens.config import SearchConfig
+    from dnas_ens.config_fields import with_fields
     from dnas_ens.data import load_data
     from dnas_ens.device import resolve_device
     from dnas_ens.search.run import run_search

@@ -132,7 +132,7 @@ class StarHypernetwork(Hypernetwork):
     def positions(self) -> Tensor:
         """Return the knots' positions (K,), ascending from 0 to max_lambda."""
         gaps = self.gap_logits.softmax(0).cumsum(0)
-        ends = gaps.new_tensor([0.0]), gaps[:-1], gaps.new_tensor([1.0])
+        ends = gaps.new_zeros(1), gaps[:-1], gaps.new_ones(1)
         return self.max_lambda * torch.cat(ends)
 
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:

@@ -180,8 +180,11 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
     Returns:
         (..., T, E, O), 1/k on every kept (edge, operation), without a gradient.
     """
-    allowed = torch.tensor([name != NONE for name in space.operations], device=mixtures.device)
-    strength, best = mixtures.detach().masked_fill(~allowed, -1.0).max(-1)
+    allowed = mixtures.detach().clone()
+    # By number and not by a mask, which would be copied from the host at every step; so below.
+    if NONE in space.operations:
+        allowed.select(-1, space.operations.index(NONE)).fill_(-1.0)
+    strength, best = allowed.max(-1)
     discrete = torch.zeros_like(mixtures)
     for node in space.node_slices:
         kept = strength[..., node].topk(min(edges_per_node, node.stop - node.start), dim=-1).indices
@@ -224,11 +227,13 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
     Returns:
         (...), in [0, ln O].
     """
-    allowed = [index for index, name in enumerate(space.operations) if name != NONE]
-    usage = mixtures[..., allowed].sum(dim=(-3, -2))
+    usage = mixtures.sum(dim=(-3, -2))
+    if NONE in space.operations:
+        index = space.operations.index(NONE)
+        usage = torch.cat([usage[..., :index], usage[..., index + 1 :]], dim=-1)
     # An operation whose share underflows would have a gradient of minus infinity.
     usage = (usage / usage.sum(-1, keepdim=True)).clamp_min(1e-12)
-    return math.log(len(allowed)) + torch.xlogy(usage, usage).sum(-1)
+    return math.log(usage.shape[-1]) + torch.xlogy(usage, usage).sum(-1)
 
 
 def diversity_penalty(

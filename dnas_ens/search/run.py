@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from dnas_ens.analysis.metrics import nll
-from dnas_ens.config import RetrainConfig, SearchConfig, to_dict
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config_fields import to_dict
 from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
@@ -207,7 +208,7 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
     """
     loop = SearchLoop(config, data)
-    num_parameters = sum(parameter.numel() for parameter in loop.weights)
+    num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
     plans, _ = plan_stack(
         config.supernet.num_cells, channels=config.supernet.channels, num_nodes=loop.space.num_nodes
     )
@@ -221,7 +222,7 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
-        "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.architecture),
+        "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.steps.architecture),
         "weight_steps": loop.steps_per_epoch * config.bilevel.epochs,
         "memory_mib": 4 * (4 * num_parameters + kept) / 2**20,
     }

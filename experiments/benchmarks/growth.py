@@ -24,7 +24,8 @@ from search_step import OURS, SAME_IMAGES, SETTINGS, SearchStep, build_step
 from timing import MEBIBYTE, RESULTS, Side, TrainingOptions, measure, report, require_from, synchronise, tell
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.config import require, with_fields
+from dnas_ens.config import require
+from dnas_ens.config_fields import with_fields
 from dnas_ens.presets import search_preset
 
 if TYPE_CHECKING:

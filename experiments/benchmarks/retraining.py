@@ -147,7 +147,7 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     """Return the timed round of a side, with a network of its own."""
     import torch
 
-    from dnas_ens.config import with_fields
+    from dnas_ens.config_fields import with_fields
     from dnas_ens.data import Augmentation, iterate_batches, load_data
     from dnas_ens.genotype import random_genotype
     from dnas_ens.nn.network import Network

@@ -148,7 +148,7 @@ class Comparison:
             members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
-        from dnas_ens.config import to_dict
+        from dnas_ens.config_fields import to_dict
         from dnas_ens.files import read_json
         from dnas_ens.presets import search_preset
         from dnas_ens.runs import RunFolder

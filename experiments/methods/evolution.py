@@ -21,7 +21,8 @@ def nes_re(comparison: Comparison) -> Iterator[Result]:
     Its options are the choices after 1, 2, ... networks. The state is kept after each of them.
     """
     from dnas_ens.baselines import EvolutionConfig, RegularisedEvolution
-    from dnas_ens.retrain.members import MemberTraining, trained_network
+    from dnas_ens.retrain.members import trained_network
+    from dnas_ens.retrain.training import MemberTraining
 
     budget, folder = comparison.budget, comparison.baseline(FOLDER)
     recipe = comparison.recipe_of(FOLDER)

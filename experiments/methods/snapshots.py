@@ -76,12 +76,11 @@ def snapshot_options(
 
 def _train_snapshots(comparison: Comparison) -> tuple[Predictions, dict[str, float]]:
     from dnas_ens.cost import CostMeter
-    from dnas_ens.data.batches import iterate_batches
     from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
     from dnas_ens.evaluate.predictions import Predictions
     from dnas_ens.inference import predict_log_probs
     from dnas_ens.progress import Progress
-    from dnas_ens.retrain.members import MemberTraining
+    from dnas_ens.retrain.training import MemberTraining
     from dnas_ens.training import drop_path_at, train_epoch
 
     cost = CostMeter()
@@ -94,6 +93,7 @@ def _train_snapshots(comparison: Comparison) -> tuple[Predictions, dict[str, flo
         index=0,
         device=comparison.device,
     )
+    training.settle_execution()
     recorder = SnapshotRecorder(
         training.network,
         training.optimizer,
@@ -103,20 +103,19 @@ def _train_snapshots(comparison: Comparison) -> tuple[Predictions, dict[str, flo
     with Progress(epochs, description="snapshots", steps_per_epoch=training.steps_per_epoch) as progress:
         for epoch in range(epochs):
             training.network.drop_path_probability = drop_path_at(recipe, epoch % recipe.epochs)
-            batches = iterate_batches(
-                training.train_split,
-                recipe.batch_size,
-                generator=training.order,
-                augmentation=training.augmentation,
-                augmentation_generator=training.augmentation_generator,
-                drop_last=True,
-            )
 
             def on_step(_: int) -> None:
                 recorder.step()
                 progress.step()
 
-            scalars = train_epoch(training.network, batches, training.optimizer, recipe, on_step=on_step)
+            scalars = train_epoch(
+                training.network,
+                training.batches(),
+                training.optimizer,
+                recipe,
+                execution=training.execution,
+                on_step=on_step,
+            )
             progress.epoch(epoch + 1, **scalars)
     seconds = cost.seconds()
     val, test = comparison.data.val, comparison.data.test

@@ -10,7 +10,7 @@ from dnas_ens.genotype import Genotype
 
 if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.retrain.members import MemberTraining
+    from dnas_ens.retrain.training import MemberTraining
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def train_from_scratch(
         The finished training, and its seconds.
     """
     from dnas_ens.cost import CostMeter
-    from dnas_ens.retrain.members import MemberTraining
+    from dnas_ens.retrain.training import MemberTraining
 
     cost = CostMeter()
     # Seeds from the cells' name instead of a position, so that neither setting nor order of the runs matters.

@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from dnas_ens.config import SearchConfig, to_dict
+from dnas_ens.config import SearchConfig
+from dnas_ens.config_fields import to_dict
 from dnas_ens.data import ImageData, Split
 from dnas_ens.data.corruption_names import CORRUPTION_NAMES
 from dnas_ens.data.corruptions import corrupt

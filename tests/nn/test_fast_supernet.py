@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from dnas_ens.config import SearchConfig, with_fields
+from dnas_ens.config import SearchConfig
+from dnas_ens.config_fields import with_fields
 from dnas_ens.nn import batched_edges
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import _REGISTRY, register_operation
@@ -182,8 +183,10 @@ def test_fifty_search_steps_have_the_same_losses(digits):
         loop = SearchLoop(config, digits)
         # In double precision, for training multiplies rounding; both forms round differently.
         loop.supernet.double()
-        images = loop._member_logits
-        loop._member_logits = lambda batch, mixtures, **how: images(batch.double(), mixtures.double(), **how)
+        images = loop.steps.member_logits
+        loop.steps.member_logits = lambda batch, mixtures, **how: images(
+            batch.double(), mixtures.double(), **how
+        )
         loop.measure = dict
         return [loop.run_epoch() for _ in range(-(-50 // loop.steps_per_epoch))]
 

@@ -12,7 +12,8 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import random_genotype
-from dnas_ens.retrain.members import MemberTraining, train_member, train_members
+from dnas_ens.retrain.members import train_member, train_members
+from dnas_ens.retrain.training import MemberTraining
 from dnas_ens.search_space import DARTS_OPERATIONS
 
 RECIPE = RetrainConfig(

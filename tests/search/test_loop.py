@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from dnas_ens.config import RetrainConfig, SearchConfig, with_fields
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config_fields import with_fields
 from dnas_ens.cost import CostMeter
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
@@ -80,7 +81,7 @@ def test_schedules_reach_both_ends(few_digits, tiny_search):
     temperatures = []
     for epoch in range(6):
         loop.epoch = epoch
-        temperatures.append(round(loop.temperature, 6))
+        temperatures.append(round(loop.schedules.temperature, 6))
     assert temperatures == [1.0, 1.0, 1.0, 0.7, 0.4, 0.4]
 
 

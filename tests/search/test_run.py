@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from dnas_ens.config import SearchConfig, with_fields
+from dnas_ens.config import SearchConfig
+from dnas_ens.config_fields import with_fields
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import estimate
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dnas_ens.config import to_dict
+from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.batchnorm_sharing.worker import run_search, run_training

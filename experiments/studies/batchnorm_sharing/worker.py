@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.config import to_dict
+from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.from_scratch import load, train_from_scratch

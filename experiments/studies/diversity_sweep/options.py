@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from dnas_ens.config import RetrainConfig, SearchConfig, require, with_fields
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config_fields import with_fields
 from dnas_ens.presets import retrain_preset, search_preset
 from studies.options import PRESETS, RESULTS
 

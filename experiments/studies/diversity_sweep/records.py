@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.config import to_dict
+from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.diversity_sweep.choosing import to_retrain
 from studies.diversity_sweep.options import BASE_SETTING, SETTINGS, STEERED, Study

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.config import to_dict
+from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.diversity_sweep.choosing import chosen_on_other_half, limited_ensemble, matched_samples
 from studies.diversity_sweep.options import (

@@ -17,15 +17,14 @@ from torch import nn
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.cost import CostMeter
-from dnas_ens.data.batches import Augmentation, iterate_batches
+from dnas_ens.data.batches import Augmentation
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.ensembles.averaging import copied_to_cpu
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
 from dnas_ens.inference import predict_log_probs
 from dnas_ens.nn.reference_models import reference_model
-from dnas_ens.retrain.members import MemberTraining
-from dnas_ens.training import MemberSeeds, cosine_learning_rate, require_finite, train_epoch
+from dnas_ens.retrain.training import MemberTraining, NetworkTraining
 
 State = dict[str, torch.Tensor]
 
@@ -41,50 +40,6 @@ class Architecture:
 
     name: str
     genotype: Genotype | None = None
-
-
-class ReferenceTraining:
-    """Epochs of a reference model, with the seeds, recipe and schedule that `MemberTraining` gives a genotype."""
-
-    def __init__(
-        self, model: str, data: ImageData, recipe: RetrainConfig, *, index: int, device: torch.device | str
-    ) -> None:
-        self.recipe, self.epoch, self.device = recipe, 0, torch.device(device)
-        self.seeds = MemberSeeds.derive(recipe.seed, index)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seeds.initialisation)
-            network = reference_model(model, data.num_channels, data.num_classes, data.image_size)
-        self.network: nn.Module = network.to(self.device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        self.train_split = data.train.to(self.device)
-        self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
-        self.order = torch.Generator().manual_seed(self.seeds.order)
-        self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
-
-    def run_epoch(self) -> dict[str, float]:
-        """Train one epoch and return its scalars."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine_learning_rate(self.recipe, self.epoch)
-        batches = iterate_batches(
-            self.train_split,
-            self.recipe.batch_size,
-            generator=self.order,
-            augmentation=self.augmentation,
-            augmentation_generator=self.augmentation_generator,
-            drop_last=True,
-        )
-        # Dropout draws from the global stream.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
-            scalars = train_epoch(self.network, batches, self.optimizer, self.recipe)
-        require_finite(scalars, where=f"epoch {self.epoch + 1}")
-        self.epoch += 1
-        return scalars
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -129,16 +84,20 @@ class Bench:
     checkpoints: int
     device: torch.device
 
-    def training(self, architecture: int, index: int) -> MemberTraining | ReferenceTraining:
+    def training(self, architecture: int, index: int) -> NetworkTraining[Any]:
         """Return a training at its beginning; every index has seeds of its own."""
-        chosen = self.architectures[architecture]
-        if chosen.genotype is None:
-            return ReferenceTraining(chosen.name, self.data, self.recipe, index=index, device=self.device)
-        return MemberTraining(chosen.genotype, self.data, self.recipe, index=index, device=self.device)
+        name, genotype = self.architectures[architecture].name, self.architectures[architecture].genotype
+        if genotype is not None:
+            return MemberTraining(genotype, self.data, self.recipe, index=index, device=self.device)
+
+        def build() -> nn.Module:
+            return reference_model(name, self.data.num_channels, self.data.num_classes, self.data.image_size)
+
+        return NetworkTraining(build, self.data, self.recipe, index=index, device=self.device)
 
     def network(self, architecture: int, state: State) -> nn.Module:
         """Return a network of an architecture with the weights of a checkpoint, in evaluation mode."""
-        network = self.training(architecture, 0).network
+        network: nn.Module = self.training(architecture, 0).network
         network.load_state_dict(state)
         return network.eval()
 

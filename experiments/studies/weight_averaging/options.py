@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dnas_ens.config import RetrainConfig, require, to_dict
+from dnas_ens.config import RetrainConfig, require
+from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype, load_genotype, random_genotype
 from dnas_ens.search_space import SearchSpace
 from studies.options import RESULTS

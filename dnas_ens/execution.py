@@ -1,0 +1,145 @@
+"""How a network is computed: memory layout and precision, as settings say or as a short measured trial finds best."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: Settings that leave the choice open: AUTO measures on a GPU alone.
+AUTO, MEASURED = "auto", "measured"
+_WARM_UP, _ROUNDS = 2, 5
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """A memory layout and a precision.
+
+    Args:
+        layout: channels_last or contiguous, of images and of convolutions' weights.
+        precision: float32, or bfloat16 for autocast: parameters, BatchNorm's statistics, architecture weights and
+            losses stay float32.
+    """
+
+    layout: str = "channels_last"
+    precision: str = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.layout} {self.precision}"
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields, JSON-ready."""
+        return asdict(self)
+
+    def place(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in the layout; inputs of another shape are left as they are."""
+        return images.contiguous(memory_format=LAYOUTS[self.layout]) if images.dim() == 4 else images
+
+    def place_module(self, module: Module, device: torch.device | str) -> Module:
+        """Move a module to a device, its convolutions' weights in the layout; returns it."""
+        module.to(device=device, memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
+        return module
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of a forward pass; the backward pass and the loss belong outside of it."""
+        return torch.autocast(
+            device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "float32"
+        )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which operations keep the precision of their inputs."""
+    return torch.autocast(device.type, enabled=False)
+
+
+#: As members are computed when nothing is said: what wins on CPUs (experiments/results/benchmarks.md).
+PLAIN = Execution()
+
+
+def candidates(
+    *, layout: str, precision: str, device: torch.device, layouts: Iterable[str] = tuple(LAYOUTS)
+) -> list[Execution]:
+    """Return the ways to compute that the settings leave open, the one to take unmeasured first.
+
+    Args:
+        layout: auto, measured, channels_last or contiguous.
+        precision: auto, measured, float32 or bfloat16.
+        device: ``auto`` leaves nothing open on a CPU, where a seed then means the same bits in every run.
+        layouts: Those the network can be computed in.
+    """
+
+    def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:
+        if value == MEASURED or (value == AUTO and device.type != "cpu"):
+            return list(every)
+        return [plain if value == AUTO else value]
+
+    return [
+        Execution(layout=chosen_layout, precision=chosen_precision)
+        for chosen_layout, chosen_precision in itertools.product(
+            open_values(layout, layouts, PLAIN.layout), open_values(precision, PRECISIONS, PLAIN.precision)
+        )
+    ]
+
+
+def fastest(
+    choices: Sequence[Execution],
+    build_step: Callable[[Execution], Callable[[], object]],
+    *,
+    device: torch.device,
+    rounds: int = _ROUNDS,
+) -> Execution:
+    """Return the choice whose step takes the least time, all timed in turn; one choice is not timed.
+
+    The trial draws no random numbers from the global stream and says on stderr what it measured.
+
+    Args:
+        choices: At least one.
+        build_step: Gives one step of a network that is thrown away afterwards.
+        device: Where it is computed.
+        rounds: Timed steps of every choice; the median counts.
+    """
+    if len(choices) == 1:
+        return choices[0]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seconds = _step_seconds(choices, build_step, device=device, rounds=rounds)
+    chosen = min(choices, key=lambda choice: seconds[choice])
+    measured = ", ".join(f"{choice} {1000 * seconds[choice]:.1f} ms" for choice in choices)
+    print(f"measured a step: {measured}; taking {chosen}", file=sys.stderr, flush=True)
+    return chosen
+
+
+def _step_seconds(
+    choices: Sequence[Execution],
+    build_step: Callable[[Execution], Callable[[], object]],
+    *,
+    device: torch.device,
+    rounds: int,
+) -> Mapping[Execution, float]:
+    steps = {choice: build_step(choice) for choice in choices}
+    taken: dict[Execution, list[float]] = {choice: [] for choice in choices}
+    for number in range(_WARM_UP + rounds):
+        for choice, step in steps.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            step()
+            _wait_for(device)
+            if number >= _WARM_UP:
+                taken[choice].append(time.perf_counter() - start)
+    return {choice: statistics.median(values) for choice, values in taken.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

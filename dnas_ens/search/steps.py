@@ -1,0 +1,216 @@
+"""The two steps of the bilevel search: one for the supernet's weights, one for the hypernetwork."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.config import SearchConfig
+from dnas_ens.execution import PLAIN, Execution
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
+from dnas_ens.search.draws import Draw
+from dnas_ens.search.objective import (
+    discretisation_distance,
+    diversity_penalty,
+    likelihood_nll,
+    needs_same_images,
+    operation_imbalance,
+    predictive_penalty,
+)
+from dnas_ens.search.relaxation import add_auxiliary_skip
+from dnas_ens.search.schedules import Schedules
+from dnas_ens.search.star import Star
+from dnas_ens.search_space import SearchSpace
+
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDraws:
+    """What one step draws at random: the members, the seed of their relaxation's noise, the penalised points."""
+
+    members: Draw
+    noise_seed: int
+    penalised: Draw
+
+
+@dataclass(eq=False, kw_only=True)
+class SearchSteps:
+    """Supernet and star with their optimisers.
+
+    Args:
+        config: The search's configuration.
+        space: The search space.
+        star: Its hypernetwork is the architecture.
+        supernet: On the star's device.
+        generator: On the CPU; every draw of a step comes from it.
+        schedules: Values of the current epoch; the loop sets them.
+        execution: How the supernet is computed.
+
+    Attributes:
+        totals: Sums over steps since ``reset``, scalars that stay on the device.
+    """
+
+    config: SearchConfig
+    space: SearchSpace
+    star: Star
+    supernet: Supernet
+    generator: torch.Generator
+    schedules: Schedules
+    execution: Execution = PLAIN
+    totals: dict[str, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        bilevel = self.config.bilevel
+        self.weights = list(self.supernet.parameters())
+        self.architecture = [p for p in self.star.hypernetwork.parameters() if p.requires_grad]
+        self.weight_optimizer = torch.optim.SGD(
+            self.weights,
+            lr=bilevel.learning_rate,
+            momentum=bilevel.momentum,
+            weight_decay=bilevel.weight_decay,
+        )
+        self.architecture_optimizer = torch.optim.Adam(
+            self.architecture,
+            lr=bilevel.architecture_learning_rate,
+            betas=(0.5, 0.999),
+            weight_decay=bilevel.architecture_weight_decay,
+        )
+
+    def begin_epoch(self, schedules: Schedules) -> None:
+        """Take over an epoch's values, and set the totals to 0."""
+        self.schedules = schedules
+        self.star.temperature = schedules.temperature
+        for group in self.weight_optimizer.param_groups:
+            group["lr"] = schedules.learning_rate
+        names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
+        self.totals = {name: torch.zeros((), device=self.star.device) for name in names}
+
+    def weight_step(self, batch: Batch) -> None:
+        """Take a step of the weights on the loss of drawn members."""
+        members, seed = self._draw(), self._noise_seed()
+        loss = self._training_loss(batch, members, seed)()
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip)
+        self.weight_optimizer.step()
+        self.totals["train_loss"] += loss.detach()
+
+    def architecture_step(self, batch: Batch, training_batch: Batch) -> None:
+        """Take a step of the hypernetwork on the objective; the training batch is for the second order alone."""
+        draws = self._draw_step()
+
+        def validation_loss() -> Tensor:
+            return self._objective(batch, draws)
+
+        if self.config.bilevel.second_order:
+            members, seed = self._draw(), self._noise_seed()
+            state = self.weight_optimizer.state
+            loss, gradients = second_order_gradient(
+                self._training_loss(training_batch, members, seed, with_architecture=True),
+                validation_loss,
+                weights=self.weights,
+                architecture=self.architecture,
+                learning_rate=self.schedules.learning_rate,
+                momentum=self.config.bilevel.momentum,
+                momentum_buffers=[state[weight].get("momentum_buffer") for weight in self.weights],
+                weight_decay=self.config.bilevel.weight_decay,
+            )
+        else:
+            # Else the backward pass would compute gradients of the weights and throw them away.
+            with frozen(self.supernet):
+                loss, gradients = first_order_gradient(validation_loss, self.architecture)
+        for parameter, gradient in zip(self.architecture, gradients, strict=True):
+            parameter.grad = gradient
+        self.architecture_optimizer.step()
+        self.totals["architecture_loss"] += loss
+
+    def member_logits(self, images: Tensor, mixtures: Tensor, *, same_images: bool) -> Tensor:
+        """Return logits (m, b, K): of m slices of the batch, or of m passes over the first b = B/m images."""
+        num_members = len(mixtures)
+        weights = add_auxiliary_skip(mixtures, self.space, weight=self.schedules.auxiliary_skip)
+        images = self.execution.place(images)
+        if same_images:
+            images = images[: len(images) // num_members]
+            parts = [images] * num_members
+        else:
+            parts = list(images.chunk(num_members))
+        with self.execution.autocast(images.device):
+            if self.config.objective.passes == "separate":
+                passes = zip(parts, weights, strict=True)
+                logits = torch.cat([self.supernet(part, weight) for part, weight in passes])
+            else:
+                logits = self.supernet(torch.cat(parts), weights)
+        # The loss wants more bits than autocast leaves; a supernet in double precision keeps its own.
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        return logits.view(num_members, -1, logits.shape[-1])
+
+    def _training_loss(
+        self, batch: Batch, members: Draw, noise_seed: int, *, with_architecture: bool = False
+    ) -> Callable[[], Tensor]:
+        images, labels = batch
+
+        def loss() -> Tensor:
+            with torch.set_grad_enabled(with_architecture):
+                mixtures = self.star.relaxed(members, noise_seed=noise_seed)
+            logits = self.member_logits(images, mixtures, same_images=False)
+            return likelihood_nll("member", logits, labels.unflatten(0, (len(mixtures), -1)))
+
+        return loss
+
+    def _objective(self, batch: Batch, draws: StepDraws) -> Tensor:
+        """Return L_val of the drawn members + c * the penalty on their similarity.
+
+        Distances between architectures need no images, so they are penalised at many more points of the star.
+        """
+        images, labels = batch
+        objective, now = self.config.objective, self.schedules
+        same = needs_same_images(objective.likelihood, objective.penalty)
+        mixtures = self.star.relaxed(draws.members, noise_seed=draws.noise_seed)
+        logits = self.member_logits(images, mixtures, same_images=same)
+        num_members = len(draws.members)
+        if same:
+            targets = labels[: len(labels) // num_members].expand(num_members, -1)
+        else:
+            targets = labels.unflatten(0, (num_members, -1))
+        loss = likelihood_nll(objective.likelihood, logits, targets)
+        distributions = self.star.distributions(draws.penalised, detach_base=False)
+        undecided = discretisation_distance(
+            distributions, self.space, edges_per_node=self.config.candidates.edges_per_node
+        ).mean()
+        self.totals["undecided"] += undecided.detach()
+        loss = loss + now.commitment * undecided
+        imbalance = operation_imbalance(distributions, self.space).mean()
+        self.totals["imbalance"] += imbalance.detach()
+        loss = loss + now.operation_balance * imbalance
+        if objective.penalty == "none":
+            return loss
+        penalty = diversity_penalty(
+            objective.penalty,
+            distributions=self.star.distributions(draws.penalised, detach_base=True),
+            samples=self.star.relaxed(draws.penalised, noise_seed=draws.noise_seed + 1, detach_base=True),
+            base=self.star.compared_with(),
+            draw=draws.penalised,
+            space=self.space,
+        )
+        if "js-predictive" in objective.penalty:
+            penalty = penalty + predictive_penalty(logits, draws.members, scale=objective.predictive_scale)
+        self.totals["penalty"] += penalty.detach()
+        return loss + now.penalty_weight * penalty
+
+    def _draw_step(self) -> StepDraws:
+        return StepDraws(
+            members=self._draw(),
+            noise_seed=self._noise_seed(),
+            penalised=self._draw(self.config.objective.penalty_draws),
+        )
+
+    def _draw(self, num_members: int | None = None) -> Draw:
+        return self.star.draw(num_members or self.config.objective.drawn_members, self.generator)
+
+    def _noise_seed(self) -> int:
+        return int(torch.randint(2**31, (), generator=self.generator))

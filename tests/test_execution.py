@@ -1,0 +1,252 @@
+import copy
+import time
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config_fields import with_fields
+from dnas_ens.errors import UserError
+from dnas_ens.execution import PLAIN, Execution, candidates, fastest
+from dnas_ens.genotype import random_genotype
+from dnas_ens.nn.depthwise import depthwise_conv
+from dnas_ens.nn.fast_supernet import FastSupernet
+from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.retrain.training import MemberTraining
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+BFLOAT16 = Execution(precision="bfloat16")
+#: Relative rounding of bfloat16 (eight significant bits).
+EPSILON = 2.0**-8
+
+
+def some_cells():
+    return random_genotype(
+        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
+    )
+
+
+def choices(layout, precision, device, **more):
+    return [str(choice) for choice in candidates(layout=layout, precision=precision, device=device, **more)]
+
+
+def test_what_settings_leave_open():
+    four = [
+        "channels_last float32",
+        "channels_last bfloat16",
+        "contiguous float32",
+        "contiguous bfloat16",
+    ]
+    assert choices("auto", "auto", CPU) == four[:1]
+    assert choices("auto", "auto", GPU) == choices("measured", "measured", CPU) == four
+    assert choices("contiguous", "measured", CPU) == four[2:]
+    assert choices("auto", "bfloat16", CPU) == four[1:2]
+    assert choices("auto", "auto", GPU, layouts=("channels_last",)) == four[:2]
+
+
+def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
+    slow, fast = candidates(layout="auto", precision="measured", device=CPU)
+    built = []
+
+    def build_step(choice):
+        built.append(choice)
+        torch.rand(3)
+        return lambda: time.sleep(0.02 if choice == slow else 0.0)
+
+    state = torch.get_rng_state()
+    assert fastest([slow, fast], build_step, device=CPU, rounds=3) == fast
+    assert torch.equal(torch.get_rng_state(), state)
+    assert built == [slow, fast]
+    assert f"taking {fast}" in capsys.readouterr().err
+
+
+def test_a_single_choice_is_not_timed(capsys):
+    assert fastest([BFLOAT16], lambda _: pytest.fail("timed"), device=CPU) == BFLOAT16
+    assert not capsys.readouterr().err
+
+
+def test_moments_of_bfloat16_are_those_of_the_same_numbers():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(16, 6, 9, 9, generator=generator).bfloat16() + 8
+    features = features.contiguous(memory_format=torch.channels_last)
+    mean, covariance = moments(features, 2)
+    exact_mean, exact_covariance = moments(features.double(), 2)
+    assert mean.dtype == covariance.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=0)
+    # A mean of 8 and a deviation of 1: bfloat16 sums would be off by tenths.
+    torch.testing.assert_close(covariance.double(), exact_covariance, rtol=0, atol=1e-4)
+
+
+def test_norm_under_autocast_keeps_weights_and_statistics():
+    torch.manual_seed(0)
+    norm = PointwiseNorm(2, 3)
+    torch.nn.init.normal_(norm.pointwise)
+    features = torch.randn(4, 6, 5, 5).bfloat16().contiguous(memory_format=torch.channels_last)
+    with BFLOAT16.autocast(CPU):
+        matrices, shifts = norm.matrices(features)
+        result = grouped_pointwise(features, matrices, shifts)
+    assert matrices.dtype == shifts.dtype == norm.running_mean.dtype == torch.float32
+    assert result.dtype == torch.bfloat16
+    plain = torch.nn.BatchNorm2d(6, affine=False)
+    expected = plain(F.conv2d(features.float(), norm.pointwise.reshape(6, 3, 1, 1), groups=2))
+    torch.testing.assert_close(result.float(), expected, rtol=2 * EPSILON, atol=2 * EPSILON)
+    torch.testing.assert_close(norm.running_var, plain.running_var)
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "stride"), [(3, 1, 1), (5, 1, 1), (5, 2, 2), (3, 2, 1)])
+def test_depthwise_convolution_under_autocast(kernel, dilation, stride):
+    torch.manual_seed(0)
+    values = torch.randn(2, 16, 8, 8), torch.randn(16, 1, kernel, kernel)
+
+    def outcome(execution):
+        features, weight = (tensor.clone().requires_grad_() for tensor in values)
+        with execution.autocast(CPU):
+            result = depthwise_conv(features, weight, stride=stride, dilation=dilation)
+        gradients = torch.autograd.grad(result.float().square().mean(), (features, weight))
+        return result, *gradients
+
+    rounded, plain = outcome(BFLOAT16), outcome(PLAIN)
+    assert [tensor.dtype for tensor in rounded] == [torch.bfloat16, torch.float32, torch.float32]
+    for found, expected in zip(rounded, plain, strict=True):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=4 * EPSILON * scale)
+
+
+@pytest.mark.parametrize("form", [FastSupernet, Supernet])
+def test_supernet_under_autocast_rounds_and_nothing_else(form):
+    torch.manual_seed(0)
+    space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
+    net = Supernet(space, num_cells=3, channels=4, in_channels=1, num_classes=3)
+    net = FastSupernet.from_reference(net) if form is FastSupernet else net
+    images = torch.randn(32, 1, 8, 8)
+
+    def outcome(execution):
+        mixture = torch.rand(4, *space.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        with execution.autocast(CPU):
+            logits = net(execution.place(images), mixture)
+        loss = F.cross_entropy(logits.float(), torch.arange(32) % 3)
+        net.zero_grad()
+        loss.backward()
+        weights = torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+        assert mixture.grad.dtype == weights.dtype == torch.float32
+        return logits, mixture.grad.flatten(), weights
+
+    (logits, *gradients), (exact_logits, *exact) = outcome(BFLOAT16), outcome(PLAIN)
+    assert logits.dtype == torch.bfloat16
+    torch.testing.assert_close(logits.float(), exact_logits, rtol=0, atol=32 * EPSILON)
+    for found, expected in zip(gradients, exact, strict=True):
+        assert F.cosine_similarity(found, expected, dim=0) > 0.97
+    assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in net.buffers())
+
+
+def test_a_search_in_bfloat16_goes_on_in_it(few_digits, tiny_search):
+    config = with_fields(tiny_search, precision="bfloat16")
+    straight = SearchLoop(config, few_digits)
+    first = straight.run_epoch()
+    plain = SearchLoop(tiny_search, few_digits).run_epoch()
+    assert first["train_loss"] != plain["train_loss"]
+    assert first["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)
+    assert all(weight.dtype == torch.float32 for weight in straight.steps.weights)
+    # What was decided when the search began counts, whatever would be decided now.
+    resumed = SearchLoop(tiny_search, few_digits)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    assert resumed.run_epoch() == straight.run_epoch()
+
+
+def test_a_measured_search_says_what_it_took(few_digits, tiny_search, capsys):
+    loop = SearchLoop(with_fields(tiny_search, precision="measured", form="reference"), few_digits)
+    before = [weight.detach().clone() for weight in loop.steps.weights]
+    buffers = [buffer.clone() for buffer in loop.supernet.buffers()]
+    loop._settle_execution()
+    assert f"taking {loop.steps.execution}\n" in capsys.readouterr().err
+    # The trial is of a copy.
+    assert all(map(torch.equal, before, loop.steps.weights))
+    assert all(map(torch.equal, buffers, loop.supernet.buffers()))
+    assert all(weight.grad is None for weight in loop.steps.weights)
+
+
+def test_a_member_in_bfloat16_learns_as_well(digits):
+    cells = random_genotype(
+        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
+    )
+    recipe = RetrainConfig(num_cells=1, channels=8, epochs=3)
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        training = MemberTraining(cells, digits, with_fields(recipe, precision=precision), index=0)
+        for _ in range(recipe.epochs):
+            losses[precision] = training.run_epoch()["train_loss"]
+        assert all(parameter.dtype == torch.float32 for parameter in training.network.parameters())
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
+
+
+def test_layouts_differ_by_rounding(few_digits):
+    cells = random_genotype(
+        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
+    )
+    recipe = RetrainConfig(num_cells=1, channels=4, batch_size=32)
+    found = []
+    for layout in ("channels_last", "contiguous"):
+        training = MemberTraining(cells, few_digits, with_fields(recipe, layout=layout), index=0)
+        found.append(training.run_epoch()["train_loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_layout_of_images_and_weights():
+    images, convolution = torch.randn(2, 3, 4, 4), torch.nn.Conv2d(3, 2, 3)
+    plain = Execution(layout="contiguous")
+    for execution in (PLAIN, plain, PLAIN):
+        for tensor in (execution.place(images), execution.place_module(convolution, CPU).weight):
+            assert tensor.is_contiguous() == (execution == plain)
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == (execution == PLAIN)
+    points = torch.randn(5, 2)
+    assert PLAIN.place(points) is points
+
+
+def test_the_fast_form_has_one_layout():
+    with pytest.raises(UserError, match="channels_last"):
+        with_fields(SearchConfig(), layout="contiguous")
+
+
+class _HostReads(TorchDispatchMode):
+    """Collects operations that on a GPU would make the host wait, or copy from it."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
+        if name.startswith(self.WAITING):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"precision": "bfloat16"},
+        {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
+        {"penalty": "js-base", "hypernetwork": "mlp"},
+        {"train_knot_positions": True, "operations": ("none", "skip_connect", "max_pool_3x3")},
+    ],
+    ids=str,
+)
+def test_a_search_step_neither_waits_for_the_device_nor_copies_to_it(few_digits, tiny_search, fields):
+    loop = SearchLoop(with_fields(tiny_search, **fields), few_digits)
+    loop.steps.begin_epoch(loop.schedules)
+    batches = [(few_digits.train.images[:24].float(), few_digits.train.labels[:24]) for _ in range(2)]
+    draws = loop.steps._draw_step()
+    with _HostReads() as reads:
+        float(torch.ones(()))
+        loop.steps._objective(batches[0], draws).backward()
+    assert reads.found == ["_local_scalar_dense"]
