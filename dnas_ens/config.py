@@ -184,6 +184,8 @@ class BilevelConfig:
     """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
     layout: LAYOUT = "auto"
     """Memory layout, chosen likewise; the fast form of the supernet is always channels_last."""
+    cuda_graph: bool = False
+    """Replay each step as one CUDA graph, recorded anew every epoch."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
@@ -256,6 +258,14 @@ class SearchConfig:
             "The fast form of the supernet is computed channels_last.",
             "Leave --layout out, or give --form reference.",
         )
+        require(
+            not (
+                self.bilevel.cuda_graph
+                and (self.bilevel.second_order or "gumbel" in self.objective.relaxation)
+            ),
+            "Second-order steps and the noise of gumbel-softmax cannot be replayed as a CUDA graph.",
+            "Leave --cuda-graph out.",
+        )
         if self.bilevel.batch_size % self.objective.drawn_members:
             raise UserError(
                 f"{self.objective.drawn_members} drawn members do not divide a batch of "
@@ -300,6 +310,8 @@ class RetrainConfig:
     """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
     layout: LAYOUT = "auto"
     """Memory layout of images and convolutions, chosen likewise; auto on a CPU: channels_last."""
+    cuda_graph: bool = False
+    """Replay each step as one CUDA graph, recorded anew every epoch."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_cells", "channels", "epochs", "batch_size", "learning_rate")

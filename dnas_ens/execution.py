@@ -1,4 +1,4 @@
-"""How a network is computed: memory layout and precision, as settings say or as a short measured trial finds best."""
+"""How a network is computed: layout, precision, CUDA graph, as settings say or as a short measured trial finds best."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dnas_ens.cuda_graph import GraphedStep
+from dnas_ens.errors import UserError
+
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Settings that leave the choice open: AUTO measures on a GPU alone.
@@ -25,21 +28,27 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """A memory layout and a precision.
+    """A memory layout, a precision, and whether steps are replayed as CUDA graphs.
 
     Args:
         layout: channels_last or contiguous, of images and of convolutions' weights.
         precision: float32, or bfloat16 for autocast: parameters, BatchNorm's statistics, architecture weights and
             losses stay float32.
+        cuda_graph: Whether a training step is recorded once an epoch and replayed; the result is the same.
     """
 
     layout: str = "channels_last"
     precision: str = "float32"
+    cuda_graph: bool = False
 
     def __str__(self) -> str:
         return f"{self.layout} {self.precision}"
 
-    def to_dict(self) -> dict[str, str]:
+    def graphed(self, step: Callable[..., None], device: torch.device) -> Callable[..., None]:
+        """Return the step of an epoch as it is to be called: recorded and replayed, or itself."""
+        return GraphedStep(step, device) if self.cuda_graph else step
+
+    def to_dict(self) -> dict[str, str | bool]:
         """Return the fields, JSON-ready."""
         return asdict(self)
 
@@ -55,7 +64,11 @@ class Execution:
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of a forward pass; the backward pass and the loss belong outside of it."""
         return torch.autocast(
-            device.type, dtype=PRECISIONS[self.precision], enabled=self.precision != "float32"
+            device.type,
+            dtype=PRECISIONS[self.precision],
+            enabled=self.precision != "float32",
+            # A recorded step must not read weights that were cast before the recording.
+            cache_enabled=not self.cuda_graph,
         )
 
 
@@ -69,7 +82,12 @@ PLAIN = Execution()
 
 
 def candidates(
-    *, layout: str, precision: str, device: torch.device, layouts: Iterable[str] = tuple(LAYOUTS)
+    *,
+    layout: str,
+    precision: str,
+    device: torch.device,
+    layouts: Iterable[str] = tuple(LAYOUTS),
+    cuda_graph: bool = False,
 ) -> list[Execution]:
     """Return the ways to compute that the settings leave open, the one to take unmeasured first.
 
@@ -78,7 +96,13 @@ def candidates(
         precision: auto, measured, float32 or bfloat16.
         device: ``auto`` leaves nothing open on a CPU, where a seed then means the same bits in every run.
         layouts: Those the network can be computed in.
+        cuda_graph: Whether steps are to be replayed as CUDA graphs.
+
+    Raises:
+        UserError: CUDA graphs are asked for on another device.
     """
+    if cuda_graph and device.type != "cuda":
+        raise UserError(f"CUDA graphs do not run on the device {device}.", "Leave --cuda-graph out.")
 
     def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:
         if value == MEASURED or (value == AUTO and device.type != "cpu"):
@@ -86,7 +110,7 @@ def candidates(
         return [plain if value == AUTO else value]
 
     return [
-        Execution(layout=chosen_layout, precision=chosen_precision)
+        Execution(layout=chosen_layout, precision=chosen_precision, cuda_graph=cuda_graph)
         for chosen_layout, chosen_precision in itertools.product(
             open_values(layout, layouts, PLAIN.layout), open_values(precision, PRECISIONS, PLAIN.precision)
         )

@@ -59,7 +59,8 @@ def train_epoch(
     device = next(network.parameters()).device
     total_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
     num_images = 0
-    for images, labels in batches:
+
+    def step(images: Tensor, labels: Tensor) -> None:
         with execution.autocast(device):
             placed = execution.place(images)
             if isinstance(network, Network):
@@ -78,8 +79,12 @@ def train_epoch(
         nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
         optimizer.step()
         # Kept on the device: reading them here would make a GPU wait at every step.
-        total_loss += nll.detach() * len(labels)
-        hits += (logits.argmax(-1) == labels).sum()
+        total_loss.add_(nll.detach() * len(labels))
+        hits.add_((logits.argmax(-1) == labels).sum())
+
+    run_step = execution.graphed(step, device)
+    for images, labels in batches:
+        run_step(images, labels)
         num_images += len(labels)
         if on_step is not None:
             on_step(len(labels))

@@ -6,6 +6,13 @@ from dnas_ens.config_fields import with_fields
 from dnas_ens.data import ImageData, Split, load_data
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     # Tiny tensors: a second thread would only wait for the first.

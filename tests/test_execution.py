@@ -209,6 +209,66 @@ def test_layout_of_images_and_weights():
     assert PLAIN.place(points) is points
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, precision):
+    config = with_fields(tiny_search, precision=precision, penalty="js-pairwise+js-predictive")
+    plain, replayed = (
+        SearchLoop(with_fields(config, cuda_graph=graph), digits, device="cuda") for graph in (False, True)
+    )
+    # Atomic sums make two runs on a GPU differ by rounding, which training multiplies.
+    tolerance = 1e-3 if precision == "float32" else 0.05
+    for _ in range(config.bilevel.epochs):
+        assert replayed.run_epoch() == pytest.approx(plain.run_epoch(), rel=tolerance, abs=tolerance)
+    resumed = SearchLoop(config, digits, device="cuda")
+    resumed.load_state_dict(copy.deepcopy(replayed.state_dict()))
+    assert resumed.steps.execution.cuda_graph
+
+
+@pytest.mark.gpu
+def test_replayed_training_steps_are_the_steps_themselves(digits):
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=2, drop_path=0.2, precision="float32")
+    plain, replayed = (
+        MemberTraining(some_cells(), digits, with_fields(recipe, cuda_graph=graph), index=0, device="cuda")
+        for graph in (False, True)
+    )
+    for _ in range(2):
+        assert replayed.run_epoch() == pytest.approx(plain.run_epoch(), rel=0.01)
+
+
+@pytest.mark.gpu
+def test_a_gpu_measures_by_itself(few_digits, tiny_search, capsys):
+    loop = SearchLoop(tiny_search, few_digits, device="cuda")
+    loop.run_epoch()
+    assert f"taking {loop.steps.execution}\n" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_gpu_steps_as_the_reference_on_a_cpu():
+    torch.manual_seed(0)
+    space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
+    reference = Supernet(space, num_cells=3, channels=4, in_channels=1, num_classes=3).double()
+    fast = FastSupernet.from_reference(reference).cuda()
+    images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
+    mixture = torch.rand(4, *space.shape, dtype=torch.float64)
+    gradients = []
+    for net in (reference, fast):
+        device = next(net.parameters()).device
+        weights = mixture.to(device).requires_grad_()
+        net(images.to(device), weights).square().mean().backward()
+        gradients.append(weights.grad.cpu())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-12)
+    for name, value in fast.state_dict().items():
+        torch.testing.assert_close(value.cpu(), reference.state_dict()[name], rtol=1e-8, atol=1e-12)
+
+
+def test_cuda_graphs_are_refused_where_there_are_none(few_digits, tiny_search):
+    with pytest.raises(UserError, match="do not run on the device cpu"):
+        SearchLoop(with_fields(tiny_search, cuda_graph=True), few_digits)
+    with pytest.raises(UserError, match="gumbel"):
+        with_fields(SearchConfig(), cuda_graph=True, relaxation="gumbel-softmax")
+
+
 def test_the_fast_form_has_one_layout():
     with pytest.raises(UserError, match="channels_last"):
         with_fields(SearchConfig(), layout="contiguous")
@@ -245,8 +305,11 @@ def test_a_search_step_neither_waits_for_the_device_nor_copies_to_it(few_digits,
     loop = SearchLoop(with_fields(tiny_search, **fields), few_digits)
     loop.steps.begin_epoch(loop.schedules)
     batches = [(few_digits.train.images[:24].float(), few_digits.train.labels[:24]) for _ in range(2)]
-    draws = loop.steps._draw_step()
     with _HostReads() as reads:
         float(torch.ones(()))
-        loop.steps._objective(batches[0], draws).backward()
     assert reads.found == ["_local_scalar_dense"]
+    steps = loop.steps
+    with _HostReads() as reads:
+        steps._objective(batches[0], steps._draw(), steps._draw(5)).backward()
+        steps._weight_update(*batches[1], *vars(steps._draw()).values())
+    assert not reads.found

@@ -53,7 +53,12 @@ class NetworkTraining(Generic[Model]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seeds.initialisation)
             network = build()
-        self._open_choices = candidates(layout=recipe.layout, precision=recipe.precision, device=self.device)
+        self._open_choices = candidates(
+            layout=recipe.layout,
+            precision=recipe.precision,
+            device=self.device,
+            cuda_graph=recipe.cuda_graph,
+        )
         self.execution = self._open_choices[0]
         self.network = self.execution.place_module(network, self.device)
         self.optimizer = self._new_optimizer(self.network)

@@ -86,7 +86,11 @@ class SearchLoop:
         # The fast form computes channels_last whatever it is given.
         layouts = (PLAIN.layout,) if supernet.form == "fast" else tuple(LAYOUTS)
         self._open_choices = candidates(
-            layout=bilevel.layout, precision=bilevel.precision, device=self.device, layouts=layouts
+            layout=bilevel.layout,
+            precision=bilevel.precision,
+            device=self.device,
+            layouts=layouts,
+            cuda_graph=bilevel.cuda_graph,
         )
         execution = self._open_choices[0]
         self.supernet = execution.place_module(self.supernet, self.device)

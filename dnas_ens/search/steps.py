@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -27,15 +27,6 @@ from dnas_ens.search.star import Star
 from dnas_ens.search_space import SearchSpace
 
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepDraws:
-    """What one step draws at random: the members, the seed of their relaxation's noise, the penalised points."""
-
-    members: Draw
-    noise_seed: int
-    penalised: Draw
 
 
 @dataclass(eq=False, kw_only=True)
@@ -79,7 +70,12 @@ class SearchSteps:
             lr=bilevel.architecture_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=bilevel.architecture_weight_decay,
+            # Counts its steps on the device, where a recorded step can.
+            capturable=self.execution.cuda_graph,
         )
+        self._noise_seed = 0
+        self._update_weights: Callable[..., None] = self._weight_update
+        self._update_architecture: Callable[..., None] = self._architecture_update
 
     def begin_epoch(self, schedules: Schedules) -> None:
         """Take over an epoch's values, and set the totals to 0."""
@@ -89,41 +85,72 @@ class SearchSteps:
             group["lr"] = schedules.learning_rate
         names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
         self.totals = {name: torch.zeros((), device=self.star.device) for name in names}
+        self._update_weights = self.execution.graphed(self._weight_update, self.star.device)
+        self._update_architecture = self.execution.graphed(self._architecture_update, self.star.device)
 
     def weight_step(self, batch: Batch) -> None:
         """Take a step of the weights on the loss of drawn members."""
-        members, seed = self._draw(), self._noise_seed()
-        loss = self._training_loss(batch, members, seed)()
+        members, self._noise_seed = self._draw(), self._draw_seed()
+        self._update_weights(*batch, members.lam, members.direction)
+
+    def architecture_step(self, batch: Batch, training_batch: Batch) -> None:
+        """Take a step of the hypernetwork on the objective; the training batch is for the second order alone."""
+        members, self._noise_seed = self._draw(), self._draw_seed()
+        penalised = self._draw(self.config.objective.penalty_draws)
+        if self.config.bilevel.second_order:
+            self._second_order_update(batch, training_batch, members, penalised)
+        else:
+            points = members.lam, members.direction, penalised.lam, penalised.direction
+            self._update_architecture(*batch, *points)
+
+    # Updates take tensors alone and read what an epoch leaves as it is, so that they can be replayed.
+
+    def _weight_update(self, images: Tensor, labels: Tensor, lam: Tensor, direction: Tensor) -> None:
+        loss = self._training_loss((images, labels), Draw(lam, direction), self._noise_seed)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip)
         self.weight_optimizer.step()
         self.totals["train_loss"] += loss.detach()
 
-    def architecture_step(self, batch: Batch, training_batch: Batch) -> None:
-        """Take a step of the hypernetwork on the objective; the training batch is for the second order alone."""
-        draws = self._draw_step()
-
+    def _architecture_update(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        lam: Tensor,
+        direction: Tensor,
+        penalised_lam: Tensor,
+        penalised_direction: Tensor,
+    ) -> None:
         def validation_loss() -> Tensor:
-            return self._objective(batch, draws)
+            penalised = Draw(penalised_lam, penalised_direction)
+            return self._objective((images, labels), Draw(lam, direction), penalised)
 
-        if self.config.bilevel.second_order:
-            members, seed = self._draw(), self._noise_seed()
-            state = self.weight_optimizer.state
-            loss, gradients = second_order_gradient(
-                self._training_loss(training_batch, members, seed, with_architecture=True),
-                validation_loss,
-                weights=self.weights,
-                architecture=self.architecture,
-                learning_rate=self.schedules.learning_rate,
-                momentum=self.config.bilevel.momentum,
-                momentum_buffers=[state[weight].get("momentum_buffer") for weight in self.weights],
-                weight_decay=self.config.bilevel.weight_decay,
-            )
-        else:
-            # Else the backward pass would compute gradients of the weights and throw them away.
-            with frozen(self.supernet):
-                loss, gradients = first_order_gradient(validation_loss, self.architecture)
+        # Else the backward pass would compute gradients of the weights and throw them away.
+        with frozen(self.supernet):
+            loss, gradients = first_order_gradient(validation_loss, self.architecture)
+        self._descend(loss, gradients)
+
+    def _second_order_update(
+        self, batch: Batch, training_batch: Batch, members: Draw, penalised: Draw
+    ) -> None:
+        training_members, training_seed = self._draw(), self._draw_seed()
+        state = self.weight_optimizer.state
+        loss, gradients = second_order_gradient(
+            lambda: self._training_loss(
+                training_batch, training_members, training_seed, with_architecture=True
+            ),
+            lambda: self._objective(batch, members, penalised),
+            weights=self.weights,
+            architecture=self.architecture,
+            learning_rate=self.schedules.learning_rate,
+            momentum=self.config.bilevel.momentum,
+            momentum_buffers=[state[weight].get("momentum_buffer") for weight in self.weights],
+            weight_decay=self.config.bilevel.weight_decay,
+        )
+        self._descend(loss, gradients)
+
+    def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self.architecture, gradients, strict=True):
             parameter.grad = gradient
         self.architecture_optimizer.step()
@@ -151,18 +178,14 @@ class SearchSteps:
 
     def _training_loss(
         self, batch: Batch, members: Draw, noise_seed: int, *, with_architecture: bool = False
-    ) -> Callable[[], Tensor]:
+    ) -> Tensor:
         images, labels = batch
+        with torch.set_grad_enabled(with_architecture):
+            mixtures = self.star.relaxed(members, noise_seed=noise_seed)
+        logits = self.member_logits(images, mixtures, same_images=False)
+        return likelihood_nll("member", logits, labels.unflatten(0, (len(mixtures), -1)))
 
-        def loss() -> Tensor:
-            with torch.set_grad_enabled(with_architecture):
-                mixtures = self.star.relaxed(members, noise_seed=noise_seed)
-            logits = self.member_logits(images, mixtures, same_images=False)
-            return likelihood_nll("member", logits, labels.unflatten(0, (len(mixtures), -1)))
-
-        return loss
-
-    def _objective(self, batch: Batch, draws: StepDraws) -> Tensor:
+    def _objective(self, batch: Batch, members: Draw, penalised: Draw) -> Tensor:
         """Return L_val of the drawn members + c * the penalty on their similarity.
 
         Distances between architectures need no images, so they are penalised at many more points of the star.
@@ -170,15 +193,15 @@ class SearchSteps:
         images, labels = batch
         objective, now = self.config.objective, self.schedules
         same = needs_same_images(objective.likelihood, objective.penalty)
-        mixtures = self.star.relaxed(draws.members, noise_seed=draws.noise_seed)
+        mixtures = self.star.relaxed(members, noise_seed=self._noise_seed)
         logits = self.member_logits(images, mixtures, same_images=same)
-        num_members = len(draws.members)
+        num_members = len(members)
         if same:
             targets = labels[: len(labels) // num_members].expand(num_members, -1)
         else:
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
-        distributions = self.star.distributions(draws.penalised, detach_base=False)
+        distributions = self.star.distributions(penalised, detach_base=False)
         undecided = discretisation_distance(
             distributions, self.space, edges_per_node=self.config.candidates.edges_per_node
         ).mean()
@@ -191,26 +214,19 @@ class SearchSteps:
             return loss
         penalty = diversity_penalty(
             objective.penalty,
-            distributions=self.star.distributions(draws.penalised, detach_base=True),
-            samples=self.star.relaxed(draws.penalised, noise_seed=draws.noise_seed + 1, detach_base=True),
+            distributions=self.star.distributions(penalised, detach_base=True),
+            samples=self.star.relaxed(penalised, noise_seed=self._noise_seed + 1, detach_base=True),
             base=self.star.compared_with(),
-            draw=draws.penalised,
+            draw=penalised,
             space=self.space,
         )
         if "js-predictive" in objective.penalty:
-            penalty = penalty + predictive_penalty(logits, draws.members, scale=objective.predictive_scale)
+            penalty = penalty + predictive_penalty(logits, members, scale=objective.predictive_scale)
         self.totals["penalty"] += penalty.detach()
         return loss + now.penalty_weight * penalty
-
-    def _draw_step(self) -> StepDraws:
-        return StepDraws(
-            members=self._draw(),
-            noise_seed=self._noise_seed(),
-            penalised=self._draw(self.config.objective.penalty_draws),
-        )
 
     def _draw(self, num_members: int | None = None) -> Draw:
         return self.star.draw(num_members or self.config.objective.drawn_members, self.generator)
 
-    def _noise_seed(self) -> int:
+    def _draw_seed(self) -> int:
         return int(torch.randint(2**31, (), generator=self.generator))

@@ -65,7 +65,6 @@ def test_measuring_leaves_no_trace():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu():
     model = small_network().cuda()
     assert count_flops(model, (3, 8, 10)) == count_flops(small_network(), (3, 8, 10))

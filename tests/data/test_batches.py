@@ -248,7 +248,6 @@ def test_augmentation_out_of_range(wrong: dict[str, object]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_a_gpu_as_the_plain_loop() -> None:
     augmentation = Augmentation(pad=2, flip=True, cutout=3, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25))
     images = random_images(24, 3, 7, 6)

@@ -282,7 +282,6 @@ def test_other_images_are_refused():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", CORRUPTION_NAMES)
 def test_a_gpu_corrupts_alike(name):
     images = random_images(4, 3, 32, 32)
