@@ -33,7 +33,8 @@ class WholeWayCommand(RunOptions):
     search: OmitArgPrefixes[SearchConfig]
     retrain: RetrainConfig
     workers: int = 0
-    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+    """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
+    stream of its own, 0 for one."""
 
     def __post_init__(self) -> None:
         searched, trained = self.search.supernet.num_cells, self.retrain.num_cells

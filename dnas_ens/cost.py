@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 
 class CostMeter:
-    """Wall-clock, CPU and GPU seconds of this process since the meter was made, plus what came before.
+    """Wall-clock, CPU and GPU seconds of this process while the meter runs, from the start on, plus what came before.
 
     Args:
         before: ``seconds()`` of an earlier sitting, such as a checkpoint holds.
@@ -16,7 +16,18 @@ class CostMeter:
 
     def __init__(self, before: Mapping[str, float] | None = None, *, gpu: bool = False) -> None:
         self._before, self._gpu = dict(before or {}), gpu
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        self._running = False
+        self.resume()
+
+    def resume(self) -> None:
+        """Go on counting."""
+        if not self._running:
+            self._running = True
+            self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def pause(self) -> None:
+        """Count no more until ``resume``: something else has its turn."""
+        self._before, self._running = self.seconds(), False
 
     def seconds(self) -> dict[str, float]:
         """Return ``wall_seconds``, ``cpu_seconds``, and ``gpu_seconds`` where a GPU was held.
@@ -24,7 +35,11 @@ class CostMeter:
         CPU seconds count all threads, also waiting ones; GPU seconds count a GPU from the first to the last moment,
         also where it waits.
         """
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        wall, cpu = (
+            (time.perf_counter() - self._wall, time.process_time() - self._cpu)
+            if self._running
+            else (0.0, 0.0)
+        )
         spent = {"wall_seconds": wall, "cpu_seconds": cpu} | ({"gpu_seconds": wall} if self._gpu else {})
         return {
             name: self._before.get(name, 0.0) + spent.get(name, 0.0)

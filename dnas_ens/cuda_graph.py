@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -19,11 +19,20 @@ class GraphedStep:
     Args:
         step: Must not wait for the device, and must take all that changes from call to call as arguments.
         device: A CUDA device.
+        generators: On the device, all but its default one that the step draws from.
         unrecorded: How many calls run before the recording.
     """
 
-    def __init__(self, step: Callable[..., None], device: torch.device, *, unrecorded: int = 3) -> None:
+    def __init__(
+        self,
+        step: Callable[..., None],
+        device: torch.device,
+        *,
+        generators: Iterable[torch.Generator] = (),
+        unrecorded: int = 3,
+    ) -> None:
         self._step, self._device, self._left = step, device, unrecorded
+        self._generators = list(generators)
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._inputs: tuple[Tensor, ...] = ()
@@ -37,6 +46,8 @@ class GraphedStep:
         if self._graph is None:
             self._inputs = tuple(tensor.clone() for tensor in inputs)
             self._graph = torch.cuda.CUDAGraph()
+            for generator in self._generators:
+                self._graph.register_generator_state(generator)
             with torch.cuda.graph(self._graph, stream=self._stream):
                 self._step(*self._inputs)
         shapes = [tensor.shape for tensor in inputs]

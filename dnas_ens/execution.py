@@ -44,9 +44,24 @@ class Execution:
     def __str__(self) -> str:
         return f"{self.layout} {self.precision}"
 
-    def graphed(self, step: Callable[..., None], device: torch.device) -> Callable[..., None]:
-        """Return the step of an epoch as it is to be called: recorded and replayed, or itself."""
-        return GraphedStep(step, device) if self.cuda_graph else step
+    def graphed(
+        self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()
+    ) -> Callable[..., None]:
+        """Return the step of an epoch as it is to be called: recorded and replayed, or itself.
+
+        Args:
+            step: Takes tensors alone, see `GraphedStep`.
+            device: Where it is computed.
+            generators: What it draws from, but for the device's default generator.
+
+        Raises:
+            UserError: CUDA graphs are asked for on another device.
+        """
+        if not self.cuda_graph:
+            return step
+        if device.type != "cuda":
+            raise UserError(f"CUDA graphs do not run on the device {device}.", "Leave --cuda-graph out.")
+        return GraphedStep(step, device, generators=generators)
 
     def to_dict(self) -> dict[str, str | bool]:
         """Return the fields, JSON-ready."""
@@ -97,12 +112,7 @@ def candidates(
         device: ``auto`` leaves nothing open on a CPU, where a seed then means the same bits in every run.
         layouts: Those the network can be computed in.
         cuda_graph: Whether steps are to be replayed as CUDA graphs.
-
-    Raises:
-        UserError: CUDA graphs are asked for on another device.
     """
-    if cuda_graph and device.type != "cuda":
-        raise UserError(f"CUDA graphs do not run on the device {device}.", "Leave --cuda-graph out.")
 
     def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:
         if value == MEASURED or (value == AUTO and device.type != "cpu"):

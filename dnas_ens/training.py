@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.execution import PLAIN, Execution
+from dnas_ens.interleaving import Steps, exhaust
 from dnas_ens.nn.network import Network
 
 
@@ -31,7 +32,7 @@ class MemberSeeds:
         return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
 
 
-def train_epoch(
+def training_steps(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     optimizer: torch.optim.Optimizer,
@@ -39,8 +40,8 @@ def train_epoch(
     *,
     execution: Execution = PLAIN,
     on_step: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches.
+) -> Steps[dict[str, float]]:
+    """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches, pausing after each.
 
     Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
 
@@ -82,16 +83,31 @@ def train_epoch(
         total_loss.add_(nll.detach() * len(labels))
         hits.add_((logits.argmax(-1) == labels).sum())
 
-    run_step = execution.graphed(step, device)
+    generator = getattr(network, "drop_path_generator", None)
+    run_step = execution.graphed(step, device, generators=[] if generator is None else [generator])
     for images, labels in batches:
         run_step(images, labels)
         num_images += len(labels)
         if on_step is not None:
             on_step(len(labels))
+        yield
     return {
         "train_loss": float(total_loss) / max(1, num_images),
         "train_accuracy": float(hits) / max(1, num_images),
     }
+
+
+def train_epoch(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    recipe: RetrainConfig,
+    *,
+    execution: Execution = PLAIN,
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, float]:
+    """Train a classifier over the given batches at once; arguments and result as in ``training_steps``."""
+    return exhaust(training_steps(network, batches, optimizer, recipe, execution=execution, on_step=on_step))
 
 
 def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:

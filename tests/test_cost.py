@@ -33,3 +33,14 @@ def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held():
     assert spent["gpu_seconds"] - 30.0 == pytest.approx(spent["wall_seconds"] - 100.0)
     # What an earlier sitting held stays, also where this one holds none.
     assert CostMeter({"gpu_seconds": 30.0}).seconds()["gpu_seconds"] == 30.0
+
+
+def test_a_paused_meter_rests():
+    meter = CostMeter({"cpu_seconds": 5.0})
+    meter.pause()
+    before = meter.seconds()
+    sum(range(10**6))
+    assert meter.seconds() == before
+    meter.resume()
+    sum(range(10**6))
+    assert meter.seconds()["cpu_seconds"] > before["cpu_seconds"] >= 5.0

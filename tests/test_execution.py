@@ -264,7 +264,7 @@ def test_a_gpu_steps_as_the_reference_on_a_cpu():
 
 def test_cuda_graphs_are_refused_where_there_are_none(few_digits, tiny_search):
     with pytest.raises(UserError, match="do not run on the device cpu"):
-        SearchLoop(with_fields(tiny_search, cuda_graph=True), few_digits)
+        SearchLoop(with_fields(tiny_search, cuda_graph=True), few_digits).run_epoch()
     with pytest.raises(UserError, match="gumbel"):
         with_fields(SearchConfig(), cuda_graph=True, relaxation="gumbel-softmax")
 

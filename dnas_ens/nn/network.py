@@ -18,7 +18,7 @@ from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search_space import stack_cell_types
 
 
-def drop_path(features: Tensor, probability: float) -> Tensor:
+def drop_path(features: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
     """Zero a whole path for each image with the given probability, scaled so that the mean is kept.
 
     Source: FractalNet (arXiv 1605.07648), as used by DARTS.
@@ -26,8 +26,9 @@ def drop_path(features: Tensor, probability: float) -> Tensor:
     Args:
         features: (B, C, H, W).
         probability: In [0, 1).
+        generator: On the features' device; None for the global one.
     """
-    keep = features.new_empty(len(features), 1, 1, 1).bernoulli_(1.0 - probability)
+    keep = features.new_empty(len(features), 1, 1, 1).bernoulli_(1.0 - probability, generator=generator)
     return features * keep / (1.0 - probability)
 
 
@@ -53,7 +54,13 @@ class NetworkCell(nn.Module):
             for node in cell
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, drop_path_probability: float) -> Tensor:
+    def forward(
+        self,
+        before_last: Tensor,
+        last: Tensor,
+        drop_path_probability: float,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
         """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for operations, sources in zip(self.nodes, self.sources, strict=True):
@@ -63,7 +70,7 @@ class NetworkCell(nn.Module):
                 features = operation(active)
                 # A skip connection is never dropped, so that some path always carries the signal.
                 if drop_path_probability > 0.0 and not isinstance(operation, nn.Identity):
-                    features = drop_path(features, drop_path_probability)
+                    features = drop_path(features, drop_path_probability, generator)
                 if rest is not None:
                     features = torch.cat([features, pass_by(rest, self.strides[source])], dim=1)
                 terms.append(features)
@@ -145,6 +152,8 @@ class Network(nn.Module):
         self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
         #: Probability that a path is dropped, in [0, 1); the training schedule raises it linearly.
         self.drop_path_probability = 0.0
+        #: What decides which paths are dropped; None for the global stream.
+        self.drop_path_generator: torch.Generator | None = None
         self.stem = build_stem(in_channels, channels, large_images=large_images)
         self.cells = nn.ModuleList(
             NetworkCell(genotype, plan, affine=affine, partial_channels=partial_channels) for plan in plans
@@ -168,7 +177,7 @@ class Network(nn.Module):
         auxiliary_logits = None
         before_last = last = self.stem(images)
         for position, cell in enumerate(self.cells):
-            before_last, last = last, cell(before_last, last, probability)
+            before_last, last = last, cell(before_last, last, probability, self.drop_path_generator)
             if position == self.auxiliary_position and self.auxiliary is not None and self.training:
                 auxiliary_logits = self.auxiliary(last)
         return self.classifier(last.mean(dim=(2, 3))), auxiliary_logits

@@ -29,7 +29,8 @@ class RetrainCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
-    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+    """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
+    stream of its own, 0 for one."""
     resume: bool = False
     """Go on with an interrupted training."""
     dry_run: bool = False

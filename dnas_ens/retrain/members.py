@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
+from dnas_ens.interleaving import Steps, exhaust, in_turns
 from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
 from dnas_ens.progress import Progress
@@ -40,6 +42,21 @@ def train_member(
 
     Returns:
         The network in evaluation mode, and what member.json holds.
+    """
+    return exhaust(member_steps(training, folder=folder, num_members=num_members, alone=True))
+
+
+def member_steps(
+    training: MemberTraining, *, folder: Path | None = None, num_members: int = 1, alone: bool = False
+) -> Steps[tuple[Network, dict[str, Any]]]:
+    """Train one member as ``train_member`` does, pausing after every step.
+
+    Args:
+        training: The member.
+        folder: The ensemble's folder.
+        num_members: M, for the progress line.
+        alone: Whether nothing else has turns in between: epochs are then not paused, and operations that draw from
+            the global stream find it seeded.
     """
     recipe, index = training.recipe, training.index
     store = None if folder is None else CheckpointStore(folder / "checkpoints", name=f"member-{index}")
@@ -66,7 +83,10 @@ def train_member(
         ) as progress,
     ):
         while training.epoch < recipe.epochs:
-            scalars = training.run_epoch(progress)
+            if alone:
+                scalars = training.run_epoch(progress)
+            else:
+                scalars = yield from _metered(training.epoch_steps(progress), cost)
             # Measured at the quarters only: the last state is the member whatever val says on the way.
             if training.epoch % max(1, recipe.epochs // 4) == 0 or training.epoch == recipe.epochs:
                 probs = training.val_probs()
@@ -111,12 +131,13 @@ def train_members(
         recipe: How to train.
         device: Where to train.
         folder: Where the ensemble goes.
-        workers: Processes that train members side by side on a CPU, each with its share of the threads; 0 for one
-            a thread. They need a folder to hand their members over. Members differ from those of a single worker
-            as far as rounding depends on the number of threads.
+        workers: Members trained side by side, which needs a folder. On a CPU in processes, each with its share of
+            the threads, 0 for one a thread; members differ from those of a single worker as far as rounding depends
+            on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
     """
-    if folder is not None and torch.device(device).type == "cpu":
-        _train_side_by_side(genotypes, data, recipe, folder=folder, workers=workers)
+    device = torch.device(device)
+    if folder is not None:
+        _train_side_by_side(genotypes, data, recipe, device=device, folder=folder, workers=workers)
     networks, val_probs = [], []
     for index, genotype in enumerate(genotypes):
         training = MemberTraining(genotype, data, recipe, index=index, device=device)
@@ -148,29 +169,89 @@ def trained_network(training: MemberTraining, *, folder: Path | None = None, num
     Raises:
         UserError: The folder holds a finished member of another genotype or recipe.
     """
-    place = None if folder is None else folder / "members" / str(training.index)
-    if place is not None and (place / "member.json").exists():
+    if folder is not None and _is_finished(folder, training.index):
+        place = folder / "members" / str(training.index)
         expected = {"spec": training.network.spec(), "recipe": to_dict(training.recipe)}
         _require_same(read_json(place / "member.json"), expected, place)
         training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
         return training.network.eval()
     network, description = train_member(training, folder=folder, num_members=num_members)
-    if place is not None:
-        save_tensors(place / "model.safetensors", network.state_dict())
-        # Last, for this file says that the member is finished.
-        write_json(place / "member.json", description)
+    if folder is not None:
+        _keep(network, description, folder)
     return network
 
 
-def _train_side_by_side(
-    genotypes: Sequence[Genotype], data: ImageData, recipe: RetrainConfig, *, folder: Path, workers: int
+def _is_finished(folder: Path, index: int) -> bool:
+    return (folder / "members" / str(index) / "member.json").exists()
+
+
+def _keep(network: Network, description: dict[str, Any], folder: Path) -> None:
+    place = folder / "members" / str(description["index"])
+    save_tensors(place / "model.safetensors", network.state_dict())
+    # Last, for this file says that the member is finished.
+    write_json(place / "member.json", description)
+
+
+def _metered(steps: Steps[dict[str, float]], cost: CostMeter) -> Steps[dict[str, float]]:
+    """Pass steps on, and let the meter rest while others have their turn."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            scalars: dict[str, float] = end.value
+            return scalars
+        cost.pause()
+        yield
+        cost.resume()
+
+
+def train_in_turns(
+    trainings: Sequence[MemberTraining],
+    *,
+    folder: Path,
+    num_members: int,
+    context: Callable[[int], AbstractContextManager[object]] = lambda index: nullcontext(),
 ) -> None:
-    """Train the unfinished members in processes of their own, where that is more than one."""
-    unfinished = [
-        index
-        for index in range(len(genotypes))
-        if not (folder / "members" / str(index) / "member.json").exists()
-    ]
+    """Train unfinished members step by step in turns, and keep them in the folder.
+
+    Args:
+        trainings: The members.
+        folder: The ensemble's folder.
+        num_members: M, for the progress lines.
+        context: What the steps of the training of that number are done in.
+    """
+    works = [member_steps(training, folder=folder, num_members=num_members) for training in trainings]
+    for network, description in in_turns(works, context=context):
+        _keep(network, description, folder)
+
+
+def _train_side_by_side(
+    genotypes: Sequence[Genotype],
+    data: ImageData,
+    recipe: RetrainConfig,
+    *,
+    device: torch.device,
+    folder: Path,
+    workers: int,
+) -> None:
+    """Train the unfinished members side by side, where that is more than one."""
+    unfinished = [index for index in range(len(genotypes)) if not _is_finished(folder, index)]
+    if device.type == "cuda":
+        # A small network cannot fill a GPU: several, each on a stream of its own, share it.
+        for first in range(0, len(unfinished) if workers > 1 else 0, max(1, workers)):
+            trainings = [
+                MemberTraining(genotypes[index], data, recipe, index=index, device=device)
+                for index in unfinished[first : first + workers]
+            ]
+            streams = [torch.cuda.Stream(device) for _ in trainings]
+            torch.cuda.synchronize(device)
+            train_in_turns(
+                trainings,
+                folder=folder,
+                num_members=len(genotypes),
+                context=partial(_on_stream, streams),
+            )
+        return
     workers = min(workers or torch.get_num_threads(), len(unfinished))
     if workers < 2:
         return
@@ -178,6 +259,10 @@ def _train_side_by_side(
     with worker_pool(workers) as pool:
         for _ in pool.imap_unordered(_train_task, tasks):
             pass
+
+
+def _on_stream(streams: Sequence[torch.cuda.Stream], number: int) -> AbstractContextManager[object]:
+    return torch.cuda.stream(streams[number])
 
 
 def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int]) -> None:

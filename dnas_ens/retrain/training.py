@@ -16,10 +16,18 @@ from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.execution import Execution, candidates, fastest
 from dnas_ens.genotype import Genotype
 from dnas_ens.inference import predict_log_probs
+from dnas_ens.interleaving import Steps, exhaust
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.progress import Progress
-from dnas_ens.training import MemberSeeds, cosine_learning_rate, drop_path_at, require_finite, train_epoch
+from dnas_ens.training import (
+    MemberSeeds,
+    cosine_learning_rate,
+    drop_path_at,
+    require_finite,
+    train_epoch,
+    training_steps,
+)
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -112,6 +120,13 @@ class NetworkTraining(Generic[Model]):
         Raises:
             FloatingPointError: If the loss is not finite.
         """
+        # Dropout draws from the global stream; seeding it by epoch keeps a resumed training on the same path.
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(self._epoch_seed())
+            return exhaust(self.epoch_steps(progress))
+
+    def epoch_steps(self, progress: Progress | None = None) -> Steps[dict[str, float]]:
+        """Train one epoch, pausing after every step; what is not the network's own draws from the global stream."""
 
         def on_step(num_images: int) -> None:
             if progress is not None:
@@ -124,20 +139,25 @@ class NetworkTraining(Generic[Model]):
             group["lr"] = learning_rate
         if isinstance(self.network, Network):
             self.network.drop_path_probability = drop_path_at(self.recipe, self.epoch)
-        # Drop-path draws from the global stream; seeding it by epoch keeps a resumed run on the same path.
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
-            scalars = train_epoch(
-                self.network,
-                self.batches(),
-                self.optimizer,
-                self.recipe,
-                execution=self.execution,
-                on_step=on_step,
-            )
+            drop_path = torch.Generator(self.device).manual_seed(self._epoch_seed())
+            self.network.drop_path_generator = drop_path
+        scalars = yield from training_steps(
+            self.network,
+            self.batches(),
+            self.optimizer,
+            self.recipe,
+            execution=self.execution,
+            on_step=on_step,
+        )
+        if isinstance(self.network, Network):
+            # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
+            self.network.drop_path_generator = None
         require_finite(scalars, where=f"epoch {self.epoch + 1} of member {self.index}")
         self.epoch += 1
         return {**scalars, "learning_rate": learning_rate}
+
+    def _epoch_seed(self) -> int:
+        return self.seeds.augmentation + 1 + self.epoch
 
     def val_probs(self) -> np.ndarray:
         """Return probabilities (N, K) on the validation images, computed in float32."""

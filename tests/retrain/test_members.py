@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import shutil
+import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import random_genotype
-from dnas_ens.retrain.members import train_member, train_members
+from dnas_ens.retrain.members import train_in_turns, train_member, train_members
 from dnas_ens.retrain.training import MemberTraining
 from dnas_ens.search_space import DARTS_OPERATIONS
 
@@ -55,6 +57,49 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
     assert resumed["val_nll"] == description["val_nll"]
     lines = [json.loads(line) for line in (tmp_path / "members/1/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_members_trained_in_turns_are_those_trained_alone(few_digits, tmp_path):
+    recipe = replace(RECIPE, epochs=2)
+    genotypes = [genotype(0), genotype(1), genotype(0)]
+    alone = train_members(genotypes, few_digits, recipe, folder=tmp_path / "alone")
+    trainings = [MemberTraining(cells, few_digits, recipe, index=i) for i, cells in enumerate(genotypes)]
+    started = time.process_time()
+    train_in_turns(trainings, folder=tmp_path / "turns", num_members=3)
+    taken = time.process_time() - started
+    turns = train_members(genotypes, few_digits, recipe, folder=tmp_path / "turns")
+    for expected, found in zip(alone.state_dict().items(), turns.state_dict().items(), strict=True):
+        assert expected[0] == found[0]
+        assert torch.equal(expected[1], found[1])
+    # Every member's meter runs in its own turns alone.
+    seconds = [
+        json.loads((tmp_path / f"turns/members/{index}/member.json").read_text())["cpu_seconds"]
+        for index in range(3)
+    ]
+    assert 0.5 * taken < sum(seconds) <= taken
+    assert max(seconds) < 0.8 * taken
+    logged = (tmp_path / "turns/members/2/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in logged] == [1, 2]
+
+
+@pytest.mark.gpu
+def test_members_side_by_side_on_a_gpu(few_digits, tmp_path):
+    recipe = replace(RECIPE, epochs=2, precision="float32", layout="contiguous")
+    genotypes = [genotype(0), genotype(1), genotype(0)]
+    for name, workers, graph in (("alone", 1, False), ("side", 2, False), ("graphs", 3, True)):
+        folder = tmp_path / name
+        train_members(
+            genotypes,
+            few_digits,
+            replace(recipe, cuda_graph=graph),
+            device="cuda",
+            folder=folder,
+            workers=workers,
+        )
+        nlls = [json.loads((folder / f"members/{i}/member.json").read_text())["val_nll"] for i in range(3)]
+        if name == "alone":
+            expected = nlls
+        assert nlls == pytest.approx(expected, rel=0.05)
 
 
 def test_members_of_one_genotype_differ_by_their_seeds(few_digits):

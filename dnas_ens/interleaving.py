@@ -1,0 +1,52 @@
+"""Work that pauses after every step, so that several of it can go on in turns in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
+
+T = TypeVar("T")
+#: Pauses after every step; returns its result at the end.
+Steps = Generator[None, None, T]
+
+
+def exhaust(steps: Steps[T]) -> T:
+    """Do all the work at once and return its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+def in_turns(
+    works: Sequence[Steps[T]],
+    *,
+    context: Callable[[int], AbstractContextManager[object]] = lambda index: nullcontext(),
+) -> list[T]:
+    """Do a step of each work in turn until all are done.
+
+    Args:
+        works: What to do.
+        context: Gives what a step of the work of that number is done in, such as a CUDA stream.
+
+    Returns:
+        The results, in the order of the works. An exception of one ends all of them.
+    """
+    results: dict[int, T] = {}
+    try:
+        while len(results) < len(works):
+            for index, work in enumerate(works):
+                if index in results:
+                    continue
+                with context(index):
+                    try:
+                        next(work)
+                    except StopIteration as end:
+                        results[index] = end.value
+    finally:
+        for work in works:
+            work.close()
+    return [results[index] for index in range(len(works))]
