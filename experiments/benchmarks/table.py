@@ -38,6 +38,12 @@ def title(line: dict[str, Any]) -> str:
         return f"search step, {options['members']} members, {size}, C={options['channels']}{threads}"
     if line["benchmark"] == "retraining":
         return f"retraining, {options['data']}, C={options['channels']}{threads}"
+    if line["benchmark"] == "execution":
+        what = "a search step" if options["what"] == "search" else "retraining"
+        return f"layout and precision of {what}, {options['data']}, C={options['channels']}{threads}"
+    if line["benchmark"] == "side_by_side":
+        graph = ", CUDA graphs" if options["cuda_graph"] else ""
+        return f"members side by side, {options['data']}, C={options['channels']}{graph}{threads}"
     return "`python -m dnas_ens.search --help`"
 
 
@@ -52,11 +58,16 @@ def rows(lines: list[dict[str, Any]]) -> list[str]:
             memory = line.get("memory_ratios", {}).get(f"{ours} / {other}")
             seconds = [1000 * line["sides"][side]["seconds"]["median"] for side in (other, ours)]
             result.append(
-                f"| {name} | {other} | {seconds[0]:,.0f} | {seconds[1]:,.0f} | **{quotient['ratio']:.1f}×** "
-                f"({quotient['lower_quartile']:.1f} to {quotient['upper_quartile']:.1f}) | "
+                f"| {name} | {other} | {seconds[0]:,.0f} | {seconds[1]:,.0f} | **{_times(quotient['ratio'])}×** "
+                f"({_times(quotient['lower_quartile'])} to {_times(quotient['upper_quartile'])}) | "
                 f"{'' if memory is None else f'{memory:.2f}×'} | {env['time'][:10]}, {env['cpu']} |"
             )
     return result
+
+
+def _times(quotient: float) -> str:
+    # Sides that are close differ in the second digit.
+    return f"{quotient:.2f}" if 0.5 < quotient < 2 else f"{quotient:.1f}"
 
 
 def main(argv: list[str]) -> None:

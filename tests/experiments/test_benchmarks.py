@@ -108,6 +108,29 @@ def test_startup_appends_to_what_is_there(tmp_path):
     assert not result["sides"]["search --help"]["imports_torch"]
 
 
+@pytest.mark.parametrize(("what", "sides"), [("search", 2), ("retraining", 4)])
+def test_execution(tmp_path, what, sides):
+    output = tmp_path / "lines.jsonl"
+    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 2, "--num-cells", 3)
+    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
+    stdout, stderr = benchmark("execution", "--what", what, *tiny, *once)
+    result = check_line(stdout, output, name="execution")
+    check_comparison(result, ours="ours")
+    assert len(result["sides"]) == sides
+    assert "channels_last bfloat16 / ours" in stderr
+
+
+def test_side_by_side(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    tiny = ("--members", 2, "--channels", 2, "--batch-size", 512, "--batches", 3)
+    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
+    stdout, _ = benchmark("side_by_side", *tiny, *once)
+    result = check_line(stdout, output, name="side_by_side")
+    check_comparison(result, ours="one member")
+    # Three rounds of three steps are more than the epoch of two batches.
+    assert list(result["sides"]) == ["2 members", "one member"]
+
+
 def test_growth_writes_table_and_plot(tmp_path):
     output = tmp_path / "growth"
     once = ("--rounds", 1, "--warmup", 0, "--no-memory", "--threads", 1, "--output", output)
@@ -227,7 +250,7 @@ def test_the_table_holds_the_latest_line_of_each_kind(tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     text = output.read_text()
     row = (
-        "| retraining, digits, C=4, 2 threads | textbook | 600 | 200 | **3.0×** (1.0 to 9.0) | 0.50× | "
+        "| retraining, digits, C=4, 2 threads | textbook | 600 | 200 | **3.0×** (1.00 to 9.0) | 0.50× | "
         "2026-01-02, a processor |"
     )
     assert text.count("retraining") == 1
