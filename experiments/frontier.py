@@ -122,11 +122,7 @@ def of_ordered(
 ) -> list[Option]:
     """Return the options of the first 1, 2, ..., all members, in the order they were chosen in.
 
-    Args:
-        predictions: Of all members.
-        seconds: CPU seconds of each.
-        epochs: Epochs of each.
-        fixed_seconds: What is spent before the first, such as a search.
+    Arguments as in `of_exchangeable`.
     """
     return [
         option(

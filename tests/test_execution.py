@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config_fields import with_fields
+from dnas_ens.cost import CostMeter
 from dnas_ens.errors import UserError
 from dnas_ens.execution import PLAIN, Execution, candidates, fastest
 from dnas_ens.genotype import random_genotype
@@ -18,6 +19,7 @@ from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.retrain.training import MemberTraining
 from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.run import conclude
 from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -165,6 +167,8 @@ def test_a_measured_search_says_what_it_took(few_digits, tiny_search, capsys):
     buffers = [buffer.clone() for buffer in loop.supernet.buffers()]
     loop._settle_execution()
     assert f"taking {loop.steps.execution}\n" in capsys.readouterr().err
+    found = conclude(loop, recipe=RetrainConfig(), cost=CostMeter())
+    assert found.to_dict()["execution"] == loop.steps.execution.to_dict()
     # The trial is of a copy.
     assert all(map(torch.equal, before, loop.steps.weights))
     assert all(map(torch.equal, buffers, loop.supernet.buffers()))

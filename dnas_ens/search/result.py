@@ -32,6 +32,7 @@ class SearchResult:
         hypernetwork: The star; None for random deviations.
         temperature: Temperature of the hypernetwork's distributions at the end of the search.
         report: Scalars: discretisation gap, entropy, seconds, ensemble NLL with inherited weights.
+        execution: Layout and precision the supernet was computed in; empty where there was none.
     """
 
     config: SearchConfig
@@ -42,6 +43,7 @@ class SearchResult:
     hypernetwork: Hypernetwork | None = None
     temperature: float = 1.0
     report: dict[str, float] = field(default_factory=dict)
+    execution: dict[str, str | bool] = field(default_factory=dict)
 
     @property
     def genotypes(self) -> list[Genotype]:
@@ -103,6 +105,7 @@ class SearchResult:
             "temperature": self.temperature,
             "curve": None if self.curve is None else self.curve.to_dict(),
             "report": self.report,
+            "execution": self.execution,
         }
 
     @classmethod
@@ -116,4 +119,5 @@ class SearchResult:
             curve=None if entry["curve"] is None else DiversityCurve(**entry["curve"]),
             temperature=entry["temperature"],
             report=entry["report"],
+            execution=entry.get("execution", {}),
         )

@@ -164,6 +164,7 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
         hypernetwork=loop.star.hypernetwork,
         temperature=loop.star.natural_temperature,
         report=report,
+        execution=loop.steps.execution.to_dict(),
     )
 
 

@@ -81,6 +81,13 @@ def read_lines(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def append_line(file: Path, record: object) -> None:
+    """Append a record to a .jsonl file; its folder is made if need be."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
 def other_settings(place: Path, what: object, option: str) -> UserError:
     """Return the error for results that are not of the settings that are asked for.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.batchnorm_sharing.worker import run_search, run_training
-from studies.records import other_settings, read_lines
+from studies.records import append_line, other_settings, read_lines
 
 
 class Records:
@@ -34,8 +33,7 @@ class Records:
 
     def add(self, record: dict[str, Any]) -> None:
         """Keep a record, in the file first."""
-        with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.file, record)
         self._keep(record)
 
     def _keep(self, record: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from dnas_ens.genotype import Genotype
 from studies.diversity_sweep.choosing import to_retrain
 from studies.diversity_sweep.options import BASE_SETTING, SETTINGS, STEERED, Study
 from studies.diversity_sweep.searching import Unit, run_search, run_training
-from studies.records import other_settings, read_lines
+from studies.records import append_line, other_settings, read_lines
 
 Task = Callable[[], Unit]
 
@@ -44,9 +43,7 @@ class Records:
         place = self.predictions(record)
         place.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(place, **predictions)  # type: ignore[arg-type]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        append_line(self.file, record)
         self._keep(record)
 
     def predictions(self, record: dict[str, Any]) -> Path:
