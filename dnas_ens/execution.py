@@ -21,7 +21,8 @@ LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 #: Settings that leave the choice open: AUTO measures on a GPU alone.
 AUTO, MEASURED = "auto", "measured"
-_WARM_UP, _ROUNDS = 2, 5
+#: Steps of a trial; the first ones are slow, and a CUDA graph is not recorded before the fourth.
+_WARM_UP, _ROUNDS = 5, 5
 
 Module = TypeVar("Module", bound=nn.Module)
 

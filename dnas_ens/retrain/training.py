@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -25,7 +27,6 @@ from dnas_ens.training import (
     cosine_learning_rate,
     drop_path_at,
     require_finite,
-    train_epoch,
     training_steps,
 )
 
@@ -97,8 +98,10 @@ class NetworkTraining(Generic[Model]):
             network = execution.place_module(copy.deepcopy(self.network), self.device)
             optimizer = self._new_optimizer(network)
             first = self.train_split.subset(torch.arange(min(self.recipe.batch_size, len(self.train_split))))
-            batch = [(self.augmentation.normalise(first.images), first.labels)]
-            return lambda: train_epoch(network, batch, optimizer, self.recipe, execution=execution)
+            batch = self.augmentation.normalise(first.images), first.labels
+            endless = itertools.repeat(batch)
+            steps = training_steps(network, endless, optimizer, self.recipe, execution=execution)
+            return partial(next, steps)
 
         if len(self._open_choices) > 1:
             self._execute(fastest(self._open_choices, build_step, device=self.device))

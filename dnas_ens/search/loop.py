@@ -130,7 +130,7 @@ class SearchLoop:
                 supernet.zero_grad(set_to_none=True)
                 logits.float().logsumexp(-1).mean().backward()
 
-            return step
+            return execution.graphed(step, self.device)
 
         if len(self._open_choices) > 1:
             self._execute(fastest(self._open_choices, build_step, device=self.device))
