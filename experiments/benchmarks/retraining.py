@@ -8,7 +8,8 @@ augmentation. Two sides:
 
 - textbook: torch's DataLoader with worker processes over PIL images, torchvision's RandomCrop, flip where the data
   allow it, ToTensor and Normalize, contiguous fp32, PyTorch's own depthwise gradients. Workers stay between rounds.
-- ours: uint8 images on the device, augmented a batch at a time, channels_last, as ``dnas_ens.retrain`` does.
+- ours: uint8 images on the device, augmented a batch at a time, channels_last, as ``dnas_ens.retrain`` does;
+  --precision, --layout and --cuda-graph as a GPU wants it.
 
 A round is a limited number of batches from freshly shuffled images. Rounds of both are timed in turn in one process;
 peak memory is that of the training process alone, without the DataLoader's workers. Two minutes on two CPU cores.
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from timing import Side, TrainingOptions, measure, report, require_from, spread, tell, tell_sides, timed
+from timing import ExecutedOptions, Side, measure, report, require_from, spread, tell, tell_sides, timed
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import require
@@ -42,7 +43,7 @@ OURS, TEXTBOOK = "ours", "textbook"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retraining(TrainingOptions):
+class Retraining(ExecutedOptions):
     """Options of the benchmark."""
 
     data: str = "digits"
@@ -180,7 +181,7 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     )
     network.to(device)
     if side == OURS:
-        network.to(memory_format=torch.channels_last)
+        options.execution.place_module(network, device)
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=recipe.learning_rate,
@@ -203,7 +204,8 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
             augmentation_generator=augmentation_generator,
             drop_last=True,
         )
-        return train_epoch(network, itertools.islice(batches, options.batches), optimizer, recipe)
+        first = itertools.islice(batches, options.batches)
+        return train_epoch(network, first, optimizer, recipe, execution=options.execution)
 
     return timed(train_ours, device)
 

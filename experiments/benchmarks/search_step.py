@@ -10,7 +10,8 @@ members' mixture weights, and that with respect to the supernet's weights. No op
   over all B images. Its work on images is m times that of the others.
 - textbook, same images: the same, each pass over the member's own B / m images. This is the strict comparison: work
   and images are equal.
-- ours: the fast supernet, channels_last, one pass over B images in m slices, parameters frozen for the architecture.
+- ours: the fast supernet, channels_last, one pass over B images in m slices, parameters frozen for the architecture;
+  with --precision bfloat16 and --cuda-graph as a GPU wants it.
 
 The textbook runs backward after each pass, which is the least memory it can take; --one-graph keeps the graphs of all
 passes until the end, as an objective that compares members needs it. Sides are timed in turn in one process; peak
@@ -20,11 +21,11 @@ memory is taken of each alone in a process of its own. Two to four minutes on tw
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from timing import Side, TrainingOptions, measure, report, require_from, tell, tell_sides, timed
+from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
 
 from dnas_ens.cli import parse, pop_option, run_main
 from dnas_ens.config import require
@@ -32,6 +33,8 @@ from dnas_ens.config import require
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+    from dnas_ens.execution import Execution
 
 OURS, SAME_IMAGES, WHOLE_BATCH = "ours", "textbook, same images", "textbook, whole batch"
 NUM_CLASSES = 10
@@ -42,7 +45,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchStep(TrainingOptions):
+class SearchStep(ExecutedOptions):
     """Options of the benchmark."""
 
     image_size: int
@@ -62,6 +65,11 @@ class SearchStep(TrainingOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.layout == "channels_last",
+            "The fast supernet is computed channels_last.",
+            "Leave --layout out.",
+        )
         require_from(1, self, "image_size", "in_channels", "channels", "batch_size", "members", "num_cells")
         require(
             self.batch_size % self.members == 0,
@@ -72,6 +80,29 @@ class SearchStep(TrainingOptions):
 
 def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
     """Return the timed step of a side, on a supernet and images of its own."""
+    if side == OURS:
+        step = our_step_of(options, device)
+        return timed(options.execution.graphed(step, device), device)
+    supernet, images, labels, mixtures = _inputs(options, device, fast=False)
+    share = options.members if side == SAME_IMAGES else 1
+    repeats = options.members // share
+    batches = list(zip(images.chunk(share) * repeats, labels.chunk(share) * repeats, strict=True))
+    return timed(lambda: textbook_step(supernet, batches, mixtures, one_graph=options.one_graph), device)
+
+
+def our_step_of(options: SearchStep, device: torch.device) -> Callable[[], None]:
+    """Return our step, on a supernet and images of its own."""
+    supernet, images, labels, mixtures = _inputs(options, device, fast=True)
+    execution = options.execution
+    images = execution.place(images)
+    execution.place_module(supernet, device)
+    return lambda: our_step(supernet, images, labels, mixtures, execution)
+
+
+def _inputs(
+    options: SearchStep, device: torch.device, *, fast: bool
+) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor]:
+    """Return a supernet, random images and labels, and the members' mixture weights."""
     import torch
 
     from dnas_ens.nn.fast_supernet import FastSupernet
@@ -81,7 +112,7 @@ def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
 
     torch.manual_seed(0)
     space = SearchSpace.for_stack(options.num_cells, operations=DARTS_OPERATIONS, num_nodes=4)
-    form = FastSupernet if side == OURS else Supernet
+    form = FastSupernet if fast else Supernet
     supernet = form(
         space,
         num_cells=options.num_cells,
@@ -95,14 +126,7 @@ def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
     images = torch.randn(shape, generator=generator).to(device)
     labels = torch.randint(NUM_CLASSES, (options.batch_size,), generator=generator).to(device)
     mixtures = torch.randn(options.members, *space.shape, generator=generator).softmax(-1).to(device)
-    if side == OURS:
-        supernet.to(memory_format=torch.channels_last)
-        images = images.contiguous(memory_format=torch.channels_last)
-        return timed(lambda: our_step(supernet, images, labels, mixtures), device)
-    share = options.members if side == SAME_IMAGES else 1
-    repeats = options.members // share
-    batches = list(zip(images.chunk(share) * repeats, labels.chunk(share) * repeats, strict=True))
-    return timed(lambda: textbook_step(supernet, batches, mixtures, one_graph=options.one_graph), device)
+    return supernet, images, labels, mixtures
 
 
 def textbook_step(
@@ -138,17 +162,24 @@ def textbook_step(
                 loss.backward()
 
 
-def our_step(supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor) -> None:
-    """Take both gradients with one pass each, as ``dnas_ens.search.loop`` does."""
+def our_step(
+    supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor, execution: Execution
+) -> None:
+    """Take both gradients with one pass each, as ``dnas_ens.search.steps`` does."""
     import torch
     import torch.nn.functional as F
 
+    def loss(weights: Tensor) -> Tensor:
+        with execution.autocast(images.device):
+            logits = supernet(images, weights)
+        return F.cross_entropy(logits.float(), labels)
+
     leaf = mixtures.clone().requires_grad_()
     supernet.requires_grad_(False)
-    torch.autograd.grad(F.cross_entropy(supernet(images, leaf), labels), leaf)
+    torch.autograd.grad(loss(leaf), leaf)
     supernet.requires_grad_(True)
     supernet.zero_grad(set_to_none=True)
-    F.cross_entropy(supernet(images, mixtures), labels).backward()
+    loss(mixtures).backward()
 
 
 def main(argv: list[str]) -> None:

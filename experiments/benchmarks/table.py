@@ -32,18 +32,26 @@ class Table:
 def title(line: dict[str, Any]) -> str:
     """Return what a line measured, in words."""
     options = line["options"]
-    threads = f", {line['threads']} thread{'s' * (line['threads'] > 1)}" if "threads" in line else ""
+    # As our side is computed where that is not the default.
+    ways = [options.get(name) for name in ("layout", "precision")]
+    ways = [way for way in ways if way not in (None, "channels_last", "float32")]
+    ways += ["CUDA graph"] if options.get("cuda_graph") else []
+    if "threads" in line:
+        ways.append(f"{line['threads']} thread{'s' * (line['threads'] > 1)}")
+    how = "".join(f", {way}" for way in ways)
     if line["benchmark"] == "search_step":
         size = f"{options['image_size']}×{options['image_size']}"
-        return f"search step, {options['members']} members, {size}, C={options['channels']}{threads}"
+        return f"search step, {options['members']} members, {size}, C={options['channels']}{how}"
     if line["benchmark"] == "retraining":
-        return f"retraining, {options['data']}, C={options['channels']}{threads}"
+        return f"retraining, {options['data']}, C={options['channels']}{how}"
     if line["benchmark"] == "execution":
         what = "a search step" if options["what"] == "search" else "retraining"
-        return f"layout and precision of {what}, {options['data']}, C={options['channels']}{threads}"
+        return f"layout and precision of {what}, {options['data']}, C={options['channels']}{how}"
+    if line["benchmark"] == "floor":
+        size = f"{options['image_size']}×{options['image_size']}"
+        return f"search step and its floor, {size}, C={options['channels']}{how}"
     if line["benchmark"] == "side_by_side":
-        graph = ", CUDA graphs" if options["cuda_graph"] else ""
-        return f"members side by side, {options['data']}, C={options['channels']}{graph}{threads}"
+        return f"members side by side, {options['data']}, C={options['channels']}{how}"
     return "`python -m dnas_ens.search --help`"
 
 

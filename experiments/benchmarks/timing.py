@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from dnas_ens.execution import Execution
 
 T = TypeVar("T")
 #: A side of a comparison: runs once and says how many seconds it took.
@@ -71,6 +73,25 @@ class TrainingOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_from(1, self, "memory_steps", *(["threads"] if self.threads is not None else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutedOptions(TrainingOptions):
+    """Options of the benchmarks in which our side can be computed in several ways."""
+
+    layout: Literal["channels_last", "contiguous"] = "channels_last"
+    """Memory layout of our side."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of our side; bfloat16 is autocast."""
+    cuda_graph: bool = False
+    """Replay the steps of our side as CUDA graphs."""
+
+    @property
+    def execution(self) -> Execution:
+        """How our side is computed."""
+        from dnas_ens.execution import Execution
+
+        return Execution(layout=self.layout, precision=self.precision, cuda_graph=self.cuda_graph)
 
 
 def require_from(least: int, options: object, *names: str) -> None:
@@ -269,7 +290,7 @@ def report(script: str, argv: Sequence[str], options: Options, results: Mapping[
     """
     from dnas_ens.environment import environment
 
-    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    settings = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
     env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])
     line = json.dumps(
         {

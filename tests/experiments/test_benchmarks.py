@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
 
@@ -118,6 +119,35 @@ def test_execution(tmp_path, what, sides):
     check_comparison(result, ours="ours")
     assert len(result["sides"]) == sides
     assert "channels_last bfloat16 / ours" in stderr
+
+
+def test_bytes_of_known_operations(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    moved_bytes = importlib.import_module("floor").moved_bytes
+    values, other = torch.zeros(3, 5), torch.zeros(3, 5)
+
+    def step():
+        # A view and memory that is only reserved move nothing; a sum of two reads both and writes a third;
+        # in place it writes one of the two.
+        values.t()
+        values + other
+        values.add_(other)
+        torch.empty_like(values)
+
+    total, by_operation = moved_bytes(step)
+    assert by_operation == {"add": 3 * 60, "add_": 2 * 60}
+    assert total == 300
+
+
+def test_floor(tmp_path):
+    output = tmp_path / "lines.jsonl"
+    tiny = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
+    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
+    stdout, _ = benchmark("floor", *tiny, *once, "--profile", tmp_path / "profile.txt")
+    result = check_line(stdout, output, name="floor")
+    check_comparison(result, ours="ours")
+    assert result["bytes"] == sum(result["by_operation"].values()) > 0
+    assert "convolution" in (tmp_path / "profile.txt").read_text()
 
 
 def test_side_by_side(tmp_path):
