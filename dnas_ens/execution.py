@@ -137,20 +137,24 @@ def fastest(
 ) -> Execution:
     """Return the choice whose step takes the least time, all timed in turn; one choice is not timed.
 
-    The trial draws no random numbers from the global stream and says on stderr what it measured.
+    The trial draws no random numbers from the global stream and says on stderr what it measured. A choice that fails
+    is left out, and said to be.
 
     Args:
         choices: At least one.
         build_step: Gives one step of a network that is thrown away afterwards.
         device: Where it is computed.
         rounds: Timed steps of every choice; the median counts.
+
+    Raises:
+        RuntimeError: All choices fail.
     """
     if len(choices) == 1:
         return choices[0]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         seconds = _step_seconds(choices, build_step, device=device, rounds=rounds)
-    chosen = min(choices, key=lambda choice: seconds[choice])
-    measured = ", ".join(f"{choice} {1000 * seconds[choice]:.1f} ms" for choice in choices)
+    chosen = min(seconds, key=lambda choice: seconds[choice])
+    measured = ", ".join(f"{choice} {1000 * taken:.1f} ms" for choice, taken in seconds.items())
     print(f"measured a step: {measured}; taking {chosen}", file=sys.stderr, flush=True)
     return chosen
 
@@ -162,16 +166,27 @@ def _step_seconds(
     device: torch.device,
     rounds: int,
 ) -> Mapping[Execution, float]:
-    steps = {choice: build_step(choice) for choice in choices}
-    taken: dict[Execution, list[float]] = {choice: [] for choice in choices}
-    for number in range(_WARM_UP + rounds):
+    steps: dict[Execution, Callable[[], object]] = {}
+    for choice in choices:
+        try:
+            steps[choice] = build_step(choice)
+            for _ in range(_WARM_UP):
+                steps[choice]()
+            _wait_for(device)
+        except RuntimeError as error:
+            # A device may lack kernels for a layout or precision, or the memory; another choice may have both.
+            steps.pop(choice, None)
+            if choice == choices[-1] and not steps:
+                raise
+            print(f"{choice} does not run here: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    taken: dict[Execution, list[float]] = {choice: [] for choice in steps}
+    for _ in range(rounds):
         for choice, step in steps.items():
             _wait_for(device)
             start = time.perf_counter()
             step()
             _wait_for(device)
-            if number >= _WARM_UP:
-                taken[choice].append(time.perf_counter() - start)
+            taken[choice].append(time.perf_counter() - start)
     return {choice: statistics.median(values) for choice, values in taken.items()}
 
 

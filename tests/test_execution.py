@@ -1,5 +1,6 @@
 import copy
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,22 @@ def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
     assert torch.equal(torch.get_rng_state(), state)
     assert built == [slow, fast]
     assert f"taking {fast}" in capsys.readouterr().err
+
+
+def test_a_choice_that_fails_is_left_out(capsys):
+    works, fails = candidates(layout="auto", precision="measured", device=CPU)
+
+    def build_step(choice):
+        def step():
+            if choice == fails:
+                raise RuntimeError("no kernel for it\nand more")
+
+        return step
+
+    assert fastest([works, fails], build_step, device=CPU) == works
+    assert f"{fails} does not run here: no kernel for it\n" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="no kernel"):
+        fastest([fails, replace(fails, layout="contiguous")], lambda _: build_step(fails), device=CPU)
 
 
 def test_a_single_choice_is_not_timed(capsys):
