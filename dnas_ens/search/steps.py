@@ -43,7 +43,7 @@ class SearchSteps:
         execution: How the supernet is computed.
 
     Attributes:
-        totals: Sums over steps since ``reset``, scalars that stay on the device.
+        totals: Sums over the steps of an epoch, scalars that stay on the device.
     """
 
     config: SearchConfig
