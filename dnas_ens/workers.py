@@ -30,40 +30,51 @@ def worker_pool(num_workers: int) -> Iterator[Pool]:
 
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
-    with _interrupts_ignored():
-        pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
+    pool = None
     try:
+        with _interrupts_held():
+            pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
         yield pool
         # A worker that is terminated leaves its semaphores behind; with nothing left to do it ends by itself.
         pool.close()
     except BaseException:
-        pool.terminate()
+        if pool is not None:
+            pool.terminate()
         raise
     finally:
-        pool.join()
+        if pool is not None:
+            pool.join()
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Ignore Ctrl-C for a moment: what is started meanwhile ignores it for good.
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block; what is started in it does not hear it at all.
 
     A terminal sends Ctrl-C to the workers, too. One that dies of it while it still imports would be replaced while the
-    pool is being ended, which may hang.
+    pool is being ended, which may hang. Workers inherit that it is blocked, and ignore it once they have begun.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield  # only the main thread may say what a signal does
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    held = []
+    # Blocked for this thread and its children; another thread may still take it, for which there is the handler.
+    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         signal.signal(signal.SIGINT, before)
+    if held:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _begin(num_threads: int) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(num_threads)
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()

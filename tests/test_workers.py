@@ -25,8 +25,32 @@ if __name__ == "__main__":
 """
 
 
+INTERRUPTED = """
+import multiprocessing, os, signal, threading
+from dnas_ens.workers import worker_pool
+
+def interrupt():
+    while not multiprocessing.active_children():
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    try:
+        with worker_pool(3) as pool:
+            print("the pool is there")
+            pool.map(print, range(3))
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(len(multiprocessing.active_children()))
+"""
+
+
 def threads_of_worker(_):
-    return torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return torch.get_num_threads(), ignored and signal.SIGINT not in blocked
 
 
 def progress_of_worker(_):
@@ -66,6 +90,16 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.1)
+
+
+def test_ctrl_c_while_workers_start_is_heard(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    found = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert found.stdout.splitlines()[-2:] == ["interrupted", "0"], found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def is_running(pid):
