@@ -112,8 +112,8 @@ def test_startup_appends_to_what_is_there(tmp_path):
 @pytest.mark.parametrize(("what", "sides"), [("search", 2), ("retraining", 4)])
 def test_execution(tmp_path, what, sides):
     output = tmp_path / "lines.jsonl"
-    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 2, "--num-cells", 3)
-    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
+    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1)
+    once = ("--rounds", 1, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
     stdout, stderr = benchmark("execution", "--what", what, *tiny, *once)
     result = check_line(stdout, output, name="execution")
     check_comparison(result, ours="ours")
