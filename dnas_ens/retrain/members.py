@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
@@ -255,6 +256,9 @@ def _train_side_by_side(
     workers = min(workers or torch.get_num_threads(), len(unfinished))
     if workers < 2:
         return
+    # Sending a tensor to a process moves it to shared memory, under the NumPy arrays that look at it: labels that
+    # someone holds would become whatever comes to lie in the old place. So a copy is sent.
+    data = copy.deepcopy(data)
     tasks = [(genotypes[index], data, recipe, index, folder, len(genotypes)) for index in unfinished]
     with worker_pool(workers) as pool:
         for _ in pool.imap_unordered(_train_task, tasks):

@@ -82,6 +82,18 @@ def test_members_trained_in_turns_are_those_trained_alone(few_digits, tmp_path):
     assert [json.loads(line)["epoch"] for line in logged] == [1, 2]
 
 
+def test_arrays_that_look_at_the_data_outlive_side_by_side_training(few_digits, tmp_path):
+    labels = few_digits.val.labels.numpy()
+    expected = labels.copy()
+    train_members(
+        [genotype(0), genotype(1)], few_digits, replace(RECIPE, epochs=1), folder=tmp_path, workers=2
+    )
+    # Else their memory would have been freed: reading it is undefined, so that is what has to be seen first.
+    assert not few_digits.val.labels.is_shared()
+    assert few_digits.val.labels.numpy().ctypes.data == labels.ctypes.data
+    assert np.array_equal(labels, expected)
+
+
 @pytest.mark.gpu
 def test_members_side_by_side_on_a_gpu(few_digits, tmp_path):
     recipe = replace(RECIPE, epochs=2, precision="float32", layout="contiguous")
