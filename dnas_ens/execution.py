@@ -43,7 +43,7 @@ class Execution:
     cuda_graph: bool = False
 
     def __str__(self) -> str:
-        return f"{self.layout} {self.precision}"
+        return f"{self.layout} {self.precision}" + (" CUDA graph" if self.cuda_graph else "")
 
     def graphed(
         self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 #: Pauses after every step; returns its result at the end.
@@ -50,3 +53,17 @@ def in_turns(
         for work in works:
             work.close()
     return [results[index] for index in range(len(works))]
+
+
+def on_streams(device: torch.device, count: int) -> Callable[[int], AbstractContextManager[object]]:
+    """Return the context of each of several works: on a GPU a stream of its own, elsewhere nothing.
+
+    What was given to the GPU before is waited for, since other streams would not.
+    """
+    if device.type != "cuda":
+        return lambda index: nullcontext()
+    import torch
+
+    streams = [torch.cuda.Stream(device) for _ in range(count)]
+    torch.cuda.synchronize(device)
+    return lambda index: torch.cuda.stream(streams[index])

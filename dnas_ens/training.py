@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.execution import PLAIN, Execution
-from dnas_ens.interleaving import Steps, exhaust
+from dnas_ens.interleaving import Steps
 from dnas_ens.nn.network import Network
 
 
@@ -42,6 +42,8 @@ def training_steps(
     on_step: Callable[[int], None] | None = None,
 ) -> Steps[dict[str, float]]:
     """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches, pausing after each.
+
+    ``exhaust`` of it trains without a pause.
 
     Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
 
@@ -95,19 +97,6 @@ def training_steps(
         "train_loss": float(total_loss) / max(1, num_images),
         "train_accuracy": float(hits) / max(1, num_images),
     }
-
-
-def train_epoch(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    recipe: RetrainConfig,
-    *,
-    execution: Execution = PLAIN,
-    on_step: Callable[[int], None] | None = None,
-) -> dict[str, float]:
-    """Train a classifier over the given batches at once; arguments and result as in ``training_steps``."""
-    return exhaust(training_steps(network, batches, optimizer, recipe, execution=execution, on_step=on_step))
 
 
 def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
-from dnas_ens.interleaving import Steps, exhaust, in_turns
+from dnas_ens.interleaving import Steps, exhaust, in_turns, on_streams
 from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
 from dnas_ens.progress import Progress
@@ -244,13 +243,11 @@ def _train_side_by_side(
                 MemberTraining(genotypes[index], data, recipe, index=index, device=device)
                 for index in unfinished[first : first + workers]
             ]
-            streams = [torch.cuda.Stream(device) for _ in trainings]
-            torch.cuda.synchronize(device)
             train_in_turns(
                 trainings,
                 folder=folder,
                 num_members=len(genotypes),
-                context=partial(_on_stream, streams),
+                context=on_streams(device, len(trainings)),
             )
         return
     workers = min(workers or torch.get_num_threads(), len(unfinished))
@@ -263,10 +260,6 @@ def _train_side_by_side(
     with worker_pool(workers) as pool:
         for _ in pool.imap_unordered(_train_task, tasks):
             pass
-
-
-def _on_stream(streams: Sequence[torch.cuda.Stream], number: int) -> AbstractContextManager[object]:
-    return torch.cuda.stream(streams[number])
 
 
 def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int]) -> None:

@@ -18,12 +18,13 @@ from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype, random_deviation
 from dnas_ens.inference import predict_log_probs, recalibrate
+from dnas_ens.interleaving import exhaust
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.draws import Draw
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.training import train_epoch
+from dnas_ens.training import training_steps
 
 #: How often the pool is drawn more densely before it is declared too small.
 _DENSER = (1, 2, 4, 8)
@@ -201,7 +202,7 @@ def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) ->
             augmentation_generator=loop.generators["augmentation"],
             drop_last=True,
         )
-        train_epoch(network, batches, optimizer, recipe)
+        exhaust(training_steps(network, batches, optimizer, recipe))
         schedule.step()
 
 

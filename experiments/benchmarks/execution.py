@@ -134,9 +134,7 @@ def _retraining_round(
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,
-        layout=execution.layout,
-        precision=execution.precision,
-        cuda_graph=execution.cuda_graph,
+        **execution.to_dict(),
     )
     genotype = random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS)
     training = MemberTraining(genotype, data, recipe, index=0, device=device)

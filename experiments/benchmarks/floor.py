@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from search_step import OURS, SETTINGS, SearchStep, our_step_of
+from search_step import OURS, SearchStep, our_step_of, parse_setting
 from timing import MEBIBYTE, Side, in_fresh_process, measure, prepare, report, tell, tell_sides, timed
 
-from dnas_ens.cli import parse, pop_option, run_main
+from dnas_ens.cli import run_main
 
 if TYPE_CHECKING:
     import torch
@@ -118,17 +118,8 @@ def profile(options: Floor) -> str:
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
-    options = parse(
-        Floor,
-        rest,
-        prog="python experiments/benchmarks/floor.py",
-        description=(__doc__ or "")
-        + " Also: --setting {"
-        + ",".join(SETTINGS)
-        + "}, the defaults of the sizes.",
-        default=Floor(**SETTINGS[setting]),
-        extra_options=["--setting"],
+    setting, options = parse_setting(
+        Floor, argv, prog="python experiments/benchmarks/floor.py", description=__doc__ or ""
     )
     total, by_operation = in_fresh_process(_count, options)
     tell(f"one step of the search, {setting}: {total / MEBIBYTE:,.0f} MiB read and written")

@@ -151,10 +151,11 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     from dnas_ens.config_fields import with_fields
     from dnas_ens.data import Augmentation, iterate_batches, load_data
     from dnas_ens.genotype import random_genotype
+    from dnas_ens.interleaving import exhaust
     from dnas_ens.nn.network import Network
     from dnas_ens.nn.stack import SMALL_IMAGE
     from dnas_ens.search_space import DARTS_OPERATIONS
-    from dnas_ens.training import train_epoch
+    from dnas_ens.training import training_steps
 
     recipe = with_fields(
         retrain_preset(),
@@ -205,7 +206,7 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
             drop_last=True,
         )
         first = itertools.islice(batches, options.batches)
-        return train_epoch(network, first, optimizer, recipe, execution=options.execution)
+        return exhaust(training_steps(network, first, optimizer, recipe, execution=options.execution))
 
     return timed(train_ours, device)
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
 
@@ -76,6 +76,9 @@ class SearchStep(ExecutedOptions):
             f"{self.members} members do not divide a batch of {self.batch_size} images.",
             "Give --batch-size a multiple of --members.",
         )
+
+
+Step = TypeVar("Step", bound=SearchStep)
 
 
 def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
@@ -182,19 +185,24 @@ def our_step(
     loss(mixtures).backward()
 
 
+def parse_setting(kind: type[Step], argv: list[str], *, prog: str, description: str) -> tuple[str, Step]:
+    """Parse options whose sizes default to those of --setting; returns its name and the options."""
+    setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
+    also = " Also: --setting {" + ",".join(SETTINGS) + "}, the defaults of the sizes."
+    return setting, parse(
+        kind,
+        rest,
+        prog=prog,
+        description=description + also,
+        default=kind(**SETTINGS[setting]),
+        extra_options=["--setting"],
+    )
+
+
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
-    options = parse(
-        SearchStep,
-        rest,
-        prog="python experiments/benchmarks/search_step.py",
-        description=(__doc__ or "")
-        + " Also: --setting {"
-        + ",".join(SETTINGS)
-        + "}, the defaults of the sizes.",
-        default=SearchStep(**SETTINGS[setting]),
-        extra_options=["--setting"],
+    setting, options = parse_setting(
+        SearchStep, argv, prog="python experiments/benchmarks/search_step.py", description=__doc__ or ""
     )
     tell(f"one step of the search, {setting}: {options.members} members, batch {options.batch_size}")
     results = measure(build_step, options, (WHOLE_BATCH, SAME_IMAGES, OURS), ours=OURS)

@@ -9,12 +9,14 @@ M times as long; on a CPU in one process they cannot (there, members are trained
 
 from __future__ import annotations
 
+import itertools
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from timing import Side, TrainingOptions, measure, report, require_from, tell, tell_sides, timed
+from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config_fields import with_fields
@@ -23,11 +25,14 @@ from dnas_ens.presets import retrain_preset
 if TYPE_CHECKING:
     import torch
 
+    from dnas_ens.interleaving import Steps
+    from dnas_ens.retrain.training import MemberTraining
+
 ONE = "one member"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideBySide(TrainingOptions):
+class SideBySide(ExecutedOptions):
     """Options of the benchmark."""
 
     data: str = "digits"
@@ -42,8 +47,6 @@ class SideBySide(TrainingOptions):
     """B."""
     batches: int = 8
     """Steps of each member in a round."""
-    cuda_graph: bool = False
-    """Replay steps as CUDA graphs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,12 +55,9 @@ class SideBySide(TrainingOptions):
 
 def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
     """Return the timed round of a side, with networks of its own."""
-    from contextlib import nullcontext
-
-    import torch
-
     from dnas_ens.data import load_data
     from dnas_ens.genotype import random_genotype
+    from dnas_ens.interleaving import in_turns, on_streams
     from dnas_ens.retrain.training import MemberTraining
     from dnas_ens.search_space import DARTS_OPERATIONS
 
@@ -67,7 +67,7 @@ def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,
-        cuda_graph=options.cuda_graph,
+        **options.execution.to_dict(),
     )
     trainings = [
         MemberTraining(
@@ -79,20 +79,17 @@ def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
         )
         for index in range(1 if side == ONE else options.members)
     ]
-    contexts = [
-        torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()
-        for _ in trainings
-    ]
-    epochs = [training.epoch_steps() for training in trainings]
+    context = on_streams(device, len(trainings))
 
-    def round_of_steps() -> None:
-        for _ in range(options.batches):
-            for index, training in enumerate(trainings):
-                with contexts[index]:
-                    if next(epochs[index], "through") == "through":
-                        epochs[index] = training.epoch_steps()
+    def endless_steps(training: MemberTraining) -> Iterator[None]:
+        while True:
+            yield from training.epoch_steps()
 
-    return timed(round_of_steps, device)
+    def some(steps: Iterator[None]) -> Steps[None]:
+        yield from itertools.islice(steps, options.batches)
+
+    members = [endless_steps(training) for training in trainings]
+    return timed(lambda: in_turns([some(steps) for steps in members], context=context), device)
 
 
 def main(argv: list[str]) -> None:

@@ -79,9 +79,10 @@ def _train_snapshots(comparison: Comparison) -> tuple[Predictions, dict[str, flo
     from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
     from dnas_ens.evaluate.predictions import Predictions
     from dnas_ens.inference import predict_log_probs
+    from dnas_ens.interleaving import exhaust
     from dnas_ens.progress import Progress
     from dnas_ens.retrain.training import MemberTraining
-    from dnas_ens.training import drop_path_at, train_epoch
+    from dnas_ens.training import drop_path_at, training_steps
 
     cost = CostMeter()
     cycles, recipe = comparison.num_members, comparison.recipe
@@ -108,13 +109,15 @@ def _train_snapshots(comparison: Comparison) -> tuple[Predictions, dict[str, flo
                 recorder.step()
                 progress.step()
 
-            scalars = train_epoch(
-                training.network,
-                training.batches(),
-                training.optimizer,
-                recipe,
-                execution=training.execution,
-                on_step=on_step,
+            scalars = exhaust(
+                training_steps(
+                    training.network,
+                    training.batches(),
+                    training.optimizer,
+                    recipe,
+                    execution=training.execution,
+                    on_step=on_step,
+                )
             )
             progress.epoch(epoch + 1, **scalars)
     seconds = cost.seconds()
