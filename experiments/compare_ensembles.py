@@ -11,7 +11,8 @@ training cost, where each method splits its budget between members and epochs as
 a table at our own cost. Several run folders are search seeds of one configuration: figures are then mean ± standard
 deviation over them. The published comparison is EdgeNES's on CIFAR-100, see ``neural_ensemble_search.py``.
 Cost: about 65 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
-another epoch count about 25 trainings of that length. What is finished is kept: run it again after an interruption.
+another epoch count about 25 trainings of that length. What is finished is kept, predictions too: run it again after an
+interruption, or with more methods.
 """
 
 from __future__ import annotations

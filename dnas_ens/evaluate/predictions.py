@@ -55,6 +55,7 @@ class Predictions:
             where unknown or there was none.
         search_gpu_seconds: Its GPU seconds.
         device: Where inference was timed, in words.
+        source: What they are of, as ``predict_folder`` notes it; empty where unknown, and for some or other members.
     """
 
     val_probs: np.ndarray
@@ -71,6 +72,7 @@ class Predictions:
     search_cpu_seconds: float | None = None
     search_gpu_seconds: float | None = None
     device: str = ""
+    source: str = ""
 
     @property
     def num_members(self) -> int:
@@ -103,6 +105,7 @@ class Predictions:
             val_probs=self.val_probs[chosen],
             test_probs=self.test_probs[chosen],
             weights=normalise_weights(weights, len(chosen)).tolist(),
+            source="",
             **fields,
         )
 
@@ -131,6 +134,7 @@ class Predictions:
             val_probs=np.concatenate([self.val_probs, other.val_probs]),
             test_probs=np.concatenate([self.test_probs, other.test_probs]),
             weights=normalise_weights(None, num_members).tolist(),
+            source="",
             **fields,
         )
 
@@ -144,6 +148,7 @@ class Predictions:
             "classes": np.array(list(self.classes)),
             "weights": np.array(list(self.weights)),
             "device": np.array(self.device),
+            "source": np.array(self.source),
         }
         for name, kind in _PER_MEMBER.items():
             arrays[name] = np.array(list(getattr(self, name)), dtype=kind)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,18 +19,38 @@ if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
 
 
-def predict_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
+def predict_folder(
+    folder: Path, data: ImageData, *, device: torch.device | str = "cpu", reuse: bool = False
+) -> Predictions:
     """Predict val and test with the ensemble of a folder and keep the result as its predictions.npz.
+
+    Args:
+        folder: Of the ensemble.
+        data: The images.
+        device: Where to predict.
+        reuse: Whether to take the predictions that are kept, if they are of the same members, images and device.
 
     Raises:
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
+    from dnas_ens.environment import describe_device
 
-    predictions = predict_splits(Ensemble.load(folder), data, device=device)
-    predictions = with_training_costs(predictions, folder)
-    predictions.save(folder / "predictions.npz")
+    ensemble = Ensemble.load(folder)
+    path, source = folder / "predictions.npz", _source(folder, data)
+    kept = Predictions.load(path) if reuse and path.exists() else None
+    if kept is None or (kept.source, kept.device) != (source, describe_device(device)):
+        kept = dataclasses.replace(predict_splits(ensemble, data, device=device), source=source)
+    predictions = with_training_costs(kept, folder)
+    predictions.save(path)
     return predictions
+
+
+def _source(folder: Path, data: ImageData) -> str:
+    """Return what predictions are of: SHA-256 of ensemble.json, which has those of the weights, and of the images."""
+    from dnas_ens.ensembles.storage import MANIFEST
+
+    return hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
 
 
 def evaluate_folder(

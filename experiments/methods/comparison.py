@@ -70,15 +70,9 @@ class Comparison:
     @functools.cached_property
     def members(self) -> Trained:
         """The members of the searched ensemble, in the order they were chosen in."""
-        from dnas_ens.evaluate.predictions import Predictions
         from dnas_ens.evaluate.run import predict_folder
 
-        stored = self.folder / "predictions.npz"
-        predictions = (
-            Predictions.load(stored)
-            if stored.exists()
-            else predict_folder(self.folder, self.data, device=self.device)
-        )
+        predictions = predict_folder(self.folder, self.data, device=self.device, reuse=True)
         seconds = training_seconds(self.folder, self.num_members)
         return Trained(predictions=predictions, seconds=seconds, epochs=self.recipe.epochs)
 
@@ -112,7 +106,7 @@ class Comparison:
                 genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers
             )
             self._trained[name] = Trained(
-                predictions=predict_folder(folder, self.data, device=self.device),
+                predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
                 seconds=training_seconds(folder, len(genotypes)),
                 epochs=recipe.epochs,
             )

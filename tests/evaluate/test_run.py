@@ -1,14 +1,19 @@
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from dnas_ens.baselines import random_pool
+from dnas_ens.config import RetrainConfig
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.__main__ import main
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.evaluate.run import write_results
+from dnas_ens.evaluate.run import predict_folder, write_results
+from dnas_ens.retrain.members import train_members
 from dnas_ens.runs import RunFolder
+from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
 
 
 @pytest.fixture
@@ -65,3 +70,31 @@ def test_without_predictions_it_says_what_to_do(folder):
     with pytest.raises(UserError, match="holds no predictions") as caught:
         main([str(folder), "--from-predictions"])
     assert "without --from-predictions" in caught.value.remedy
+
+
+def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path):
+    recipe = RetrainConfig(num_cells=1, channels=2, epochs=1, batch_size=32)
+    space = SearchSpace.for_stack(1, operations=DARTS_OPERATIONS, num_nodes=2)
+    genotypes = random_pool(space, 2, seed=0, edges_per_node=2)
+    train_members(genotypes, few_digits, recipe, folder=tmp_path)
+    fresh = predict_folder(tmp_path, few_digits)
+    # Marked, so that it shows whether they are the kept ones.
+    marked = dataclasses.replace(fresh, test_probs=fresh.test_probs[:, ::-1].copy())
+    marked.save(tmp_path / "predictions.npz")
+    kept = predict_folder(tmp_path, few_digits, reuse=True)
+    assert np.array_equal(kept.test_probs, marked.test_probs)
+    assert np.array_equal(predict_folder(tmp_path, few_digits).test_probs, fresh.test_probs)
+
+    others = dataclasses.replace(few_digits, fingerprint="other images")
+    marked.save(tmp_path / "predictions.npz")
+    assert np.array_equal(predict_folder(tmp_path, others, reuse=True).test_probs, fresh.test_probs)
+    marked.save(tmp_path / "predictions.npz")
+    for folder in (tmp_path / "members", tmp_path / "checkpoints"):
+        shutil.rmtree(folder)
+    train_members(genotypes, few_digits, dataclasses.replace(recipe, seed=1), folder=tmp_path)
+    of_others = predict_folder(tmp_path, few_digits, reuse=True).test_probs
+    assert not np.array_equal(of_others, marked.test_probs)
+    assert not np.array_equal(of_others, fresh.test_probs)
+    # A part of them, or more, is something else.
+    assert fresh.source
+    assert fresh.of_members([1]).source == fresh.with_members_of(fresh).source == ""
