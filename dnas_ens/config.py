@@ -120,7 +120,7 @@ class ObjectiveConfig:
     commitment: tuple[float, float] = (0.0, 1.0)
     """Weight of the distance between members and their discretisations, at the first and the last step."""
     operation_balance: tuple[float, float] = (5.0, 5.0)
-    """Weight of how unevenly an architecture uses its operations, at the first and the last step."""
+    """Weight of how unevenly the cells of a type use the operations, at the first and the last step."""
     relaxation: Literal["softmax", "gumbel-softmax"] = "softmax"
     """How logits become mixture weights."""
     temperature: tuple[float, float] = (1.0, 0.4)

@@ -213,12 +213,14 @@ def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_n
 
 
 def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
-    """Return how far an architecture is from using all operations equally often, in nats.
+    """Return how far an architecture is from using all operations equally often in each cell type, in nats.
 
-    Equation: KL(u || uniform) = ln O - H(u), with u_o the mean over nodes and cell types of sum_e p_n(e, o), the
-    share of operation o; ``none`` is left out. A supernet's shared weights favour the operations that learn least,
-    poolings above all, whatever selects among them (experiments/LOG.md). Held near equal shares, as random cells
-    have them on average, the search decides where an operation goes rather than how many there are.
+    Equation: mean over cell types t of KL(u_t || uniform) = ln O - H(u_t), with u_to the mean over the nodes of
+    sum_e p_tn(e, o), the share of operation o in cells of the type; ``none`` is left out. A supernet's shared weights
+    favour the operations that learn least, poolings above all, whatever selects among them; balanced over both types
+    together, poolings gather in reduction cells, which hold most parameters (experiments/LOG.md). Held near equal
+    shares, as random cells have them on average, the search decides where an operation goes rather than how many
+    there are.
 
     Args:
         mixtures: (..., T, E, O) natural distributions.
@@ -227,13 +229,13 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
     Returns:
         (...), in [0, ln O].
     """
-    usage = mixtures.sum(dim=(-3, -2))
+    usage = mixtures.sum(dim=-2)
     if NONE in space.operations:
         index = space.operations.index(NONE)
         usage = torch.cat([usage[..., :index], usage[..., index + 1 :]], dim=-1)
     # An operation whose share underflows would have a gradient of minus infinity.
     usage = (usage / usage.sum(-1, keepdim=True)).clamp_min(1e-12)
-    return math.log(usage.shape[-1]) + torch.xlogy(usage, usage).sum(-1)
+    return math.log(usage.shape[-1]) + torch.xlogy(usage, usage).sum(-1).mean(-1)
 
 
 def diversity_penalty(

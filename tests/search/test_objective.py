@@ -200,9 +200,10 @@ def test_none_costs_nothing_and_only_predictions_need_the_same_images():
 
 def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
     drawn = mixtures(5)
-    usage = drawn.numpy().sum(axis=(1, 2))  # both cell types, all edges
-    usage /= usage.sum(axis=1, keepdims=True)
-    expected = [entropy(shares, np.full(3, 1 / 3)) for shares in usage]
+    usage = drawn.numpy().sum(axis=2)  # all edges of a cell type
+    usage /= usage.sum(axis=2, keepdims=True)
+    uniform = np.full(3, 1 / 3)
+    expected = [np.mean([entropy(shares, uniform) for shares in of_types]) for of_types in usage]
     np.testing.assert_allclose(operation_imbalance(drawn, SPACE).numpy(), expected)
 
 
@@ -219,6 +220,11 @@ def test_imbalance_of_one_operation_and_of_all_equally():
     usage = alternating.sum(dim=(0, 1)) / alternating.sum()
     expected = entropy(usage.numpy(), np.full(3, 1 / 3))
     assert float(operation_imbalance(alternating, SPACE)) == pytest.approx(expected)
+    # One operation in normal cells and another in reduction cells are not balanced, whatever both make together.
+    apart = torch.zeros(SPACE.shape, dtype=torch.float64)
+    for cell_type in range(2):
+        apart[cell_type, :, cell_type] = 0.5
+    assert float(operation_imbalance(apart, SPACE)) == pytest.approx(math.log(3))
     logits[..., 1] = 1e4
     single = mixture_distribution(logits, beta, SPACE).requires_grad_()
     value = operation_imbalance(single, SPACE)
