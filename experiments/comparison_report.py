@@ -201,6 +201,10 @@ def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int
     )
 
 
+#: A method whose dearest option costs less than this share of ours may have been sold short.
+WELL_SPENT = 0.8
+
+
 def equal_cost(results: Sequence[Sequence[Result]]) -> tuple[list[dict[str, Any]], str]:
     """Give every method our total cost, to spend as val finds best, and compare what comes of it.
 
@@ -253,7 +257,25 @@ def equal_cost(results: Sequence[Sequence[Result]]) -> tuple[list[dict[str, Any]
         )
     ours, *others = losses
     text = to_markdown(shown, ("name", "members × epochs", "accuracy", "calibrated_nll", "cpu_seconds"))
-    return rows, text + "\n" + sentences(losses[ours], {name: losses[name] for name in others}, len(budgets))
+    compared = sentences(losses[ours], {name: losses[name] for name in others}, len(budgets))
+    return rows, f"{text}\n{compared}{unspent_sentences(results)}"
+
+
+def unspent_sentences(results: Sequence[Sequence[Result]]) -> str:
+    """Name the methods of which nothing was trained that costs about as much as ours, all seeds' results given."""
+    found = []
+    for of_method in zip(*results, strict=True):
+        shares = [
+            max(option.cpu_seconds for option in result.options) / of_seed[0].cpu_seconds
+            for result, of_seed in zip(of_method, results, strict=True)
+            if result.options
+        ]
+        if shares and (share := sum(shares) / len(shares)) < WELL_SPENT:
+            found.append(
+                f"- Of *{of_method[0].name}* nothing was trained that costs more than {100 * share:.0f} % of ours; for "
+                "all of it there might be better.\n"
+            )
+    return "".join(found)
 
 
 def _figures(option: Option) -> dict[str, Any]:

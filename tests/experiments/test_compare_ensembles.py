@@ -261,6 +261,22 @@ def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):
     assert not [row for row in chosen if row["name"] == "deep ensemble of the best found cell"]
 
 
+def test_methods_that_could_have_spent_more_are_named(finished):
+    record = json.loads(finished[0].with_suffix(".json").read_text())
+    budgets = [row["cpu_seconds"] for row in record["rows"] if row["name"].startswith("ours")]
+    text = finished[0].with_suffix(".md").read_text()
+    told = dict(re.findall(r"Of \*(.+?)\* nothing was trained that costs more than (\d+) % of ours", text))
+    for name in {option["name"] for option in record["options"]}:
+        dearest = [
+            max(one["cpu_seconds"] for one in record["options"] if (one["name"], one["seed"]) == (name, seed))
+            for seed in range(len(budgets))
+        ]
+        share = np.mean(np.array(dearest) / budgets)
+        assert told.get(name) == (f"{100 * share:.0f}" if share < 0.8 else None)
+    # Our whole cost comes before the training of this one.
+    assert "deep ensemble of the best found cell" not in told
+
+
 def test_options_have_other_epochs_where_asked(finished, runs):
     options = json.loads(finished[0].with_suffix(".json").read_text())["options"]
 
