@@ -12,7 +12,8 @@ the search), relaxed accuracy, discretisation gap and seconds. Test images are n
 genotypes and candidates are two groups, which the supernet has trained unequally; so tau is given within each as well.
 
 Cost with ``--data digits`` and a pool of 16: on one core about 45 s and 95 s for the two searches of a seed and 9 to
-14 s for each of its 24 trainings, 20 minutes for three seeds. With ``--data fashion-mnist`` (preset micro) hours.
+14 s for each of its 24 trainings, 20 minutes for three seeds. With ``--data fashion-mnist`` (preset micro) hours;
+``--limit-train 5000 --candidate-recipe-epochs 4`` makes it two.
 Finished searches with their scores, and finished trainings, are kept in OUTPUT.jsonl and not run again, so that an
 interrupted study goes on and more seeds add to it; an interrupted search begins anew.
 """

@@ -4,7 +4,7 @@
 
 One run in a fresh folder, as the README types it, searches, retrains and evaluates on digits; nothing is timed beside
 it, for there is no other side. Writes experiments/results/first-run.md and a line to first-run.jsonl. As long as the
-run itself: a minute and a half on two CPU cores.
+run itself: two minutes on two CPU cores.
 """
 
 from __future__ import annotations
