@@ -41,6 +41,8 @@ COLUMNS = (
 )
 #: Label of the deep ensemble whose curve the deep-ensemble equivalent is read off from.
 BASE_FOR_FREE = "deep ensemble, base cell for free"
+#: A method whose dearest option costs less than this share of ours may have been sold short.
+WELL_SPENT = 0.8
 #: Shown as percentages, like the tables of `dnas_ens.evaluate`.
 PERCENT = ("accuracy", "disagreement")
 #: Shown as a mean alone: their spread says little.
@@ -199,10 +201,6 @@ def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int
         f"effect size d, and p of a paired permutation test over images, Holm-corrected for the {len(others)} "
         "comparisons.\n\n" + "".join(lines)
     )
-
-
-#: A method whose dearest option costs less than this share of ours may have been sold short.
-WELL_SPENT = 0.8
 
 
 def equal_cost(results: Sequence[Sequence[Result]]) -> tuple[list[dict[str, Any]], str]:

@@ -36,12 +36,15 @@ def predict_folder(
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.environment import describe_device
 
+    # Loaded in any case: a member's file that was changed since is refused here.
     ensemble = Ensemble.load(folder)
     path, source = folder / "predictions.npz", _source(folder, data)
-    kept = Predictions.load(path) if reuse and path.exists() else None
-    if kept is None or (kept.source, kept.device) != (source, describe_device(device)):
-        kept = dataclasses.replace(predict_splits(ensemble, data, device=device), source=source)
-    predictions = with_training_costs(kept, folder)
+    if reuse and path.exists():
+        kept = Predictions.load(path)
+        if (kept.source, kept.device) == (source, describe_device(device)):
+            return kept
+    predictions = with_training_costs(predict_splits(ensemble, data, device=device), folder)
+    predictions = dataclasses.replace(predictions, source=source)
     predictions.save(path)
     return predictions
 

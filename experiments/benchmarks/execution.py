@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dnas_ens.data import ImageData
     from dnas_ens.execution import Execution
 
-OURS, GRAPH = "ours", "as a CUDA graph"
+OURS, GRAPH = "ours", "CUDA graph"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -85,6 +85,8 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
     assert np.array_equal(kept.test_probs, marked.test_probs)
     assert np.array_equal(predict_folder(tmp_path, few_digits).test_probs, fresh.test_probs)
 
+    dataclasses.replace(marked, device="another device").save(tmp_path / "predictions.npz")
+    assert np.array_equal(predict_folder(tmp_path, few_digits, reuse=True).test_probs, fresh.test_probs)
     others = dataclasses.replace(few_digits, fingerprint="other images")
     marked.save(tmp_path / "predictions.npz")
     assert np.array_equal(predict_folder(tmp_path, others, reuse=True).test_probs, fresh.test_probs)
