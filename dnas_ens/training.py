@@ -109,6 +109,17 @@ def cosine_learning_rate(recipe: RetrainConfig, epoch: int) -> float:
     return float(0.5 * recipe.learning_rate * (1 + np.cos(np.pi * epoch / recipe.epochs)))
 
 
+def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, begin: int) -> float:
+    """Return the learning rate of an epoch (from 0) of a training whose last models are averaged.
+
+    Half a cosine leads from ``learning_rate`` to ``constant``, which is reached in the epoch ``begin`` and kept, as
+    averages over the end of a training want it (SWA, arXiv 1803.05407).
+    """
+    if epoch >= begin:
+        return constant
+    return constant + 0.5 * (learning_rate - constant) * (1 + math.cos(math.pi * epoch / begin))
+
+
 def require_finite(values: Mapping[str, float], *, where: str) -> None:
     """Check that no value is NaN or infinite.
 

@@ -10,7 +10,7 @@ reports both budgets. Equal number of members: one table with the cost of each, 
 training cost, where each method splits its budget between members and epochs as val finds best, as a figure and as
 a table at our own cost. Several run folders are search seeds of one configuration: figures are then mean ± standard
 deviation over them. The published comparison is EdgeNES's on CIFAR-100, see ``neural_ensemble_search.py``.
-Cost: about 65 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
+Cost: about 70 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
 another epoch count about 25 trainings of that length. What is finished is kept, predictions too: run it again after an
 interruption, or with more methods.
 """
@@ -181,7 +181,8 @@ def report(
         + "\n## Equal total cost\n\n"
         + epochs_sentence(comparisons[0])
         + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
-        "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles. Choosing "
+        "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles; *k "
+        "averaged, e epochs* is the equal average of k models kept at the end of a training of so many. Choosing "
         f"between options is free here. Frontier: [figure]({command.path.name}.png).\n\n" + cost_text
     )
     print(f"{data.name}, {len(data.test)} test images")

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    from dnas_ens.data.dataset import ImageData
 
 #: What to tell somebody whose ensemble does not know its preprocessing.
 GIVE_PREPROCESSING = "Build the ensemble with preprocessing=Preprocessing(...)."
@@ -54,6 +57,11 @@ class Preprocessing:
                 f"The preprocessing {self} is not possible.",
                 "Give a size above 0, 1 or 3 channels, and a finite mean and a deviation above 0 for each.",
             )
+
+    @classmethod
+    def of(cls, data: ImageData) -> Preprocessing:
+        """Return the preprocessing of the networks that are trained on some images."""
+        return cls(image_size=data.image_size, num_channels=data.num_channels, mean=data.mean, std=data.std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as ensemble.json holds them: image_size, channels, mean, std."""

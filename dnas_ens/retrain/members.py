@@ -149,9 +149,7 @@ def train_members(
         networks,
         temperature=fit_temperature(averaged, data.val.labels.cpu().numpy()),
         classes=data.classes,
-        preprocessing=Preprocessing(
-            image_size=data.image_size, num_channels=data.num_channels, mean=data.mean, std=data.std
-        ),
+        preprocessing=Preprocessing.of(data),
     ).eval()
     if folder is not None:
         ensemble.save(folder, overwrite=True)

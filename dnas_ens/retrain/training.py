@@ -117,8 +117,21 @@ class NetworkTraining(Generic[Model]):
             drop_last=True,
         )
 
-    def run_epoch(self, progress: Progress | None = None) -> dict[str, float]:
+    def run_epoch(
+        self,
+        progress: Progress | None = None,
+        *,
+        learning_rate: float | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> dict[str, float]:
         """Train one epoch and return its scalars.
+
+        Args:
+            progress: Where to show how far it is.
+            learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
+                cosine.
+            on_step: Called after every step of the optimiser. A learning rate it sets is lost on a recorded step,
+                so such a recipe has ``cuda_graph`` off.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -126,18 +139,30 @@ class NetworkTraining(Generic[Model]):
         # Dropout draws from the global stream; seeding it by epoch keeps a resumed training on the same path.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self._epoch_seed())
-            return exhaust(self.epoch_steps(progress))
+            return exhaust(self.epoch_steps(progress, learning_rate=learning_rate, on_step=on_step))
 
-    def epoch_steps(self, progress: Progress | None = None) -> Steps[dict[str, float]]:
-        """Train one epoch, pausing after every step; what is not the network's own draws from the global stream."""
+    def epoch_steps(
+        self,
+        progress: Progress | None = None,
+        *,
+        learning_rate: float | None = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Steps[dict[str, float]]:
+        """Train one epoch, pausing after every step; what is not the network's own draws from the global stream.
 
-        def on_step(num_images: int) -> None:
+        Arguments as in ``run_epoch``.
+        """
+
+        def after_step(num_images: int) -> None:
             if progress is not None:
                 progress.count_images(num_images)
                 progress.step()
+            if on_step is not None:
+                on_step()
 
         self.settle_execution()
-        learning_rate = cosine_learning_rate(self.recipe, self.epoch)
+        if learning_rate is None:
+            learning_rate = cosine_learning_rate(self.recipe, self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         if isinstance(self.network, Network):
@@ -150,7 +175,7 @@ class NetworkTraining(Generic[Model]):
             self.optimizer,
             self.recipe,
             execution=self.execution,
-            on_step=on_step,
+            on_step=after_step,
         )
         if isinstance(self.network, Network):
             # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from methods.averaged_weights import averaged_weights, evolved_network
 from methods.comparison import Comparison
 from methods.deep_ensembles import base_cell, best_cell, deep_ensemble_curve, wider
 from methods.evolution import nes_re
@@ -30,5 +31,7 @@ METHODS: dict[str, Method] = {
     "darts-ens": darts_ens,
     "nes-re": nes_re,
     "snapshots": snapshots,
+    "averaged-weights": averaged_weights,
+    "evolved-network": evolved_network,
     "wider": wider,
 }

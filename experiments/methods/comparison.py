@@ -8,8 +8,9 @@ predicted with what was chosen. Legend: M members of the searched ensemble, N im
 from __future__ import annotations
 
 import functools
+import shutil
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,8 +21,17 @@ from methods.results import Budget, Searched, Trained
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from dnas_ens.data.dataset import ImageData
+    from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.inference import Batches
+    from dnas_ens.nn.network import Network
+
+#: Training images that BatchNorm statistics of averaged weights are computed from, at most.
+STATISTICS_IMAGES = 5_000
+#: Val images that averages of weights are chosen by, at most.
+JUDGING_IMAGES = 2_000
 
 
 @dataclass(eq=False, kw_only=True)
@@ -111,6 +121,66 @@ class Comparison:
                 epochs=recipe.epochs,
             )
         return self._trained[name]
+
+    @functools.cached_property
+    def passes(self) -> tuple[Batches, Batches]:
+        """Passes over training images, for BatchNorm statistics, and over val images that averages are chosen by.
+
+        The latter are of one half of val: temperatures are fitted on all of it.
+        """
+        import torch
+        from studies.batches import plain_passes
+
+        from dnas_ens.data.splits import alternating_halves
+
+        train, val = self.data.train, self.data.val
+        # Neither may come sorted by class.
+        spread = torch.arange(0, len(train), -(-len(train) // STATISTICS_IMAGES))
+        half = torch.from_numpy(alternating_halves(val.labels.cpu().numpy())[0])
+        judging = half[:: -(-len(half) // JUDGING_IMAGES)]
+        of_train, of_val = (
+            plain_passes(self.data, split.subset(chosen).to(self.device))
+            for split, chosen in ((train, spread), (val, judging))
+        )
+        return of_train, of_val
+
+    def network(self) -> Network:
+        """Return a network of the base cell in evaluation mode, whose weights are to be loaded."""
+        from dnas_ens.retrain.training import MemberTraining
+
+        return MemberTraining(self.base, self.data, self.recipe, index=0, device=self.device).network.eval()
+
+    def predict(self, networks: Iterable[nn.Module]) -> Predictions:
+        """Predict val and test with networks, equally weighted."""
+        from dnas_ens.ensembles.ensemble import Ensemble
+        from dnas_ens.ensembles.preprocessing import Preprocessing
+        from dnas_ens.evaluate.predictions import predict_splits
+
+        ensemble = Ensemble(
+            list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data)
+        )
+        return predict_splits(ensemble.eval(), self.data, device=self.device)
+
+    def kept(
+        self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]
+    ) -> tuple[Predictions, dict[str, Any]]:
+        """Return a method's predictions and what is noted of them, made only where its folder does not hold them.
+
+        Args:
+            name: Folder of the method.
+            make: Trains and predicts.
+        """
+        from dnas_ens.evaluate.predictions import Predictions
+        from dnas_ens.files import read_json, write_json
+
+        folder = self.baseline(name)
+        if not (folder / "cost.json").exists():
+            predictions, notes = make()
+            predictions.save(folder / "predictions.npz")
+            # Last, for this file says that the method is finished.
+            write_json(folder / "cost.json", notes)
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        return Predictions.load(folder / "predictions.npz"), read_json(folder / "cost.json")
 
     def at_other_epochs(self, name: str, genotypes: Sequence[Genotype]) -> list[Trained]:
         """Train the genotypes for every other number of epochs asked for.

@@ -53,7 +53,11 @@ def ours(comparison: Comparison) -> Iterator[Result]:
     part = replace(whole, label="", options=())
     best = best_single(whole.predictions)
     yield replace(part, name="its best member on val", predictions=whole.predictions.of_members([best]))
-    for name, fit in (("log-loss (SLSQP)", _by_log_loss), ("Caruana selection", _by_caruana_selection)):
+    for name, fit in (
+        ("log-loss (SLSQP)", _by_log_loss),
+        ("differential evolution", _by_differential_evolution),
+        ("Caruana selection", _by_caruana_selection),
+    ):
         yield replace(part, name=f"its members weighted by {name}", **_weighted(whole.predictions, fit))
 
 
@@ -61,6 +65,12 @@ def _by_log_loss(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
     from dnas_ens.ensembles.weighting import fit_weights
 
     return fit_weights(val_probs, val_labels).weights
+
+
+def _by_differential_evolution(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
+    from dnas_ens.ensembles.weighting import evolve_weights
+
+    return evolve_weights(val_probs, val_labels).weights
 
 
 def _by_caruana_selection(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:

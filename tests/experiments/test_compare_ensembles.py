@@ -238,7 +238,7 @@ def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):
     options, chosen = record["options"], record["equal_cost"]
     budgets = [row["cpu_seconds"] for row in record["rows"] if row["name"].startswith("ours")]
     names = list(dict.fromkeys(option["name"] for option in options))
-    assert len(names) == 12
+    assert len(names) == 14
     told = 0
     for name in names:
         best = []

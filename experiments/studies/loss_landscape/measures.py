@@ -130,9 +130,7 @@ def evaluate(bench: Bench, solutions: Sequence[Solution], folder: Path) -> tuple
         if not (folder / name).exists():
             ensemble = Ensemble(
                 [bench.network(*member) for member in members],
-                preprocessing=Preprocessing(
-                    image_size=data.image_size, num_channels=data.num_channels, mean=data.mean, std=data.std
-                ),
+                preprocessing=Preprocessing.of(data),
             )
             predict_splits(ensemble, data, device=bench.device).save(folder / name)
         found.append(Predictions.load(folder / name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,13 +146,12 @@ class Study:
 
     def learning_rate_at(self, schedule: str, epoch: int) -> float:
         """Return the learning rate of an epoch (from 0)."""
-        from dnas_ens.training import cosine_learning_rate
+        from dnas_ens.training import cosine_learning_rate, cosine_to_constant
 
         if schedule == "cosine":
             return cosine_learning_rate(self.recipe, epoch)
         begin = self.recipe.epochs - self.kept
-        share = 0.5 * (1 + math.cos(math.pi * min(epoch, begin) / begin))
-        return self.averaging_rate + share * (self.learning_rate - self.averaging_rate)
+        return cosine_to_constant(self.learning_rate, self.averaging_rate, epoch=epoch, begin=begin)
 
     def tasks(self) -> list[Task]:
         """Return the trainings, seed by seed, so that an interrupted study has all settings."""

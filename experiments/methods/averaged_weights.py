@@ -1,0 +1,245 @@
+"""One network made from many: averages of the weights of one training, and a point between two trainings.
+
+Legend: M members of the searched ensemble, n models that are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from frontier import Option, option
+
+from methods.comparison import Comparison
+from methods.deep_ensembles import base_members
+from methods.long_training import long_epochs, train_long
+from methods.results import Result
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dnas_ens.ensembles.averaging import CoefficientKind, State
+    from dnas_ens.ensembles.evolution import EvolutionSettings
+    from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.retrain.training import MemberTraining
+
+#: The models of the last epochs are kept, this share of all; SWA's schedule (arXiv 1803.05407).
+KEPT_SHARE = 0.25
+#: So many models at most: with more epochs than that, one is kept every few.
+MOST_KEPT = 10
+#: Of the learning rate at the beginning, what is left while models are kept.
+AVERAGING_RATE = 0.4
+#: Name of a row: rule of the coefficients.
+RULES: dict[str, CoefficientKind] = {
+    "equal average of the last models of one training": "equal",
+    "its linearly decaying average": "linear",
+    "its exponentially decaying average": "exponential",
+}
+EVOLVED, SOUP, EMA, LAST = (
+    "its average with evolved coefficients",
+    "its greedy soup",
+    "its moving average (EMA)",
+    "its last model alone",
+)
+STOP = "equal average of the first {} of {} kept"
+
+
+class _Averages:
+    """A learning rate that falls and then stays, the models of the epochs it stays for, and an EMA of every step.
+
+    The EMA's window is about an epoch.
+    """
+
+    def __init__(self, comparison: Comparison, training: MemberTraining) -> None:
+        from dnas_ens.ensembles.running_averages import ExponentialMovingAverage
+
+        epochs = long_epochs(comparison)
+        constant = min(epochs, max(2, round(KEPT_SHARE * epochs)))
+        self.begin, self.cycle = epochs - constant, -(-constant // MOST_KEPT)
+        self.training = training
+        self.ema = ExponentialMovingAverage(training.network, decay=1.0 - 1.0 / training.steps_per_epoch)
+        self.states: list[dict[str, Tensor]] = []
+        self.epochs: list[int] = []
+
+    def learning_rate(self, epoch: int) -> float:
+        from dnas_ens.training import cosine_to_constant
+
+        first = self.training.recipe.learning_rate
+        return cosine_to_constant(first, AVERAGING_RATE * first, epoch=epoch, begin=self.begin)
+
+    def after_step(self) -> None:
+        self.ema.after_step(self.training.network)
+
+    def after_epoch(self, epochs_done: int) -> None:
+        from dnas_ens.ensembles.averaging import copied_to_cpu
+
+        kept_for = epochs_done - self.begin
+        if kept_for > 0 and kept_for % self.cycle == 0:
+            self.states.append(copied_to_cpu(self.training.network.state_dict()))
+            self.epochs.append(epochs_done)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ema": self.ema.state_dict(), "states": self.states, "epochs": self.epochs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ema.load_state_dict(state["ema"])
+        self.states, self.epochs = list(state["states"]), list(state["epochs"])
+
+
+def averaged_weights(comparison: Comparison) -> Iterator[Result]:
+    """Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
+
+    One network of the base cell is trained as long as our M members, at the end with a constant learning rate. How
+    many models an average takes, the soup and evolved coefficients are chosen on val. As the learning rate stays, the
+    training could have ended with any of the models that are kept: that are its options.
+    """
+
+    def make() -> tuple[Predictions, dict[str, Any]]:
+        training, averages, seconds = train_long(
+            comparison, "averaged-weights", lambda training: _Averages(comparison, training)
+        )
+        models, making, details = _average(comparison, training.network, averages)
+        made = {"training_seconds": seconds, "making": making, "details": details, "epochs": averages.epochs}
+        return comparison.predict(models.values()), made | {"rows": list(models)}
+
+    predictions, made = comparison.kept("averaged-weights", make)
+    search, training = comparison.search_seconds, float(made["training_seconds"])
+    place = {name: index for index, name in enumerate(made["rows"])}
+    seconds = {name: search + training + making for name, making in made["making"].items()}
+
+    def option_of(name: str, *, share: float = 1.0, epochs: int, spent: str) -> Option:
+        unspent = (1.0 - share) * training
+        cost = [seconds[name] - unspent]
+        return option(predictions, [[place[name]]], cpu_seconds=cost, epochs=epochs, spent=spent)
+
+    stops, total = made["epochs"], long_epochs(comparison)
+    rows = [*RULES, EVOLVED, SOUP, EMA, LAST]
+    options = [
+        *(
+            option_of(
+                STOP.format(count, len(stops)),
+                share=stop / total,
+                epochs=stop,
+                spent=f"{count} averaged, {stop} epochs",
+            )
+            for count, stop in enumerate(stops, start=1)
+        ),
+        *(option_of(name, epochs=total, spent=name) for name in rows),
+    ]
+    for position, name in enumerate(rows):
+        yield Result(
+            name=name,
+            label="" if position else "averaged weights",
+            detail=made["details"].get(name, ""),
+            predictions=predictions.of_members([place[name]]),
+            networks=1,
+            cpu_seconds=seconds[name],
+            search_seconds=search,
+            options=() if position else options,
+        )
+
+
+def evolved_network(comparison: Comparison) -> Iterator[Result]:
+    """One network w = e w_1 + (1 - e) w_2 of two networks of the base cell, e by differential evolution on val."""
+    from dnas_ens.ensembles.evolution import evolve_interpolation
+
+    if comparison.num_members < 2:
+        return
+    networks = base_members(comparison)
+
+    def make() -> tuple[Predictions, dict[str, Any]]:
+        from dnas_ens.cost import CostMeter
+        from dnas_ens.files import load_tensors
+
+        model = comparison.network()
+        first, second = (
+            load_tensors(comparison.folder / "baselines" / "base-cell" / "members" / f"{i}/model.safetensors")
+            for i in (0, 1)
+        )
+        cost = CostMeter()
+        found = evolve_interpolation(
+            model, first, second, *comparison.passes, curve_points=0, settings=_settings()
+        )
+        model.load_state_dict(found.state)
+        return comparison.predict([model]), {
+            "cpu_seconds": cost.seconds()["cpu_seconds"],
+            "coefficient": found.coefficient,
+            "evaluations": found.evaluations,
+        }
+
+    predictions, made = comparison.kept("evolved-network", make)
+    search = comparison.search_seconds
+    seconds = search + sum(networks.seconds[:2]) + float(made["cpu_seconds"])
+    epochs = networks.epochs
+    yield Result(
+        name="one network between two of the base cell (differential evolution)",
+        label="evolved network",
+        detail=f"e={made['coefficient']:.2f}",
+        predictions=predictions,
+        networks=2,
+        cpu_seconds=seconds,
+        search_seconds=search,
+        options=[
+            option(predictions, [[0]], cpu_seconds=[seconds], epochs=epochs, spent=f"1 between 2 × {epochs}")
+        ],
+    )
+
+
+def _settings() -> EvolutionSettings:
+    from dnas_ens.ensembles.evolution import EvolutionSettings
+
+    return EvolutionSettings(population_size=8, generations=4)
+
+
+def _average(
+    comparison: Comparison, network: nn.Module, averages: _Averages
+) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, str]]:
+    """Make every row's model and that of every option: models, CPU seconds of making each, what was found."""
+    from dnas_ens.cost import CostMeter
+    from dnas_ens.ensembles.averaging import averaged_model
+    from dnas_ens.ensembles.evolution import evolve_simplex
+    from dnas_ens.ensembles.soups import greedy_soup
+
+    states, (training_batches, val_batches) = averages.states, comparison.passes
+    models: dict[str, nn.Module] = {}
+    making: dict[str, float] = {}
+    details: dict[str, str] = {}
+    meter = CostMeter()
+
+    def keep(name: str, model: nn.Module, detail: str = "") -> None:
+        nonlocal meter
+        models[name], making[name], details[name] = model, meter.seconds()["cpu_seconds"], detail
+        meter = CostMeter()
+
+    for name, kind in RULES.items():
+        count, model = _best_average(comparison, network, states, kind)
+        keep(name, model, f"n={count} of {len(states)}")
+    evolution = evolve_simplex(network, states, training_batches, val_batches, settings=_settings())
+    evolved = comparison.network()
+    evolved.load_state_dict(evolution.state)
+    keep(EVOLVED, evolved)
+    soup = greedy_soup(network, states, training_batches, val_batches)
+    keep(SOUP, soup.model, f"n={len(soup.ingredients)}")
+    keep(EMA, averages.ema.finished(training_batches))
+    keep(LAST, averaged_model(network, states[-1:], None, training_batches))
+    for count in range(1, len(states) + 1):
+        average = averaged_model(network, states[:count], None, training_batches)
+        keep(STOP.format(count, len(states)), average)
+    return models, making, details
+
+
+def _best_average(
+    comparison: Comparison, network: nn.Module, states: Sequence[State], kind: CoefficientKind
+) -> tuple[int, nn.Module]:
+    """Return n and the average of the last n models for the n with the lowest NLL on val."""
+    from dnas_ens.ensembles.averaging import averaged_model, coefficients
+    from dnas_ens.ensembles.loss_barrier import evaluate_on_val
+
+    training_batches, val_batches = comparison.passes
+    found: list[nn.Module] = [
+        averaged_model(network, states[-count:], coefficients(kind, count), training_batches)
+        for count in range(1, len(states) + 1)
+    ]
+    best = int(np.argmin([evaluate_on_val(model, val_batches)[0] for model in found]))
+    return best + 1, found[best]

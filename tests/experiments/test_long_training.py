@@ -1,0 +1,195 @@
+"""Methods that make several networks of one long training, beside plain loops."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from methods.averaged_weights import _Averages, averaged_weights, evolved_network
+from methods.comparison import Comparison
+from methods.long_training import train_long
+from methods.snapshots import _Cycles, snapshots
+from torch.optim.swa_utils import update_bn
+
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.data import load_data
+from dnas_ens.data.batches import Augmentation
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.files import load_tensors, read_json
+from dnas_ens.genotype import random_genotype
+from dnas_ens.retrain.training import MemberTraining
+from dnas_ens.search_space import SearchSpace
+
+EPOCHS, MEMBERS = 4, 2
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("digits", limit_train=160)
+
+
+@pytest.fixture
+def comparison(data, tmp_path):
+    space = SearchSpace()
+    base, *members = (
+        random_genotype(np.random.default_rng(seed), operations=space.operations, num_nodes=2).to_dict()
+        for seed in (0, 1, 2)
+    )
+    found = {
+        "base": {"genotype": base},
+        "candidates": [{"genotype": member} for member in members],
+        "selected": [0, 1],
+        "report": {"cpu_seconds": 10.0},
+    }
+    # Its own members stand for whatever the search found; their training is not what is tested here.
+    made = Comparison(
+        folder=tmp_path,
+        search=SearchConfig(),
+        found=found,
+        data=data,
+        recipe=RetrainConfig(num_cells=2, channels=4, epochs=EPOCHS, batch_size=32),
+        device=torch.device("cpu"),
+    )
+    made.total_seconds = 0.0
+    return made
+
+
+def plain_loop(comparison, name, rate_at):
+    """Train for eight epochs with a learning rate for every step; return weights after every step and the training."""
+    recipe = comparison.recipe_of(name, epochs=EPOCHS * MEMBERS)
+    training = MemberTraining(comparison.base, comparison.data, recipe, index=0)
+    weights = []
+
+    def on_step():
+        weights.append(copy.deepcopy(training.network.state_dict()))
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate_at(len(weights))
+
+    for _ in range(EPOCHS * MEMBERS):
+        training.run_epoch(learning_rate=rate_at(len(weights)), on_step=on_step)
+    return weights, training
+
+
+def probs_of(comparison, state, split="test"):
+    """Probabilities of a state whose BatchNorm statistics are computed from all training images."""
+    network = comparison.network()
+    network.load_state_dict(state)
+    normalise = Augmentation.for_data(comparison.data, augment=False).normalise
+    update_bn([normalise(comparison.data.train.images)], network)
+    with torch.no_grad():
+        return network.eval()(normalise(getattr(comparison.data, split).images)).softmax(-1).numpy()
+
+
+def mixed(states, shares):
+    total = {
+        name: sum(share * state[name] for share, state in zip(shares, states, strict=True))
+        for name in states[0]
+    }
+    return {
+        name: value if states[0][name].is_floating_point() else states[0][name]
+        for name, value in total.items()
+    }
+
+
+def test_averages_are_of_a_plain_loop_with_a_rate_that_falls_and_stays(comparison):
+    rows = {row.name: row for row in averaged_weights(comparison)}
+    steps = 160 // 32
+
+    def rate_at(step):
+        # The last quarter of eight epochs, with 0.4 of the learning rate.
+        return 0.05 * (0.4 + 0.3 * (1 + math.cos(math.pi * min(step // steps, 6) / 6)))
+
+    weights, _ = plain_loop(comparison, "averaged-weights", rate_at)
+    first, second = weights[7 * steps - 1], weights[8 * steps - 1]
+    ema = weights[0]
+    for state in weights[1:]:
+        ema = mixed([ema, state], [1 - 1 / steps, 1 / steps])
+    expected = {"its last model alone": second, "its moving average (EMA)": ema}
+    chosen = int(rows["equal average of the last models of one training"].detail.split()[0][2:])
+    expected["equal average of the last models of one training"] = mixed(
+        [first, second][-chosen:], [1 / chosen] * chosen
+    )
+    if rows["its linearly decaying average"].detail == "n=2 of 2":
+        expected["its linearly decaying average"] = mixed([first, second], [1 / 3, 2 / 3])
+    for name, state in expected.items():
+        np.testing.assert_allclose(
+            rows[name].predictions.test_probs[0], probs_of(comparison, state), atol=2e-5
+        )
+    stops = [
+        one
+        for one in rows["equal average of the last models of one training"].options
+        if one.spent[0] in "12"
+    ]
+    assert [one.epochs for one in stops] == [7, 8]
+    for option, state in zip(stops, (first, mixed([first, second], [0.5, 0.5])), strict=True):
+        hits = probs_of(comparison, state).argmax(1) == comparison.data.test.labels.numpy()
+        assert option.hits.mean() == pytest.approx(hits.mean())
+    assert stops[0].cpu_seconds < stops[1].cpu_seconds
+    # What a row costs holds the search, the whole training, and choosing.
+    assert all(row.cpu_seconds > 10.0 for row in rows.values())
+
+
+def test_snapshots_are_of_a_plain_loop_with_the_papers_rate(comparison):
+    row = next(iter(snapshots(comparison)))
+    steps = EPOCHS * 160 // 32
+
+    def rate_at(step):
+        return 0.025 * (math.cos(math.pi * (step % steps) / steps) + 1)
+
+    weights, training = plain_loop(comparison, "snapshots", rate_at)
+    network = training.network.eval()
+    normalise = training.augmentation.normalise
+    for index in range(MEMBERS):
+        network.load_state_dict(weights[(index + 1) * steps - 1])
+        with torch.no_grad():
+            probs = network(normalise(comparison.data.test.images)).softmax(-1)
+        np.testing.assert_allclose(row.predictions.test_probs[index], probs, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", [_Cycles, _Averages])
+def test_an_interrupted_training_goes_on_to_the_same_end(comparison, kind):
+    class Interrupted(kind):
+        def after_epoch(self, epochs_done):
+            super().after_epoch(epochs_done)
+            # Between two checkpoints, and after the first model was kept.
+            if epochs_done == 7:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_long(comparison, "broken", lambda training: Interrupted(comparison, training))
+    resumed, companion, _ = train_long(comparison, "broken", lambda training: kind(comparison, training))
+    # The name decides the seeds; a folder of another comparison has no checkpoint.
+    comparison.folder = comparison.folder / "elsewhere"
+    straight, other, _ = train_long(comparison, "broken", lambda training: kind(comparison, training))
+    for name, value in straight.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0)
+    mine, its = (each.state_dict() for each in (companion, other))
+    for found, expected in zip(
+        mine.get("states", mine.get("snapshots")), its.get("states", its.get("snapshots")), strict=True
+    ):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+
+
+def test_the_evolved_network_lies_between_two_and_is_no_worse_on_what_chose_it(comparison):
+    row = next(iter(evolved_network(comparison)))
+    networks = comparison.train("base-cell", [comparison.base] * MEMBERS)
+    folder = comparison.folder / "baselines"
+    states = [load_tensors(folder / "base-cell" / "members" / f"{i}/model.safetensors") for i in (0, 1)]
+    share = read_json(folder / "evolved-network" / "cost.json")["coefficient"]
+    assert 0 <= share <= 1
+    np.testing.assert_allclose(
+        row.predictions.test_probs[0],
+        probs_of(comparison, mixed(states, [share, 1 - share])),
+        atol=2e-5,
+    )
+    assert row.cpu_seconds > 10.0 + sum(networks.seconds[:2])
+    labels = comparison.data.val.labels.numpy()
+    judging = alternating_halves(labels)[0]
+
+    def loss(share):
+        probs = probs_of(comparison, mixed(states, [share, 1 - share]), "val")[judging, labels[judging]]
+        return -np.log(probs).mean()
+
+    assert loss(share) <= min(loss(0.0), loss(1.0), loss(0.5)) + 1e-5
