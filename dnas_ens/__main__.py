@@ -17,6 +17,7 @@ from dnas_ens.commands import (
     preset_help,
     print_next,
     print_resolved,
+    resumable,
 )
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config_fields import to_dict
@@ -75,7 +76,8 @@ def main(argv: list[str]) -> None:
         print_resolved(config, {} if config.regime == "random" else estimate(config, data))
         print_resolved(recipe, {"members": config.candidates.members})
         return
-    with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:
+    typed = [*PROG.split(), *argv]
+    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)

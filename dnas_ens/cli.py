@@ -134,14 +134,14 @@ def run_main(
     main: Callable[[list[str]], None],
     argv: Sequence[str] | None = None,
     *,
-    go_on: str = "continue with --resume",
+    go_on: str = "run the same command again",
 ) -> int:
     """Run a command and turn its end into an exit code: `sys.exit(run_main(main))`.
 
     Args:
         main: The command, called with the command line; `--debug` is taken out.
         argv: What was typed after the program's name; by default this process's.
-        go_on: What to do after an interruption, printed with it.
+        go_on: What to do after an interruption, printed with it where the interruption carries no note of its own.
 
     Returns:
         0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the
@@ -176,7 +176,8 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
             print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {go_on}", file=sys.stderr)
+        notes = getattr(interrupt, "__notes__", [])
+        print(f"interrupted; {notes[0] if notes else go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except BrokenPipeError:
         raise

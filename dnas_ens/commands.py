@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,6 +118,26 @@ def begin_run(
     run.write_env({"device": str(device), "data": data.describe()})
     run.write_json("splits.json", {**data.describe(), "indices": data.splits})
     return run
+
+
+@contextmanager
+def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
+    """Let an interruption tell the command that goes on with the run.
+
+    Args:
+        run: Its folder, which the command may not name.
+        command: What was typed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        names_it = any(
+            word.startswith(("--run-dir", "--run_dir")) or Path(word) == run.path for word in command
+        )
+        more = [] if names_it else ["--run-dir", str(run.path)]
+        more += [] if "--resume" in command else ["--resume"]
+        interrupt.add_note(f"continue with: {shlex.join([*command, *more])}")
+        raise
 
 
 def load_configured_data(config: DataConfig) -> ImageData:

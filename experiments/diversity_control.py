@@ -13,7 +13,6 @@ so that an interrupted study goes on and more seeds add to it.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from studies.options import RESULTS, with_ending
+from studies.records import append_line, other_settings, read_lines
 from studies.steering import rank_correlation
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.config import SearchConfig
+from dnas_ens.config import SearchConfig, require
 from dnas_ens.config_fields import to_dict, with_fields
-from dnas_ens.errors import UserError
 from dnas_ens.presets import search_preset
 from dnas_ens.workers import worker_pool
 
-RESULTS = Path(__file__).parent / "results"
 #: As the objective was before operations were balanced.
 UNBALANCED = {"operation_balance": (0.0, 0.0)}
 #: Directions of the star in this study, as the fields each setting changes.
@@ -66,6 +65,15 @@ class Study:
     """Which settings to run."""
     output: Path = RESULTS / "diversity-control-digits"
     """Where table, plot and figures go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in self.settings:
+            require(name in SETTINGS, f"There is no setting {name!r}.", f"Choose from {', '.join(SETTINGS)}.")
+        for name in ("seeds", "workers"):
+            require(
+                getattr(self, name) > 0, f"--{name} is {getattr(self, name)}.", f"Give --{name} 1 or more."
+            )
+        require(bool(self.settings), "No setting was given.", f"Choose from {', '.join(SETTINGS)}.")
 
 
 def configuration(setting: str, seed: int, *, epochs: int | None, base: Path | None = None) -> SearchConfig:
@@ -198,9 +206,8 @@ def is_done(runs: list[dict[str, Any]], setting: str, seed: int, study: Study, b
             # Where the base's file lies is no setting.
             run["config"]["hypernetwork"]["base"] = wanted["hypernetwork"]["base"]
             if run["config"] != wanted:
-                raise UserError(
-                    f"{study.output}.jsonl holds {setting}, seed {seed}, with other settings.",
-                    "Give another --output, or remove the file to start afresh.",
+                raise other_settings(
+                    with_ending(study.output, ".jsonl"), f"{setting}, seed {seed},", "output"
                 )
             return True
     return False
@@ -290,9 +297,9 @@ def main(argv: list[str]) -> None:
 
     from dnas_ens.environment import environment
 
-    log = study.output.with_suffix(".jsonl")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    env = environment(["python", "experiments/diversity_control.py", *argv])
+    log = with_ending(study.output, ".jsonl")
+    done = read_lines(log)
     bases = study.output.parent / f"{study.output.name}-bases"
     missing = [
         (setting, seed)
@@ -304,27 +311,28 @@ def main(argv: list[str]) -> None:
     tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
     with worker_pool(study.workers) as pool:
         for run in pool.imap(run_task, tasks):
+            run["revision"] = env["git_revision"]
             done.append(run)
-            with log.open("a") as file:
-                file.write(json.dumps(run) + "\n")
+            append_line(log, run)
             print(
                 f"{run['setting']}, seed {run['seed']}: Spearman {run['spearman_distance']:.3f} / "
                 f"{run['spearman_shared']:.3f}, error {run['tracking_error']:.3f}, {run['seconds']:.0f} s",
                 flush=True,
             )
-    env = environment(["python", "experiments/diversity_control.py", *argv])
+    revisions = sorted({str(run.get("revision", "not noted")) for run in done})
     text = (
         "# Does lambda steer diversity? (digits, preset smoke)\n\n"
         + provenance(env, hardware="no GPU, one thread a search")
-        + " Runs that were finished before are kept; the command is the last one's.\n\n"
+        + " Runs that were finished before are kept; the command is the last one's. Revisions of all runs: "
+        f"{', '.join(revisions)}.\n\n"
         "Mean ± standard deviation over seeds, 21 values of lambda on every direction. From "
         "*disagreement* on: the discretised networks at half the "
         f"range on each direction (R=1: {NUM_MEMBERS} points along the path), with inherited weights, on val. "
-        "For edge-overlap lambda counts shared edges, so its correlations have the other sign and "
-        "abs(D−λ) means nothing.\n\n" + table(done)
+        "For edge-overlap lambda counts shared edges, so its correlations have the other sign; for js-base it weighs "
+        "the divergence. For neither it is a distance, and abs(D−λ) means nothing.\n\n" + table(done)
     )
-    study.output.with_suffix(".md").write_text(text)
-    plot(done, study.output.with_suffix(".png"))
+    with_ending(study.output, ".md").write_text(text)
+    plot(done, with_ending(study.output, ".png"))
     print(table(done))
     print(f"wrote {study.output}.md, .png and .jsonl")
 

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studies.options import RESULTS
 from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.cli import parse, pop_option, run_main
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from dnas_ens.runs import RunFolder
 
 PROG = "python experiments/loss_landscape.py"
-RESULTS = Path(__file__).parent / "results"
 CELLS = "cells"
 
 
@@ -74,7 +74,7 @@ class Study:
     folder: Path | None = None
     """Where solutions are kept; default: runs/loss-landscape-DATA-MODELS."""
     output: Path | None = None
-    """Where the results go: OUTPUT.md, .png, .jsonl; default: experiments/results/loss-landscape-DATA-MODELS."""
+    """Where the results go: OUTPUT.md, .png, .jsonl; default: runs/results/loss-landscape-DATA-MODELS."""
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, f"--seeds is {self.seeds}.", "Give --seeds 2 or more, to have pairs.")
@@ -102,13 +102,19 @@ def read_options(argv: list[str]) -> Study:
     """Parse the command line; a search's run folder gives data and recipe."""
     from dnas_ens.config_file import override
     from dnas_ens.files import read_json
+    from dnas_ens.presets import retrain_preset
 
     run_dir, _ = pop_option(argv, "--run-dir", None)
     default = Study()
     if run_dir is not None and not {"-h", "--help"} & set(argv):
-        config = read_json(Path(run_dir) / "config.json")
+        file = Path(run_dir) / "config.json"
+        config = read_json(file) if file.exists() else {}
+        require(
+            "search" in config, f"{run_dir} is no run folder of a search.", "Name one that a search made."
+        )
         data = config["search"]["data"]
-        recipe = override(RetrainConfig(), config.get("retrain", {}))
+        # As retrain would train them, where it has not yet.
+        recipe = override(retrain_preset(config["search"]["preset"]), config.get("retrain", {}))
         default = replace(
             default,
             recipe=recipe,

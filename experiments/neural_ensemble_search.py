@@ -28,6 +28,7 @@ from methods import Comparison, Result
 from methods.further_searches import darts, darts_deviations, hypernet
 from methods.random_cells import random_nes, random_pool_of
 from methods.searched import ours
+from studies.options import RESULTS
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import load_configured_data
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 PROG = "python experiments/neural_ensemble_search.py"
 STUDY = "neural-ensemble-search"
-RESULTS = Path(__file__).parent / "results"
 WAITING = f"{PROG} --data cifar100 --search-channels 16 --search-epochs 50 --epochs 100"
 #: EdgeNES on CIFAR-100, accuracy % and GPU-hours of searching, by our rows in their order.
 PUBLISHED: tuple[tuple[str, str], ...] = (
@@ -104,7 +104,7 @@ class Study:
     run_dir: Path | None = None
     """Holds a run folder a seed; default: runs/neural-ensemble-search-DATA."""
     output: Path | None = None
-    """Where the results go, OUTPUT.md, .csv, .json, .png; default: experiments/results/neural-ensemble-search-DATA."""
+    """Where the results go, OUTPUT.md, .csv, .json, .png; default: runs/results/neural-ensemble-search-DATA."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "members", "epochs", "search_epochs"):

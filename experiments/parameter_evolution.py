@@ -23,6 +23,7 @@ from __future__ import annotations
 import sys
 
 from studies.bench import Bench
+from studies.options import with_ending
 from studies.parameter_evolution.evolving import KINDS, Study, measure
 from studies.parameter_evolution.report import found_sentences, plot, published_table
 from studies.records import open_run, run_seeds
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> None:
             f"## What was found on val\n\n{found_sentences(study, records)}\n"
             f"## Comparisons\n\n{comparisons(run, records, pairs)}"
         )
-        plot(records, study.path(STUDY).with_suffix(".png"))
+        plot(records, with_ending(study.path(STUDY), ".png"))
         write_report(
             STUDY,
             run,

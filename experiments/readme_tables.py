@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.cli import parse, run_main
+from dnas_ens.config import require
 from dnas_ens.errors import UserError
 from dnas_ens.files import write_atomic
 
@@ -115,6 +116,7 @@ def filled(text: str, results: Path) -> str:
 def main(argv: list[str]) -> None:
     """Fill in the tables, or check them."""
     options = parse(Options, argv, prog=PROG, description=__doc__ or "", default=Options())
+    require(options.readme.exists(), f"There is no {options.readme}.", "Name a file that holds markers.")
     text = options.readme.read_text()
     expected = filled(text, options.results)
     if options.check and expected != text:
@@ -127,4 +129,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, go_on="run the same command again"))

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from studies.bench import Bench
-from studies.options import StudyOptions
+from studies.options import StudyOptions, with_ending
 from studies.predictors import Row
 from studies.records import finish_seed, open_run, run_seeds
 from studies.report import comparisons, markdown_table, table, write_report
@@ -226,7 +226,7 @@ def main(argv: list[str]) -> None:
             f"{table(records)}\n## Beside the published table\n\n{published_table(records)}\n"
             f"## Comparisons\n\n{comparisons(run, records, pairs)}"
         )
-        plot(study, records, study.path(STUDY).with_suffix(".png"))
+        plot(study, records, with_ending(study.path(STUDY), ".png"))
         write_report(
             STUDY,
             run,

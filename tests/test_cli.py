@@ -344,7 +344,7 @@ def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number: signal.S
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=30)
     assert (process.returncode, stdout) == (code, "cleaned up\n")
-    assert stderr == "interrupted; continue with --resume\n"
+    assert stderr == "interrupted; run the same command again\n"
 
 
 def test_a_mistyped_flag_ends_with_2_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:

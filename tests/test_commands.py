@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -150,22 +151,23 @@ def test_nothing_is_overwritten(finished):
 
 def test_an_interrupted_search_resumes_to_the_same_genotypes(finished, tmp_path):
     run_dir, _ = finished
-    command = ["-m", "dnas_ens.search", *TINY, "--run-dir", "again"]
-    process = start(*command, cwd=tmp_path)
-    while process.poll() is None and not list(tmp_path.glob("again/checkpoints/search-00000001.json")):
+    process = start("-m", "dnas_ens.search", *TINY, cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("runs/001-*/checkpoints/search-00000001.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.fail("the search ended before it could be interrupted")
     assert process.returncode == 130
-    run(*command, "--resume", cwd=tmp_path)
-    ours, theirs = (
-        json.loads((folder / "genotypes.json").read_text()) for folder in (tmp_path / "again", run_dir)
-    )
+    # What it says is what goes on with it, the numbered folder named.
+    python, *told = shlex.split(re.search(r"interrupted; continue with: (.*)", err)[1])
+    assert (python, told[-3:]) == ("python", ["--run-dir", "runs/001-digits", "--resume"])
+    run(*told, cwd=tmp_path)
+    again = tmp_path / "runs/001-digits"
+    ours, theirs = (json.loads((folder / "genotypes.json").read_text()) for folder in (again, run_dir))
     assert ours["candidates"] == theirs["candidates"]
     assert ours["selected"] == theirs["selected"]
-    lines = [json.loads(line) for line in (tmp_path / "again/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if line["phase"] == "search"] == [1, 2, 3]
 
 

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.commands import data_of_run, print_next, print_resolved
+from dnas_ens.commands import data_of_run, print_next, print_resolved, resumable
 from dnas_ens.config import RetrainConfig
 from dnas_ens.config_fields import to_dict
 from dnas_ens.config_file import override
@@ -65,7 +65,8 @@ def main(argv: list[str]) -> None:
     from dnas_ens.retrain.training import MemberTraining
 
     device = resolve_device(command.device)
-    with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
+    typed = [*PROG.split(), *argv]
+    with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
         found = run.read_json("genotypes.json")
         genotypes = [
             Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]

@@ -17,6 +17,7 @@ from dnas_ens.commands import (
     preset_help,
     print_next,
     print_resolved,
+    resumable,
 )
 from dnas_ens.config import SearchConfig
 
@@ -56,7 +57,8 @@ def main(argv: list[str]) -> None:
     if command.dry_run:
         print_resolved(config, {} if config.regime == "random" else estimate(config, data))
         return
-    with begin_run(command, config, data, device=device, command=[*PROG.split(), *argv]) as run:
+    typed = [*PROG.split(), *argv]
+    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         for member, index in enumerate(result.selected):
             candidate = result.candidates[index]

@@ -82,13 +82,13 @@ def main(argv: list[str]) -> None:
     """Run the benchmark."""
     options = parse(FirstRun, argv, prog=PROG, description=__doc__ or "", default=FirstRun())
     line = {**measure(options.config), "environment": environment([*PROG.split(), *argv])}
-    lines_file = options.output.with_suffix(".jsonl")
+    lines_file = options.output.with_name(f"{options.output.name}.jsonl")
     before = lines_file.read_text() if lines_file.exists() else ""
     text = before + json.dumps(line) + "\n"
     lines = [json.loads(entry) for entry in text.splitlines()]
     same = [entry for entry in lines if entry["command"] == line["command"]]
     write_atomic(lines_file, text.encode())
-    write_atomic(options.output.with_suffix(".md"), table(same).encode())
+    write_atomic(options.output.with_name(f"{options.output.name}.md"), table(same).encode())
     print(table(same), end="")
 
 

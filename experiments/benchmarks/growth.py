@@ -269,7 +269,7 @@ def main(argv: list[str]) -> None:
         default=Growth(),
     )
     points = measure_axes(options)
-    lines = replace(options, output=options.output.with_suffix(".jsonl"))
+    lines = replace(options, output=options.output.with_name(f"{options.output.name}.jsonl"))
     env = report("growth", argv, lines, {"points": points})
     versions = {name: env["packages"][name] for name in ("torch", "numpy")}
     hardware = (
@@ -287,9 +287,9 @@ def main(argv: list[str]) -> None:
         "loop*, for R, is the search loop with the reference supernet, separate passes and one backward pass."
         "\n\n" + table(points)
     )
-    options.output.with_suffix(".md").write_text(text)
-    plot(points, options.output.with_suffix(".png"))
-    tell(f"wrote {options.output.with_suffix('')}.md, .png and .jsonl")
+    options.output.with_name(f"{options.output.name}.md").write_text(text)
+    plot(points, options.output.with_name(f"{options.output.name}.png"))
+    tell(f"wrote {options.output}.md, .png and .jsonl")
 
 
 if __name__ == "__main__":

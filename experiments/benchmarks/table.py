@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.cli import parse, run_main
+from dnas_ens.config import require
 from dnas_ens.files import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -64,7 +65,9 @@ def rows(lines: list[dict[str, Any]]) -> list[str]:
         for comparison, quotient in line["time_ratios"].items():
             other, ours = comparison.split(" / ")
             memory = line.get("memory_ratios", {}).get(f"{ours} / {other}")
-            seconds = [1000 * line["sides"][side]["seconds"]["median"] for side in (other, ours)]
+            # A round may be several steps, differently many in different lines.
+            steps = line["options"].get("batches", 1)
+            seconds = [1000 * line["sides"][side]["seconds"]["median"] / steps for side in (other, ours)]
             result.append(
                 f"| {name} | {other} | {seconds[0]:,.0f} | {seconds[1]:,.0f} | **{_times(quotient['ratio'])}×** "
                 f"({_times(quotient['lower_quartile'])} to {_times(quotient['upper_quartile'])}) | "
@@ -87,11 +90,12 @@ def main(argv: list[str]) -> None:
         description=__doc__ or "",
         default=Table(),
     )
+    require(options.results.exists(), f"There is no {options.results}.", "Run the benchmarks that write it.")
     lines = [json.loads(line) for line in options.results.read_text().splitlines()]
     head = (
         "# Benchmarks, the latest of each kind\n\n"
-        "Both sides are timed in turn in one process: medians, and the quartiles of the ratio. Commands, versions and "
-        "all timings are in benchmarks.jsonl.\n\n"
+        "Both sides are timed in turn in one process: medians, of one step where there are steps, and the quartiles "
+        "of the ratio. Commands, versions and all timings are in benchmarks.jsonl.\n\n"
         "| what | beside | its ms | our ms | time, its / ours (quartiles) | memory, ours / its | when, where |\n"
         "|:--|:--|--:|--:|--:|--:|:--|\n"
     )

@@ -8,11 +8,17 @@ from pathlib import Path
 
 from dnas_ens.config import RetrainConfig, require
 
-RESULTS = Path(__file__).parents[1] / "results"
+#: Where studies write unless told otherwise. What is published, experiments/results, is written by ``--output`` alone.
+RESULTS = Path("runs/results")
 #: Preset of searches and trainings from scratch on each data set.
 PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 #: Options that do not change what a training or a row of a seed is.
 FREE = ("seeds", "device", "run_dir", "output")
+
+
+def with_ending(output: Path, ending: str) -> Path:
+    """Return a file of an output: its name with the ending, also where the name has a dot."""
+    return output.with_name(output.name + ending)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +52,7 @@ class StudyOptions:
     run_dir: Path | None = None
     """Where trainings are kept; default: runs/STUDY-DATA-MODEL."""
     output: Path | None = None
-    """Where table, plot and figures go: OUTPUT.md, .png, .jsonl; default: experiments/results/STUDY-DATA."""
+    """Where table, plot and figures go: OUTPUT.md, .png, .jsonl; default: runs/results/STUDY-DATA."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "seeds"):

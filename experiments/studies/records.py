@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -77,8 +79,18 @@ def finish_seed(bench: Bench, folder: Path, seed: int, rows: Sequence[Row], **mo
 
 
 def read_lines(file: Path) -> list[Any]:
-    """Return the lines of a .jsonl file; none where there is no file."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    """Return the records of a .jsonl file; none where there is no file.
+
+    A last line without an end was being written when its process was killed; it is cut off.
+    """
+    if not file.exists():
+        return []
+    written = file.read_bytes()
+    whole = written[: written.rfind(b"\n") + 1]
+    if len(whole) < len(written):
+        print(f"{file}: the last line is unfinished and cut off", file=sys.stderr, flush=True)
+        os.truncate(file, len(whole))
+    return [json.loads(line) for line in whole.decode().splitlines()]
 
 
 def append_line(file: Path, record: object) -> None:

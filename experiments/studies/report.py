@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from studies.comparisons import compare_pairs, how_to_read
+from studies.options import with_ending
 from studies.predictors import losses
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ def write_results(path: Path, markdown: str, records: Iterable[Mapping[str, Any]
     """
     from dnas_ens.files import write_atomic
 
-    write_atomic(path.with_suffix(".md"), markdown.encode())
+    write_atomic(with_ending(path, ".md"), markdown.encode())
     if records is not None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomic(path.with_suffix(".jsonl"), lines.encode())
+        write_atomic(with_ending(path, ".jsonl"), lines.encode())
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

@@ -39,7 +39,7 @@ class Study:
     workers: int = 1
     """Searches and trainings side by side, each on one CPU core."""
     output: Path | None = None
-    """Where table, plot and figures go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
+    """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/batchnorm-sharing-DATA."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers"):

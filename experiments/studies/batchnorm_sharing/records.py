@@ -10,6 +10,7 @@ from dnas_ens.config_fields import to_dict
 from dnas_ens.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.batchnorm_sharing.worker import run_search, run_training
+from studies.options import with_ending
 from studies.records import append_line, other_settings, read_lines
 
 
@@ -25,7 +26,7 @@ class Records:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.file = study.path.with_suffix(".jsonl")
+        self.file = with_ending(study.path, ".jsonl")
         self.searches: dict[tuple[str, int], dict[str, Any]] = {}
         self.trainings: dict[tuple[str, int], dict[str, Any]] = {}
         for record in read_lines(self.file):

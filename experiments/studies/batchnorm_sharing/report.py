@@ -8,6 +8,7 @@ from pathlib import Path
 from studies.batchnorm_sharing.measures import DECIMALS, measures, ranking, table, verdict
 from studies.batchnorm_sharing.options import SETTINGS
 from studies.batchnorm_sharing.records import Records
+from studies.options import with_ending
 from studies.report import provenance, write_results
 
 
@@ -45,7 +46,7 @@ def report(records: Records, command: Sequence[str]) -> str:
         "discretisation with inherited weights. Test images were not read.\n\n"
     )
     write_results(study.path, header + text)
-    plot(records, seeds, study.path.with_suffix(".png"))
+    plot(records, seeds, with_ending(study.path, ".png"))
     return text
 
 

@@ -64,7 +64,7 @@ class Study:
     run_dir: Path | None = None
     """Where predictions are kept; default: runs/diversity-sweep-DATA."""
     output: Path | None = None
-    """Where table, plot and figures go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
+    """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/diversity-sweep-DATA."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers", "members", "samples", "evaluations"):

@@ -14,6 +14,7 @@ from dnas_ens.genotype import Genotype
 from studies.diversity_sweep.choosing import to_retrain
 from studies.diversity_sweep.options import BASE_SETTING, SETTINGS, STEERED, Study
 from studies.diversity_sweep.searching import Unit, run_search, run_training
+from studies.options import with_ending
 from studies.records import append_line, other_settings, read_lines
 
 Task = Callable[[], Unit]
@@ -31,7 +32,7 @@ class Records:
 
     def __init__(self, study: Study) -> None:
         self.study = study
-        self.file = study.path.with_suffix(".jsonl")
+        self.file = with_ending(study.path, ".jsonl")
         self.units: dict[tuple[str, str, int], dict[str, Any]] = {}
         for record in read_lines(self.file):
             # Without its predictions a unit is run again.

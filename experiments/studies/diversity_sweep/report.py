@@ -12,6 +12,7 @@ from studies.diversity_sweep.path_parts import along_lambda, up_to_limit
 from studies.diversity_sweep.records import Records
 from studies.diversity_sweep.results import Results
 from studies.diversity_sweep.search_parts import against_deviations, over_epochs, schedules
+from studies.options import with_ending
 from studies.report import provenance, write_results
 
 
@@ -51,7 +52,7 @@ def report(records: Records, command: Sequence[str]) -> str:
     parts = (along_lambda, up_to_limit, schedules, against_deviations, over_epochs)
     text = "\n".join(part(figures) for part in parts) + "\n" + cost(results)
     write_results(study.path, header + text)
-    plot(figures, study.path.with_suffix(".png"))
+    plot(figures, with_ending(study.path, ".png"))
     return text
 
 

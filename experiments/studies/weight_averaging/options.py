@@ -78,7 +78,7 @@ class Study:
     run_dir: Path | None = None
     """Where trainings are kept; default: runs/weight-averaging-DATA."""
     output: Path | None = None
-    """Where the results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: experiments/results/weight-averaging-DATA."""
+    """Where the results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/weight-averaging-DATA."""
 
     def __post_init__(self) -> None:
         require(self.seeds > 0, f"--seeds is {self.seeds}.", "Give --seeds 1 or more.")

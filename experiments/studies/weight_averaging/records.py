@@ -10,6 +10,7 @@ import numpy as np
 
 from dnas_ens.errors import UserError
 from studies.comparisons import compare_pairs
+from studies.options import with_ending
 from studies.predictors import losses
 from studies.records import other_settings, read_lines
 from studies.weight_averaging.methods import ACROSS, LAST, PAIRS, SCHEDULES
@@ -41,7 +42,7 @@ def finished_records(study: Study, fingerprint: str) -> dict[Task, dict[str, Any
         check(task, read_json(file)["settings"], study.folder, "run-dir")
         if (done := file.with_name("record.json")).exists():
             records[task] = read_json(done)
-    results = study.results.with_suffix(".jsonl")
+    results = with_ending(study.results, ".jsonl")
     for stored in read_lines(results):
         task = Task(*(stored[name] for name in Task._fields))
         check(task, stored["settings"], results, "output")

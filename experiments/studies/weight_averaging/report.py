@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.comparisons import how_to_read
+from studies.options import with_ending
 from studies.report import markdown_table, provenance, write_results
 from studies.weight_averaging.figure import plot
 from studies.weight_averaging.methods import ACROSS, EQUAL, EXPONENTIAL, KINDS, LAST, LINEAR, PAIRS, SCHEDULES
@@ -63,7 +64,7 @@ def report(
     )
     text = "\n".join(section(group) for group in groups)
     write_results(study.results, header + text, [records[task] for task in sorted(records)])
-    plot(groups, study.results.with_suffix(".png"))
+    plot(groups, with_ending(study.results, ".png"))
     return text
 
 
