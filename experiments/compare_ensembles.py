@@ -63,7 +63,7 @@ class CompareCommand:
     epochs_grid: tuple[int, ...] = ()
     """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
     pool_size: int = 10
-    """Networks that NES-RS and NES-RE train and choose M from."""
+    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
     population: int = 5
     """Networks alive in NES-RE's evolution."""
     parents: int = 2

@@ -305,11 +305,18 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
         environments: Entries of env.json, the oldest first; a command that was repeated is named once.
         device: Where it ran.
     """
-    commands = {" ".join(entry["command"]): entry["git_revision"] for entry in environments}
+    commands: dict[str, list[str]] = {}
+    for entry in environments:
+        revisions, revision = commands.setdefault(" ".join(entry["command"]), []), str(entry["git_revision"])
+        if revision not in revisions:
+            revisions.append(revision)
     latest = environments[-1]
     hardware = latest["cuda_device"] if device.startswith("cuda") else "no GPU used"
     return (
-        "".join(f"Command: `{command}` (revision {revision})\n\n" for command, revision in commands.items())
+        "".join(
+            f"Command: `{command}` (revision{'s' * (len(revisions) > 1)} {', '.join(revisions)})\n\n"
+            for command, revisions in commands.items()
+        )
         + f"Hardware: {latest['cpu']}, {latest['num_cpus']} cores, {hardware}. "
         + f"Versions: torch {latest['packages']['torch']}, numpy {latest['packages']['numpy']}, "
         + f"scipy {latest['packages']['scipy']}. Date: {latest['time']}.\n\n"

@@ -36,11 +36,13 @@ def random_pool_of(comparison: Comparison, count: int) -> list[Genotype]:
 
 
 def random_cells(comparison: Comparison) -> Iterator[Result]:
-    """Random-NES and NES-RS."""
+    """Random-NES and, where the pool is larger than the ensemble, NES-RS."""
     size, count = comparison.budget.pool_size, comparison.num_members
     pool = random_pool_of(comparison, size)
     trained = comparison.train("random-cells", pool)
     yield random_nes(comparison, trained, comparison.at_other_epochs("random-cells", pool))
+    if size == count:
+        return
     predictions, seconds = trained.predictions, trained.seconds
     choice = greedy(predictions, range(size), count)
     yield Result(
