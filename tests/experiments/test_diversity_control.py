@@ -1,6 +1,9 @@
 import signal
 
 import diversity_control
+import pytest
+
+from dnas_ens.errors import UserError
 
 
 def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_script, read_lines):
@@ -27,6 +30,19 @@ def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_
         "diversity_control", *settings[:3], "--epochs", "4", "--seeds", "1", "--output", output, code=2
     )
     assert "with other settings" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--settings", "foo"], "no setting 'foo'"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--workers", "-1"], "--workers is -1"),
+    ],
+)
+def test_what_cannot_be_asked_for(options, message):
+    with pytest.raises(UserError, match=message):
+        diversity_control.main(options)
 
 
 def test_table_is_mean_and_deviation_over_seeds():

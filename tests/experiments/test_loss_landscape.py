@@ -173,8 +173,9 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
     ]
     run = tmp_path / "search"
     run.mkdir()
-    recipe = {"num_cells": 1, "channels": 4, "epochs": 2}
-    search = {"data": {"data": "digits", "limit_train": 200}}
+    # Channels are the preset's.
+    recipe = {"num_cells": 1, "epochs": 2}
+    search = {"preset": "micro", "data": {"data": "digits", "limit_train": 200}}
     (run / "config.json").write_text(json.dumps({"search": search, "retrain": recipe}))
     (run / "genotypes.json").write_text(json.dumps({"candidates": cells, "selected": [2, 0, 1]}))
     fingerprint = load_data("digits", limit_train=200).fingerprint
@@ -186,7 +187,7 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
     assert "# Loss landscape: digits, cell 0, cell 1\n" in printed
     assert "4 solutions (2 seeds an architecture), digits, 200 training" in printed
     assert "2 epochs" in printed
-    assert "C=4" in printed
+    assert "C=8" in printed
     assert study(*arguments, "--limit-train", 100) == 2
     assert re.fullmatch(r"error: .*own data.*\nremedy: .*\n", capsys.readouterr().err)
 
@@ -197,6 +198,7 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
         (("--seeds", 1), "--seeds is 1"),
         (("--epochs", 3), "--checkpoints 10 do not fit 3 epochs"),
         (("--models", "cells", "cells"), "--models are cells, cells"),
+        (("--run-dir", "tests"), "tests is no run folder of a search"),
     ],
 )
 def test_mistakes_are_told_in_two_lines(study, capsys, arguments, cause):

@@ -1,12 +1,15 @@
 """The rooms that several studies use."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 from studies.bench import Bench
 from studies.comparisons import compare_pairs
-from studies.options import StudyOptions
+from studies.options import StudyOptions, with_ending
+from studies.records import append_line, read_lines
 from studies.report import markdown_table
 from studies.snapshot_trainings import train
 
@@ -22,6 +25,24 @@ CYCLES = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.05)
 @pytest.fixture(scope="module")
 def bench():
     return Bench.of(OPTIONS)
+
+
+def test_an_unfinished_last_line_is_cut_off(tmp_path, capsys):
+    file = tmp_path / "study.jsonl"
+    assert read_lines(file) == []
+    append_line(file, {"seed": 0})
+    # As a process leaves it that was killed while it wrote.
+    with file.open("a") as stream:
+        stream.write('{"seed": 1, "lo')
+    assert read_lines(file) == [{"seed": 0}]
+    assert "the last line is unfinished" in capsys.readouterr().err
+    append_line(file, {"seed": 2})
+    assert read_lines(file) == [{"seed": 0}, {"seed": 2}]
+    assert not capsys.readouterr().err
+
+
+def test_an_output_keeps_its_dots():
+    assert with_ending(Path("out/lambda-0.5"), ".md") == Path("out/lambda-0.5.md")
 
 
 def same(first, second):
