@@ -17,12 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
 
 from dnas_ens.analysis.metrics import FloatArray
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches, evaluation_mode, no_batches
+from dnas_ens.inference import (
+    Batches,
+    average_statistics,
+    like_parameters,
+    no_batches,
+    one_pass,
+    statistics_norms,
+)
 from dnas_ens.nn.network import Network
 
 State = Mapping[str, Tensor]
@@ -143,8 +148,8 @@ def averaged_model(
 def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
     """Recompute BatchNorm's running statistics as plain averages over batches (SWA, arXiv 1803.05407).
 
-    The pass is `torch.optim.swa_utils.update_bn`: the whole model is in training mode, a dropout included, and
-    every batch counts the same, whatever its size. Each module is back in its own mode afterwards.
+    Everything but BatchNorm is in evaluation mode meanwhile, dropout included; see
+    `dnas_ens.inference.average_statistics`. Each module is back in its own mode afterwards.
 
     Args:
         model: Any module; it is changed.
@@ -154,17 +159,16 @@ def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
         Whether there was anything to recompute.
 
     Raises:
-        UserError: There are no batches.
+        UserError: There are no batches, or one holds a single image where that has no variance.
     """
-    if not any(isinstance(module, _BatchNorm) and module.track_running_stats for module in model.modules()):
+    if not statistics_norms(model):
         return False
-    passing = iter(batches())
+    passing = one_pass(batches)
     first = next(passing, None)
     # Before the statistics are reset.
     if first is None:
         raise no_batches("BatchNorm statistics")
-    with evaluation_mode(model):
-        update_bn((inputs for inputs, _ in chain([first], passing)), model)
+    average_statistics(model, (like_parameters(model, inputs) for inputs, _ in chain([first], passing)))
     return True
 
 

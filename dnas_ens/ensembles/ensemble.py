@@ -5,9 +5,8 @@ Legend: B batch, M members, N images, K classes, C channels, H x W.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from functools import partial
+import functools
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,30 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.analysis.calibration import apply_temperature, calibrated_nll
-from dnas_ens.analysis.diversity import entropy, evaluate_members, mutual_information, normalise_weights
-from dnas_ens.analysis.metrics import PROB_FLOOR
+from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
+from dnas_ens.analysis.diversity import evaluate_members, normalise_weights
+from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
 from dnas_ens.data.normalisation import normalise
 from dnas_ens.device import resolve_device
+from dnas_ens.ensembles.arguments import (
+    as_classes,
+    as_members,
+    as_pixels,
+    as_weights,
+    check_batch_size,
+    check_split,
+    check_temperature,
+    home_of,
+    labels_of,
+)
+from dnas_ens.ensembles.labelling import labelled
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
+from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.inference import EVALUATION_BATCH, evaluation_mode
+from dnas_ens.inference import EVALUATION_BATCH, class_probs, evaluation_mode
 from dnas_ens.nn.network import Network
 
 
@@ -34,7 +46,8 @@ class Ensemble(nn.Module):
     """Members whose class probabilities are averaged, p = sum_m w_m softmax(f_m(x)), then tempered.
 
     The temperature T comes after the average (Ashukha et al., arXiv 2002.06470): p^(1/T) / sum_k p_k^(1/T).
-    Members may be any modules (B, C, H, W) -> (B, K) logits, of different kinds.
+    Members may be any modules (B, C, H, W) -> (B, K) logits, of different kinds, on different devices and in different
+    precisions: each is given the images on its own device and in its own dtype. An ensemble may be a member too.
 
     Args:
         members: M modules, at least one.
@@ -49,10 +62,12 @@ class Ensemble(nn.Module):
 
     weights: Tensor
     temperature: Tensor
+    #: Which tells it from a classifier, whose logits would be soft-maxed.
+    returns_probabilities = True
 
     def __init__(
         self,
-        members: Sequence[nn.Module],
+        members: Iterable[nn.Module],
         *,
         weights: Sequence[float] | npt.NDArray[np.floating] | Tensor | None = None,
         temperature: float = 1.0,
@@ -60,16 +75,16 @@ class Ensemble(nn.Module):
         preprocessing: Preprocessing | None = None,
     ) -> None:
         super().__init__()
-        if len(members) == 0:
-            raise UserError("The ensemble has no members.", "Give at least one network.")
-        if not (math.isfinite(temperature) and temperature > 0.0):
-            raise UserError(f"The temperature is {temperature}.", "Give a finite number above 0; 1 for none.")
-        self.members = nn.ModuleList(members)
-        self.classes = None if classes is None else tuple(classes)
+        modules = as_members(members)
+        self.members = nn.ModuleList(modules)
+        self.classes = as_classes(classes)
         self.preprocessing = preprocessing
-        shares = _check_weights(weights, len(members))
-        self.register_buffer("weights", torch.tensor(shares, dtype=torch.get_default_dtype()))
-        self.register_buffer("temperature", torch.tensor(float(temperature), dtype=torch.get_default_dtype()))
+        device, dtype = home_of(modules)
+        shares = as_weights(weights, len(modules))
+        self.register_buffer("weights", torch.tensor(shares, dtype=dtype, device=device))
+        self.register_buffer(
+            "temperature", torch.tensor(check_temperature(temperature), dtype=dtype, device=device)
+        )
 
     @property
     def num_members(self) -> int:
@@ -88,32 +103,64 @@ class Ensemble(nn.Module):
         """Map normalised images (B, C, H, W) to the members' class probabilities (M, B, K) in [0, 1].
 
         Raises:
-            UserError: A member does not return (B, K), or not as many classes as the others.
+            UserError: A member does not take the images, does not return (B, K), or not as many classes as the others.
         """
         probs: list[Tensor] = []
         for index, member in enumerate(self.members):
-            logits = member(images)
-            if not isinstance(logits, Tensor) or logits.ndim != 2:
-                form = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-                raise UserError(
-                    f"Member {index} returns {form} instead of logits of shape (B, K).",
-                    "Wrap it in a module that returns the logits alone.",
-                )
-            num_classes = len(self.classes) if self.classes is not None else logits.shape[1]
+            found = class_probs(member, images, name=f"Member {index}")
+            num_classes = len(self.classes) if self.classes is not None else found.shape[1]
             wanted = probs[0].shape[1] if probs else num_classes
-            if logits.shape[1] != wanted:
+            if found.shape[1] != wanted:
                 raise UserError(
-                    f"Member {index} has {logits.shape[1]} classes, but the ensemble has {wanted}.",
+                    f"Member {index} has {found.shape[1]} classes, but the ensemble has {wanted}.",
                     "Combine members that were trained on the same classes.",
                 )
-            probs.append(torch.softmax(logits, dim=1))
-        return torch.stack(probs)
+            probs.append(found.to(self.weights.device))
+        dtype = functools.reduce(torch.promote_types, [each.dtype for each in probs])
+        return torch.stack([each.to(dtype) for each in probs])
 
     def combine(self, member_probs: Tensor) -> Tensor:
         """Average the members' probabilities (M, B, K) and apply the temperature: (B, K) in [0, 1]."""
-        averaged = (self.weights[:, None, None] * member_probs).sum(dim=0)
+        dtype = torch.promote_types(member_probs.dtype, torch.float32)
+        shares, temperature = self.weights.to(dtype), self.temperature.to(dtype)
+        averaged = (shares[:, None, None] * member_probs).sum(dim=0)
         # Without a branch on T, so that the module exports as one graph.
-        return torch.softmax(averaged.clamp_min(PROB_FLOOR).log() / self.temperature, dim=1)
+        return torch.softmax(averaged.clamp_min(PROB_FLOOR).log() / temperature, dim=1)
+
+    def calibrate(
+        self, split: Split, *, batch_size: int = EVALUATION_BATCH, device: torch.device | str | None = None
+    ) -> float:
+        """Fit the temperature on validation images, by the NLL of the average there, and take it.
+
+        Args:
+            split: Validation images and labels, which no member was trained on.
+            batch_size: See `predict_probs`.
+            device: See `predict_probs`.
+
+        Returns:
+            T; see `dnas_ens.analysis.calibration.fit_temperature`.
+
+        Raises:
+            UserError: See `evaluate`.
+        """
+        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
+        averaged = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
+        temperature = fit_temperature(averaged, labels)
+        self.temperature.fill_(temperature)
+        return temperature
+
+    def fit_weights(
+        self, split: Split, *, batch_size: int = EVALUATION_BATCH, device: torch.device | str | None = None
+    ) -> FloatArray:
+        """Fit the combining weights on validation images, by the NLL of the average there, and take them.
+
+        `calibrate` again afterwards, on other images if there are any (see `dnas_ens.analysis.cross_fitting`).
+        Arguments as for it; returns the weights (M,), see `dnas_ens.ensembles.weighting.fit_weights`.
+        """
+        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
+        weights = fit_weights(probs.astype(np.float64), labels).weights
+        self.weights.copy_(torch.from_numpy(weights))
+        return weights
 
     def predict_probs(
         self,
@@ -137,11 +184,9 @@ class Ensemble(nn.Module):
             UserError: No images, images of another kind, uint8 images without preprocessing, a wrong batch
                 size or device, or a member whose probabilities are not finite.
         """
-        if isinstance(images, Split):
-            images = images.images
-        pixels = images if isinstance(images, Tensor) else torch.tensor(images)
+        pixels = as_pixels(images)
         check_images(pixels, self.preprocessing)
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         if device is not None:
             self.to(resolve_device(device) if isinstance(device, str) else device)
         # Our convolutions are faster so; a module that flattens its input with a view would fail on it.
@@ -153,7 +198,7 @@ class Ensemble(nn.Module):
                 inputs = batch.to(self.weights.device)
                 if self.preprocessing is not None and inputs.dtype == torch.uint8:
                     inputs = normalise(inputs, mean=self.preprocessing.mean, std=self.preprocessing.std)
-                inputs = inputs.to(self.weights.dtype).contiguous(memory_format=layout)
+                inputs = inputs.contiguous(memory_format=layout)
                 parts.append(self.member_probs(inputs).float().cpu())
         probs: npt.NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
         broken = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
@@ -185,14 +230,7 @@ class Ensemble(nn.Module):
         Raises:
             UserError: See `predict_probs`; or a label that is not one of the ensemble's classes.
         """
-        probs = self.predict_probs(split, batch_size=batch_size, device=device)
-        labels = split.labels.cpu().numpy()
-        if labels.min() < 0 or labels.max() >= probs.shape[2]:
-            raise UserError(
-                f"Labels reach from {labels.min()} to {labels.max()}, but the ensemble has {probs.shape[2]} "
-                "classes.",
-                "Evaluate on data with the classes that the members were trained on.",
-            )
+        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
         shares = self._shares()
         averaged = np.tensordot(shares, probs.astype(np.float64), axes=1)
         return {
@@ -226,8 +264,8 @@ class Ensemble(nn.Module):
             raise UserError(f"predict was given the single path {paths}.", f"Give a list: [{str(paths)!r}].")
         if self.preprocessing is None:
             raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
-        _check_batch_size(batch_size)
-        read = partial(
+        check_batch_size(batch_size)
+        read = functools.partial(
             read_image,
             num_channels=self.preprocessing.num_channels,
             image_size=self.preprocessing.image_size,
@@ -238,30 +276,22 @@ class Ensemble(nn.Module):
             chunk = paths[start : start + batch_size]
             images = torch.stack(list(in_threads(read, chunk)))
             probs = self.predict_probs(images, batch_size=batch_size, device=device)
-            averaged = np.tensordot(shares, probs.astype(np.float64), axes=1)
-            tempered = apply_temperature(averaged, float(self.temperature))
-            labels = tempered.argmax(axis=1)
-            columns = zip(
+            rows += labelled(
                 chunk,
-                labels,
-                tempered.max(axis=1),
-                entropy(tempered),
-                mutual_information(probs, shares),
-                (probs.argmax(axis=2) == labels).sum(axis=0),
-                strict=True,
+                probs,
+                shares=shares,
+                temperature=float(self.temperature),
+                classes=self.classes,
             )
-            for path, label, probability, uncertainty, information, votes in columns:
-                rows.append(
-                    {
-                        "path": str(path),
-                        "label": str(label) if self.classes is None else self.classes[label],
-                        "probability": float(probability),
-                        "entropy": float(uncertainty),
-                        "mutual_information": float(information),
-                        "votes": int(votes),
-                    }
-                )
         return rows
+
+    def _labelled_probs(
+        self, split: Split, *, batch_size: int, device: torch.device | str | None
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        """Return the members' probabilities (M, N, K) and the labels (N,), which must be classes of theirs."""
+        check_split(split)
+        probs = self.predict_probs(split, batch_size=batch_size, device=device)
+        return probs, labels_of(split, num_classes=probs.shape[2])
 
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
@@ -317,23 +347,3 @@ class Ensemble(nn.Module):
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
     """Rebuild a saved ensemble; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
-
-
-def _check_weights(weights: Sequence[float] | np.ndarray | Tensor | None, num_members: int) -> list[float]:
-    """Return combining weights that sum to 1."""
-    values = None if weights is None else [float(weight) for weight in weights]
-    try:
-        shares = normalise_weights(values, num_members)
-    except ValueError as error:
-        raise UserError(
-            f"The combining weights do not fit: {error}.", "Give one non-negative number a member, not all 0."
-        ) from error
-    # Weights that were rounded to single precision and saved must come back bit-equal.
-    if values is not None and abs(sum(values) - 1.0) < 1e-6:
-        return values
-    return [float(share) for share in shares]
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"The batch size is {batch_size}.", "Give a number of images from 1 up.")

@@ -36,7 +36,7 @@ from dnas_ens.ensembles.evolution_scores import DECIMALS, Candidate, Scores
 from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
 from dnas_ens.files import tensors_to_bytes
-from dnas_ens.inference import Batches, predict_batches, predict_members
+from dnas_ens.inference import Batches, one_pass, predict_batches, predict_members
 
 WHOLE_NETWORK = "network"
 
@@ -240,7 +240,9 @@ class _Problem:
             self.names_of.setdefault(name.split(".")[0] if layers else WHOLE_NETWORK, []).append(name)
         self.groups = tuple(self.names_of)
         self.val_batches = val_batches
-        self.training_batches: Batches = lambda: islice(training_batches(), self.settings.batch_norm_batches)
+        self.training_batches: Batches = lambda: islice(
+            one_pass(training_batches), self.settings.batch_norm_batches
+        )
         self.file = None if file is None else Path(file)
 
     def evolve(

@@ -170,9 +170,10 @@ def evolve_kind(
 def with_own_statistics(study: Study, bench: Bench, state: Any) -> dict[str, Any]:
     """Return a state with BatchNorm statistics recomputed as those of a candidate are."""
     from dnas_ens.ensembles.averaging import averaged_model, copied_to_cpu
+    from dnas_ens.inference import one_pass
 
     def batches() -> Any:
-        return islice(bench.batches(bench.data.train)(), study.batch_norm_batches)
+        return islice(one_pass(bench.batches(bench.data.train)), study.batch_norm_batches)
 
     return copied_to_cpu(averaged_model(bench.model(), [state], None, batches).state_dict())
 
