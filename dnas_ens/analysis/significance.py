@@ -25,8 +25,8 @@ CONFIDENCE = 0.95
 NUM_RESAMPLES = 9_999
 #: Resamples that are drawn at once, which bounds the memory.
 _BATCH = 500
-#: Differences below this are rounding of probabilities that are stored in single precision.
-_ROUNDING = 1e-4
+#: Differences below this share of the largest loss are rounding of probabilities that are stored in single precision.
+_ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +109,9 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDiff
     Raises:
         ValueError: Shapes that differ, fewer than two images, or losses that are not finite.
     """
-    difference = _checked(first) - _checked(second, like=np.shape(first))
-    if np.abs(difference).max() < _ROUNDING:
+    ours, theirs = _checked(first), _checked(second, like=np.shape(first))
+    difference = ours - theirs
+    if np.abs(difference).max() <= _ROUNDING * max(np.abs(ours).max(), np.abs(theirs).max()):
         return PairedDifference(
             mean=0.0, over_images=(0.0, 0.0), over_seeds=(0.0, 0.0), effect_size=0.0, p_value=1.0, same=True
         )
@@ -120,9 +121,16 @@ def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDiff
         mean=float(of_images.mean()),
         over_images=image_interval(of_images),
         over_seeds=t_interval(difference.mean(axis=1)),
-        effect_size=float(of_images.mean()) / deviation if deviation > 0.0 else 0.0,
+        effect_size=_effect_size(float(of_images.mean()), deviation),
         p_value=_sign_p_value(of_images),
     )
+
+
+def _effect_size(mean: float, deviation: float) -> float:
+    # A difference that is the same on every image has only the deviation of rounding.
+    if deviation > 1e-12 * abs(mean):
+        return mean / deviation
+    return math.copysign(math.inf, mean) if mean else 0.0
 
 
 def compare(first: npt.ArrayLike, others: Mapping[str, npt.ArrayLike]) -> dict[str, PairedDifference]:

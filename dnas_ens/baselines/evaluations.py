@@ -18,7 +18,7 @@ import torch
 from dnas_ens.analysis.metrics import FloatArray, check_labels, check_probs, nll
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors, save_tensors, write_json
+from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
 
 #: Trains a genotype; the index decides its seeds. Returns its class probabilities (N, K) on the validation images.
@@ -55,7 +55,8 @@ class Evaluations:
     """Trains genotypes and keeps what they predict, so that none is trained twice.
 
     Each evaluation has the folder ``<index>-<hash of the genotype>`` with genotype.json and val_probs.safetensors.
-    Searches that share a folder and a training recipe share the evaluations of equal genotypes at equal indices.
+    Searches that share a folder share the evaluations of equal genotypes at equal indices; the training recipe must be
+    the same, which only the caller can know.
 
     Args:
         train: Trains a genotype and returns its validation probabilities (N, K).
@@ -91,13 +92,15 @@ class Evaluations:
             return self._in_memory[name]
         # Written last, so this file says that the evaluation is finished.
         if folder is not None and (folder / "genotype.json").is_file():
+            self._require_same_labels(folder)
             return self._checked(load_tensors(folder / VAL_PROBS)["val_probs"].numpy(), str(folder))
         probs = self._checked(self.train(genotype, index), f"The training of genotype {index}")
         if folder is None:
             self._in_memory[name] = probs
         else:
             save_tensors(folder / VAL_PROBS, {"val_probs": torch.from_numpy(probs)})
-            write_json(folder / "genotype.json", {"index": index, "genotype": genotype.to_dict()})
+            notes = {"index": index, "genotype": genotype.to_dict(), "val_labels": self._labels_digest()}
+            write_json(folder / "genotype.json", notes)
         return probs
 
     def label_probs(self, genotype: Genotype, index: int) -> FloatArray:
@@ -118,6 +121,16 @@ class Evaluations:
             val_nll=nll(probs.astype(np.float64).mean(axis=0), self.val_labels),
             parents=tuple(parents),
         )
+
+    def _labels_digest(self) -> str:
+        return hashlib.sha256(self.val_labels.astype("<i8").tobytes()).hexdigest()
+
+    def _require_same_labels(self, folder: Path) -> None:
+        if read_json(folder / "genotype.json").get("val_labels") != self._labels_digest():
+            raise UserError(
+                f"{folder} holds predictions for other validation images.",
+                "Name another folder, or search on the data that it was made with.",
+            )
 
     def _checked(self, probs: npt.ArrayLike, where: str) -> npt.NDArray[np.float32]:
         try:
@@ -141,7 +154,8 @@ def forward_select(label_probs: npt.ArrayLike, num_members: int) -> list[int]:
     Returns:
         M positions, best first; see `dnas_ens.ensembles.selection.greedy_selection`.
     """
-    right = np.asarray(label_probs, dtype=np.float64)
+    # Rounded probabilities may exceed 1 in the last place.
+    right = np.clip(np.asarray(label_probs, dtype=np.float64), 0.0, 1.0)
     # NLL needs no other class, so K = 2 does: a pool of hundreds with K = 100 would not fit into memory.
     binary = np.stack([right, 1.0 - right], axis=-1)
     return greedy_selection(binary, np.zeros(right.shape[1], dtype=np.int64), num_members=num_members)

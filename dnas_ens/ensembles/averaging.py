@@ -111,8 +111,11 @@ def average_states(
                 # Equal infinities, as in masks, must not become inf - inf.
                 total += float(share) * torch.where(other == start, 0.0, other - start)
         if total.isnan().any():
+            broken = [index for index, state in enumerate(states) if not bool(state[name].isfinite().all())]
+            whose = f" of model {broken[0]}" if broken else ""
             raise UserError(
-                f"The average of the tensor {name} is not a number.", "Leave out the models that diverged."
+                f"The average of the tensor {name} is not a number: that{whose} is not finite.",
+                "Leave out the models that diverged.",
             )
         averaged[name] = total.to(newest.dtype)
     return averaged

@@ -191,8 +191,8 @@ def evolve_simplex(
         states: k states or modules of that architecture.
         training_batches: For BatchNorm; see `evolve_interpolation`.
         val_batches: Validation batches, in the same order at every call.
-        per_layer: Whether every layer, the tensors below one top-level name of the module, has coefficients of
-            its own.
+        per_layer: Whether every layer has coefficients of its own: every submodule with tensors of its own, such as
+            a convolution, or a BatchNorm with its running statistics.
         settings: None for the defaults.
         file: JSON file that makes the evolution resumable; None for none.
 
@@ -237,7 +237,8 @@ class _Problem:
         self.states = [dict(as_state(state)) for state in states]
         self.names_of: dict[str, list[str]] = {}
         for name in self.states[0]:
-            self.names_of.setdefault(name.split(".")[0] if layers else WHOLE_NETWORK, []).append(name)
+            layer = name.rpartition(".")[0] if layers else ""
+            self.names_of.setdefault(layer or WHOLE_NETWORK, []).append(name)
         self.groups = tuple(self.names_of)
         self.val_batches = val_batches
         self.training_batches: Batches = lambda: islice(
@@ -260,7 +261,7 @@ class _Problem:
             self.val_batches,
         )
         ensemble_nll, ensemble_accuracy = _metrics(ensemble.mean(axis=0), labels)
-        scores = self._scores(len(labels))
+        scores = self._scores(labels)
         generator = np.random.default_rng(self.settings.seed)
         size = max(self.settings.population_size, len(starts) + 4)
         population = np.concatenate([starts, drawn(generator, size - len(starts))])
@@ -329,7 +330,7 @@ class _Problem:
         """Return NLL and accuracy of a combination (G, k) on validation data."""
         return _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
 
-    def _scores(self, num_images: int) -> Scores:
+    def _scores(self, labels: IntArray) -> Scores:
         """Return the scores so far, with what they depend on as far as it can be told."""
         digest = hashlib.sha256()
         for state in self.states if self.file is not None else []:
@@ -337,7 +338,7 @@ class _Problem:
         header = {
             "networks": digest.hexdigest(),
             "batch_norm_batches": self.settings.batch_norm_batches,
-            "num_images": num_images,
+            "labels": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
         }
         return Scores(self._judge, header, file=self.file)
 

@@ -17,12 +17,13 @@ BARRIER_THRESHOLD = 0.05
 """Nats a barrier must exceed for a warning; this package's choice (arXiv 1912.05671 has 2 points of error)."""
 
 
-def evaluate_on_val(model: nn.Module, val_batches: Batches) -> tuple[float, float]:
+def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A model") -> tuple[float, float]:
     """Return the NLL in nats and the accuracy in [0, 1] of a classifier in evaluation mode.
 
     Args:
         model: Inputs (B, ...) -> logits (B, K); its modes are restored afterwards.
         val_batches: Validation batches.
+        name: What an error calls it.
 
     Raises:
         UserError: There are no batches, or the logits are not finite.
@@ -31,7 +32,7 @@ def evaluate_on_val(model: nn.Module, val_batches: Batches) -> tuple[float, floa
     probs, labels = predict_batches(model, val_batches)
     if not np.isfinite(probs).all():
         raise UserError(
-            "A model's logits on the validation batches are not finite.",
+            f"{name}'s logits on the validation batches are not finite.",
             "Leave out the models that diverged.",
         )
     return nll(probs, labels), accuracy(probs, labels)
@@ -88,7 +89,8 @@ def loss_barrier(
 ) -> LossBarrier:
     """Measure the line (1 - a) w_first + a w_second, and warn where the models are not linearly connected.
 
-    Linear mode connectivity (Frankle et al., arXiv 1912.05671), with the NLL instead of the error. BatchNorm
+    Linear mode connectivity (Frankle et al., arXiv 1912.05671), with the NLL instead of the error, and with the barrier
+    above the straight line between the ends (Entezari et al., arXiv 2110.06296), not above their mean. BatchNorm
     statistics are recomputed at every point, the ends included.
 
     Args:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,10 @@ class Preprocessing:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        # NumPy's numbers, as statistics are computed with, are numbers too.
+        object.__setattr__(self, "mean", tuple(_plain(value) for value in self.mean))
+        object.__setattr__(self, "std", tuple(_plain(value) for value in self.std))
+        object.__setattr__(self, "image_size", _plain(self.image_size))
         statistics = (*self.mean, *self.std)
         if not (
             type(self.image_size) is int
@@ -91,6 +94,10 @@ class Preprocessing:
                 f"The preprocessing lacks or misspells a field ({error!r}).",
                 "Give image_size, channels, mean and std as an ensemble's save writes them.",
             ) from error
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:

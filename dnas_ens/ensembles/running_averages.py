@@ -102,7 +102,8 @@ class StochasticWeightAverage(RunningAverage):
 
     Args:
         model: The model that will be trained; it is copied.
-        start_epoch: Epochs that are done when the first weights are taken, 0 or more.
+        start_epoch: Epochs that are done when the first weights are taken; with 0, untrained weights are not, and the
+            first are those after one cycle.
         cycle: Epochs from one taking to the next, 1 or more.
 
     Raises:

@@ -255,7 +255,9 @@ class SnapshotRecorder:
                 f"The last {count} of {len(self.snapshots)} snapshots were asked for.",
                 "Ask for 1 or more and at most as many as were taken.",
             )
-        return (self.member(index) for index in range(-count, 0))
+        # Bound now: training may go on, and take snapshots, before the last of them is made.
+        first = len(self.snapshots) - count
+        return (self.member(index) for index in range(first, first + count))
 
     def best_single(self, val_batches: Batches) -> int:
         """Return the index of the snapshot with the least NLL on validation batches; ties go to the oldest.

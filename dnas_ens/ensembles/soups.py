@@ -10,9 +10,11 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import nn
 from tqdm import tqdm
 
+from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.ensembles.averaging import (
     CoefficientKind,
     State,
@@ -22,7 +24,7 @@ from dnas_ens.ensembles.averaging import (
     coefficients,
 )
 from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
-from dnas_ens.inference import Batches
+from dnas_ens.inference import Batches, predict_batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,10 +213,12 @@ def greedy_soup(
     for index in tqdm(others, desc="greedy soup", unit="model", disable=None, leave=False):
         tried = [*ingredients, index]
         candidate = averaged_model(model, [states[each] for each in tried], None, batches)
-        candidate_nll, candidate_accuracy = evaluate_on_val(candidate, val_batches)
-        if candidate_nll <= val_nll:
-            soup, ingredients = candidate, tried
-            val_nll, val_accuracy = candidate_nll, candidate_accuracy
+        probs, labels = predict_batches(candidate, val_batches)
+        # Of models that are good alone an average may still overflow: it is no better then.
+        if not np.isfinite(probs).all() or nll(probs, labels) > val_nll:
+            continue
+        soup, ingredients = candidate, tried
+        val_nll, val_accuracy = nll(probs, labels), accuracy(probs, labels)
     barriers = _barriers(model, states, best, others, batches, val_batches, barrier_check)
     return Soup(
         model=soup,
@@ -240,7 +244,10 @@ def _score_singles(
     """Return NLL and accuracy of every model alone; see `_single`."""
     check_fit(model, states)
     bar = tqdm(states, desc="single models", unit="model", disable=None, leave=False)
-    return [evaluate_on_val(_single(model, state, batches), val_batches) for state in bar]
+    return [
+        evaluate_on_val(_single(model, state, batches), val_batches, name=f"Model {index}")
+        for index, state in enumerate(bar)
+    ]
 
 
 def _best_first(scores: Sequence[tuple[float, float]]) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
@@ -54,7 +54,14 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
     entries = []
     for index, member in enumerate(stored.members):
         file = f"members/{index}/model.safetensors"
-        save_tensors(folder / file, member.state_dict())
+        state = member.state_dict()
+        strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+        if strange:
+            raise UserError(
+                f"Member {index} keeps something in {strange[0]} that is no tensor.",
+                "Keep extra state in buffers, which a safetensors file can hold.",
+            )
+        save_tensors(folder / file, state)
         spec = member.spec() if isinstance(member, Network | ReferenceModel) else EXTERNAL
         entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
     # Last: a folder without it was interrupted and does not load.
@@ -76,8 +83,10 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
     paths = [_member_file(folder, entry) for entry in manifest["members"]]
     modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
     for path, module in zip(paths, modules, strict=True):
+        tensors = load_tensors(path)
+        _take_precision(module, tensors)
         try:
-            module.load_state_dict(load_tensors(path))
+            module.load_state_dict(tensors)
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise UserError(
@@ -91,6 +100,14 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
         classes=manifest["classes"],
         preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
     )
+
+
+def _take_precision(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a module's tensors the dtypes they were saved in; loading alone would round them to the module's own."""
+    for name, own in module.state_dict(keep_vars=True).items():
+        saved = tensors.get(name)
+        if saved is not None and saved.is_floating_point() and own.is_floating_point():
+            own.data = own.data.to(saved.dtype)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def log_loss_and_gradient(weights: npt.ArrayLike, label_probs: FloatArray) -> tu
 def fit_weights(
     val_probs: npt.ArrayLike, val_labels: npt.ArrayLike, *, random_starts: int = 4, seed: int = 0
 ) -> FittedWeights:
-    """Find the weights with the least log-loss, by SLSQP from several starts (arXiv 1704.00109).
+    """Find the weights with the least log-loss, by SLSQP from several starts (stacking, Wolpert 1992).
 
     The starts are the uniform weights, every member alone softened to 0.9 e_m + 0.1/M (a vertex itself may
     lie where the floor of the logarithm hides the gradient), and random Dirichlet(1) weights. Of what they

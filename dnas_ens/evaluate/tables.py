@@ -98,20 +98,28 @@ def ensemble_row(name: str, predictions: Predictions) -> dict[str, Any]:
 
 
 def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
-    """Return the seconds of all members' training, GPU seconds where there are any, else CPU seconds.
+    """Return the seconds of all members' training: GPU seconds where a GPU did all of it, CPU seconds where none did.
 
     Args:
         predictions: Of the members.
         search: Whether the search that found them counts too, with its discarded candidates.
 
     Returns:
-        Seconds of the device that did the work; None where they are unknown.
+        Seconds of the device that did the work; None where they are unknown, or of both kinds, which do not add up.
     """
     if not len(predictions.train_cpu_seconds):
         return None
-    on_gpu = sum(predictions.train_gpu_seconds) + (predictions.search_gpu_seconds or 0.0 if search else 0.0)
-    on_cpu = sum(predictions.train_cpu_seconds) + (predictions.search_cpu_seconds or 0.0 if search else 0.0)
-    return float(on_gpu or on_cpu)
+    # Files from before there were any hold no GPU seconds.
+    of_gpu = predictions.train_gpu_seconds or [0.0] * len(predictions.train_cpu_seconds)
+    parts = list(zip(predictions.train_cpu_seconds, of_gpu, strict=True))
+    if search:
+        parts.append((predictions.search_cpu_seconds or 0.0, predictions.search_gpu_seconds or 0.0))
+    # What took no time, such as the search of what was drawn, was done by neither.
+    worked = [(cpu, gpu) for cpu, gpu in parts if cpu or gpu]
+    on_gpu = {gpu > 0.0 for _, gpu in worked}
+    if len(on_gpu) > 1:
+        return None
+    return float(sum(gpu if True in on_gpu else cpu for cpu, gpu in worked))
 
 
 def _sums(predictions: Predictions) -> dict[str, Any]:

@@ -91,6 +91,18 @@ def test_compare_corrects_for_the_number_of_methods():
     assert [each.p_value for each in found.values()] == pytest.approx(holm([alone["a"], alone["b"]]))
 
 
+def test_a_difference_that_is_the_same_everywhere_has_no_spread():
+    images = draws(7, 500)
+    assert paired_difference(images + 0.5, images).effect_size == np.inf
+    assert paired_difference(images, images + 0.5).effect_size == -np.inf
+
+
+def test_small_losses_may_differ():
+    small = np.full(500, 2e-5)
+    small[::2] = 3e-5
+    assert not paired_difference(small, 4 * small).same
+
+
 def test_verdicts():
     images = draws(4, 500) * 0.05
     same = paired_difference(images, images + 1e-6)

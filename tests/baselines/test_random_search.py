@@ -174,6 +174,22 @@ def test_nothing_is_trained_twice(tmp_path) -> None:
     assert np.array_equal(again.val_probs, found.val_probs)
 
 
+def test_predictions_for_other_images_are_refused(tmp_path) -> None:
+    pool = random_pool(TINY, 2, seed=0)
+    nes_random_search(
+        lambda _, index: binary(TRACED[index]), [0, 0], pool=pool, num_members=1, folder=tmp_path
+    )
+    with pytest.raises(UserError, match="other validation images"):
+        nes_random_search(
+            lambda _, index: binary(TRACED[index]), [1, 0], pool=pool, num_members=1, folder=tmp_path
+        )
+
+
+def test_a_probability_just_above_one_is_survived() -> None:
+    rounded = np.nextafter(np.float32(1), np.float32(2))
+    assert forward_select([[rounded, 0.5], [0.2, 0.3]], 1) == [0]
+
+
 def test_an_evaluation_interrupted_while_writing_is_done_again(tmp_path) -> None:
     genotype = random_pool(TINY, 1, seed=0)[0]
     calls = []

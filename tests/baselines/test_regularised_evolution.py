@@ -229,7 +229,7 @@ def test_a_folder_of_another_evolution_is_refused(tmp_path) -> None:
         begin([0] * 6, seed=1)
     with pytest.raises(UserError, match="another space"):
         begin([0] * 6, space=SearchSpace(operations=(*SPACE.operations, "avg_pool_3x3"), num_nodes=2))
-    with pytest.raises(UserError, match="validation NLL"):
+    with pytest.raises(UserError, match="other validation images"):
         begin([0, 0, 0, 0, 0, 1])
     (tmp_path / "evolution.json").write_text('{"settings": [], "history": [{}]}')
     with pytest.raises(UserError, match="no state of an evolution"):

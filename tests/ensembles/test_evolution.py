@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation, evolve_simplex
 from dnas_ens.errors import UserError
 from dnas_ens.inference import Batches
+from dnas_ens.nn.reference_models import reference_model
 
 SHORT = EvolutionSettings(population_size=8, generations=3)
 
@@ -234,9 +235,27 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         evolve_simplex(network(), STATES, TRAINING_BATCHES, VAL_BATCHES, settings=SHORT, file=file)
     with pytest.raises(UserError, match="other networks"):
         interpolate(file=file, settings=EvolutionSettings(population_size=8, batch_norm_batches=2))
+    relabelled = [(inputs, 2 - labels) for inputs, labels in VAL_BATCHES()]
+    with pytest.raises(UserError, match="other networks or data"):
+        evolve_interpolation(
+            network(), STATES[0], STATES[1], TRAINING_BATCHES, relabelled, settings=SHORT, file=file
+        )
     file.write_text('{"loss": 1}')
     with pytest.raises(UserError, match="not the file of an evolution"):
         interpolate(file=file)
+
+
+def test_layers_are_submodules_not_top_level_names() -> None:
+    model = reference_model("resnet8", 1, 3, 8)
+    other = reference_model("resnet8", 1, 3, 8)
+    batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
+    settings = EvolutionSettings(population_size=5, generations=1)
+    found = evolve_simplex(model, [model, other], batches, batches, per_layer=True, settings=settings)
+    expected = [
+        name for name, module in model.named_modules() if module.state_dict() and not [*module.children()]
+    ]
+    assert sorted(found.groups) == sorted(expected)
+    assert found.best.coefficients.shape == (len(expected), 2)
 
 
 def test_an_extrapolation_that_overflows_is_survived() -> None:

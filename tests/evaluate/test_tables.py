@@ -132,6 +132,16 @@ def test_gpu_seconds_come_before_cpu_seconds():
     assert train_seconds(on_gpu, search=False) == 70.0
 
 
+def test_seconds_of_both_kinds_do_not_add_up():
+    mixed = costed(search_gpu_seconds=20.0)
+    assert ensemble_row("x", mixed)["train_seconds"] is None
+    assert train_seconds(mixed, search=False) == 7.0
+    assert train_seconds(costed(train_gpu_seconds=[10.0, 0.0, 0.0]), search=False) is None
+    # A search that took no time was done by neither.
+    drawn = costed(train_gpu_seconds=[1.0, 2.0, 3.0], search_cpu_seconds=0.0)
+    assert train_seconds(drawn, search=True) == 6.0
+
+
 def test_what_is_unknown_stays_empty():
     rows = result_rows(dataclasses.replace(predictions(), parameters=()))
     for column in ("parameters", "flops", "inference_seconds", "train_seconds"):

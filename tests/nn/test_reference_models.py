@@ -217,6 +217,12 @@ def test_bad_arguments(arguments: tuple[int, int, int], cause: str) -> None:
         reference_model("mlp", *arguments)
 
 
+@pytest.mark.parametrize("name", ["resnet50", "ResNet-152"])
+def test_a_name_that_means_another_network_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="network for ImageNet"):
+        reference_model(name, 3, 10, 32)
+
+
 def test_bad_arguments_of_the_classes() -> None:
     with pytest.raises(UserError, match="convolutions = 0"):
         PlainCNN(channels=(), in_channels=1, num_classes=2, image_size=8)

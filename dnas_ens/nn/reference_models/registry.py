@@ -55,7 +55,16 @@ def _wide_resnet(numbers: list[int], in_channels: int, num_classes: int, _: int)
     return WideResNet(depth=depth, widening=widening, in_channels=in_channels, num_classes=num_classes)
 
 
+#: Depths that are of the form 6 n + 2 by chance and mean another network everywhere else.
+IMAGENET_RESNETS = (50, 152)
+
+
 def _resnet(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
+    if numbers[0] in IMAGENET_RESNETS:
+        raise UserError(
+            f"resnet{numbers[0]} is the name of a network for ImageNet; here are those for CIFAR of depth 6 n + 2.",
+            f"Take resnet20, resnet32, resnet44, resnet56 or resnet110, or torchvision.models.resnet{numbers[0]}.",
+        )
     return ResNet(depth=numbers[0], in_channels=in_channels, num_classes=num_classes)
 
 
