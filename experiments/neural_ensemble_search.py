@@ -3,13 +3,13 @@
     python experiments/neural_ensemble_search.py
     python experiments/neural_ensemble_search.py --data fashion-mnist --limit-train 10000 --seeds 1
 
-The seed study of EdgeNES: one cell is searched, two are stacked and trained. DARTS (one search, its cell trained once),
-Random (one random cell), DartsEns (M independent DARTS searches), Random-NES (M random cells), RandomD-NES (M random
-deviations of the DARTS cell, as far from it as the hypernetwork's members), EdgeNES (the regime "hypernet" upon the
-DARTS cell) and ours (the regime "star", base and directions learnt together), with what searching cost each. The
-published table beside it is EdgeNES's on CIFAR-100. Per seed M + 2 searches and 5 M trainings; the defaults take about
-fifteen minutes on one core for three seeds. What is finished is kept: run it again after an interruption. The published
-scale needs a GPU:
+The comparison that EdgeNES published: one cell is searched, two are stacked and trained. DARTS (one search, its cell
+trained once), Random (one random cell), DartsEns (M independent DARTS searches), Random-NES (M random cells),
+RandomD-NES (M random deviations of the DARTS cell, as far from it as the hypernetwork's members), EdgeNES (the regime
+"hypernet" upon the DARTS cell) and ours (the regime "star", base and directions learnt together), with what searching
+cost each. The published table beside it is EdgeNES's on CIFAR-100. Per seed M + 2 searches and 5 M trainings; the
+defaults take about fifteen minutes on one core for three seeds. What is finished is kept: run it again after an
+interruption. The published scale needs a GPU:
 
     python experiments/neural_ensemble_search.py --data cifar100 --search-channels 16 --search-epochs 50 --epochs 100
 """

@@ -10,7 +10,7 @@ over k networks, beside the best single network and the mean of the same network
 - *snapshots*: the first independent network, trained on by the cycles of fast geometric ensembling (arXiv 1802.10026),
   leaves a snapshot in the middle of each. They stay in one valley, so that a straight line connects them.
 
-Published (a seed study, without data, network and recipe): networks 63.23 % and 63.42 %, evolved 63.35 %, averaged
+Published elsewhere (without data, network and recipe): networks 63.23 % and 63.42 %, evolved 63.35 %, averaged
 predictions 64.92 %. Half of val judges the candidates and chooses the best single network, the whole of it fits every
 temperature (the other half alone may hold no error, and a temperature then says nothing); test is predicted after that.
 Cost of the first command: about two minutes of one core for three seeds; of the second hours on one GPU. Finished

@@ -6,7 +6,7 @@
 Snapshot ensembles (Huang et al., arXiv 1704.00109): the learning rate follows M cosine cycles, and the model at the
 end of each is a member. For every seed one such training, and one of the same model for the same epochs by one cosine.
 Rows: the snapshot that is best on val, the last k with equal weights, all with equal weights, all with weights fitted
-by log-loss on val (SLSQP), and the one model. Published (seed study of CIFAR-10, WRN-16-4): single best 92.70 %, equal
+by log-loss on val (SLSQP), and the one model. Published elsewhere (CIFAR-10, WRN-16-4): single best 92.70 %, equal
 weights and optimised weights 92.84 %.
 
 Choices and weights are made on val; the temperature is fitted on val predictions that are cross-fitted in two halves,

@@ -1,4 +1,4 @@
-"""Options of the seed studies of reference models, and the recipe that they make."""
+"""Options of the studies of reference models, and the recipe that they make."""
 
 from __future__ import annotations
 
