@@ -11,6 +11,8 @@ from frontier import Option, frontier
 LABEL_SIZE, LABEL_GAP = 8.5, 12.5
 WIDTH, HEIGHT = 760, 470
 LEFT, BOTTOM, TOP = 0.09, 0.12, 0.93
+#: Of the lines after the first, as often as the colours are used up.
+STYLES = ("-", (0, (4, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
 #: Between the axis and its labels, and between them and the edge.
 LEADER, MARGIN = 16, 10
 
@@ -45,7 +47,7 @@ def plot_frontiers(
     right = 1.15 * max(budget, *(budgets[-1] for budgets, _ in lines.values()))
     for index, (budgets, heights) in enumerate(lines.values()):
         colour = colour_of(index)
-        style = "-" if index < len(CYCLE) else (0, (4, 1.5))
+        style = STYLES[(index - 1) // (len(CYCLE) - 1) % len(STYLES)] if index else STYLES[0]
         width = 2.6 if index == 0 else 1.5
         axis.step(
             budgets,
