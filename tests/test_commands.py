@@ -1,5 +1,6 @@
 """The commands as a user types them, in processes of their own, on real digits."""
 
+import csv
 import json
 import os
 import re
@@ -118,6 +119,54 @@ def test_tensorboard_holds_the_scalars_and_figures(finished):
     members = EventAccumulator(str(run_dir / "tensorboard" / "members"))
     members.Reload()
     assert "members/cells" in members.Tags()["images"]
+
+
+def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
+    run_dir, _ = finished
+    for index in range(5):
+        path = tmp_path / "pictures" / ("more" if index > 2 else "") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.test.images[index, 0].numpy()).save(path)
+    (tmp_path / "pictures" / "broken.png").write_text("no image")
+    (tmp_path / "pictures" / "notes.txt").write_text("no image either")
+    command = ("-m", "dnas_ens.predict", str(run_dir), "pictures")
+    printed, err = run(*command, cwd=tmp_path, code=2)
+    assert "broken.png cannot be read" in err
+    assert not printed
+    printed, err = run(*command, "--skip-bad-images", "--batch-size", "2", cwd=tmp_path)
+    assert "left out: pictures/broken.png cannot be read" in err
+    assert "5 images classified by 3 members, 1 left out" in err
+    run(*command, "--skip-bad-images", "--output", "out/labels.csv", cwd=tmp_path)
+    assert (tmp_path / "out/labels.csv").read_text() == printed
+    rows = list(csv.DictReader(printed.splitlines()))
+    names = [f"pictures/{name}" for name in ("0.png", "1.png", "2.png", "more/3.png", "more/4.png")]
+    assert [row["path"] for row in rows] == names
+    ensemble = de.load(run_dir)
+    probs = ensemble.predict_probs(digits.test.images[:5]).astype(float)
+    averaged = probs.mean(axis=0) ** (1 / float(ensemble.temperature))
+    averaged /= averaged.sum(axis=1, keepdims=True)
+    assert [int(row["label"]) for row in rows] == averaged.argmax(axis=1).tolist()
+    assert [float(row["probability"]) for row in rows] == pytest.approx(averaged.max(axis=1), abs=1e-4)
+    entropy = -(averaged * np.log(averaged)).sum(axis=1)
+    assert [float(row["entropy"]) for row in rows] == pytest.approx(entropy, abs=1e-4)
+    votes = (probs.argmax(axis=2) == averaged.argmax(axis=1)).sum(axis=0)
+    assert [int(row["votes"]) for row in rows] == votes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ([], "No image was given"),
+        (["nowhere.png"], "nowhere.png does not exist"),
+        (["."], ". holds no images"),
+        ([".", "--batch-size", "0"], "--batch-size is 0"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, given, cause):
+    run_dir, _ = finished
+    _, err = run("-m", "dnas_ens.predict", str(run_dir), *given, cwd=tmp_path, code=2)
+    assert cause in err
+    assert "remedy: " in err
 
 
 def test_a_run_folder_loads_as_an_ensemble_and_classifies_files(finished, tmp_path, digits):

@@ -71,7 +71,7 @@ def load_folder(
     ends = {}
     for part, folder in parts.items():
         for label, name in enumerate(classes):
-            found = _list_images(folder / name)
+            found = list_images(folder / name)
             paths += found
             labels += [label] * len(found)
         ends[part] = len(paths)
@@ -167,8 +167,8 @@ def _list_folders(folder: Path) -> list[str]:
     )
 
 
-def _list_images(folder: Path) -> list[str]:
-    """Paths of the images below `folder`, sorted; linked folders are followed, each only once."""
+def list_images(folder: Path) -> list[str]:
+    """Return the paths of the images below a folder, sorted; linked folders are followed, each only once."""
     found: list[str] = []
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
