@@ -54,7 +54,7 @@ class DataConfig:
     limit_train: int | None = None
     """Use a stratified subset of this many training images; val and test stay whole."""
     image_size: int | None = None
-    """Side in pixels to which the images of a folder are resized; default: kept if equal, square and small."""
+    """Side in pixels to which images are resized; default: their own, in a folder if equal, square and small."""
     split_seed: int = 0
     """Seed of the stratified splits."""
     skip_bad_images: bool = False

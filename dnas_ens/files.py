@@ -35,6 +35,11 @@ def unreadable(path: Path, reason: object) -> UserError:
     return UserError(f"Cannot read {path}: {reason}.", "Check the path, or restore the file from a copy.")
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """Return a path with an ending behind its whole name; ``with_suffix`` would cut off what follows a dot in it."""
+    return path.with_name(path.name + ending)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new one, also after a crash.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ __all__ = [
     "load_genotype",
     "random_deviation",
     "random_genotype",
+    "ranked_genotypes",
 ]
 
 
@@ -194,6 +195,33 @@ def load_genotype(path: str | Path) -> Genotype:
         return Genotype.from_dict(value)
     except UserError as error:
         raise UserError(f"In {file}: {error.cause}", error.remedy) from error
+
+
+def ranked_genotypes(found: Mapping[str, Any], members: int | None = None) -> list[Genotype]:
+    """Return the genotypes of an ensemble from the content of genotypes.json.
+
+    Args:
+        found: Candidates, their ranking, and the selected ones, which the ranking begins with.
+        members: How many are taken in the order of the ranking; None for as many as the search selected.
+
+    Raises:
+        UserError: Fewer were found, or they were not ranked.
+    """
+    chosen = found["selected"]
+    if members not in (None, len(chosen)):
+        ranking = found.get("ranking")
+        if ranking is None:
+            raise UserError(
+                "The search of an earlier version left no ranking of its candidates.",
+                "Run the same search once more with --resume, which ranks them without searching again.",
+            )
+        if not 1 <= members <= len(ranking):
+            raise UserError(
+                f"{members} members were asked for, but the search holds {len(ranking)} candidates.",
+                f"Ask for 1 to {len(ranking)}, or search with a larger --pool-size.",
+            )
+        chosen = ranking[:members]
+    return [Genotype.from_dict(found["candidates"][index]["genotype"]) for index in chosen]
 
 
 def random_genotype(

@@ -21,6 +21,14 @@ EVALUATION_BATCH = 256
 #: Passes over data, inputs (B, ...) and labels (B,): what starts one at every call, or a DataLoader or list, which can
 #: be passed over again.
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]] | Iterable[tuple[Tensor, Tensor]]
+#: What torch's errors say of shapes that do not fit a convolution or a product.
+_SHAPE_WORDS = (
+    "channels",
+    "shapes cannot be multiplied",
+    "size mismatch",
+    "must match the size",
+    "Kernel size",
+)
 
 
 def one_pass(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
@@ -79,19 +87,8 @@ def class_probs(
         )
     # A sum over classes in half precision is not 1 to the accuracy that metrics ask for.
     wide = found.to(torch.promote_types(found.dtype, dtype))
-    return wide if getattr(model, RETURNS_PROBABILITIES, False) else wide.softmax(dim=1)
-
-
-#: An attribute that is true of a module that returns probabilities instead of logits.
-RETURNS_PROBABILITIES = "returns_probabilities"
-#: What torch's errors say of shapes that do not fit a convolution or a product.
-_SHAPE_WORDS = (
-    "channels",
-    "shapes cannot be multiplied",
-    "size mismatch",
-    "must match the size",
-    "Kernel size",
-)
+    # An `Ensemble` says so of itself.
+    return wide if getattr(model, "returns_probabilities", False) else wide.softmax(dim=1)
 
 
 @contextmanager
@@ -138,14 +135,9 @@ def recalibrate(
         augmentation: For its normalisation alone; images are not augmented.
         num_images: How many images to use at most.
     """
-    chosen = split.subset(torch.arange(0, len(split), -(-len(split) // num_images)))
-    average_statistics(
-        model,
-        (
-            images.contiguous(memory_format=torch.channels_last)
-            for images, _ in iterate_batches(chosen, EVALUATION_BATCH, augmentation=augmentation)
-        ),
-    )
+    batches = iterate_batches(split.drawn(num_images), EVALUATION_BATCH, augmentation=augmentation)
+    inputs = (images.contiguous(memory_format=torch.channels_last) for images, _ in batches)
+    average_statistics(model, inputs)
 
 
 def statistics_norms(model: nn.Module) -> list[_BatchNorm]:

@@ -48,7 +48,7 @@ _RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
 }
 #: What each preset costs, as measured or, where it says so, estimated.
 PRESET_COSTS: dict[str, str] = {
-    "smoke": "digits, a minute and a half to two minutes on two CPU cores",
+    "smoke": "digits, about two minutes on two CPU cores",
     "micro": "10,000 Fashion-MNIST images, about half an hour on one CPU core",
     "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
     "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -92,6 +94,48 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     found = json.loads((run_dir / "genotypes.json").read_text())
     assert len(found["selected"]) == 3
     assert set(found["candidates"][0]) >= {"genotype", "lam", "direction", "distance_to_base", "shared_edges"}
+
+
+def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "grown")
+
+    def retrain(members, code=0):
+        arguments = ["grown", "--resume", "--members", members, *TINY_RECIPE]
+        return run("-m", "dnas_ens.retrain", *arguments, cwd=tmp_path, code=code)
+
+    found = json.loads((tmp_path / "grown/genotypes.json").read_text())
+    assert found["ranking"][:3] == found["selected"]
+    chosen = de.load(tmp_path / "grown")
+    logs = [tmp_path / f"grown/members/{index}/metrics.jsonl" for index in range(3)]
+    before = [file.stat().st_mtime_ns for file in logs]
+    retrain(4)
+    assert [file.stat().st_mtime_ns for file in logs] == before
+    fourth = json.loads((tmp_path / "grown/members/3/member.json").read_text())["spec"]["genotype"]
+    assert fourth == found["candidates"][found["ranking"][3]]["genotype"]
+    assert fourth not in [found["candidates"][index]["genotype"] for index in found["selected"]]
+    grown = de.load(tmp_path / "grown")
+    images = torch.zeros(2, 1, 8, 8)
+    assert grown.num_members == 4
+    assert torch.equal(grown.member_probs(images)[:3], chosen.member_probs(images))
+    retrain(2)
+    shrunk = de.load(tmp_path / "grown")
+    assert torch.equal(shrunk.member_probs(images), grown.member_probs(images)[:2])
+    _, err = retrain(99, code=2)
+    assert f"99 members were asked for, but the search holds {len(found['ranking'])} candidates" in err
+
+    # Of an earlier version's search the candidates are ranked by the remedy that is named.
+    del found["ranking"]
+    (tmp_path / "grown/genotypes.json").write_text(json.dumps(found))
+    _, err = retrain(4, code=2)
+    assert "no ranking" in err
+    assert "--resume" in err
+    run("-m", "dnas_ens.search", *TINY, "--run-dir", "grown", "--resume", cwd=tmp_path)
+    again, first = (
+        json.loads((folder / "genotypes.json").read_text()) for folder in (tmp_path / "grown", finished[0])
+    )
+    for one in (again, first):
+        one["report"] = {key: value for key, value in one["report"].items() if not key.endswith("seconds")}
+    assert again == first
 
 
 def test_results_can_be_recomputed_from_the_predictions_alone(finished):
@@ -321,6 +365,11 @@ def test_python_interface_from_the_readme(few_digits, tiny_search):
     assert found.plot().axes
     ensemble = de.retrain(found, few_digits, device="cpu", num_cells=1, channels=2, epochs=1)
     assert ensemble.num_members == 2
+    one = de.retrain(found, few_digits, members=1, device="cpu", num_cells=1, channels=2, epochs=1)
+    images = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])
+    with pytest.raises(de.UserError, match="3 members were asked for, but 2 genotypes were given"):
+        de.retrain(found.genotypes, few_digits, members=3, device="cpu")
     rows = de.evaluate(ensemble, few_digits, device="cpu")["rows"]
     assert rows[-1]["accuracy"] == ensemble.evaluate(few_digits.test)["accuracy"]
     with pytest.raises(de.UserError, match="no field 'epocs'"):

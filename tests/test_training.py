@@ -46,6 +46,20 @@ def test_recalibrated_statistics_are_those_of_the_images():
     torch.testing.assert_close(net[1].running_var, features.var((0, 2, 3)).detach(), rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_images", [5_000, 512])
+def test_recalibrated_statistics_are_those_of_all_classes_where_images_come_sorted(num_images):
+    # As a folder's do. A batch of one class has the variance within that class, a tenth of the whole one here.
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat_interleave(512)
+    noise = torch.randint(-35, 36, (1024, 1, 4, 4), generator=generator)
+    images = (60 + 120 * labels.view(-1, 1, 1, 1) + noise).to(torch.uint8)
+    recalibrate(net, Split(images, labels), augmentation=PLAIN, num_images=num_images)
+    features = net[0](images.float() / 255).detach()
+    torch.testing.assert_close(net[1].running_var, features.var().view(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(net[1].running_mean, features.mean().view(1), rtol=0.05, atol=0)
+
+
 def test_batch_statistics_normalise_each_batch_and_change_nothing():
     net, images = network(), split(64).images.float() / 255
     before = {name: value.clone() for name, value in net.state_dict().items()}

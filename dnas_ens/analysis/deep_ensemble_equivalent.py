@@ -12,6 +12,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+#: Losses nearer to each other are the same, in nats: an ensemble's own differs by the order its members are added in.
+SAME_LOSS = 1e-9
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepEnsembleEquivalent:
@@ -37,8 +40,9 @@ def deep_ensemble_equivalent(
     """Return the size of the deep ensemble that is as good, DEE = min {l >= 1 : NLL_DE(l) <= NLL}.
 
     NLL_DE is the calibrated NLL of deep ensembles, its running minimum over sizes, interpolated linearly between
-    the measured sizes and never beyond them (Ashukha et al., arXiv 2002.06470). For a band, give the
-    curve plus and minus its standard deviation.
+    the measured sizes and never beyond them (Ashukha et al., arXiv 2002.06470). Losses within `SAME_LOSS` of each
+    other count as equal, so that the largest deep ensemble itself is worth its size and not more. For a band, give
+    the curve plus and minus its standard deviation.
 
     Args:
         calibrated_nll: Of the method in question, in nats, on the same test images.
@@ -63,12 +67,12 @@ def deep_ensemble_equivalent(
     if not (np.isfinite(losses).all() and math.isfinite(calibrated_nll)):
         raise ValueError("losses must be finite")
     best = np.minimum.accumulate(losses)
-    if calibrated_nll > best[0]:
+    if calibrated_nll > best[0] + SAME_LOSS:
         return DeepEnsembleEquivalent(value=1.0, relation="<")
-    if calibrated_nll < best[-1]:
+    if calibrated_nll < best[-1] - SAME_LOSS:
         return DeepEnsembleEquivalent(value=float(members[-1]), relation=">")
-    reached = int(np.argmax(best <= calibrated_nll))
-    if best[reached] == calibrated_nll:
+    reached = int(np.argmax(best <= calibrated_nll + SAME_LOSS))
+    if best[reached] >= calibrated_nll - SAME_LOSS:
         return DeepEnsembleEquivalent(value=float(members[reached]), relation="=")
     # The size before is worse, so the piece between the two falls.
     share = (best[reached - 1] - calibrated_nll) / (best[reached - 1] - best[reached])

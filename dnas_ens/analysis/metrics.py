@@ -5,6 +5,8 @@ Legend: B batch, M members, N images, K classes. Everything is computed in float
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
@@ -70,6 +72,11 @@ def check_labels(labels: npt.ArrayLike, *, num_images: int, num_classes: int) ->
     if array.min() < 0 or array.max() >= num_classes:
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {array.min()}..{array.max()}")
     return array.astype(np.int64)
+
+
+def labels_digest(labels: npt.ArrayLike) -> str:
+    """SHA-256, in hexadecimal, of class indices in their order: whether scores are of the same images."""
+    return hashlib.sha256(np.asarray(labels).astype("<i8").tobytes()).hexdigest()
 
 
 def check_predictions(probs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, IntArray]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dnas_ens.analysis.metrics import FloatArray, check_labels, check_probs, nll
+from dnas_ens.analysis.metrics import FloatArray, check_labels, check_probs, labels_digest, nll
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
@@ -99,7 +99,11 @@ class Evaluations:
             self._in_memory[name] = probs
         else:
             save_tensors(folder / VAL_PROBS, {"val_probs": torch.from_numpy(probs)})
-            notes = {"index": index, "genotype": genotype.to_dict(), "val_labels": self._labels_digest()}
+            notes = {
+                "index": index,
+                "genotype": genotype.to_dict(),
+                "val_labels": labels_digest(self.val_labels),
+            }
             write_json(folder / "genotype.json", notes)
         return probs
 
@@ -122,11 +126,8 @@ class Evaluations:
             parents=tuple(parents),
         )
 
-    def _labels_digest(self) -> str:
-        return hashlib.sha256(self.val_labels.astype("<i8").tobytes()).hexdigest()
-
     def _require_same_labels(self, folder: Path) -> None:
-        if read_json(folder / "genotype.json").get("val_labels") != self._labels_digest():
+        if read_json(folder / "genotype.json").get("val_labels") != labels_digest(self.val_labels):
             raise UserError(
                 f"{folder} holds predictions for other validation images.",
                 "Name another folder, or search on the data that it was made with.",

@@ -61,6 +61,17 @@ class Split:
         wanted = wanted.to(device=self.labels.device, dtype=torch.int64)
         return Split(self.images[wanted], self.labels[wanted])
 
+    def drawn(self, num_images: int | None = None) -> Split:
+        """Random images in random order, the same ones at every call, so that batches of them hold all classes.
+
+        A folder's images come class by class; statistics of batches that hold one class each are those of no data.
+
+        Args:
+            num_images: How many at most; None for all of them.
+        """
+        generator = torch.Generator().manual_seed(0)
+        return self.subset(torch.randperm(len(self), generator=generator)[:num_images])
+
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, over the shape, the pixels and the labels."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())

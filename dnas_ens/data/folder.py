@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dnas_ens.data.images import LabelledImages, PixelArray, decode, in_threads, reason, stack
+from dnas_ens.data.images import LabelledImages, PixelArray, decode_or_error, in_threads, reason, stack
 from dnas_ens.errors import UserError
 
 IMAGE_EXTENSIONS = (
@@ -192,7 +192,7 @@ def _decode_all(
     """Decode in threads; the arrays, the indices of their paths, and the paths left out."""
 
     def decode_some(some: list[str]) -> list[PixelArray | Exception]:
-        return [_decode_or_error(path, image_size=image_size) for path in some]
+        return [decode_or_error(path, image_size=image_size) for path in some]
 
     chunks = [paths[start : start + _FILES_AT_A_TIME] for start in range(0, len(paths), _FILES_AT_A_TIME)]
     results: list[PixelArray | Exception] = []
@@ -213,15 +213,6 @@ def _decode_all(
     readable = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
     arrays = [result for result in results if not isinstance(result, Exception)]
     return arrays, readable, [path for path, _ in bad]
-
-
-def _decode_or_error(path: str, *, image_size: int | None) -> PixelArray | Exception:
-    try:
-        return decode(path, image_size=image_size)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
-        return error
 
 
 def _name_some(names: list[str]) -> str:

@@ -76,13 +76,12 @@ def read_image(path: str | os.PathLike[str], *, num_channels: int, image_size: i
     Raises:
         UserError: If the file is missing or unreadable, or is in colour where one channel is wanted.
     """
-    try:
-        pixels = decode(path, image_size=image_size)
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
+    pixels = decode_or_error(path, image_size=image_size)
+    if isinstance(pixels, Exception):
         raise UserError(
-            f"{path} cannot be read as an image ({reason(error)}).",
+            f"{path} cannot be read as an image ({reason(pixels)}).",
             "Check the path, or convert it to PNG or JPEG.",
-        ) from error
+        ) from pixels
     if pixels.ndim == 3 and num_channels == 1:
         if not (pixels == pixels[:, :, :1]).all():
             raise UserError(
@@ -112,6 +111,16 @@ def decode(path: str | os.PathLike[str], *, image_size: int | None) -> PixelArra
         image.draft(None, (2 * size, 2 * size))
         upright = ImageOps.exif_transpose(image) if image.info.get("exif") else image
         return np.asarray(fit(plain(upright), size))
+
+
+def decode_or_error(path: str | os.PathLike[str], *, image_size: int | None) -> PixelArray | Exception:
+    """Decode as `decode` does, or return what is wrong with the file; memory that ran out is not the file's fault."""
+    try:
+        return decode(path, image_size=image_size)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        return error
 
 
 def plain(image: Image.Image) -> Image.Image:

@@ -23,7 +23,7 @@ from scipy.optimize import Bounds, differential_evolution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, accuracy, nll
+from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, accuracy, labels_digest, nll
 from dnas_ens.ensembles.averaging import (
     State,
     as_state,
@@ -338,7 +338,7 @@ class _Problem:
         header = {
             "networks": digest.hexdigest(),
             "batch_norm_batches": self.settings.batch_norm_batches,
-            "labels": hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest(),
+            "labels": labels_digest(labels),
         }
         return Scores(self._judge, header, file=self.file)
 

@@ -7,7 +7,7 @@ for it both algorithms work on an (M, N) matrix, whatever K is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations, combinations_with_replacement
 from typing import Literal
 
@@ -36,15 +36,19 @@ def _candidates(
     num_members: int,
     replacement: bool,
     criterion: Criterion,
+    given: Sequence[int] = (),
 ) -> tuple[FloatArray, Callable[[FloatArray], FloatArray]]:
     """Validate, and return what is averaged, (M, N) or (M, N, K), and the loss of many averages, (S, ...) -> (S,)."""
     members = check_probs(member_probs, num_dims=3)
     classes = check_labels(labels, num_images=members.shape[1], num_classes=members.shape[2])
     if num_members < 1:
         raise UserError(f"An ensemble of {num_members} members was asked for.", "Ask for 1 or more.")
-    if num_members > len(members) and not replacement:
+    if any(not 0 <= index < len(members) for index in given):
+        raise ValueError(f"given must lie in 0..{len(members) - 1}, got {list(given)}")
+    left = len(members) - len(set(given))
+    if num_members > left and not replacement:
         raise UserError(
-            f"{num_members} members were asked for, but there are only {len(members)} candidates.",
+            f"{num_members} members were asked for, but there are only {left} candidates.",
             "Ask for fewer members, draw more candidates, or allow the same candidate several times.",
         )
     if criterion == "nll":
@@ -113,6 +117,7 @@ def greedy_selection(
     num_members: int,
     replacement: bool = False,
     criterion: Criterion = "nll",
+    given: Sequence[int] = (),
 ) -> list[int]:
     """Forward selection: always add the candidate that leaves the ensemble with the least loss.
 
@@ -124,24 +129,28 @@ def greedy_selection(
     Args:
         member_probs: Candidates' class probabilities on validation data, shape (M, N, K), [0, 1].
         labels: Class indices, shape (N,), integers in 0..K-1.
-        num_members: How many to pick, 1 or more.
+        num_members: How many to pick, 1 or more, beside those given.
         replacement: Whether a candidate may be picked several times.
         criterion: The loss of an average: "nll", "calibrated_nll" (after a temperature of its own, fitted on
             the same data) or "accuracy" (its error rate, ties broken by the NLL).
+        given: Indices of candidates that are in the ensemble already, one named twice with twice the weight. They are
+            picked again only with replacement.
 
     Returns:
-        Indices of the candidates in the order they were picked, length ``num_members``.
+        Indices of the candidates in the order they were picked, length ``num_members``, without those given.
 
     Raises:
         UserError: Another criterion, fewer than one member, or more than there are candidates without replacement.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`; a given index that is none.
     """
-    candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
-    total = np.zeros(candidates.shape[1:])
+    candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion, given)
+    total = candidates[list(given)].sum(axis=0)
     available = np.ones(len(candidates), dtype=np.bool_)
+    available[list(given)] = replacement
     picked: list[int] = []
     while len(picked) < num_members:
-        scores = np.where(available, losses((total + candidates) / (len(picked) + 1)), np.inf)
+        size = len(given) + len(picked) + 1
+        scores = np.where(available, losses((total + candidates) / size), np.inf)
         best = int(scores.argmin())
         picked.append(best)
         total += candidates[best]

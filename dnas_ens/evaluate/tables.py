@@ -109,7 +109,7 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
     """
     if not len(predictions.train_cpu_seconds):
         return None
-    # Files from before there were any hold no GPU seconds.
+    # predictions.npz of another program may hold CPU seconds alone.
     of_gpu = predictions.train_gpu_seconds or [0.0] * len(predictions.train_cpu_seconds)
     parts = list(zip(predictions.train_cpu_seconds, of_gpu, strict=True))
     if search:

@@ -12,7 +12,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.files import read_json, unreadable
-from dnas_ens.genotype import Genotype
+from dnas_ens.genotype import Genotype, ranked_genotypes
 
 #: The rows of a comparison are sorted into the report by these.
 COMPARISON_FIELDS = ("name", "accuracy", "calibrated_nll")
@@ -114,7 +114,7 @@ class RunFiles:
         specs = [member.get("spec") or {} for member in (self.ensemble or {}).get("members", [])]
         stored = [spec["genotype"] for spec in specs if "genotype" in spec]
         if not stored and self.found is not None:
-            stored = [self.found["candidates"][index]["genotype"] for index in self.found["selected"]]
+            return ranked_genotypes(self.found)
         return [Genotype.from_dict(genotype) for genotype in stored]
 
     def seconds(self) -> tuple[float, float, str] | None:

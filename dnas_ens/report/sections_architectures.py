@@ -40,10 +40,10 @@ def cells_section(files: RunFiles) -> Section | None:
 
 def _about(files: RunFiles, index: int) -> str:
     """What is known of a member: its place, its distance to the base, what training made of it."""
-    selected = (files.found or {}).get("selected", [])
+    ranking = (files.found or {}).get("ranking", [])
     candidate: Mapping[str, Any] = {}
-    if files.found is not None and index < len(selected):
-        candidate = files.found["candidates"][selected[index]]
+    if files.found is not None and index < len(ranking):
+        candidate = files.found["candidates"][ranking[index]]
     said = []
     if candidate.get("lam") is not None:
         said.append(f"λ = {candidate['lam']:.2f}")

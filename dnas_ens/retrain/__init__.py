@@ -21,6 +21,7 @@ def retrain(
     found: SearchResult | Sequence[Genotype],
     data: str | os.PathLike[str] | Dataset | ImageData = "digits",
     *,
+    members: int | None = None,
     config: RetrainConfig | None = None,
     device: str = "auto",
     **overrides: Any,
@@ -30,6 +31,8 @@ def retrain(
     Args:
         found: The result of a search, or genotypes; name one several times for a deep ensemble of it.
         data: What ``load_data`` takes; give the ``ImageData`` of the search for the same splits.
+        members: How many to train, in the order of the search's ranking or of the genotypes; default: those the search
+            selected, or all the genotypes.
         config: The recipe; default: that of the search's preset, else of the preset "smoke".
         device: auto, cpu, cuda or cuda:N.
         **overrides: Any field of the recipe by its own name, such as ``epochs=10``.
@@ -38,15 +41,24 @@ def retrain(
         The ensemble, its temperature fitted on ``val``.
 
     Raises:
-        UserError: If a value or a genotype does not fit.
+        UserError: If a value, a genotype or the number of members does not fit.
     """
+    from dnas_ens.config import require
     from dnas_ens.config_fields import with_fields
     from dnas_ens.data import load_data
     from dnas_ens.device import resolve_device
     from dnas_ens.presets import retrain_preset
     from dnas_ens.retrain.members import train_members
 
-    genotypes = list(found) if isinstance(found, Sequence) else found.genotypes
+    if isinstance(found, Sequence):
+        require(
+            members is None or 1 <= members <= len(found),
+            f"{members} members were asked for, but {len(found)} genotypes were given.",
+            "Give as many genotypes, one several times for copies of it.",
+        )
+        genotypes = list(found)[:members]
+    else:
+        genotypes = found.ranked(members)
     preset = "smoke" if isinstance(found, Sequence) else found.config.preset
     recipe = with_fields(config or retrain_preset(preset), **overrides)
     return train_members(genotypes, load_data(data), recipe, device=resolve_device(device))

@@ -33,6 +33,9 @@ class RetrainCommand:
     stream of its own, 0 for one."""
     resume: bool = False
     """Go on with an interrupted training."""
+    members: int = 0
+    """Members to train, in the order of the search's ranking; 0 for those it selected. An ensemble grows without
+    another search where more are asked for with --resume."""
     dry_run: bool = False
     """Print the resolved recipe and what it will take, then stop."""
 
@@ -60,7 +63,7 @@ def main(argv: list[str]) -> None:
         extra_options=("--preset", "--config"),
     )
     from dnas_ens.device import resolve_device
-    from dnas_ens.genotype import Genotype
+    from dnas_ens.genotype import ranked_genotypes
     from dnas_ens.retrain.members import train_members
     from dnas_ens.retrain.training import MemberTraining
 
@@ -68,9 +71,7 @@ def main(argv: list[str]) -> None:
     typed = [*PROG.split(), *argv]
     with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
         found = run.read_json("genotypes.json")
-        genotypes = [
-            Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]
-        ]
+        genotypes = ranked_genotypes(found, command.members or None)
         data = data_of_run(run)
         if command.dry_run:
             training = MemberTraining(genotypes[0], data, command.config, index=0)

@@ -20,6 +20,8 @@ from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.ensembles.storage import MANIFEST
+from dnas_ens.errors import UserError
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
 from dnas_ens.interleaving import Steps, exhaust, in_turns, on_streams
@@ -72,7 +74,15 @@ def member_steps(
         before = newest[1]["seconds"]
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
     cost = CostMeter(before, gpu=training.device.type == "cuda")
-    labels = training.val.labels.cpu().numpy()
+    measured: dict[str, float] = {}
+
+    def on_val() -> dict[str, float]:
+        # Looking on is no training: with much val and few epochs it would be most of what a member costs.
+        cost.pause()
+        probs, labels = training.val_probs(), training.val.labels.cpu().numpy()
+        cost.resume()
+        return {"val_accuracy": accuracy(probs, labels), "val_nll": nll(probs, labels)}
+
     with (
         nullcontext() if log is None else closing(log),
         Progress(
@@ -88,15 +98,14 @@ def member_steps(
             else:
                 scalars = yield from _metered(training.epoch_steps(progress), cost)
             # Measured at the quarters only: the last state is the member whatever val says on the way.
-            if training.epoch % max(1, recipe.epochs // 4) == 0 or training.epoch == recipe.epochs:
-                probs = training.val_probs()
-                scalars |= {"val_accuracy": accuracy(probs, labels), "val_nll": nll(probs, labels)}
+            if 4 * training.epoch // recipe.epochs > 4 * (training.epoch - 1) // recipe.epochs:
+                measured = on_val()
+                scalars |= measured
             progress.epoch(training.epoch, **scalars)
             if store is not None and log is not None:
                 step = training.epoch * training.steps_per_epoch
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
                 store.save(training.epoch, {"training": training.state_dict(), "seconds": cost.seconds()})
-    probs = training.val_probs()
     description = {
         "index": index,
         "spec": training.network.spec(),
@@ -104,8 +113,8 @@ def member_steps(
         "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
-        "val_accuracy": accuracy(probs, labels),
-        "val_nll": nll(probs, labels),
+        # Nothing was measured in a sitting that found the last epoch done.
+        **(measured or on_val()),
         **cost.seconds(),
     }
     return training.network.eval(), description
@@ -123,7 +132,7 @@ def train_members(
     """Train M members from scratch and return their ensemble, its temperature fitted on ``val``.
 
     With a folder, members that are finished there are loaded, unfinished ones go on where they stopped, and
-    ``ensemble.json`` is written at the end.
+    ``ensemble.json`` is written at the end; an ensemble that is finished there is returned as it is.
 
     Args:
         genotypes: M genotypes; the same one several times makes a deep ensemble.
@@ -136,13 +145,22 @@ def train_members(
             on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
     """
     device = torch.device(device)
+    trainings = (
+        MemberTraining(genotype, data, recipe, index=index, device=device)
+        for index, genotype in enumerate(genotypes)
+    )
     if folder is not None:
+        stored = _stored(folder, num_members=len(genotypes))
+        if stored is not None:
+            for training in trainings:
+                _require_same(training, folder)
+            return stored.to(device)
+        # An older one's would be of other members than those that are there then.
+        (folder / MANIFEST).unlink(missing_ok=True)
         _train_side_by_side(genotypes, data, recipe, device=device, folder=folder, workers=workers)
     networks, val_probs = [], []
-    for index, genotype in enumerate(genotypes):
-        training = MemberTraining(genotype, data, recipe, index=index, device=device)
-        network = trained_network(training, folder=folder, num_members=len(genotypes))
-        networks.append(network)
+    for training in trainings:
+        networks.append(trained_network(training, folder=folder, num_members=len(genotypes)))
         val_probs.append(training.val_probs())
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
     ensemble = Ensemble(
@@ -154,6 +172,16 @@ def train_members(
     if folder is not None:
         ensemble.save(folder, overwrite=True)
     return ensemble.to(device)
+
+
+def _stored(folder: Path, *, num_members: int) -> Ensemble | None:
+    """Return the ensemble that is finished in a folder, if it has so many members."""
+    if not (folder / MANIFEST).exists() or not all(
+        _is_finished(folder, index) for index in range(num_members)
+    ):
+        return None
+    ensemble = Ensemble.load(folder).eval()
+    return ensemble if len(ensemble.members) == num_members else None
 
 
 def trained_network(training: MemberTraining, *, folder: Path | None = None, num_members: int = 1) -> Network:
@@ -168,10 +196,9 @@ def trained_network(training: MemberTraining, *, folder: Path | None = None, num
         UserError: The folder holds a finished member of another genotype or recipe.
     """
     if folder is not None and _is_finished(folder, training.index):
-        place = folder / "members" / str(training.index)
-        expected = {"spec": training.network.spec(), "recipe": to_dict(training.recipe)}
-        _require_same(read_json(place / "member.json"), expected, place)
-        training.network.load_state_dict(load_tensors(place / "model.safetensors", training.device))
+        _require_same(training, folder)
+        file = folder / "members" / str(training.index) / "model.safetensors"
+        training.network.load_state_dict(load_tensors(file, training.device))
         return training.network.eval()
     network, description = train_member(training, folder=folder, num_members=num_members)
     if folder is not None:
@@ -266,10 +293,11 @@ def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int])
     trained_network(training, folder=folder, num_members=num_members)
 
 
-def _require_same(stored: dict[str, Any], expected: dict[str, Any], place: Path) -> None:
-    from dnas_ens.errors import UserError
-
-    for name, value in expected.items():
+def _require_same(training: MemberTraining, folder: Path) -> None:
+    """Refuse a finished member that is not the one the training would give."""
+    place = folder / "members" / str(training.index)
+    stored = read_json(place / "member.json")
+    for name, value in {"spec": training.network.spec(), "recipe": to_dict(training.recipe)}.items():
         if stored.get(name) != value:
             raise UserError(
                 f"{place} holds a member of another {name}.",

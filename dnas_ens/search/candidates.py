@@ -219,3 +219,21 @@ def select(probs: np.ndarray, labels: np.ndarray, config: CandidateConfig) -> li
             probs, labels, num_members=config.members, replacement=config.selection == "greedy-replacement"
         )
     )
+
+
+def rank(probs: np.ndarray, labels: np.ndarray, selected: list[int]) -> list[int]:
+    """Put the pool in the order that larger ensembles take it in.
+
+    The chosen come first, then always the candidate that leaves the ensemble of all before it with the least
+    validation NLL; where the choice was greedy, this is its continuation.
+
+    Args:
+        probs: Probabilities of the pool, shape (P, N, K).
+        labels: Class indices, shape (N,).
+        selected: What `select` chose.
+
+    Returns:
+        Positions in the pool, first ``selected``, then every other one once.
+    """
+    left = len(probs) - len(set(selected))
+    return [*selected, *(greedy_selection(probs, labels, num_members=left, given=selected) if left else [])]

@@ -203,8 +203,7 @@ class SearchLoop:
             "val_accuracy": accuracy_under_batch_statistics(
                 lambda images: self.supernet(images, base),
                 self.supernet,
-                # Evenly spaced, for the images of a folder may be sorted by class.
-                self.val.subset(torch.arange(0, len(self.val), max(1, len(self.val) // num_images))),
+                self.val.drawn(num_images),
                 augmentation=self.augmentation,
             ),
             "member_distance": float(distances.sum()) / pairs,

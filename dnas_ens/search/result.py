@@ -9,7 +9,7 @@ import torch
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
+from dnas_ens.genotype import Genotype, ranked_genotypes
 from dnas_ens.search.candidates import Candidate
 from dnas_ens.search.discretise import discretise
 from dnas_ens.search.hypernetwork import Hypernetwork
@@ -27,7 +27,7 @@ class SearchResult:
         config: The search's configuration.
         base: The base's genotype.
         candidates: The pool, with scores.
-        selected: Positions in the pool of the chosen members.
+        ranking: Positions in the pool in the order that larger ensembles take them in, the chosen members first.
         curve: The sweep of lambda; None for random deviations, which have no hypernetwork.
         hypernetwork: The star; None for random deviations.
         temperature: Temperature of the hypernetwork's distributions at the end of the search.
@@ -38,7 +38,7 @@ class SearchResult:
     config: SearchConfig
     base: Genotype
     candidates: list[Candidate]
-    selected: list[int]
+    ranking: list[int]
     curve: DiversityCurve | None = None
     hypernetwork: Hypernetwork | None = None
     temperature: float = 1.0
@@ -46,9 +46,25 @@ class SearchResult:
     execution: dict[str, str | bool] = field(default_factory=dict)
 
     @property
+    def selected(self) -> list[int]:
+        """Positions in the pool of the chosen members, in the order of their choice."""
+        return self.ranking[: self.config.candidates.members]
+
+    @property
     def genotypes(self) -> list[Genotype]:
         """The chosen members' genotypes, in the order of their choice."""
-        return [self.candidates[index].genotype for index in self.selected]
+        return self.ranked()
+
+    def ranked(self, members: int | None = None) -> list[Genotype]:
+        """Return the genotypes of an ensemble of another size, the members first that the search chose.
+
+        Args:
+            members: Its size; None for that of the selected ensemble.
+
+        Raises:
+            UserError: The pool does not hold so many.
+        """
+        return ranked_genotypes(self.to_dict(), members)
 
     def sample(self, lam: float, direction: int = 0) -> Genotype:
         """Return the genotype at a point of the star.
@@ -101,6 +117,7 @@ class SearchResult:
         return {
             "base": {"genotype": self.base.to_dict()},
             "selected": self.selected,
+            "ranking": self.ranking,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "temperature": self.temperature,
             "curve": None if self.curve is None else self.curve.to_dict(),
@@ -115,7 +132,7 @@ class SearchResult:
             config=config,
             base=Genotype.from_dict(entry["base"]["genotype"]),
             candidates=[Candidate.from_dict(candidate) for candidate in entry["candidates"]],
-            selected=list(entry["selected"]),
+            ranking=list(entry["ranking"]),
             curve=None if entry["curve"] is None else DiversityCurve(**entry["curve"]),
             temperature=entry["temperature"],
             report=entry["report"],

@@ -18,7 +18,7 @@ from dnas_ens.nn.operations import require_operations
 from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
 from dnas_ens.presets import retrain_preset
 from dnas_ens.progress import Progress
-from dnas_ens.search.candidates import deviation_pool, draw_pool, score, select
+from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.steering import diversity_curve
@@ -159,7 +159,7 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
         config=config,
         base=base,
         candidates=pool,
-        selected=selected,
+        ranking=rank(probs, labels, selected),
         curve=curve,
         hypernetwork=loop.star.hypernetwork,
         temperature=loop.star.natural_temperature,
@@ -174,7 +174,10 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
         raise UserError("Random deviations need a base to deviate from.", "Give --base RUN/genotypes.json.")
     pool = deviation_pool(base, config.candidates, operations=config.supernet.operations, seed=config.seed)
     return SearchResult(
-        config=config, base=base, candidates=pool, selected=list(range(config.candidates.members))
+        config=config,
+        base=base,
+        candidates=pool,
+        ranking=list(range(len(pool))),
     )
 
 

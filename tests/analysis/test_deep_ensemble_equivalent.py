@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,6 +18,19 @@ def test_a_deep_ensemble_of_k_is_worth_k(curve):
     for size, loss in enumerate(curve, start=1):
         found = deep_ensemble_equivalent(loss, curve)
         assert (found.value, found.relation) == (size, "=")
+
+
+def test_members_added_in_another_order_are_worth_the_same():
+    # As a row and the curve it ends may add them: a sum's last digits follow the order.
+    members = np.random.default_rng(0).dirichlet([2.0, 1.0, 1.0], size=(5, 200))
+    curve = [-np.log(members[:size].mean(axis=0)[:, 0]).mean() for size in range(1, 6)]
+    best = np.argmin(curve)
+    losses = {
+        float(-np.log(members[list(order)].sum(axis=0)[:, 0] / (best + 1)).mean())
+        for order in itertools.permutations(range(best + 1))
+    }
+    assert len(losses) > 1
+    assert {str(deep_ensemble_equivalent(loss, curve)) for loss in losses} == {f"{best + 1:.1f}"}
 
 
 @given(curve=falling, share=st.floats(0.0, 1.0))

@@ -30,6 +30,16 @@ def test_split_subset_refuses_a_mask() -> None:
         split_of(2).subset([True, False])
 
 
+def test_drawn_images_are_some_of_all_in_an_order_that_repeats() -> None:
+    split = Split(split_of(20).images, torch.arange(20))
+    every, some = split.drawn(), split.drawn(8)
+    order = every.labels.tolist()
+    assert order != sorted(order) == list(range(20))
+    assert torch.equal(every.images, split.images[every.labels])
+    assert some.labels.tolist() == split.drawn(8).labels.tolist() == order[:8]
+    assert split.drawn(50).labels.tolist() == order
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "cause"),
     [

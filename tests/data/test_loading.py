@@ -181,7 +181,9 @@ def test_arguments_out_of_range(arguments: dict[str, object], cause: str) -> Non
     assert caught.value.remedy
 
 
-@pytest.mark.skipif(not FASHION_FILES.exists(), reason="Fashion-MNIST is not in the data root")
+@pytest.mark.skipif(
+    not FASHION_FILES.exists(), reason="needs Fashion-MNIST in the data root; tests download nothing"
+)
 def test_the_real_fashion_mnist() -> None:
     data = load_data("fashion-mnist", download=False)
     assert [len(split) for split in (data.train, data.val, data.test)] == [50_000, 10_000, 10_000]

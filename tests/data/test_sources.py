@@ -272,7 +272,7 @@ def test_images_and_labels_that_differ_in_number(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(
     not (default_data_root() / "FashionMNIST" / "raw" / IDX_FILES[0]).exists(),
-    reason="Fashion-MNIST is not in the data root",
+    reason="needs Fashion-MNIST in the data root; tests download nothing",
 )
 def test_the_real_fashion_mnist() -> None:
     loaded = load_source("fashion-mnist", default_data_root(), download=False)

@@ -67,6 +67,29 @@ def test_greedy_selection_equals_a_naive_loop(seed: int, replacement: bool) -> N
 
 
 @pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("start", [[], [4], [2, 6, 2]])
+def test_greedy_selection_goes_on_from_given_members(start: list[int], replacement: bool) -> None:
+    members, labels = draw(1, num_members=7)
+    picked = list(start)
+    for _ in range(4):
+        rest = [index for index in range(7) if replacement or index not in picked]
+        picked.append(min(rest, key=lambda index: ensemble_nll(members, labels, [*picked, index])))
+    found = greedy_selection(members, labels, num_members=4, replacement=replacement, given=start)
+    assert [*start, *found] == picked
+
+
+def test_what_is_given_must_be_there_and_leave_enough() -> None:
+    members, labels = draw(1, num_members=4)
+    assert len(greedy_selection(members, labels, num_members=2, given=[0, 3, 0])) == 2
+    with pytest.raises(UserError, match="3 members were asked for, but there are only 2 candidates"):
+        greedy_selection(members, labels, num_members=3, given=[0, 3])
+    with pytest.raises(UserError, match="0 members"):
+        greedy_selection(members, labels, num_members=0, given=[0])
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        greedy_selection(members, labels, num_members=1, given=[4])
+
+
+@pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_exhaustive_selection_equals_a_naive_search(seed: int, replacement: bool) -> None:
     members, labels = draw(seed, num_members=6)

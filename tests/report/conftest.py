@@ -68,6 +68,7 @@ def make_run(tmp_path):
         write_json(folder / "env.json", [{"command": ["python", "-m", "dnas_ens"], "data": described}])
         found = {
             "selected": list(range(members)),
+            "ranking": list(range(members)),
             "candidates": [
                 {"genotype": each.to_dict(), "lam": 0.25 * index, "direction": index, "distance_to_base": 0.2}
                 for index, each in enumerate(genotypes)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from dnas_ens import retrain
 from dnas_ens.config import RetrainConfig
 from dnas_ens.data import ImageData, Split
+from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import random_genotype
 from dnas_ens.retrain.members import train_in_turns, train_member, train_members
@@ -145,6 +146,72 @@ def test_finished_members_are_kept_and_others_are_refused(few_digits, tmp_path):
     assert (tmp_path / "members/1/model.safetensors").exists()
     with pytest.raises(UserError, match="holds a member of another spec"):
         train_members([genotype(2)], few_digits, RECIPE, folder=tmp_path)
+
+
+def test_a_finished_ensemble_is_returned_without_a_look_at_val(few_digits, tmp_path):
+    genotypes = [genotype(0), genotype(1)]
+    trained = train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    manifest = tmp_path / "ensemble.json"
+    written = manifest.read_bytes()
+    # Labels of val decide the temperature; with others there would be another one.
+    shuffled = Split(few_digits.val.images, few_digits.val.labels.flip(0))
+    elsewhere = replace(few_digits, val=shuffled)
+    again = train_members(genotypes, elsewhere, RECIPE, folder=tmp_path)
+    assert manifest.read_bytes() == written
+    assert float(again.temperature) == float(trained.temperature)
+    for expected, found in zip(trained.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(expected, found)
+    with pytest.raises(UserError, match="holds a member of another recipe"):
+        train_members(genotypes, few_digits, replace(RECIPE, seed=1), folder=tmp_path)
+    # Of fewer members, or with one that is trained again, it is another ensemble.
+    assert len(train_members(genotypes[:1], few_digits, RECIPE, folder=tmp_path).members) == 1
+    train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    assert manifest.read_bytes() == written
+    weights = tmp_path / "members/1/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    shutil.rmtree(tmp_path / "members/1")
+    train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    assert manifest.read_bytes() == written
+
+
+def test_an_ensemble_whose_member_is_being_trained_does_not_load(few_digits, tmp_path):
+    train_members([genotype(0)], few_digits, RECIPE, folder=tmp_path)
+    shutil.rmtree(tmp_path / "members/0")
+    shutil.rmtree(tmp_path / "checkpoints")
+    wild = replace(RECIPE, learning_rate=1e18, gradient_clip=1e30)
+    with pytest.raises(FloatingPointError):
+        train_members([genotype(0)], few_digits, wild, folder=tmp_path)
+    with pytest.raises(UserError, match="holds no ensemble"):
+        Ensemble.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "measured"),
+    [(1, [1]), (3, [1, 2, 3]), (4, [1, 2, 3, 4]), (6, [2, 3, 5, 6]), (9, [3, 5, 7, 9])],
+)
+def test_members_are_measured_on_val_at_the_quarters(few_digits, tmp_path, epochs, measured):
+    train_members([genotype()], few_digits, replace(RECIPE, epochs=epochs), folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "members/0/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "val_nll" in line] == measured
+    assert lines[-1]["val_nll"] == json.loads((tmp_path / "members/0/member.json").read_text())["val_nll"]
+
+
+def test_looking_at_val_is_no_cost_of_training(few_digits):
+    training = MemberTraining(genotype(), few_digits, RECIPE, index=0)
+    val_probs = training.val_probs
+
+    def slowly():
+        until = time.process_time() + 0.2
+        while time.process_time() < until:
+            pass
+        return val_probs()
+
+    training.val_probs = slowly
+    started = time.process_time()
+    _, description = train_member(training)
+    assert description["cpu_seconds"] < time.process_time() - started - 4 * 0.2
 
 
 def test_test_images_are_never_read(few_digits):

@@ -1,13 +1,17 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import log_loss
 
-from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
 from dnas_ens.config_fields import with_fields
 from dnas_ens.cost import CostMeter
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import random_genotype
+from dnas_ens.search.candidates import rank, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, run_search, train
 from dnas_ens.search_space import SearchSpace
@@ -227,6 +231,25 @@ def test_more_members_than_the_paths_hold(few_digits, tiny_search):
     assert "--members" in caught.value.remedy
 
 
+@pytest.mark.parametrize("selection", ["greedy", "greedy-replacement", "exhaustive"])
+def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
+    rng = np.random.default_rng(3)
+    probs, labels = rng.dirichlet(np.ones(3), size=(6, 20)), rng.integers(3, size=20)
+    config = CandidateConfig(members=3, pool_size=6, selection=selection)
+    selected = select(probs, labels, config)
+    ranking = rank(probs, labels, selected)
+    assert ranking[:3] == selected
+    assert sorted(set(ranking)) == list(range(6))
+    assert len(ranking) == 3 + 6 - len(set(selected))
+    for size in range(3, len(ranking)):
+
+        def loss(candidate, chosen=tuple(ranking[:size])):
+            return log_loss(labels, probs[[*chosen, candidate]].mean(axis=0), labels=range(3))
+
+        assert ranking[size] == min(set(range(6)) - set(ranking[:size]), key=loss)
+    assert rank(probs, labels, [5, 4, 3, 2, 1, 0]) == [5, 4, 3, 2, 1, 0]
+
+
 def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     from dnas_ens.files import write_json
     from dnas_ens.presets import search_preset
@@ -237,6 +260,10 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     result = run_search(config, few_digits)
     assert result.base == base
     assert len(result.genotypes) == 5
+    assert result.ranked(7)[:5] == result.genotypes
+    assert len(set(result.ranked(7))) == 7
+    with pytest.raises(UserError, match="31 members were asked for, but the search holds 30 candidates"):
+        result.ranked(31)
     assert result.hypernetwork is None
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
     with pytest.raises(UserError, match="no hypernetwork"):
@@ -245,3 +272,20 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
 
 def test_defaults_are_a_valid_configuration():
     assert SearchConfig().candidates.members == 5
+
+
+def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sorted(digits, tiny_search):
+    # As a folder's do. Batches are normalised by their own statistics, which of one class are those of no data.
+    labels = digits.val.labels.sort().values
+    # The grey of an image is its class, so that it can be told in the supernet.
+    images = (labels * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+    loop = SearchLoop(tiny_search, dataclasses.replace(digits, val=Split(images, labels)))
+    classes = []
+    loop.supernet.register_forward_pre_hook(
+        lambda module, inputs: classes.append(len(inputs[0][:, 0, 0, 0].unique()))
+    )
+    loop.measure()
+    assert classes == [10, 10]
+    classes.clear()
+    loop.measure(num_images=120)
+    assert classes == [10]
