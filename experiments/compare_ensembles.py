@@ -3,16 +3,19 @@
     python experiments/compare_ensembles.py runs/001-digits
     python experiments/compare_ensembles.py runs/001-digits --methods ours base-cell
     python experiments/compare_ensembles.py runs/001-digits runs/002-digits runs/003-digits --epochs-grid 10 30 60
+    python experiments/compare_ensembles.py runs/001-digits --methods base-cell best-cell random-cells --members-grid 10
 
 Trains the chosen methods of ``methods/`` with the recipe of the run and seeds of their own, predicts val and test, and
 reports both budgets. Equal number of members: one table with the cost of each, and what the difference to ours is worth
 (paired by seed and test image, Holm-corrected). Equal total cost: the frontier, calibrated NLL against total
 training cost, where each method splits its budget between members and epochs as val finds best, as a figure and as
-a table at our own cost. Several run folders are search seeds of one configuration: figures are then mean ± standard
-deviation over them. The published comparison is EdgeNES's on CIFAR-100, see ``neural_ensemble_search.py``.
-Cost: about 70 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
-another epoch count about 25 trainings of that length. What is finished is kept, predictions too: run it again after an
-interruption, or with more methods.
+a table at our own cost. A deep ensemble of the best found cell cannot be had for that, for the cell is found among our
+trained members: --members-grid compares at the cost of larger ensembles of ours. Several run folders are search seeds
+of one configuration: figures are then mean ± standard deviation over them. The published comparison is EdgeNES's on
+CIFAR-100, see ``neural_ensemble_search.py``. Cost: about 70 trainings of one member and M + 1 further searches for five
+members, a quarter of an hour on digits; another epoch count about 25 trainings of that length, another size N of ours
+four for each member more. What is finished is kept, predictions too: run it again after an interruption, or with more
+methods.
 """
 
 from __future__ import annotations
@@ -28,15 +31,14 @@ import tyro
 from comparison_report import (
     COLUMNS,
     differences,
-    equal_cost,
-    options_table,
     over_seeds,
     provenance,
     rows_of,
     spread_sentence,
     write_results,
 )
-from comparison_runs import require_alike
+from comparison_runs import members_of, require_alike
+from equal_cost import equal_cost, options_table
 from frontier_plot import plot_frontiers
 from methods import METHODS, Budget, Comparison, Result
 from tyro.conf import Positional
@@ -45,6 +47,7 @@ from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import data_of_run
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config_file import override
+from dnas_ens.files import with_ending
 
 if TYPE_CHECKING:
     from dnas_ens.runs import RunFolder
@@ -62,6 +65,9 @@ class CompareCommand:
     """Which methods to compare with."""
     epochs_grid: tuple[int, ...] = ()
     """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
+    members_grid: tuple[int, ...] = ()
+    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
+    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
     pool_size: int = 10
     """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
     population: int = 5
@@ -80,6 +86,11 @@ class CompareCommand:
             require(name in METHODS, f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
         for epochs in self.epochs_grid:
             require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
+        require(
+            list(self.members_grid) == sorted(set(self.members_grid)),
+            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
+            "Give each size once, the smallest first.",
+        )
 
     @property
     def budget(self) -> Budget:
@@ -89,6 +100,7 @@ class CompareCommand:
             population=self.population,
             parents=self.parents,
             epochs=self.epochs_grid,
+            members=self.members_grid,
         )
 
     @property
@@ -111,6 +123,7 @@ def main(argv: list[str]) -> None:
         default=CompareCommand(run_dirs=tyro.MISSING),
     )
     from dnas_ens.device import resolve_device
+    from dnas_ens.genotype import ranked_genotypes
     from dnas_ens.runs import RunFolder
 
     require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")
@@ -132,12 +145,22 @@ def main(argv: list[str]) -> None:
                 device=device,
                 workers=command.workers,
                 budget=command.budget,
+                trained_members=members_of(run),
             )
             require(
                 comparison.num_members <= command.pool_size,
                 f"A pool of {command.pool_size} is too small for {comparison.num_members} members.",
                 f"Give --pool-size {comparison.num_members} or more.",
             )
+            if command.members_grid:
+                require(
+                    comparison.num_members < command.members_grid[0],
+                    f"--members-grid begins with {command.members_grid[0]}, but ours has "
+                    f"{comparison.num_members} members as it is.",
+                    "Give larger sizes.",
+                )
+                # Too many are refused before anything is trained.
+                ranked_genotypes(comparison.found, command.members_grid[-1])
             comparisons.append(comparison)
         # Seed by seed, so that an interrupted comparison has some whole ones.
         results = [results_of(comparison, command.methods) for comparison in comparisons]
@@ -169,7 +192,9 @@ def report(
 
     seeds = [comparison.search.seed for comparison in comparisons]
     rows = [rows_of(of_seed, seed=seed) for of_seed, seed in zip(results, seeds, strict=True)]
-    costs, cost_text = equal_cost(results)
+    sizes = comparisons[0].sizes
+    budgets = {size: [comparison.cost_of(size) for comparison in comparisons] for size in sizes}
+    costs, cost_text = equal_cost(results, budgets)
     data = comparisons[0].data
     text = (
         "## Equal number of members\n\n"
@@ -199,10 +224,13 @@ def report(
             for index, result in enumerate(results[0])
             if result.options
         },
-        budget=sum(of_seed[0].cpu_seconds for of_seed in results) / len(results),
+        budgets={
+            f"ours with {size}" if len(budgets) > 1 else "our total cost": sum(seconds) / len(seconds)
+            for size, seconds in budgets.items()
+        },
         title=f"What a total training cost buys: {data.name}, {len(seeds)} search "
         f"seed{'s' if len(seeds) > 1 else ''}",
-        path=command.path.with_name(f"{command.path.name}.png"),
+        path=with_ending(command.path, ".png"),
     )
     print(f"wrote {command.path}.md, .csv, .json and .png")
 
@@ -218,7 +246,15 @@ def epochs_sentence(comparison: Comparison) -> str:
     )
     return (
         "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
-        "*members × epochs* is what was chosen, a choice a seed where they differ. " + grid
+        "*members × epochs* is what was chosen, a choice a seed where they differ. "
+        + grid
+        + (
+            "Ours grows in the order of the search's ranking; deep ensembles of the base and of the best of the first "
+            f"{comparison.num_members} members, which is one of its copies, and random cells are grown with it, other "
+            "methods are not. "
+            if comparison.budget.members
+            else ""
+        )
     )
 
 
@@ -253,9 +289,10 @@ def ranking_sentence(comparisons: Sequence[Comparison]) -> str:
 
     taus = []
     for comparison in comparisons:
-        found = comparison.found
-        inherited = [found["candidates"][index]["supernet_val_nll"] for index in found["selected"]]
-        if None in inherited or len(set(found["selected"])) < 2:
+        found, count = comparison.found, comparison.num_members
+        places = found.get("ranking", found["selected"])[:count]
+        inherited = [found["candidates"][index]["supernet_val_nll"] for index in places]
+        if None in inherited or len(set(places)) < 2:
             return ""
         retrained = [
             read_json(comparison.folder / "members" / str(index) / "member.json")["val_nll"]

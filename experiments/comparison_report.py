@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from frontier import Option, best_within
 
 from dnas_ens.analysis.significance import (
     PairedDifference,
@@ -20,6 +19,7 @@ from dnas_ens.analysis.significance import (
     mean_and_deviation,
     nested_spread,
 )
+from dnas_ens.files import with_ending
 
 if TYPE_CHECKING:
     from methods import Result
@@ -41,8 +41,6 @@ COLUMNS = (
 )
 #: Label of the deep ensemble whose curve the deep-ensemble equivalent is read off from.
 BASE_FOR_FREE = "deep ensemble, base cell for free"
-#: A method whose dearest option costs less than this share of ours may have been sold short.
-WELL_SPENT = 0.8
 #: Shown as percentages, like the tables of `dnas_ens.evaluate`.
 PERCENT = ("accuracy", "disagreement")
 #: Shown as a mean alone: their spread says little.
@@ -203,101 +201,6 @@ def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int
     )
 
 
-def equal_cost(results: Sequence[Sequence[Result]]) -> tuple[list[dict[str, Any]], str]:
-    """Give every method our total cost, to spend as val finds best, and compare what comes of it.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-
-    Returns:
-        A row for each method and seed, and the table with its sentences as Markdown.
-    """
-    from dnas_ens.evaluate.tables import to_markdown
-
-    budgets = [of_seed[0].cpu_seconds for of_seed in results]
-    rows: list[dict[str, Any]] = []
-    shown: list[dict[str, Any]] = []
-    losses: dict[str, np.ndarray] = {}
-    for index, result in enumerate(results[0]):
-        if not result.options:
-            continue
-        of_seeds = [of_seed[index].options for of_seed in results]
-        chosen = [
-            option
-            for options, budget in zip(of_seeds, budgets, strict=True)
-            if (option := best_within(options, budget)) is not None
-        ]
-        if len(chosen) < len(budgets):
-            least = [min(option.cpu_seconds for option in options) for options in of_seeds]
-            shown.append(
-                {
-                    "name": result.name,
-                    "members × epochs": "costs more in itself",
-                    "cpu_seconds": merged_value("cpu_seconds", least),
-                }
-            )
-            continue
-        losses[result.name] = stacked([option.losses for option in chosen])
-        rows += [
-            {"name": result.name, "budget": budget, **_figures(option)}
-            for budget, option in zip(budgets, chosen, strict=True)
-        ]
-        figures = rows[-len(chosen) :]
-        shown.append(
-            {
-                "name": result.name,
-                "members × epochs": ", ".join(dict.fromkeys(option.spent for option in chosen)),
-                **{
-                    column: merged_value(column, [row[column] for row in figures])
-                    for column in ("accuracy", "calibrated_nll", "cpu_seconds")
-                },
-            }
-        )
-    ours, *others = losses
-    text = to_markdown(shown, ("name", "members × epochs", "accuracy", "calibrated_nll", "cpu_seconds"))
-    compared = sentences(losses[ours], {name: losses[name] for name in others}, len(budgets))
-    return rows, f"{text}\n{compared}{unspent_sentences(results)}"
-
-
-def unspent_sentences(results: Sequence[Sequence[Result]]) -> str:
-    """Name the methods of which nothing was trained that costs about as much as ours, all seeds' results given."""
-    found = []
-    for of_method in zip(*results, strict=True):
-        shares = [
-            max(option.cpu_seconds for option in result.options) / of_seed[0].cpu_seconds
-            for result, of_seed in zip(of_method, results, strict=True)
-            if result.options
-        ]
-        if shares and (share := sum(shares) / len(shares)) < WELL_SPENT:
-            found.append(
-                f"- Of *{of_method[0].name}* nothing was trained that costs more than {100 * share:.0f} % of ours; for "
-                "all of it there might be better.\n"
-            )
-    return "".join(found)
-
-
-def _figures(option: Option) -> dict[str, Any]:
-    return {
-        "spent": option.spent,
-        "members": option.members,
-        "epochs": option.epochs,
-        "cpu_seconds": option.cpu_seconds,
-        "val_nll": option.val_nll,
-        "accuracy": float(option.hits.mean()),
-        "calibrated_nll": option.calibrated_nll,
-    }
-
-
-def options_table(results: Sequence[Sequence[Result]], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Return every option of every method and seed: what the frontier is drawn from."""
-    return [
-        {"name": result.name, "seed": seed, **_figures(option)}
-        for of_seed, seed in zip(results, seeds, strict=True)
-        for result in of_seed
-        for option in result.options
-    ]
-
-
 def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str:
     """Return commands, hardware, versions and date, as the head of a results file has them.
 
@@ -337,6 +240,6 @@ def write_results(path: Path, text: str, rows: Sequence[Mapping[str, Any]], reco
 
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ("seed", *COLUMNS, "search_cpu_seconds", "detail")
-    write_atomic(path.with_name(f"{path.name}.md"), text.encode())
-    write_atomic(path.with_name(f"{path.name}.csv"), to_csv([dict(row) for row in rows], columns).encode())
-    write_json(path.with_name(f"{path.name}.json"), record)
+    write_atomic(with_ending(path, ".md"), text.encode())
+    write_atomic(with_ending(path, ".csv"), to_csv([dict(row) for row in rows], columns).encode())
+    write_json(with_ending(path, ".json"), record)

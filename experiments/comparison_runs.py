@@ -34,6 +34,12 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
                 f"{here} in the second.",
                 "Compare them one by one, or name runs that differ in their seeds alone.",
             )
+        sizes = [members_of(each) for each in (first, run)]
+        if sizes[0] != sizes[1]:
+            raise UserError(
+                f"{first.path} has {sizes[0]} members and {run.path} has {sizes[1]}.",
+                "Train as many of each: python -m dnas_ens.retrain RUN --members N --resume.",
+            )
         prints = [each.read_json("splits.json")["fingerprint"] for each in (first, run)]
         if prints[0] != prints[1]:
             raise UserError(
@@ -44,6 +50,11 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
             raise UserError(
                 f"{other} and {run.path} have the same search seed.", "Name runs with seeds of their own."
             )
+
+
+def members_of(run: RunFolder) -> int:
+    """Return the number of members of a run's ensemble."""
+    return len(run.read_json("ensemble.json")["members"])
 
 
 def _without_seeds(run: RunFolder) -> dict[str, Any]:

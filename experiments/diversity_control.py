@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.options import RESULTS, with_ending
+from studies.options import RESULTS
 from studies.records import append_line, other_settings, read_lines
 from studies.steering import rank_correlation
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config_fields import to_dict, with_fields
+from dnas_ens.files import with_ending
 from dnas_ens.presets import search_preset
 from dnas_ens.workers import worker_pool
 

@@ -52,9 +52,10 @@ class Option:
 def windows(count: int, size: int) -> list[list[int]]:
     """Return subsets of ``size`` out of ``count`` of which every element is in equally many.
 
-    They are the windows of a circle, i, i + 1, ..., i + size - 1 modulo count: ``count`` of them, or the whole once.
+    They are the windows of a circle, i, i + 1, ..., i + size - 1 modulo count: ``count`` of them, or the whole once,
+    or nothing once.
     """
-    starts = range(count if size < count else 1)
+    starts = range(count if 0 < size < count else 1)
     return [[(start + step) % count for step in range(size)] for start in starts]
 
 
@@ -99,21 +100,28 @@ def option(
 
 
 def of_exchangeable(
-    predictions: Predictions, seconds: Sequence[float], *, epochs: int, fixed_seconds: float = 0.0
+    predictions: Predictions,
+    seconds: Sequence[float],
+    *,
+    epochs: int,
+    fixed_seconds: float = 0.0,
+    paid: int = 0,
 ) -> list[Option]:
     """Return the options of 1, 2, ..., all members where none is preferred to another.
 
     Args:
         predictions: Of all members.
-        seconds: CPU seconds of each.
+        seconds: CPU seconds of each but those that are paid for.
         epochs: Epochs of each.
         fixed_seconds: What is spent before the first, such as a search.
+        paid: The first so many members are in every option, and their cost is in ``fixed_seconds``.
     """
     options = []
-    for size in range(1, len(seconds) + 1):
+    for size in range(0 if paid else 1, len(seconds) + 1):
         subsets = windows(len(seconds), size)
         costs = [fixed_seconds + sum(seconds[index] for index in subset) for subset in subsets]
-        options.append(option(predictions, subsets, cpu_seconds=costs, epochs=epochs))
+        members = [[*range(paid), *(paid + index for index in subset)] for subset in subsets]
+        options.append(option(predictions, members, cpu_seconds=costs, epochs=epochs))
     return options
 
 

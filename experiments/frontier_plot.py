@@ -18,13 +18,17 @@ LEADER, MARGIN = 16, 10
 
 
 def plot_frontiers(
-    methods: Mapping[str, Sequence[Sequence[Option]]], *, budget: float, title: str, path: Path
+    methods: Mapping[str, Sequence[Sequence[Option]]],
+    *,
+    budgets: Mapping[str, float],
+    title: str,
+    path: Path,
 ) -> None:
     """Draw the frontiers of methods, ours first, and write them as PNG.
 
     Args:
         methods: For each method by its label the options of every seed.
-        budget: Our total cost, the mean over seeds, marked by a line.
+        budgets: Total costs that are compared, means over seeds, by the words their marks have.
         title: A heading.
         path: The file.
     """
@@ -44,13 +48,13 @@ def plot_frontiers(
     axis = figure.subplots()
     axis.set_xscale("log")
     axis.set_yscale("log")
-    right = 1.15 * max(budget, *(budgets[-1] for budgets, _ in lines.values()))
-    for index, (budgets, heights) in enumerate(lines.values()):
+    right = 1.15 * max(*budgets.values(), *(costs[-1] for costs, _ in lines.values()))
+    for index, (costs, heights) in enumerate(lines.values()):
         colour = colour_of(index)
         style = STYLES[(index - 1) // (len(CYCLE) - 1) % len(STYLES)] if index else STYLES[0]
         width = 2.6 if index == 0 else 1.5
         axis.step(
-            budgets,
+            costs,
             heights,
             where="post",
             color=colour,
@@ -58,23 +62,23 @@ def plot_frontiers(
             linestyle=style,
             zorder=3 - index / 50,
         )
-        axis.plot(budgets[0], heights[0], "o", color=colour, markersize=4.5, zorder=3)
+        axis.plot(costs[0], heights[0], "o", color=colour, markersize=4.5, zorder=3)
         # Nothing more was trained, so more money buys no more.
-        axis.plot(
-            [budgets[-1], right], [heights[-1]] * 2, color=colour, linewidth=0.8, linestyle=":", zorder=2
+        axis.plot([costs[-1], right], [heights[-1]] * 2, color=colour, linewidth=0.8, linestyle=":", zorder=2)
+        axis.plot(costs[-1], heights[-1], "|", color=colour, markersize=7, zorder=3)
+    for row, (words, budget) in enumerate(budgets.items()):
+        axis.axvline(budget, color=MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        # One below the other, for costs may be near each other.
+        axis.annotate(
+            words,
+            (budget, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(4, -2 - LABEL_GAP * row),
+            textcoords="offset points",
+            va="top",
+            color=MUTED_COLOUR,
+            fontproperties=font(LABEL_SIZE),
         )
-        axis.plot(budgets[-1], heights[-1], "|", color=colour, markersize=7, zorder=3)
-    axis.axvline(budget, color=MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-    axis.annotate(
-        "our total cost",
-        (budget, 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(4, -2),
-        textcoords="offset points",
-        va="top",
-        color=MUTED_COLOUR,
-        fontproperties=font(8.5),
-    )
     axis.set_xlim(right=right)
     style_axis(axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats")
     for direction in (axis.xaxis, axis.yaxis):

@@ -35,6 +35,7 @@ from dnas_ens.cli import parse, pop_option, run_main
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config_fields import to_dict
 from dnas_ens.errors import UserError
+from dnas_ens.files import with_ending
 
 if TYPE_CHECKING:
     from studies.loss_landscape.solutions import Architecture
@@ -138,7 +139,7 @@ def load(study: Study) -> tuple[ImageData, list[Architecture]]:
     from dnas_ens.baselines import random_pool
     from dnas_ens.commands import data_of_run
     from dnas_ens.data import load_data
-    from dnas_ens.genotype import Genotype
+    from dnas_ens.genotype import ranked_genotypes
     from dnas_ens.runs import RunFolder
     from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
 
@@ -150,7 +151,7 @@ def load(study: Study) -> tuple[ImageData, list[Architecture]]:
     else:
         with RunFolder.open(study.run_dir) as run:
             data, found = data_of_run(run), run.read_json("genotypes.json")
-        members = [Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]]
+        members = ranked_genotypes(found)
         # The same cell twice would be a seed, not a genotype.
         different = {genotype.canonical(): genotype for genotype in reversed(members)}
         genotypes = list(reversed(different.values()))[: study.genotypes]
@@ -216,7 +217,7 @@ def main(argv: list[str]) -> None:
         found = Found.of(bench, solutions, landscape, predictions, late)
         output = study.output or RESULTS / study.name
         output.parent.mkdir(parents=True, exist_ok=True)
-        draw(found, output.with_name(f"{output.name}.png"))
+        draw(found, with_ending(output, ".png"))
         print(write_report(found, output, environment=run.read_json("env.json")[-1]))
         print(f"wrote {output}.md, .png and .jsonl")
 

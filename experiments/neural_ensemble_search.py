@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison_report import differences, options_table, over_seeds, provenance, rows_of, write_results
+from comparison_report import differences, over_seeds, provenance, rows_of, write_results
+from equal_cost import options_table
 from frontier_plot import plot_frontiers
 from methods import Comparison, Result
 from methods.further_searches import darts, darts_deviations, hypernet
@@ -34,6 +35,7 @@ from dnas_ens.cli import parse, run_main
 from dnas_ens.commands import load_configured_data
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config_fields import to_dict, with_fields
+from dnas_ens.files import with_ending
 from dnas_ens.presets import retrain_preset, search_preset
 
 if TYPE_CHECKING:
@@ -260,10 +262,10 @@ def report(
             for index, result in enumerate(ours_first[0])
             if result.options
         },
-        budget=sum(of_seed[-1].cpu_seconds for of_seed in results) / len(results),
+        budgets={"our total cost": sum(of_seed[-1].cpu_seconds for of_seed in results) / len(results)},
         title=f"What a total training cost buys: {data.name}, {study.search_cells} cell searched, "
         f"{study.cells} stacked",
-        path=study.path.with_name(f"{study.path.name}.png"),
+        path=with_ending(study.path, ".png"),
     )
     print(f"wrote {study.path}.md, .csv, .json and .png")
 

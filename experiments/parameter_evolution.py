@@ -23,13 +23,13 @@ from __future__ import annotations
 import sys
 
 from studies.bench import Bench
-from studies.options import with_ending
 from studies.parameter_evolution.evolving import KINDS, Study, measure
 from studies.parameter_evolution.report import found_sentences, plot, published_table
 from studies.records import open_run, run_seeds
 from studies.report import comparisons, table, write_report
 
 from dnas_ens.cli import parse, run_main
+from dnas_ens.files import with_ending
 
 PROG = "python experiments/parameter_evolution.py"
 STUDY = "parameter-evolution"

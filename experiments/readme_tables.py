@@ -5,8 +5,7 @@
 
 A table stands between ``<!-- table {"file": "comparison-digits.md", "number": 1, "columns": ["", "accuracy %"]} -->``
 and ``<!-- end of table -->``: the number-th table of a file in experiments/results/, all its columns or those whose
-headings are named, and all its rows or, with ``"rows"``, those whose first cell begins with one of the given texts. A
-second.
+headings are named. A second.
 """
 
 from __future__ import annotations
@@ -55,24 +54,16 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[rows[0], *rows[2:]] for rows in found]
 
 
-def chosen(
-    rows: list[list[str]], columns: list[str] | None, beginnings: list[str] | None, *, file: str
-) -> str:
-    """Return a table with some of its columns and rows as Markdown, text to the left and figures to the right.
+def chosen(rows: list[list[str]], columns: list[str] | None, *, file: str) -> str:
+    """Return a table with some of its columns as Markdown, text to the left and figures to the right.
 
     Raises:
-        UserError: A column or a row the table does not have.
+        UserError: A column the table does not have.
     """
     headings = rows[0]
     missing = [name for name in columns or [] if name not in headings]
     if missing:
         raise UserError(f"The table of {file} has no column {missing[0]!r}.", f"Choose from {headings}.")
-    if beginnings is not None:
-        names = [row[0] for row in rows[1:]]
-        lost = [text for text in beginnings if not any(name.startswith(text) for name in names)]
-        if lost:
-            raise UserError(f"The table of {file} has no row {lost[0]!r}.", f"Choose from {names}.")
-        rows = [headings, *(row for row in rows[1:] if row[0].startswith(tuple(beginnings)))]
     indices = range(len(headings)) if columns is None else [headings.index(name) for name in columns]
     kept = [[row[index] for index in indices] for row in rows]
     # A column of figures holds one in its every cell that is not empty.
@@ -104,11 +95,7 @@ def filled(text: str, results: Path) -> str:
         found = tables((results / file).read_text())
         if not 1 <= number <= len(found):
             raise UserError(f"{file} has {len(found)} tables, not {number}.", "Number them from 1.")
-        return (
-            match[1]
-            + chosen(found[number - 1], asked.get("columns"), asked.get("rows"), file=file)
-            + match[3]
-        )
+        return match[1] + chosen(found[number - 1], asked.get("columns"), file=file) + match[3]
 
     return MARKED.sub(replacement, text)
 
@@ -129,4 +116,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again"))
+    sys.exit(run_main(main))

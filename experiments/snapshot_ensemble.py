@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from studies.bench import Bench
-from studies.options import StudyOptions, with_ending
+from studies.options import StudyOptions
 from studies.predictors import Row
 from studies.records import finish_seed, open_run, run_seeds
 from studies.report import comparisons, markdown_table, table, write_report
@@ -34,6 +34,7 @@ from studies.snapshot_trainings import train
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import require
 from dnas_ens.data.splits import alternating_halves
+from dnas_ens.files import with_ending
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"

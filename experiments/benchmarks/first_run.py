@@ -21,7 +21,7 @@ from typing import Any
 
 from dnas_ens.cli import parse, run_main
 from dnas_ens.environment import environment
-from dnas_ens.files import read_json, write_atomic
+from dnas_ens.files import read_json, with_ending, write_atomic
 
 PROG = "python experiments/benchmarks/first_run.py"
 RESULTS = Path(__file__).parents[1] / "results"
@@ -82,13 +82,13 @@ def main(argv: list[str]) -> None:
     """Run the benchmark."""
     options = parse(FirstRun, argv, prog=PROG, description=__doc__ or "", default=FirstRun())
     line = {**measure(options.config), "environment": environment([*PROG.split(), *argv])}
-    lines_file = options.output.with_name(f"{options.output.name}.jsonl")
+    lines_file = with_ending(options.output, ".jsonl")
     before = lines_file.read_text() if lines_file.exists() else ""
     text = before + json.dumps(line) + "\n"
     lines = [json.loads(entry) for entry in text.splitlines()]
     same = [entry for entry in lines if entry["command"] == line["command"]]
     write_atomic(lines_file, text.encode())
-    write_atomic(options.output.with_name(f"{options.output.name}.md"), table(same).encode())
+    write_atomic(with_ending(options.output, ".md"), table(same).encode())
     print(table(same), end="")
 
 

@@ -26,6 +26,7 @@ from timing import MEBIBYTE, RESULTS, Side, TrainingOptions, measure, report, re
 from dnas_ens.cli import parse, run_main
 from dnas_ens.config import require
 from dnas_ens.config_fields import with_fields
+from dnas_ens.files import with_ending
 from dnas_ens.presets import search_preset
 
 if TYPE_CHECKING:
@@ -269,7 +270,7 @@ def main(argv: list[str]) -> None:
         default=Growth(),
     )
     points = measure_axes(options)
-    lines = replace(options, output=options.output.with_name(f"{options.output.name}.jsonl"))
+    lines = replace(options, output=with_ending(options.output, ".jsonl"))
     env = report("growth", argv, lines, {"points": points})
     versions = {name: env["packages"][name] for name in ("torch", "numpy")}
     hardware = (
@@ -287,8 +288,8 @@ def main(argv: list[str]) -> None:
         "loop*, for R, is the search loop with the reference supernet, separate passes and one backward pass."
         "\n\n" + table(points)
     )
-    options.output.with_name(f"{options.output.name}.md").write_text(text)
-    plot(points, options.output.with_name(f"{options.output.name}.png"))
+    with_ending(options.output, ".md").write_text(text)
+    plot(points, with_ending(options.output, ".png"))
     tell(f"wrote {options.output}.md, .png and .jsonl")
 
 

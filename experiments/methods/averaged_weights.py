@@ -153,10 +153,8 @@ def evolved_network(comparison: Comparison) -> Iterator[Result]:
         from dnas_ens.files import load_tensors
 
         model = comparison.network()
-        first, second = (
-            load_tensors(comparison.folder / "baselines" / "base-cell" / "members" / f"{i}/model.safetensors")
-            for i in (0, 1)
-        )
+        members = comparison.baseline("base-cell") / "members"
+        first, second = (load_tensors(members / str(index) / "model.safetensors") for index in (0, 1))
         cost = CostMeter()
         found = evolve_interpolation(
             model, first, second, *comparison.passes, curve_points=0, settings=_settings()
@@ -232,7 +230,10 @@ def _average(
 def _best_average(
     comparison: Comparison, network: nn.Module, states: Sequence[State], kind: CoefficientKind
 ) -> tuple[int, nn.Module]:
-    """Return n and the average of the last n models for the n with the lowest NLL on val."""
+    """Return n and the average of the last n models for the n with the lowest NLL on val.
+
+    Not by `averaging_curve`: it returns no models, and scores every single one again for each rule.
+    """
     from dnas_ens.ensembles.averaging import averaged_model, coefficients
     from dnas_ens.ensembles.loss_barrier import evaluate_on_val
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.config import RetrainConfig, SearchConfig
-from dnas_ens.genotype import Genotype
+from dnas_ens.genotype import Genotype, ranked_genotypes
 from methods.results import Budget, Searched, Trained
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Comparison:
         device: Where to train.
         workers: Members trained side by side on a CPU.
         budget: How much the methods may train.
+        trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
 
     folder: Path
@@ -57,14 +58,12 @@ class Comparison:
     device: torch.device
     workers: int = 1
     budget: Budget = field(default_factory=Budget)
+    trained_members: int | None = None
     _trained: dict[str, Trained] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.base = Genotype.from_dict(self.found["base"]["genotype"])
-        self.genotypes = [
-            Genotype.from_dict(self.found["candidates"][index]["genotype"])
-            for index in self.found["selected"]
-        ]
+        self.genotypes = ranked_genotypes(self.found, self.trained_members)
         self.search_seconds = float(self.found["report"].get("cpu_seconds", 0.0))
 
     @property
@@ -87,9 +86,29 @@ class Comparison:
         return Trained(predictions=predictions, seconds=seconds, epochs=self.recipe.epochs)
 
     @functools.cached_property
+    def grown(self) -> Trained:
+        """Our members and as many more of the search's ranking as the largest ensemble asked for has."""
+        more = ranked_genotypes(self.found, self.sizes[-1])[self.num_members :]
+        return self.members.joined(self.train("ours-more", more)) if more else self.members
+
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of our ensembles whose total cost the methods are given: M, and the larger ones asked for."""
+        return [self.num_members, *self.budget.members]
+
+    @functools.cached_property
     def total_seconds(self) -> float:
         """CPU seconds of the searched ensemble, search and training: the total cost the others are given."""
-        return self.search_seconds + sum(self.members.seconds)
+        return self.cost_of(self.num_members)
+
+    @functools.cached_property
+    def largest_seconds(self) -> float:
+        """CPU seconds of the largest of our ensembles, which methods that can grow are grown to."""
+        return self.cost_of(self.sizes[-1]) if self.budget.members else self.total_seconds
+
+    def cost_of(self, members: int) -> float:
+        """Return the CPU seconds of our ensemble of so many members, search and training."""
+        return self.search_seconds + sum(self.grown.seconds[:members])
 
     def recipe_of(self, name: str, **fields: Any) -> RetrainConfig:
         """Return the recipe of a method, which has another root of seeds.
@@ -122,25 +141,36 @@ class Comparison:
             )
         return self._trained[name]
 
+    def train_within(
+        self, name: str, cells: Callable[[int], Sequence[Genotype]], *, first: int, seconds: float
+    ) -> Trained:
+        """Train networks in the folder of a method, and as many more as a cost pays for in NAME-more.
+
+        Args:
+            name: Folder of the method.
+            cells: Returns the first so many genotypes.
+            first: Networks that are trained in any case; what one costs is their mean.
+            seconds: CPU seconds that all together may take.
+        """
+        trained = self.train(name, cells(first))
+        more = cells(affordable_networks(trained.seconds, seconds))[first:]
+        return trained.joined(self.train(f"{name}-more", more)) if more else trained
+
     @functools.cached_property
     def passes(self) -> tuple[Batches, Batches]:
         """Passes over training images, for BatchNorm statistics, and over val images that averages are chosen by.
 
         The latter are of one half of val: temperatures are fitted on all of it.
         """
-        import torch
         from studies.batches import plain_passes
 
         from dnas_ens.data.splits import alternating_halves
 
         train, val = self.data.train, self.data.val
-        # Neither may come sorted by class.
-        spread = torch.arange(0, len(train), -(-len(train) // STATISTICS_IMAGES))
-        half = torch.from_numpy(alternating_halves(val.labels.cpu().numpy())[0])
-        judging = half[:: -(-len(half) // JUDGING_IMAGES)]
+        judging = val.subset(alternating_halves(val.labels.cpu().numpy())[0])
         of_train, of_val = (
-            plain_passes(self.data, split.subset(chosen).to(self.device))
-            for split, chosen in ((train, spread), (val, judging))
+            plain_passes(self.data, split.to(self.device))
+            for split in (train.drawn(STATISTICS_IMAGES), judging.drawn(JUDGING_IMAGES))
         )
         return of_train, of_val
 
@@ -241,12 +271,20 @@ class Comparison:
             found = read_json(file)
         return Searched(
             base=Genotype.from_dict(found["base"]["genotype"]),
-            genotypes=[
-                Genotype.from_dict(found["candidates"][index]["genotype"]) for index in found["selected"]
-            ],
+            genotypes=ranked_genotypes(found),
             seconds=float(found["report"]["cpu_seconds"]),
             file=file,
         )
+
+
+def affordable_networks(trained: Sequence[float], seconds: float) -> int:
+    """Return how many networks a cost pays for, those included that are trained in any case.
+
+    Args:
+        trained: CPU seconds of the latter; what one costs is their mean.
+        seconds: CPU seconds that all together may take.
+    """
+    return max(len(trained), round(seconds * len(trained) / sum(trained)))
 
 
 def training_seconds(folder: Path, num_members: int) -> list[float]:

@@ -7,19 +7,18 @@ from dataclasses import replace
 
 from frontier import Option, of_exchangeable
 
-from methods.comparison import Comparison
+from methods.comparison import Comparison, affordable_networks
 from methods.results import Result, Trained
 
 
 def base_members(comparison: Comparison) -> Trained:
-    """Train as many networks of the base cell as our whole cost pays for if the cell were free, at least M."""
-    count = comparison.num_members
-    trained = comparison.train("base-cell", [comparison.base] * count)
-    affordable = max(count, round(comparison.total_seconds / (sum(trained.seconds) / count)))
-    if affordable == count:
-        return trained
-    more = comparison.train("base-cell-more", [comparison.base] * (affordable - count))
-    return trained.joined(more)
+    """Train as many networks of the base cell as our largest cost pays for if the cell were free, at least M."""
+    return comparison.train_within(
+        "base-cell",
+        lambda wanted: [comparison.base] * wanted,
+        first=comparison.num_members,
+        seconds=comparison.largest_seconds,
+    )
 
 
 def deep_ensemble_curve(comparison: Comparison) -> list[Option]:
@@ -34,7 +33,7 @@ def deep_ensemble_curve(comparison: Comparison) -> list[Option]:
 def base_cell(comparison: Comparison) -> Iterator[Result]:
     """Deep ensembles of the base cell: of M members, and of as many as our whole cost trains if the cell were free."""
     count, everyone = comparison.num_members, base_members(comparison)
-    affordable = len(everyone.seconds)
+    affordable = affordable_networks(everyone.seconds[:count], comparison.total_seconds)
     free = [
         *deep_ensemble_curve(comparison),
         *(
@@ -57,30 +56,43 @@ def base_cell(comparison: Comparison) -> Iterator[Result]:
         name="the same at our cost, cell for free",
         label="deep ensemble, base cell for free",
         detail=f"{affordable} members",
-        predictions=everyone.predictions,
+        predictions=everyone.predictions.of_members(range(affordable)),
         networks=affordable,
-        cpu_seconds=sum(everyone.seconds),
+        cpu_seconds=sum(everyone.seconds[:affordable]),
         options=free,
     )
 
 
 def best_cell(comparison: Comparison) -> Iterator[Result]:
-    """The bar to clear: a deep ensemble of the best cell that the search found, by its retrained member on val."""
+    """The bar to clear: a deep ensemble of the best cell that the search found, by its retrained member on val.
+
+    The row has M fresh copies of it. An option is the member itself, which is paid for, with k copies.
+    """
     from dnas_ens.evaluate.tables import best_single
 
-    genotype = comparison.genotypes[best_single(comparison.members.predictions)]
-    trained = comparison.train("best-cell", [genotype] * comparison.num_members)
+    members, count = comparison.members, comparison.num_members
+    best = best_single(members.predictions)
     # Finding out which cell is best took the training of our members.
     fixed = comparison.total_seconds
+    copies = comparison.train_within(
+        "best-cell",
+        lambda wanted: [comparison.genotypes[best]] * wanted,
+        first=count,
+        seconds=comparison.largest_seconds - fixed,
+    )
     yield Result(
         name="deep ensemble of the best found cell",
         label="deep ensemble, best found cell",
-        predictions=trained.predictions,
-        networks=2 * comparison.num_members,
-        cpu_seconds=fixed + sum(trained.seconds),
+        predictions=copies.predictions.of_members(range(count)),
+        networks=2 * count,
+        cpu_seconds=fixed + sum(copies.seconds[:count]),
         search_seconds=comparison.search_seconds,
         options=of_exchangeable(
-            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=fixed
+            members.predictions.of_members([best]).with_members_of(copies.predictions),
+            copies.seconds,
+            epochs=copies.epochs,
+            fixed_seconds=fixed,
+            paid=1,
         ),
     )
 

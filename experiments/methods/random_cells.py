@@ -38,12 +38,18 @@ def random_pool_of(comparison: Comparison, count: int) -> list[Genotype]:
 def random_cells(comparison: Comparison) -> Iterator[Result]:
     """Random-NES and, where the pool is larger than the ensemble, NES-RS."""
     size, count = comparison.budget.pool_size, comparison.num_members
+    everyone = comparison.train_within(
+        "random-cells",
+        lambda wanted: random_pool_of(comparison, wanted),
+        first=size,
+        # Beyond the pool where ours grows too.
+        seconds=comparison.largest_seconds if comparison.budget.members else 0.0,
+    )
     pool = random_pool_of(comparison, size)
-    trained = comparison.train("random-cells", pool)
-    yield random_nes(comparison, trained, comparison.at_other_epochs("random-cells", pool))
+    yield random_nes(comparison, everyone, comparison.at_other_epochs("random-cells", pool))
     if size == count:
         return
-    predictions, seconds = trained.predictions, trained.seconds
+    predictions, seconds = everyone.predictions.of_members(range(size)), everyone.seconds[:size]
     choice = greedy(predictions, range(size), count)
     yield Result(
         name=f"greedy choice of {size} random cells (NES-RS)",
@@ -52,7 +58,7 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
         networks=size,
         cpu_seconds=sum(seconds),
         options=[
-            chosen_from(predictions, seconds, windows(size, tried), count=count, epochs=trained.epochs)
+            chosen_from(predictions, seconds, windows(size, tried), count=count, epochs=everyone.epochs)
             for tried in range(1, size + 1)
         ],
     )

@@ -30,12 +30,14 @@ class Budget:
         population: Networks alive in the evolution.
         parents: Candidates for its next parent.
         epochs: Other epoch counts at which the methods that split between members and epochs are trained.
+        members: Larger sizes of ours, whose total cost the methods that can grow are grown to.
     """
 
     pool_size: int = 10
     population: int = 5
     parents: int = 2
     epochs: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,12 +25,12 @@ LEAST_CROSSED = 1_000
 def ours(comparison: Comparison) -> Iterator[Result]:
     """The searched ensemble, its best member, and its members weighted on val.
 
-    Its options are its first k members in the order the search chose them in.
+    Its options are its first k members in the order of the search's ranking.
     """
     from dnas_ens.evaluate.tables import best_single
 
     members = comparison.members
-    trainings = [members, *comparison.at_other_epochs("ours", comparison.genotypes)]
+    trainings = [comparison.grown, *comparison.at_other_epochs("ours", comparison.genotypes)]
     whole = Result(
         name="ours (searched ensemble)",
         label="ours",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -58,6 +59,11 @@ class Bench:
     def batches(self, split: Split) -> Batches:
         """Return passes over a split in its order, without augmentation."""
         return plain_passes(self.data, split)
+
+    @functools.cached_property
+    def statistics_batches(self) -> Batches:
+        """Passes over the training images in a random order, for BatchNorm statistics."""
+        return self.batches(self.data.train.drawn())
 
     def predict(self, states: Sequence[Mapping[str, torch.Tensor]], split: Split) -> np.ndarray:
         """Return the probabilities (M, N, K) of states of the model."""

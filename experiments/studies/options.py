@@ -16,11 +16,6 @@ PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 FREE = ("seeds", "device", "run_dir", "output")
 
 
-def with_ending(output: Path, ending: str) -> Path:
-    """Return a file of an output: its name with the ending, also where the name has a dot."""
-    return output.with_name(output.name + ending)
-
-
 @dataclass(frozen=True, kw_only=True)
 class StudyOptions:
     """Options of every study; the defaults are the scale of arXiv 1704.00109 for wide ResNets."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnas_ens.files import with_ending
 from studies.comparisons import compare_pairs, how_to_read
-from studies.options import with_ending
 from studies.predictors import losses
 
 if TYPE_CHECKING:

@@ -1,5 +1,7 @@
 """What the tests of studies share: running a script, reading what it wrote, and checks that hold for several."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -15,7 +17,29 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from dnas_ens.__main__ import main as whole_way
+
 SCRIPTS = Path(__file__).parents[2] / "experiments"
+
+
+#: A search and a training of seconds.
+TINY_RUN = (
+    "--limit-train 160 --num-cells 1 --channels 2 --num-nodes 2 --epochs 2 --warmup-epochs 1 --members 2 "
+    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --retrain.num-cells 2 --retrain.channels 4 "
+    "--retrain.epochs 2 --device cpu --workers 1"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny_run():
+    """Search, train and evaluate into a run folder, which is returned; all in seconds."""
+
+    def run(folder, *options):
+        with contextlib.redirect_stdout(io.StringIO()):
+            whole_way([*TINY_RUN, *map(str, options), "--run-dir", str(folder)])
+        return folder
+
+    return run
 
 
 @pytest.fixture(scope="session")

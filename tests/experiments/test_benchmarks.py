@@ -300,16 +300,28 @@ def test_the_first_run_is_measured_and_tabled(tmp_path):
     }
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
     output = tmp_path / "first-run"
-    for _ in range(2):
-        printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json")
+    environment = {"time": "2026-01-31T00:00:00", "cpu": "Chip", "num_cpus": 8}
+    figures = {"wall_seconds": 9.0, "cpu_seconds": 8.0, "peak_memory_mib": 700.0}
+    scores = {"accuracy": 0.5, "nll": 1.0, "calibrated_nll": 0.9}
+    earlier = {
+        "command": "python -m dnas_ens --config tiny.json",
+        **figures,
+        **scores,
+        "environment": environment,
+    }
+    of_another = earlier | {"command": "python -m dnas_ens"}
+    output.with_suffix(".jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in (earlier, of_another))
+    )
+    printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json")
     lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
-    assert len(lines) == 2
-    assert lines[0]["accuracy"] == lines[1]["accuracy"]
-    assert lines[0]["nll"] == lines[1]["nll"]
-    for line in lines:
-        assert line["wall_seconds"] > 0
-        assert line["cpu_seconds"] > 0.5
-        # The interpreter with PyTorch alone takes more than that.
-        assert 100 < line["peak_memory_mib"] < 100_000
-        assert f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} |" in printed
+    assert lines[:2] == [earlier, of_another]
+    assert lines[2]["command"] == earlier["command"]
+    assert printed.count("| 2026-01-31 | Chip, 8 cores | 9 | 8 | 700 | 50.00 | 1.0000 | 0.9000 |") == 1
+    line = lines[2]
+    assert line["wall_seconds"] > 0
+    assert line["cpu_seconds"] > 0.5
+    # The interpreter with PyTorch alone takes more than that.
+    assert 100 < line["peak_memory_mib"] < 100_000
+    assert f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} |" in printed
     assert output.with_suffix(".md").read_text() == printed

@@ -1,10 +1,10 @@
-import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import loss_landscape
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -34,16 +34,7 @@ TINY = (
 @pytest.fixture(scope="module")
 def study():
     """The script in this process: another one would mostly import."""
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        module = importlib.import_module("loss_landscape")
-        yield lambda *arguments: run_main(module.main, list(map(str, arguments)))
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-        for name in [
-            name for name in sys.modules if name.startswith(("loss_landscape", "studies.loss_landscape"))
-        ]:
-            del sys.modules[name]
+    return lambda *arguments: run_main(loss_landscape.main, list(map(str, arguments)))
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,20 @@
 import contextlib
 import csv
-import importlib
 import io
 import json
 import statistics
-import sys
-from pathlib import Path
 
+import neural_ensemble_search
 import numpy as np
 import pytest
 
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import Genotype
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 TINY = (
     "--limit-train 160 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 "
     "--device cpu"
 ).split()
-MODULES = ("neural_ensemble_search", "comparison_report", "frontier", "frontier_plot", "methods")
 #: Rows, and the folder of each below a seed's run folder.
 ROWS = {
     "one DARTS search, its cell trained once (DARTS)": "baselines/darts-ens",
@@ -32,22 +28,13 @@ ROWS = {
 
 
 @pytest.fixture(scope="module")
-def script():
-    sys.path.insert(0, str(EXPERIMENTS))
-    try:
-        yield importlib.import_module("neural_ensemble_search")
-    finally:
-        sys.path.remove(str(EXPERIMENTS))
-        for name in [name for name in sys.modules if name.split(".")[0] in MODULES]:
-            sys.modules.pop(name)
-
-
-@pytest.fixture(scope="module")
-def finished(script, tmp_path_factory):
+def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        script.main([*TINY, "--run-dir", str(folder / "runs"), "--output", str(folder / "out")])
+        neural_ensemble_search.main(
+            [*TINY, "--run-dir", str(folder / "runs"), "--output", str(folder / "out")]
+        )
     return folder, printed.getvalue()
 
 
@@ -147,7 +134,7 @@ def test_networks_are_of_the_cells_that_were_found(finished):
     ]
 
 
-def test_what_is_finished_is_not_run_again(script, finished):
+def test_what_is_finished_is_not_run_again(finished):
     folder, _ = finished
     files = [*folder.glob("runs/**/members/*/metrics.jsonl"), *folder.glob("runs/**/genotypes.json")]
     before = {file: file.stat().st_mtime_ns for file in files}
@@ -155,7 +142,7 @@ def test_what_is_finished_is_not_run_again(script, finished):
     # Moved, and asked for fewer seeds.
     (folder / "runs").rename(folder / "moved")
     try:
-        script.main(
+        neural_ensemble_search.main(
             [*TINY, "--seeds", "1", "--run-dir", str(folder / "moved"), "--output", str(folder / "one")]
         )
     finally:
@@ -166,10 +153,10 @@ def test_what_is_finished_is_not_run_again(script, finished):
     assert rows == [both[0], *(row for row in both[1:] if row.startswith("0,"))]
 
 
-def test_other_settings_and_bad_values_are_refused(script, finished):
+def test_other_settings_and_bad_values_are_refused(finished):
     where = ["--run-dir", str(finished[0] / "runs"), "--output", str(finished[0] / "other")]
     with pytest.raises(UserError, match=r"retrain\.epochs is 2 there and 3 here"):
-        script.main([*TINY, "--epochs", "3", *where])
+        neural_ensemble_search.main([*TINY, "--epochs", "3", *where])
     with pytest.raises(UserError, match="--members is 0"):
-        script.main([*TINY, "--members", "0", *where])
+        neural_ensemble_search.main([*TINY, "--members", "0", *where])
     assert not (finished[0] / "other.md").exists()

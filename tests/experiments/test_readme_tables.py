@@ -48,19 +48,12 @@ def test_a_marked_table_is_replaced_and_the_rest_kept(results):
     assert "| 3 | -0.1 to 0.2 |" in second
 
 
-def test_rows_are_those_that_begin_so(results):
-    mark = marker(file="study.md", columns=["", "note"], rows=["our"])
-    expected = f"{mark}|  | note |\n| :-- | :-- |\n| ours | one |\n<!-- end of table -->"
-    assert filled(f"{mark}old\n<!-- end of table -->", results) == expected
-
-
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"file": "gone.md"}, "There is no"),
         ({"file": "study.md", "number": 3}, "2 tables, not 3"),
         ({"file": "study.md", "columns": ["cost"]}, "no column 'cost'"),
-        ({"file": "study.md", "rows": ["ours", "theirs"]}, "no row 'theirs'"),
         ({"number": 1}, "cannot be read"),
     ],
 )

@@ -8,13 +8,13 @@ import torch
 from scipy import stats
 from studies.bench import Bench
 from studies.comparisons import compare_pairs
-from studies.options import StudyOptions, with_ending
+from studies.options import StudyOptions
 from studies.records import append_line, read_lines
 from studies.report import markdown_table
 from studies.snapshot_trainings import train
 
 from dnas_ens.ensembles.snapshot import CosineCycles
-from dnas_ens.files import read_json
+from dnas_ens.files import read_json, with_ending
 
 OPTIONS = StudyOptions(
     model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1

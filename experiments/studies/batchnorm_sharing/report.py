@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from dnas_ens.files import with_ending
 from studies.batchnorm_sharing.measures import DECIMALS, measures, ranking, table, verdict
 from studies.batchnorm_sharing.options import SETTINGS
 from studies.batchnorm_sharing.records import Records
-from studies.options import with_ending
 from studies.report import provenance, write_results
 
 

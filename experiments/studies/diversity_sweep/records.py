@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from dnas_ens.config_fields import to_dict
+from dnas_ens.files import with_ending
 from dnas_ens.genotype import Genotype
 from studies.diversity_sweep.choosing import to_retrain
 from studies.diversity_sweep.options import BASE_SETTING, SETTINGS, STEERED, Study
 from studies.diversity_sweep.searching import Unit, run_search, run_training
-from studies.options import with_ending
 from studies.records import append_line, other_settings, read_lines
 
 Task = Callable[[], Unit]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dnas_ens.files import with_ending
 from studies.comparisons import how_to_read
 from studies.diversity_sweep.figure import plot
 from studies.diversity_sweep.measured import Figures
@@ -12,7 +13,6 @@ from studies.diversity_sweep.path_parts import along_lambda, up_to_limit
 from studies.diversity_sweep.records import Records
 from studies.diversity_sweep.results import Results
 from studies.diversity_sweep.search_parts import against_deviations, over_epochs, schedules
-from studies.options import with_ending
 from studies.report import provenance, write_results
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
 from dnas_ens.analysis.diversity import pairwise_disagreement, pairwise_shared_errors, predictive_js
@@ -79,7 +78,7 @@ class Landscape:
 
 def measure_landscape(bench: Bench, solutions: Sequence[Solution]) -> Landscape:
     """Measure weights, predictions and losses of all checkpoints on val."""
-    view = bench.data.val.subset(torch.arange(min(LANDSCAPE_IMAGES, len(bench.data.val))))
+    view = bench.data.val.drawn(LANDSCAPE_IMAGES)
     labels = view.labels.cpu().numpy()
     probs = np.concatenate([bench.predict(one.architecture, one.states, view) for one in solutions])
     focus = [one for one in solutions if one.architecture == 0]
@@ -103,8 +102,7 @@ def measure_landscape(bench: Bench, solutions: Sequence[Solution]) -> Landscape:
 def _lines(bench: Bench, focus: Sequence[Solution], view: Split) -> dict[str, LossBarrier]:
     """Measure the NLL between solutions, and between a middle checkpoint and the end of its trajectory."""
     augmentation = Augmentation.for_data(bench.data, augment=False)
-    step = max(1, len(bench.data.train) // BATCH_NORM_IMAGES)
-    splits = (bench.data.train.subset(torch.arange(0, len(bench.data.train), step)), view)
+    splits = (bench.data.train.drawn(BATCH_NORM_IMAGES), view)
     train, val = (
         functools.partial(
             iterate_batches, split.to(bench.device), EVALUATION_BATCH, augmentation=augmentation

@@ -12,7 +12,7 @@ import numpy as np
 from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.analysis.metrics import accuracy
 from dnas_ens.analysis.significance import CONFIDENCE, NUM_RESAMPLES, mean_and_deviation
-from dnas_ens.files import write_atomic
+from dnas_ens.files import with_ending, write_atomic
 from studies.loss_landscape.found import KINDS, SEEDS, Found, records
 from studies.loss_landscape.measures import PAIR_MEASURES
 
@@ -215,7 +215,7 @@ def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> 
         f"the NLLs are in nats. {at_equal_size(found)}".rstrip()
         + "\n"
     )
-    write_atomic(output.with_name(f"{output.name}.md"), text.encode())
+    write_atomic(with_ending(output, ".md"), text.encode())
     lines = "".join(json.dumps(record) + "\n" for record in records(found))
-    write_atomic(output.with_name(f"{output.name}.jsonl"), lines.encode())
+    write_atomic(with_ending(output, ".jsonl"), lines.encode())
     return text

@@ -105,7 +105,7 @@ def evolve_kind(
 
     data = bench.data
     judged = data.val.subset(alternating_halves(data.val.labels.cpu().numpy())[0])
-    training_batches, val_batches = bench.batches(data.train), bench.batches(judged)
+    training_batches, val_batches = bench.statistics_batches, bench.batches(judged)
     settings = EvolutionSettings(
         criterion=study.criterion,
         population_size=study.population,
@@ -173,7 +173,7 @@ def with_own_statistics(study: Study, bench: Bench, state: Any) -> dict[str, Any
     from dnas_ens.inference import one_pass
 
     def batches() -> Any:
-        return islice(one_pass(bench.batches(bench.data.train)), study.batch_norm_batches)
+        return islice(one_pass(bench.statistics_batches), study.batch_norm_batches)
 
     return copied_to_cpu(averaged_model(bench.model(), [state], None, batches).state_dict())
 

@@ -99,7 +99,7 @@ def load_images(study: Study) -> Problem:
     )
     return Problem(
         training_pass=training_passes(data, study.recipe),
-        training=plain_passes(data, data.train),
+        training=plain_passes(data, data.train.drawn()),
         val=plain_passes(data, data.val),
         test=plain_passes(data, data.test),
         in_channels=data.num_channels,

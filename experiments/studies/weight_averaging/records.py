@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnas_ens.errors import UserError
+from dnas_ens.files import with_ending
 from studies.comparisons import compare_pairs
-from studies.options import with_ending
 from studies.predictors import losses
 from studies.records import other_settings, read_lines
 from studies.weight_averaging.methods import ACROSS, LAST, PAIRS, SCHEDULES

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dnas_ens.files import with_ending
 from studies.comparisons import how_to_read
-from studies.options import with_ending
 from studies.report import markdown_table, provenance, write_results
 from studies.weight_averaging.figure import plot
 from studies.weight_averaging.methods import ACROSS, EQUAL, EXPONENTIAL, KINDS, LAST, LINEAR, PAIRS, SCHEDULES
