@@ -6,52 +6,88 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.pool import Pool
+from multiprocessing.connection import Connection
+from typing import TypeVar
 
 from dnas_ens.allocator import keep_freed_memory
+from dnas_ens.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
-def worker_pool(num_workers: int) -> Iterator[Pool]:
+def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Give a pool of fresh processes that share this process's threads evenly and do not outlive the block.
 
     A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
-    what they run must be importable. Ctrl-C is left to the caller, whose leaving the block ends them.
+    what they run must be importable. Ctrl-C is left to the caller, whose leaving the block ends them: at once where
+    it is left by an exception, and after what was submitted otherwise.
 
     Args:
-        num_workers: How many.
+        num_workers: How many, at least 1.
 
     Yields:
-        A ``multiprocessing`` pool.
+        An executor; `completed` gives results as they come, `map` of the executor in the order of the tasks.
+
+    Raises:
+        UserError: A worker was killed, perhaps for want of memory, or could not start.
     """
     import torch
 
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
-    pool = None
+    # Held open here alone: workers end when it is closed, by us or by our own end, whatever they are doing.
+    ears, lifeline = context.Pipe(duplex=False)
+    # Made before interrupts are held: its first lock starts a process of Python's own, which lets them through again.
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(threads, ears))
     try:
         with _interrupts_held():
-            pool = context.Pool(num_workers, initializer=_begin, initargs=(threads,))
+            # A worker is started for each task that finds none idle.
+            for _ in range(num_workers):
+                pool.submit(os.getpid)
         yield pool
-        # A worker that is terminated leaves its semaphores behind; with nothing left to do it ends by itself.
-        pool.close()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process ended before its work was done: killed, as happens where memory runs out, or by an error "
+            "of its own start, which is then told above.",
+            'Take fewer with --workers or a smaller --batch-size; a script needs `if __name__ == "__main__":` before '
+            "what it does.",
+        ) from error
     except BaseException:
-        if pool is not None:
-            pool.terminate()
+        lifeline.close()
         raise
     finally:
-        if pool is not None:
-            pool.join()
+        pool.shutdown(cancel_futures=True)
+        lifeline.close()
+        ears.close()
+
+
+def completed(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    """Run a function on every task and yield its results in the order in which they come.
+
+    Args:
+        pool: From `worker_pool`.
+        function: What to run, importable.
+        tasks: Its arguments, one each.
+
+    Yields:
+        What the function returns; an exception of it is raised here.
+    """
+    for future in as_completed([pool.submit(function, task) for task in tasks]):
+        yield future.result()
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back until the end of the block; what is started in it does not hear it at all.
 
-    A terminal sends Ctrl-C to the workers, too. One that dies of it while it still imports would be replaced while the
-    pool is being ended, which may hang. Workers inherit that it is blocked, and ignore it once they have begun.
+    A terminal sends Ctrl-C to the workers, too, and one that hears it while it still imports dies of it with a
+    traceback. Workers inherit that it is blocked, and ignore it once they have begun.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield  # only the main thread may say what a signal does
@@ -69,7 +105,7 @@ def _interrupts_held() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _begin(num_threads: int) -> None:
+def _begin(num_threads: int, ears: Connection) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -77,12 +113,10 @@ def _begin(num_threads: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(num_threads)
     keep_freed_memory()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(ears,), daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this process when its parent was killed and could not end it."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+def _end_with_parent(ears: Connection) -> None:
+    """End this process at once when its parent has closed the other end, or was killed."""
+    ears.poll(None)
+    os._exit(1)

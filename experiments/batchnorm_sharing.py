@@ -41,7 +41,7 @@ def run_task(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.workers import worker_pool
+    from dnas_ens.workers import completed, worker_pool
 
     records = Records(study)
     records.file.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     with worker_pool(study.workers) as pool:
 
         def run(tasks: Sequence[Callable[[], dict[str, Any]]]) -> None:
-            for record in pool.imap_unordered(run_task, tasks):
+            for record in completed(pool, run_task, tasks):
                 records.add(record)
                 name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
                 print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)

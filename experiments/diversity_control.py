@@ -311,7 +311,7 @@ def main(argv: list[str]) -> None:
     ]
     tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
     with worker_pool(study.workers) as pool:
-        for run in pool.imap(run_task, tasks):
+        for run in pool.map(run_task, tasks):
             run["revision"] = env["git_revision"]
             done.append(run)
             append_line(log, run)

@@ -45,13 +45,13 @@ def run_task(task: Task) -> Unit:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.workers import worker_pool
+    from dnas_ens.workers import completed, worker_pool
 
     records = Records(study)
     with worker_pool(study.workers) as pool:
 
         def run(tasks: Iterable[Task]) -> None:
-            for record, predictions in pool.imap_unordered(run_task, list(tasks)):
+            for record, predictions in completed(pool, run_task, tasks):
                 records.add(record, predictions)
                 name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
                 print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)

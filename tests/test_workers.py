@@ -11,7 +11,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from dnas_ens.workers import worker_pool
+from dnas_ens.errors import UserError
+from dnas_ens.workers import completed, worker_pool
 
 PARENT = """
 import os, time
@@ -20,7 +21,7 @@ from dnas_ens.workers import worker_pool
 if __name__ == "__main__":
     with worker_pool(2) as pool:
         # Every worker has begun once a task has come back.
-        print(*{pool.apply(os.getpid) for _ in range(20)}, flush=True)
+        print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
         time.sleep(60)
 """
 
@@ -32,7 +33,8 @@ from dnas_ens.workers import worker_pool
 def interrupt():
     while not multiprocessing.active_children():
         pass
-    os.kill(os.getpid(), signal.SIGINT)
+    # To the whole group, as a terminal sends it.
+    os.killpg(os.getpgrp(), signal.SIGINT)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -40,11 +42,52 @@ if __name__ == "__main__":
     try:
         with worker_pool(3) as pool:
             print("the pool is there")
-            pool.map(print, range(3))
+            list(pool.map(print, range(3)))
     except KeyboardInterrupt:
         print("interrupted")
     print(len(multiprocessing.active_children()))
 """
+
+
+MASKS = """
+import multiprocessing, signal, threading
+from pathlib import Path
+from dnas_ens.workers import worker_pool
+
+def look():
+    seen = set()
+    while len(seen) < 3:
+        for worker in multiprocessing.active_children():
+            if worker.pid not in seen:
+                status = dict(line.split(":") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+                print(bool(int(status["SigBlk"], 16) & 1 << signal.SIGINT - 1))
+                seen.add(worker.pid)
+
+if __name__ == "__main__":
+    looking = threading.Thread(target=look)
+    looking.start()
+    with worker_pool(3):
+        looking.join()
+"""
+
+
+UNGUARDED = """
+from dnas_ens.workers import worker_pool
+
+with worker_pool(1) as pool:
+    print(list(pool.map(abs, [-1])))
+"""
+
+
+def kill_worker(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def divide_or_sleep(seconds):
+    if seconds == 0:
+        raise ZeroDivisionError
+    time.sleep(max(seconds, 0))
+    return seconds
 
 
 def threads_of_worker(_):
@@ -60,7 +103,7 @@ def progress_of_worker(_):
 def test_workers_leave_nothing_behind():
     with worker_pool(2) as pool:
         # A bar makes a semaphore in its process.
-        assert pool.map(progress_of_worker, range(4)) == [[0, 1]] * 4
+        assert list(pool.map(progress_of_worker, range(4))) == [[0, 1]] * 4
         workers = list(multiprocessing.active_children())
     assert len(workers) == 2
     assert [worker.exitcode for worker in workers] == [0, 0]
@@ -71,7 +114,7 @@ def test_workers_share_the_threads_and_leave_ctrl_c_to_the_caller():
     torch.set_num_threads(4)
     try:
         with worker_pool(2) as pool:
-            found = pool.map(threads_of_worker, range(4))
+            found = list(pool.map(threads_of_worker, range(4)))
     finally:
         torch.set_num_threads(before)
     assert found == [(2, True)] * 4
@@ -100,6 +143,45 @@ def test_ctrl_c_while_workers_start_is_heard(tmp_path):
     )
     assert found.stdout.splitlines()[-2:] == ["interrupted", "0"], found.stderr
     assert "Traceback" not in found.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_workers_do_not_hear_ctrl_c_from_their_first_moment(tmp_path):
+    script = tmp_path / "masks.py"
+    script.write_text(MASKS)
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert found.stdout.splitlines() == ["True"] * 3, found.stderr
+
+
+def test_a_worker_that_is_killed_is_told_of():
+    with (
+        pytest.raises(UserError, match="A worker process ended before its work was done"),
+        worker_pool(2) as pool,
+    ):
+        for _ in completed(pool, kill_worker, range(4)):
+            pass
+    assert multiprocessing.active_children() == []
+
+
+def test_a_script_that_workers_cannot_import_ends_with_an_error(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert "UserError: A worker process ended before its work was done" in found.stderr
+    assert '`if __name__ == "__main__":`' in found.stderr
+
+
+def test_leaving_the_block_by_an_exception_ends_busy_workers_at_once():
+    with pytest.raises(ZeroDivisionError), worker_pool(2) as pool:
+        for _ in completed(pool, divide_or_sleep, [0, 600, 600, 600]):
+            pass
+    assert multiprocessing.active_children() == []
+
+
+def test_results_come_as_they_are_finished():
+    with worker_pool(2) as pool:
+        assert list(completed(pool, divide_or_sleep, [3, -1])) == [-1, 3]
 
 
 def is_running(pid):

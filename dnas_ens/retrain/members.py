@@ -29,7 +29,7 @@ from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
 from dnas_ens.progress import Progress
 from dnas_ens.retrain.training import MemberTraining
-from dnas_ens.workers import worker_pool
+from dnas_ens.workers import completed, worker_pool
 
 
 def train_member(
@@ -283,7 +283,7 @@ def _train_side_by_side(
     data = copy.deepcopy(data)
     tasks = [(genotypes[index], data, recipe, index, folder, len(genotypes)) for index in unfinished]
     with worker_pool(workers) as pool:
-        for _ in pool.imap_unordered(_train_task, tasks):
+        for _ in completed(pool, _train_task, tasks):
             pass
 
 
