@@ -1,9 +1,14 @@
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.config_fields import with_fields
 from dnas_ens.data import ImageData, Split, load_data
+
+# No test is timed: the machine may be busy with other things.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

@@ -96,7 +96,7 @@ STATES = st.recursive(
 )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(state=STATES)
 def test_any_nested_state_comes_back_bit_equal(state: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:

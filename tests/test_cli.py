@@ -60,7 +60,7 @@ def run_python(script: str, *arguments: str) -> subprocess.CompletedProcess[str]
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 
@@ -290,7 +290,7 @@ def main(argv):
     if argv[0] == "wait":
         try:
             print("waiting", flush=True)
-            time.sleep(30)
+            time.sleep(300)
         finally:
             print("cleaned up", flush=True)
 
@@ -342,7 +342,7 @@ def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number: signal.S
         assert process.stdout is not None
         assert process.stdout.readline() == "waiting\n"
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
     assert (process.returncode, stdout) == (code, "cleaned up\n")
     assert stderr == "interrupted; run the same command again\n"
 
@@ -368,7 +368,7 @@ def end_of_a_command_nobody_reads(*arguments: str) -> tuple[int, str]:
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
     finally:

@@ -60,7 +60,7 @@ def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
     def build_step(choice):
         built.append(choice)
         torch.rand(3)
-        return lambda: time.sleep(0.02 if choice == slow else 0.0)
+        return lambda: time.sleep(0.1 if choice == slow else 0.0)
 
     state = torch.get_rng_state()
     assert fastest([slow, fast], build_step, device=CPU, rounds=3) == fast

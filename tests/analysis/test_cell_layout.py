@@ -23,7 +23,7 @@ def random_layout(seed: int, num_nodes: int, edges_per_node: int) -> CellLayout:
     return layout_cell(genotype.to_graph("normal"), label_width=80.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 3))
 def test_layouts_keep_their_promises(seed: int, num_nodes: int, edges_per_node: int) -> None:
     layout = random_layout(seed, num_nodes, edges_per_node)

@@ -130,7 +130,7 @@ def test_a_given_first_population() -> None:
             RegularisedEvolution(by_operations, [0] * 6, space=SPACE, config=config, initial=wrong)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 1000), st.integers(1, 5), st.data())
 def test_every_child_is_one_edit_from_someone_alive(seed: int, size: int, data: st.DataObject) -> None:
     num_parents = data.draw(st.integers(1, size))

@@ -8,14 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from dnas_ens.data import ImageData, Split
-
-# No test is timed: the machine may be busy with other things.
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 MakeData = Callable[..., ImageData]
 WriteImages = Callable[..., np.ndarray]

@@ -226,7 +226,7 @@ def test_barrier_is_measured_against_the_line_between_unequal_ends() -> None:
 
 
 @given(first=st.floats(-5, 5), second=st.floats(-5, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_convex_loss_has_no_barrier(first: float, second: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -291,7 +291,7 @@ def test_greedy_soup_traced_by_hand() -> None:
 
 
 @given(values=st.lists(st.floats(-4, 4), min_size=1, max_size=6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_greedy_soup_is_never_worse_than_the_best_single_model(values: list[float]) -> None:
     soup = greedy_soup(Logit(0.0), [Logit(value) for value in values], forbidden, thirds)
     singles = [thirds_nll(value) for value in values]

@@ -108,7 +108,7 @@ def test_the_gradient_equals_finite_differences(seed: int, num_members: int) -> 
     assert loss == pytest.approx(-np.log(weights @ label_probs).mean())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.booleans())
 def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
     seed: int, num_members: int, by_accuracy: bool

@@ -13,7 +13,7 @@ def gradients(features, weight, gradient, **steps):
     return (result, *torch.autograd.grad(result, (features, weight), gradient(result)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     batch=st.integers(1, 3),
     channels=st.sampled_from([1, 3, 16, 20]),

@@ -86,7 +86,7 @@ def test_fast_equals_reference_in_double_precision(operations, slices, edge_by_e
     assert_same_step(reference, fast, images, mixture, tolerance=1e-10)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     num_cells=st.integers(1, 4),
     num_nodes=st.integers(1, 4),

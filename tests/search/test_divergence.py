@@ -48,7 +48,7 @@ def test_architecture_distance_against_scipy_node_by_node():
     assert float(ours) == pytest.approx(np.mean(distances), abs=1e-10)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.floats(0.0, 8.0))
 def test_distance_is_a_metric(seed, scale):
     a, b, c = mixtures(3, seed=seed, scale=scale)

@@ -36,7 +36,7 @@ def at(net, lam, direction):
     return torch.cat([alpha.flatten(), beta.flatten()])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(2, 7), st.integers(0, 1000))
 def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
     net = star(num_knots=num_knots, seed=seed)
