@@ -196,8 +196,10 @@ def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int
     lines = [f"- {difference.sentence('Ours', f'*{name}*')}\n" for name, difference in found.items()]
     return (
         f"Calibrated NLL on test, ours minus the other, so that less than 0 is better: mean, 95 % intervals {over}, "
-        f"effect size d, and p of a paired permutation test over images, Holm-corrected for the {len(others)} "
-        "comparisons.\n\n" + "".join(lines)
+        "effect size d, and p of a paired permutation test over images"
+        + (f", Holm-corrected for the {len(others)} comparisons" if len(others) > 1 else "")
+        + ".\n\n"
+        + "".join(lines)
     )
 
 
