@@ -16,7 +16,6 @@ from typing import TypeVar
 from dnas_ens.allocator import keep_freed_memory
 from dnas_ens.errors import UserError
 
-T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -67,18 +66,17 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         ears.close()
 
 
-def completed(pool: ProcessPoolExecutor, function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-    """Run a function on every task and yield its results in the order in which they come.
+def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
+    """Run tasks and yield what they return in the order in which it comes.
 
     Args:
         pool: From `worker_pool`.
-        function: What to run, importable.
-        tasks: Its arguments, one each.
+        tasks: Importable functions, or a ``functools.partial`` of one each, called without arguments.
 
     Yields:
-        What the function returns; an exception of it is raised here.
+        What a task returns; an exception of it is raised here.
     """
-    for future in as_completed([pool.submit(function, task) for task in tasks]):
+    for future in as_completed([pool.submit(task) for task in tasks]):
         yield future.result()
 
 

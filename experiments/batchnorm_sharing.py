@@ -33,11 +33,6 @@ from dnas_ens.cli import parse, run_main
 PROG = "python experiments/batchnorm_sharing.py"
 
 
-def run_task(task: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Run one search or training, its arguments packed for a pool."""
-    return task()
-
-
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
@@ -49,7 +44,7 @@ def main(argv: list[str]) -> None:
     with worker_pool(study.workers) as pool:
 
         def run(tasks: Sequence[Callable[[], dict[str, Any]]]) -> None:
-            for record in completed(pool, run_task, tasks):
+            for record in completed(pool, tasks):
                 records.add(record)
                 name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
                 print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)

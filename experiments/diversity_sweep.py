@@ -30,16 +30,10 @@ from collections.abc import Iterable
 from studies.diversity_sweep.options import Study
 from studies.diversity_sweep.records import Records, Task
 from studies.diversity_sweep.report import report
-from studies.diversity_sweep.searching import Unit
 
 from dnas_ens.cli import parse, run_main
 
 PROG = "python experiments/diversity_sweep.py"
-
-
-def run_task(task: Task) -> Unit:
-    """Run one search or training, its arguments packed for a pool."""
-    return task()
 
 
 def main(argv: list[str]) -> None:
@@ -51,7 +45,7 @@ def main(argv: list[str]) -> None:
     with worker_pool(study.workers) as pool:
 
         def run(tasks: Iterable[Task]) -> None:
-            for record, predictions in completed(pool, run_task, tasks):
+            for record, predictions in completed(pool, tasks):
                 records.add(record, predictions)
                 name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
                 print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)

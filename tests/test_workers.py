@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,15 +80,23 @@ with worker_pool(1) as pool:
 """
 
 
-def kill_worker(_):
+def kill_worker():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def divide_or_sleep(seconds):
-    if seconds == 0:
-        raise ZeroDivisionError
-    time.sleep(max(seconds, 0))
-    return seconds
+def fail():
+    raise ZeroDivisionError
+
+
+def sleep():
+    time.sleep(600)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while path is not None and not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path
 
 
 def threads_of_worker(_):
@@ -158,7 +167,7 @@ def test_a_worker_that_is_killed_is_told_of():
         pytest.raises(UserError, match="A worker process ended before its work was done"),
         worker_pool(2) as pool,
     ):
-        for _ in completed(pool, kill_worker, range(4)):
+        for _ in completed(pool, [kill_worker] * 4):
             pass
     assert multiprocessing.active_children() == []
 
@@ -173,15 +182,28 @@ def test_a_script_that_workers_cannot_import_ends_with_an_error(tmp_path):
 
 
 def test_leaving_the_block_by_an_exception_ends_busy_workers_at_once():
-    with pytest.raises(ZeroDivisionError), worker_pool(2) as pool:
-        for _ in completed(pool, divide_or_sleep, [0, 600, 600, 600]):
-            pass
+    workers = []
+
+    def leave():
+        with worker_pool(2) as pool:
+            workers.extend(multiprocessing.active_children())
+            list(completed(pool, [fail, sleep, sleep, sleep]))
+
+    with pytest.raises(ZeroDivisionError):
+        leave()
     assert multiprocessing.active_children() == []
+    # One that had been waited for would have ended with 0.
+    assert len(workers) == 2
+    assert 0 not in [worker.exitcode for worker in workers]
 
 
-def test_results_come_as_they_are_finished():
+def test_results_come_as_they_are_finished(tmp_path):
+    received = tmp_path / "received"
     with worker_pool(2) as pool:
-        assert list(completed(pool, divide_or_sleep, [3, -1])) == [-1, 3]
+        results = completed(pool, [partial(wait_for, received), partial(wait_for, None)])
+        assert next(results) is None
+        received.touch()
+        assert next(results) == received
 
 
 def is_running(pid):

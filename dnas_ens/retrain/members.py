@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -281,14 +282,19 @@ def _train_side_by_side(
     # Sending a tensor to a process moves it to shared memory, under the NumPy arrays that look at it: labels that
     # someone holds would become whatever comes to lie in the old place. So a copy is sent.
     data = copy.deepcopy(data)
-    tasks = [(genotypes[index], data, recipe, index, folder, len(genotypes)) for index in unfinished]
+    tasks = [
+        partial(_train_in_worker, genotypes[index], data, recipe, index, folder, len(genotypes))
+        for index in unfinished
+    ]
     with worker_pool(workers) as pool:
-        for _ in completed(pool, _train_task, tasks):
+        for _ in completed(pool, tasks):
             pass
 
 
-def _train_task(task: tuple[Genotype, ImageData, RetrainConfig, int, Path, int]) -> None:
-    genotype, data, recipe, index, folder, num_members = task
+def _train_in_worker(
+    genotype: Genotype, data: ImageData, recipe: RetrainConfig, index: int, folder: Path, num_members: int
+) -> None:
+    # Without a result: the network is in the folder, and need not be sent.
     training = MemberTraining(genotype, data, recipe, index=index)
     trained_network(training, folder=folder, num_members=num_members)
 
