@@ -104,7 +104,7 @@ class Comparison:
     @functools.cached_property
     def largest_seconds(self) -> float:
         """CPU seconds of the largest of our ensembles, which methods that can grow are grown to."""
-        return self.cost_of(self.sizes[-1]) if self.budget.members else self.total_seconds
+        return self.cost_of(self.sizes[-1])
 
     def cost_of(self, members: int) -> float:
         """Return the CPU seconds of our ensemble of so many members, search and training."""
