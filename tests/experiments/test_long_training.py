@@ -42,7 +42,7 @@ def comparison(data, tmp_path):
         "selected": [0, 1],
         "report": {"cpu_seconds": 10.0},
     }
-    # Its own members stand for whatever the search found; their training is not what is tested here.
+    # Its own members are not trained: nothing is to be as dear as they were.
     made = Comparison(
         folder=tmp_path,
         search=SearchConfig(),
@@ -51,7 +51,7 @@ def comparison(data, tmp_path):
         recipe=RetrainConfig(num_cells=2, channels=4, epochs=EPOCHS, batch_size=32),
         device=torch.device("cpu"),
     )
-    made.total_seconds = 0.0
+    made.total_seconds = made.largest_seconds = 0.0
     return made
 
 
