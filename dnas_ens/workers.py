@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -38,17 +39,17 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """
     import torch
 
+    # These compiled modules swallow a Ctrl-C that comes while they are imported: now, before there is work to end.
+    importlib.import_module("numpy.random")
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
     # Held open here alone: workers end when it is closed, by us or by our own end, whatever they are doing.
     ears, lifeline = context.Pipe(duplex=False)
-    # Made before interrupts are held: its first lock starts a process of Python's own, which lets them through again.
+    # Made before a thread blocks interrupts: its first lock starts a process of Python's own, which lets them through.
     pool = ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(threads, ears))
     try:
-        with _interrupts_held():
-            # A worker is started for each task that finds none idle.
-            for _ in range(num_workers):
-                pool.submit(os.getpid)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_start_deaf, pool, num_workers).result()
         yield pool
     except BrokenProcessPool as error:
         raise UserError(
@@ -80,27 +81,18 @@ def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> It
         yield future.result()
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block; what is started in it does not hear it at all.
+def _start_deaf(pool: ProcessPoolExecutor, num_workers: int) -> None:
+    """Start the workers of a pool deaf to Ctrl-C; called in a thread of its own, which ends with that.
 
     A terminal sends Ctrl-C to the workers, too, and one that hears it while it still imports dies of it with a
-    traceback. Workers inherit that it is blocked, and ignore it once they have begun.
+    traceback. What a thread blocks is inherited by the processes it starts. In the main thread it would not do: while
+    that blocks an interrupt, any other thread may take it, and none of them wakes a main thread that waits for results.
     """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield  # only the main thread may say what a signal does
-        return
-    held = []
-    # Blocked for this thread and its children; another thread may still take it, for which there is the handler.
-    before = signal.signal(signal.SIGINT, lambda *_: held.append(True))
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        signal.signal(signal.SIGINT, before)
-    if held:
-        signal.raise_signal(signal.SIGINT)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A worker is started for each task that finds none idle.
+    for _ in range(num_workers):
+        pool.submit(os.getpid)
 
 
 def _begin(num_threads: int, ears: Connection) -> None:

@@ -28,12 +28,12 @@ if __name__ == "__main__":
 
 
 INTERRUPTED = """
-import multiprocessing, os, signal, threading
+import multiprocessing, os, signal, threading, time
 from dnas_ens.workers import worker_pool
 
 def interrupt():
     while not multiprocessing.active_children():
-        pass
+        time.sleep(0.001)
     # To the whole group, as a terminal sends it.
     os.killpg(os.getpgrp(), signal.SIGINT)
 
@@ -51,13 +51,14 @@ if __name__ == "__main__":
 
 
 MASKS = """
-import multiprocessing, signal, threading
+import multiprocessing, signal, threading, time
 from pathlib import Path
 from dnas_ens.workers import worker_pool
 
 def look():
     seen = set()
     while len(seen) < 3:
+        time.sleep(0.001)
         for worker in multiprocessing.active_children():
             if worker.pid not in seen:
                 status = dict(line.split(":") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())

@@ -164,21 +164,37 @@ def check_no_worker_left():
     def alive(pids):
         return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
+    def workers_it_waits_for(pid):
+        """Give the process's children, a resource tracker and a worker, once it has waited for them for a while.
+
+        Before, Python's import machinery or a compiled module might swallow the signal: they do so now and then with
+        one that comes while something is imported.
+        """
+        process = Path(f"/proc/{pid}")
+        deadline = time.monotonic() + 120
+        asleep, children = 0, []
+        while asleep < 10 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            children = (process / f"task/{pid}/children").read_text().split()
+            sleeps = (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
+            asleep = asleep + 1 if len(children) >= 2 and sleeps else 0
+        return children
+
     def check(name, *arguments, end, code):
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        deadline = time.monotonic() + 120
-        while len(workers := children.read_text().split()) < 2 and time.monotonic() < deadline:
-            time.sleep(0.1)  # the pool has a resource tracker and a worker
-        end(process)
-        assert process.wait(timeout=60) == code
+        ) as process:
+            try:
+                workers = workers_it_waits_for(process.pid)
+                end(process)
+                assert process.wait(timeout=60) == code
+            finally:
+                process.kill()
         deadline = time.monotonic() + 30
         while alive(workers) and time.monotonic() < deadline:
             time.sleep(0.1)
