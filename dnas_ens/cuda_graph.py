@@ -13,8 +13,9 @@ class GraphedStep:
 
     The first calls run as they are, on a stream of their own as capturing asks for, and count like any other: they
     make what a step makes once (optimiser state, workspaces). The next call records; from then on inputs are copied to
-    where the recorded one found them. Python values a step reads are those of the recording, so a step whose learning
-    rate or schedule changes is wrapped anew. Inputs of other shapes than the recorded ones run unrecorded.
+    where the recorded one found them. Python values a step reads are those of the recording: where one changes,
+    ``record_anew`` is called, or the step reads a tensor instead. Inputs of other shapes than the recorded ones run
+    unrecorded.
 
     Args:
         step: Must not wait for the device, and must take all that changes from call to call as arguments.
@@ -57,6 +58,10 @@ class GraphedStep:
         for recorded, tensor in zip(self._inputs, inputs, strict=True):
             recorded.copy_(tensor)
         self._graph.replay()
+
+    def record_anew(self) -> None:
+        """Record the next call, for the step reads Python values that have changed."""
+        self._graph = None
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> None:
         current = torch.cuda.current_stream(self._device)

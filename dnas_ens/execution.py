@@ -7,7 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TypeVar
 
@@ -33,9 +33,9 @@ class Execution:
 
     Args:
         layout: channels_last or contiguous, of images and of convolutions' weights.
-        precision: float32, or bfloat16 for autocast: parameters, BatchNorm's statistics, architecture weights and
-            losses stay float32.
-        cuda_graph: Whether a training step is recorded once an epoch and replayed; the result is the same.
+        precision: float32, with all of its 24 bits also in a GPU's convolutions; or bfloat16 for autocast:
+            parameters, BatchNorm's statistics, architecture weights and losses stay float32.
+        cuda_graph: Whether a training step is recorded once and replayed; the result is the same.
     """
 
     layout: str = "channels_last"
@@ -48,7 +48,7 @@ class Execution:
     def graphed(
         self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()
     ) -> Callable[..., None]:
-        """Return the step of an epoch as it is to be called: recorded and replayed, or itself.
+        """Return a step as it is to be called: recorded and replayed, or itself.
 
         Args:
             step: Takes tensors alone, see `GraphedStep`.
@@ -73,16 +73,25 @@ class Execution:
         return images.contiguous(memory_format=LAYOUTS[self.layout]) if images.dim() == 4 else images
 
     def place_module(self, module: Module, device: torch.device | str) -> Module:
-        """Move a module to a device, its convolutions' weights in the layout; returns it."""
+        """Move a module to a device, its convolutions' weights in the layout; returns it.
+
+        On a GPU cuDNN is told once and for all to compute float32 convolutions in float32: by default it rounds to
+        TF32, whose 11 bits nobody asked for.
+        """
+        if torch.device(device).type == "cuda":
+            # The older of PyTorch's two switches: once the newer is set, PyTorch refuses to read the older one,
+            # as its own torch.backends.cudnn.flags does.
+            torch.backends.cudnn.allow_tf32 = False
         module.to(device=device, memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
         return module
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """Return the context of a forward pass; the backward pass and the loss belong outside of it."""
+        if self.precision == "float32":
+            return without_autocast(device)
         return torch.autocast(
             device.type,
             dtype=PRECISIONS[self.precision],
-            enabled=self.precision != "float32",
             # A recorded step must not read weights that were cast before the recording.
             cache_enabled=not self.cuda_graph,
         )
@@ -90,7 +99,9 @@ class Execution:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Return a context in which operations keep the precision of their inputs."""
-    return torch.autocast(device.type, enabled=False)
+    # The meta device, which counts without computing, has none.
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
 #: As members are computed when nothing is said: what wins on CPUs (experiments/results/benchmarks.md).

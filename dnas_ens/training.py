@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,71 +33,142 @@ class MemberSeeds:
         return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
 
 
-def training_steps(
-    network: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    optimizer: torch.optim.Optimizer,
-    recipe: RetrainConfig,
-    *,
-    execution: Execution = PLAIN,
-    on_step: Callable[[int], None] | None = None,
-) -> Steps[dict[str, float]]:
-    """Train a classifier (B, C, H, W) -> logits (B, K) over the given batches, pausing after each.
+def build_sgd(
+    parameters: Iterable[Tensor], *, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads anew at every replay."""
+    weights = list(parameters)
+    if weights[0].device.type == "cuda":
+        return torch.optim.SGD(
+            weights,
+            lr=torch.tensor(learning_rate, device=weights[0].device),
+            momentum=momentum,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+    return torch.optim.SGD(weights, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
 
-    ``exhaust`` of it trains without a pause.
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all parameters, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state; where and how the optimiser steps stays its own, so that a run may go on on another device."""
+    own = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        learning_rate = float(group["lr"])
+        group.update(kept)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+class TrainingStep:
+    """A step of the optimiser on the loss of a classifier (B, C, H, W) -> logits (B, K), and sums over steps.
 
     Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
 
     Args:
         network: On its device, in the layout of ``execution``.
-        batches: Images or other inputs, and labels, on that device.
         optimizer: Of the network's parameters.
         recipe: Loss and clipping.
-        execution: How the network is computed.
+        execution: How the network is computed; a recording lasts as long as this object.
+        prepare: Makes images and labels of a step's tensors; None takes them as they are.
+        generators: What ``prepare`` and the network draw from on the device, but for its default generator.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: RetrainConfig,
+        *,
+        execution: Execution = PLAIN,
+        prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self.network, self.optimizer, self.recipe, self.execution = network, optimizer, recipe, execution
+        self.device = next(network.parameters()).device
+        self._prepare = prepare
+        self._total_loss, self._hits = (
+            torch.zeros((), device=self.device),
+            torch.zeros((), device=self.device),
+        )
+        self._num_images = 0
+        self._run = execution.graphed(self._step, self.device, generators=generators)
+
+    def __call__(self, *tensors: Tensor) -> int:
+        """Take a step on images (B, C, H, W) and labels (B,), or what ``prepare`` makes them of; returns B."""
+        self._run(*tensors)
+        count = len(tensors[-1])
+        self._num_images += count
+        return count
+
+    def _step(self, *tensors: Tensor) -> None:
+        images, labels = tensors if self._prepare is None else self._prepare(*tensors)
+        with self.execution.autocast(self.device):
+            placed = self.execution.place(images)
+            if isinstance(self.network, Network):
+                logits, auxiliary_logits = self.network.forward_with_auxiliary(placed)
+            else:
+                logits, auxiliary_logits = self.network(placed), None
+        loss = nll = self._cross_entropy(logits, labels)
+        if auxiliary_logits is not None:
+            loss = nll + self.recipe.auxiliary_weight * self._cross_entropy(auxiliary_logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self.optimizer.step()
+        # Kept on the device: reading them here would make a GPU wait at every step.
+        self._total_loss.add_(nll.detach() * len(labels))
+        self._hits.add_((logits.argmax(-1) == labels).sum())
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+
+    def scalars(self) -> dict[str, float]:
+        """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call."""
+        found = {
+            "train_loss": float(self._total_loss) / max(1, self._num_images),
+            "train_accuracy": float(self._hits) / max(1, self._num_images),
+        }
+        self._total_loss.zero_()
+        self._hits.zero_()
+        self._num_images = 0
+        return found
+
+
+def training_steps(
+    step: TrainingStep,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    on_step: Callable[[int], None] | None = None,
+) -> Steps[dict[str, float]]:
+    """Take a step on each of the given batches, pausing after it; ``exhaust`` of it trains without a pause.
+
+    Args:
+        step: What trains.
+        batches: The tensors of each step, on its device.
         on_step: Called after every step with the number of its images.
 
     Returns:
-        Mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] on the training batches.
+        The step's ``scalars``.
     """
-    network.train()
-    device = next(network.parameters()).device
-    total_loss, hits = torch.zeros((), device=device), torch.zeros((), device=device)
-    num_images = 0
-
-    def step(images: Tensor, labels: Tensor) -> None:
-        with execution.autocast(device):
-            placed = execution.place(images)
-            if isinstance(network, Network):
-                logits, auxiliary_logits = network.forward_with_auxiliary(placed)
-            else:
-                logits, auxiliary_logits = network(placed), None
-        nll = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
-        loss = nll
-        if auxiliary_logits is not None:
-            auxiliary = F.cross_entropy(
-                auxiliary_logits.float(), labels, label_smoothing=recipe.label_smoothing
-            )
-            loss = nll + recipe.auxiliary_weight * auxiliary
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_clip)
-        optimizer.step()
-        # Kept on the device: reading them here would make a GPU wait at every step.
-        total_loss.add_(nll.detach() * len(labels))
-        hits.add_((logits.argmax(-1) == labels).sum())
-
-    generator = getattr(network, "drop_path_generator", None)
-    run_step = execution.graphed(step, device, generators=[] if generator is None else [generator])
-    for images, labels in batches:
-        run_step(images, labels)
-        num_images += len(labels)
+    step.network.train()
+    for batch in batches:
+        count = step(*batch)
         if on_step is not None:
-            on_step(len(labels))
+            on_step(count)
         yield
-    return {
-        "train_loss": float(total_loss) / max(1, num_images),
-        "train_accuracy": float(hits) / max(1, num_images),
-    }
+    return step.scalars()
 
 
 def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config_fields import with_fields
@@ -18,9 +19,13 @@ from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
 from dnas_ens.nn.supernet import Supernet
+from dnas_ens.presets import search_preset
 from dnas_ens.retrain.training import MemberTraining
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude
+from dnas_ens.search.schedules import Schedules
+from dnas_ens.search.star import Star
+from dnas_ens.search.steps import SearchSteps
 from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -238,9 +243,13 @@ def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, pre
         SearchLoop(with_fields(config, cuda_graph=graph), digits, device="cuda") for graph in (False, True)
     )
     # Atomic sums make two runs on a GPU differ by rounding, which training multiplies.
-    tolerance = 1e-3 if precision == "float32" else 0.05
+    tolerance = 1e-2 if precision == "float32" else 0.05
     for _ in range(config.bilevel.epochs):
-        assert replayed.run_epoch() == pytest.approx(plain.run_epoch(), rel=tolerance, abs=tolerance)
+        found, expected = replayed.run_epoch(), plain.run_epoch()
+        # An accuracy moves by whole images: here by up to five of 359.
+        accuracy = pytest.approx(expected.pop("val_accuracy"), abs=max(tolerance, 5.1 / len(digits.val)))
+        assert found.pop("val_accuracy") == accuracy
+        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
     resumed = SearchLoop(config, digits, device="cuda")
     resumed.load_state_dict(copy.deepcopy(replayed.state_dict()))
     assert resumed.steps.execution.cuda_graph
@@ -248,13 +257,19 @@ def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, pre
 
 @pytest.mark.gpu
 def test_replayed_training_steps_are_the_steps_themselves(digits):
-    recipe = RetrainConfig(num_cells=1, channels=4, epochs=2, drop_path=0.2, precision="float32")
+    recipe = RetrainConfig(
+        num_cells=1, channels=4, epochs=2, drop_path=0.2, precision="float32", layout="channels_last"
+    )
     plain, replayed = (
         MemberTraining(some_cells(), digits, with_fields(recipe, cuda_graph=graph), index=0, device="cuda")
         for graph in (False, True)
     )
     for _ in range(2):
-        assert replayed.run_epoch() == pytest.approx(plain.run_epoch(), rel=0.01)
+        found, expected = replayed.run_epoch(), plain.run_epoch()
+        # An accuracy moves by whole images.
+        accuracy = pytest.approx(expected.pop("train_accuracy"), abs=10.1 / len(digits.train))
+        assert found.pop("train_accuracy") == accuracy
+        assert found == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.gpu
@@ -265,22 +280,46 @@ def test_a_gpu_measures_by_itself(few_digits, tiny_search, capsys):
 
 
 @pytest.mark.gpu
-def test_a_gpu_steps_as_the_reference_on_a_cpu():
+@pytest.mark.parametrize(
+    ("dtype", "channels", "tolerance"),
+    [(torch.float64, 4, 1e-8), (torch.float32, 4, 1e-3), (torch.float32, 16, 1e-3)],
+)
+def test_a_gpu_steps_as_the_reference_on_a_cpu(dtype, channels, tolerance):
     torch.manual_seed(0)
     space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
-    reference = Supernet(space, num_cells=3, channels=4, in_channels=1, num_classes=3).double()
-    fast = FastSupernet.from_reference(reference).cuda()
+    reference = Supernet(space, num_cells=3, channels=channels, in_channels=1, num_classes=3).double()
+    fast = PLAIN.place_module(FastSupernet.from_reference(reference).to(dtype), GPU)
     images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
     mixture = torch.rand(4, *space.shape, dtype=torch.float64)
     gradients = []
     for net in (reference, fast):
-        device = next(net.parameters()).device
-        weights = mixture.to(device).requires_grad_()
-        net(images.to(device), weights).square().mean().backward()
-        gradients.append(weights.grad.cpu())
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-12)
+        first = next(net.parameters())
+        weights = mixture.clone().to(first).requires_grad_()
+        net(images.to(first), weights).square().mean().backward()
+        gradients.append(weights.grad.double().cpu())
+    scale = float(gradients[0].abs().max())
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=tolerance, atol=tolerance * scale)
     for name, value in fast.state_dict().items():
-        torch.testing.assert_close(value.cpu(), reference.state_dict()[name], rtol=1e-8, atol=1e-12)
+        expected = reference.state_dict()[name]
+        torch.testing.assert_close(value.to(expected).cpu(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("side", "dilation", "stride"), [(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 2)])
+def test_depthwise_kernels_of_a_gpu(side, dilation, stride, precision):
+    torch.manual_seed(0)
+    images = torch.randn(4, 16, 9, 8).to(precision).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(3 * 16, 1, side, side).to(precision)
+    outcomes = []
+    for device, dtype in ((CPU, torch.float64), (GPU, precision)):
+        inputs = [tensor.clone().to(device, dtype).requires_grad_() for tensor in (images, weight)]
+        result = depthwise_conv(*inputs, stride=stride, dilation=dilation)
+        outcomes.append([result, *torch.autograd.grad(result.square().sum(), inputs)])
+    for expected, found in zip(*outcomes, strict=True):
+        difference = torch.linalg.vector_norm(found.double().cpu() - expected)
+        limit = 1e-5 if precision == torch.float32 else 2 * EPSILON
+        assert difference <= limit * torch.linalg.vector_norm(expected)
 
 
 def test_cuda_graphs_are_refused_where_there_are_none(few_digits, tiny_search):
@@ -295,42 +334,99 @@ def test_the_fast_form_has_one_layout():
         with_fields(SearchConfig(), layout="contiguous")
 
 
-class _HostReads(TorchDispatchMode):
-    """Collects operations that on a GPU would make the host wait, or copy from it."""
+class _Operations(TorchDispatchMode):
+    """Counts operations, and collects those that on a GPU would make the host wait, or copy from it."""
 
     WAITING = ("_local_scalar_dense", "nonzero", "lift_fresh", "is_nonzero", "unique")
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.count, self.waiting = 0, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket._qualified_op_name.removeprefix("aten::")
-        if name.startswith(self.WAITING):
-            self.found.append(name)
+        devices = {leaf.device for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
+        if name.startswith(self.WAITING) or len(devices) > 1:
+            self.waiting.append(name)
+        self.count += not function.is_view
         return function(*args, **(kwargs or {}))
+
+
+def steps_on_meta(config):
+    """The two updates of a search on a device that computes nothing but shapes, and their operations."""
+    space = SearchSpace.for_stack(
+        config.supernet.num_cells, operations=config.supernet.operations, num_nodes=config.supernet.num_nodes
+    )
+    supernet = FastSupernet(
+        space,
+        num_cells=config.supernet.num_cells,
+        channels=config.supernet.channels,
+        in_channels=1,
+        num_classes=10,
+    ).to("meta")
+    steps = SearchSteps(
+        config=config,
+        space=space,
+        star=Star(config, space, device="meta"),
+        supernet=supernet,
+        generator=torch.Generator(),
+        schedules=Schedules(config, 3),
+    )
+    # Adam counts its steps on the host where it is not recorded, and on no device but a real one otherwise.
+    steps.architecture_optimizer = torch.optim.SGD(steps.architecture, lr=0.1)
+    steps.begin_epoch(steps.schedules, num_pairs=1)
+    members, penalised = steps._draw(), steps._draw()
+    batch = torch.empty(64, 1, 28, 28, device="meta"), torch.empty(64, dtype=torch.int64, device="meta")
+    points = *vars(members).values(), *vars(penalised).values()
+    counts = []
+    for update, given in ((steps._weight_update, points[:2]), (steps._architecture_update, points)):
+        # The first step makes the state of the optimiser.
+        update(*batch, *given)
+        with _Operations() as operations:
+            update(*batch, *given)
+        counts.append(operations)
+    return counts
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {},
-        {"precision": "bfloat16"},
         {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
         {"penalty": "js-base", "hypernetwork": "mlp"},
         {"train_knot_positions": True, "operations": ("none", "skip_connect", "max_pool_3x3")},
     ],
     ids=str,
 )
+def test_no_step_of_the_search_mixes_host_and_device(fields):
+    for operations in steps_on_meta(with_fields(SearchConfig(), **fields)):
+        assert not operations.waiting
+
+
+def test_an_index_on_the_host_is_seen():
+    with _Operations() as operations:
+        torch.empty(3, device="meta")[torch.tensor([0, 1])]
+    assert "index" in operations.waiting
+
+
+def test_operations_of_the_preset_for_a_gpu():
+    # Each is a launch of some microseconds where steps are not recorded; the depthwise convolutions count as plain
+    # ones. Found: 10,149 and 8,979 before products of slices and edges were joined, 8,117 and 6,671 after.
+    weights, architecture = steps_on_meta(search_preset("fast"))
+    assert weights.count < 8500
+    assert architecture.count < 7000
+
+
+@pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16"}], ids=str)
 def test_a_search_step_neither_waits_for_the_device_nor_copies_to_it(few_digits, tiny_search, fields):
     loop = SearchLoop(with_fields(tiny_search, **fields), few_digits)
     loop.steps.begin_epoch(loop.schedules)
     batches = [(few_digits.train.images[:24].float(), few_digits.train.labels[:24]) for _ in range(2)]
-    with _HostReads() as reads:
+    with _Operations() as reads:
         float(torch.ones(()))
-    assert reads.found == ["_local_scalar_dense"]
+    assert reads.waiting == ["_local_scalar_dense"]
     steps = loop.steps
-    with _HostReads() as reads:
+    with _Operations() as reads:
         steps._objective(batches[0], steps._draw(), steps._draw(5)).backward()
         steps._weight_update(*batches[1], *vars(steps._draw()).values())
-    assert not reads.found
+    assert not reads.waiting

@@ -6,7 +6,8 @@ The images stay uint8 on the device and are cropped, flipped and normalised a ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -189,25 +190,44 @@ def iterate_batches(
     Raises:
         UserError: If `batch_size` is below 1 or `generator` is not on the CPU.
     """
-    num_batches = count_batches(split, batch_size, drop_last=drop_last)
-    device = split.labels.device
-    order = None
-    if generator is not None:
-        if generator.device.type != "cpu":
-            raise UserError(
-                f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU."
-            )
-        order = torch.randperm(len(split), generator=generator).to(device)
-    for batch in range(first_batch, num_batches):
-        chosen = slice(batch * batch_size, (batch + 1) * batch_size)
-        index = chosen if order is None else order[chosen]
-        images, labels = split.images[index], split.labels[index]
+    if generator is None:
+        index: Iterable[torch.Tensor | slice] = (
+            slice(batch * batch_size, (batch + 1) * batch_size)
+            for batch in range(count_batches(split, batch_size, drop_last=drop_last))
+        )
+    else:
+        index = epoch_indices(split, batch_size, generator=generator, drop_last=drop_last)
+    for chosen in itertools.islice(index, first_batch, None):
+        images, labels = split.images[chosen], split.labels[chosen]
         if augmentation is None:
             yield images.float().div_(255), labels
         elif augmentation_generator is None:
             yield augmentation.normalise(images), labels
         else:
             yield augmentation(images, augmentation_generator), labels
+
+
+def epoch_indices(
+    split: Split, batch_size: int, *, generator: torch.Generator, drop_last: bool = False
+) -> Iterator[torch.Tensor]:
+    """Yield the numbers of the images of each batch of an epoch in random order, int64 (B,) on the split's device.
+
+    Args:
+        split: The images.
+        batch_size: B, at least 1.
+        generator: On the CPU; one permutation is drawn from it.
+        drop_last: Leave out a smaller last batch, unless it is the only one.
+
+    Raises:
+        UserError: If `batch_size` is below 1 or `generator` is not on the CPU.
+    """
+    num_batches = count_batches(split, batch_size, drop_last=drop_last)
+    if generator.device.type != "cpu":
+        raise UserError(
+            f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU."
+        )
+    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+    yield from order.split(batch_size)[:num_batches]
 
 
 def count_batches(split: Split, batch_size: int, *, drop_last: bool = False) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas_ens.execution import without_autocast
+from dnas_ens.nn import moments
 from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
 from dnas_ens.nn.operations import build_operation
@@ -151,15 +152,21 @@ class EdgesOfSource(nn.Module):
         return total
 
     def _of(self, names: list[str], weights: Tensor) -> Tensor:
-        # One entry is a view; a list of indices would copy from the host at every step.
-        columns = [weights[..., self.operations.index(name)] for name in names]
-        return torch.stack(columns, dim=-1)
+        # Without a list of indices, which would be copied from the host at every step.
+        columns = [self.operations.index(name) for name in names]
+        if columns == list(range(columns[0], columns[0] + len(columns))):
+            return weights[..., columns[0] : columns[0] + len(columns)]
+        return torch.stack([weights[..., column] for column in columns], dim=-1)
 
     def _mix_convolutions(self, active: Tensor, weights: Tensor) -> Tensor:
         edges, count, channels = self.num_edges, len(self.convolutions), self.channels
-        # Below either bound calls cost more than a copy of the input for every edge does (measured on CPUs).
-        together = channels < NARROW or active.numel() < SMALL
-        copies = [torch.cat([active] * edges, dim=1)] if together else [active] * edges
+        on_cpu = not moments.suits_large_products(active)
+        # On a CPU, calls below either bound cost more than a copy of the input for every edge does. On a GPU calls
+        # always do, and the input need not be copied.
+        together = not on_cpu or channels < NARROW or active.numel() < SMALL
+        copies = [active] * (1 if together else edges)
+        if together and on_cpu:
+            copies = [torch.cat([active] * edges, dim=1)]
         inner = {
             name: self._depthwise(copies, self.depthwise[name], self.stride, 2 if name in DILATED else 1)
             for name in self.convolutions
@@ -213,10 +220,13 @@ class EdgesOfSource(nn.Module):
 
     def _by_slice(self, features: Tensor, matrices: Tensor, shift: Tensor | None) -> Tensor:
         """Apply the matrices (S, G, d, c) and shifts (S, G, d) of each slice to its share of the batch."""
+        if moments.suits_large_products(features):
+            return moments.sliced_pointwise(features, matrices, shift)
         parts = features.chunk(len(matrices))
+        shifts = [None] * len(parts) if shift is None else shift.unbind()
         results = [
-            grouped_pointwise(part, matrices[index], None if shift is None else shift[index])
-            for index, part in enumerate(parts)
+            grouped_pointwise(part, own, own_shift)
+            for part, own, own_shift in zip(parts, matrices.unbind(), shifts, strict=True)
         ]
         return results[0] if len(results) == 1 else torch.cat(results)
 

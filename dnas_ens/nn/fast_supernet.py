@@ -44,7 +44,8 @@ class FastSupernetCell(nn.Module):
 
     def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
         """Compute the cell's output (B, N * C, H, W); mixture is (S, T, E, O) for S slices of the batch."""
-        weights = mixture[:, self.type_index]
+        # Taken apart at once: a gradient of each part alone would be summed into a tensor of zeros of its own.
+        weights = mixture[:, self.type_index].unbind(1)
         inputs = [
             state.contiguous(memory_format=torch.channels_last)
             for state in (self.preprocess_before_last(before_last), self.preprocess_last(last))
@@ -55,7 +56,7 @@ class FastSupernetCell(nn.Module):
             features = inputs[source] if source < 2 else self._complete(nodes[source - 2])
             assert isinstance(module, EdgesOfSource)
             active, rest = split_channels(features, self.partial_channels)
-            own = torch.stack([weights[:, edge] for edge in edges], dim=1)
+            own = torch.stack([weights[edge] for edge in edges], dim=1)
             terms = module(active.contiguous(memory_format=torch.channels_last), own).chunk(len(edges), dim=1)
             if rest is not None:
                 passing = pass_by(rest, module.stride)

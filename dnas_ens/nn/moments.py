@@ -15,6 +15,22 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from dnas_ens.execution import without_autocast
+from dnas_ens.nn.depthwise import runs_in_triton
+
+#: Channels of a group up to which a GPU multiplies by one dense matrix (experiments/results/gpu.md).
+DENSE_PRODUCT, DENSE_GRAM = 32, 16
+#: Channels of a group that the kernels of ``pointwise_norm_triton`` are written for.
+TRITON_CHANNELS = (16, 32, 64)
+
+
+def suits_large_products(features: Tensor) -> bool:
+    """Say whether one large product, of zeros too, takes less time than several small ones, as on a GPU."""
+    return features.device.type != "cpu"
+
+
+def folds_in_triton(features: Tensor, channels: int) -> bool:
+    """Say whether BatchNorm is folded by kernels of its own, where a GPU has them for groups of so many channels."""
+    return channels in TRITON_CHANNELS and runs_in_triton(features)
 
 
 def grouped_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -29,29 +45,66 @@ def grouped_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None =
         (B, G * d, H, W), channels_last.
     """
     groups, outputs, inputs = matrices.shape
-    matrices = matrices.to(features.dtype)
-    shift = None if shift is None else shift.to(features.dtype)
-    if features.device.type == "cpu" or groups == 1:
-        weight = matrices.reshape(groups * outputs, inputs, 1, 1)
-        return F.conv2d(features, weight, None if shift is None else shift.reshape(-1), groups=groups)
-    # Generic grouped convolutions are slow on GPUs; a batch of matrix products is not.
+    if suits_large_products(features):
+        # Generic grouped convolutions are slow on GPUs.
+        if inputs <= DENSE_PRODUCT:
+            return sliced_pointwise(features, matrices[None], None if shift is None else shift[None])
+        return batched_pointwise(features, matrices, shift)
+    weight = matrices.to(features.dtype).reshape(groups * outputs, inputs, 1, 1)
+    bias = None if shift is None else shift.to(features.dtype).reshape(-1)
+    return F.conv2d(features, weight, bias, groups=groups)
+
+
+def batched_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Return ``grouped_pointwise`` as a batch of products, which on a GPU suits many channels a group."""
+    groups, outputs, inputs = matrices.shape
     batch, _, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(-1, groups, inputs).transpose(0, 1)
-    product = torch.bmm(rows, matrices.transpose(1, 2))
+    product = torch.bmm(rows, matrices.to(features.dtype).transpose(1, 2))
     if shift is not None:
-        product = product + shift.unsqueeze(1)
+        product = product + shift.to(features.dtype).unsqueeze(1)
     product = product.transpose(0, 1).reshape(batch, height, width, groups * outputs)
     return product.permute(0, 3, 1, 2)
+
+
+def sliced_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
+    """Multiply the groups of channels of every slice of a batch by matrices of its own, as one product a slice.
+
+    A block-diagonal matrix multiplies zeros, too; a GPU's matrix units do that faster than they begin small products.
+
+    Args:
+        features: (S * B', G * c, H, W), channels_last.
+        matrices: (S, G, d, c), rounded to the features' dtype.
+        shift: (S, G, d), added; None for none.
+
+    Returns:
+        (S * B', G * d, H, W), channels_last.
+    """
+    slices, groups, outputs, inputs = matrices.shape
+    batch, _, height, width = features.shape
+    rows = features.permute(0, 2, 3, 1).reshape(slices, -1, groups * inputs)
+    dense = block_diagonal(matrices.to(features.dtype)).transpose(1, 2)
+    if shift is None:
+        product = torch.bmm(rows, dense)
+    else:
+        product = torch.baddbmm(shift.to(features.dtype).reshape(slices, 1, -1), rows, dense)
+    return product.view(batch, height, width, groups * outputs).permute(0, 3, 1, 2)
+
+
+def block_diagonal(matrices: Tensor) -> Tensor:
+    """Return matrices (..., G, d, c) as the blocks of one matrix each, (..., G * d, G * c)."""
+    if matrices.shape[-3] == 1:
+        return matrices.squeeze(-3)
+    # Sizes (..., d, c, G) to (..., G, d, G, c).
+    return matrices.movedim(-3, -1).diag_embed(dim1=-4, dim2=-2).flatten(-4, -3).flatten(-2)
 
 
 def _gram(features: Tensor, groups: int) -> Tensor:
     """Return sum over pixels of z z^T for every group, (G, c, c), in float32 at least."""
     channels = features.shape[1] // groups
-    if features.device.type != "cpu":
-        rows = features.permute(0, 2, 3, 1).reshape(-1, groups, channels).transpose(0, 1)
-        if features.dtype == torch.bfloat16:
-            return torch.bmm(rows.transpose(1, 2), rows, out_dtype=torch.float32)
-        return torch.bmm(rows.transpose(1, 2), rows)
+    if suits_large_products(features):
+        rows = features.permute(0, 2, 3, 1)
+        return dense_gram(rows, groups) if channels <= DENSE_GRAM else batched_gram(rows, groups)
     features = features.to(_accumulated(features))
     # The weight gradient of a pointwise convolution is this sum, by the fastest kernel a CPU has for it.
     weight = features.new_empty(groups * channels, channels, 1, 1)
@@ -59,6 +112,24 @@ def _gram(features: Tensor, groups: int) -> Tensor:
         features, features, weight, None, [1, 1], [0, 0], [1, 1], False, [0, 0], groups, [False, True, False]
     )[1]
     return gram.view(groups, channels, channels)
+
+
+def batched_gram(rows: Tensor, groups: int) -> Tensor:
+    """Return z^T z of every group of channels of rows z (..., G * c) as a batch of products, (G, c, c)."""
+    return _squares(rows.reshape(-1, groups, rows.shape[-1] // groups).transpose(0, 1))
+
+
+def dense_gram(rows: Tensor, groups: int) -> Tensor:
+    """Return the same as the blocks on the diagonal of one product, which fills a GPU where groups are small."""
+    channels = rows.shape[-1] // groups
+    product = _squares(rows.reshape(1, -1, rows.shape[-1]))
+    return product.view(groups, channels, groups, channels).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+
+
+def _squares(rows: Tensor) -> Tensor:
+    if rows.dtype == torch.bfloat16 and rows.is_cuda:
+        return torch.bmm(rows.transpose(1, 2), rows, out_dtype=torch.float32)
+    return torch.bmm(rows.transpose(1, 2), rows)
 
 
 def _accumulated(features: Tensor) -> torch.dtype:
@@ -136,7 +207,10 @@ class PointwiseNorm(nn.BatchNorm2d):
 
     def _matrices(self, features: Tensor) -> tuple[Tensor, Tensor]:
         if self.training or not self.track_running_stats:
-            num_groups = features.shape[1] * self.groups // self.num_features
+            channels = self.num_features // self.groups
+            num_groups = features.shape[1] // channels
+            if self.momentum is not None and folds_in_triton(features, channels):
+                return self._folded(features, num_groups, channels, momentum=self.momentum)
             mean, covariance = (part[: self.groups] for part in moments(features, num_groups))
             if self.pointwise is None:
                 variance = covariance.diagonal(dim1=1, dim2=2)
@@ -152,6 +226,29 @@ class PointwiseNorm(nn.BatchNorm2d):
         scale = torch.rsqrt(variance + self.eps)
         matrices = scale.diag_embed() if self.pointwise is None else self.pointwise * scale.unsqueeze(2)
         return matrices, -mean * scale
+
+    def _folded(
+        self, features: Tensor, num_groups: int, channels: int, *, momentum: float
+    ) -> tuple[Tensor, Tensor]:
+        from dnas_ens.nn.pointwise_norm_triton import folded_norm
+
+        tracks = self.training and self.track_running_stats
+        with torch.no_grad():
+            rows = features.permute(0, 2, 3, 1)
+            dense = channels <= DENSE_PRODUCT
+            gram = (
+                _squares(rows.reshape(1, -1, rows.shape[-1]))[0] if dense else batched_gram(rows, num_groups)
+            )
+        return folded_norm(
+            features,
+            self.pointwise,
+            gram,
+            (self.running_mean, self.running_var, self.num_batches_tracked) if tracks else None,
+            groups=self.groups,
+            channels=channels,
+            epsilon=self.eps,
+            momentum=momentum,
+        )
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:

@@ -18,18 +18,23 @@ from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search_space import stack_cell_types
 
 
-def drop_path(features: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def drop_path(
+    features: Tensor, probability: float | Tensor, generator: torch.Generator | None = None
+) -> Tensor:
     """Zero a whole path for each image with the given probability, scaled so that the mean is kept.
 
     Source: FractalNet (arXiv 1605.07648), as used by DARTS.
 
     Args:
         features: (B, C, H, W).
-        probability: In [0, 1).
+        probability: In [0, 1); a tensor () on the features' device where a recorded step is to read it anew.
         generator: On the features' device; None for the global one.
     """
-    keep = features.new_empty(len(features), 1, 1, 1).bernoulli_(1.0 - probability, generator=generator)
-    return features * keep / (1.0 - probability)
+    keep = features.new_empty(len(features), 1, 1, 1)
+    if isinstance(probability, Tensor):
+        kept = (1.0 - probability).to(features.dtype)
+        return features * keep.bernoulli_(kept.expand_as(keep), generator=generator) / kept
+    return features * keep.bernoulli_(1.0 - probability, generator=generator) / (1.0 - probability)
 
 
 class NetworkCell(nn.Module):
@@ -58,18 +63,20 @@ class NetworkCell(nn.Module):
         self,
         before_last: Tensor,
         last: Tensor,
-        drop_path_probability: float,
+        drop_path_probability: float | Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        # A tensor's value would have to be waited for; where there is one, paths are dropped in some epoch.
+        drops = isinstance(drop_path_probability, Tensor) or drop_path_probability > 0.0
         for operations, sources in zip(self.nodes, self.sources, strict=True):
             terms = []
             for operation, source in zip(operations, sources, strict=True):  # type: ignore[call-overload]
                 active, rest = split_channels(states[source], self.partial_channels)
                 features = operation(active)
                 # A skip connection is never dropped, so that some path always carries the signal.
-                if drop_path_probability > 0.0 and not isinstance(operation, nn.Identity):
+                if drops and not isinstance(operation, nn.Identity):
                     features = drop_path(features, drop_path_probability, generator)
                 if rest is not None:
                     features = torch.cat([features, pass_by(rest, self.strides[source])], dim=1)
@@ -150,8 +157,8 @@ class Network(nn.Module):
         self.genotype = genotype
         self.num_cells, self.channels, self.affine = num_cells, channels, affine
         self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
-        #: Probability that a path is dropped, in [0, 1); the training schedule raises it linearly.
-        self.drop_path_probability = 0.0
+        #: Probability that a path is dropped, in [0, 1), as in ``drop_path``; the training raises it linearly.
+        self.drop_path_probability: float | Tensor = 0.0
         #: What decides which paths are dropped; None for the global stream.
         self.drop_path_generator: torch.Generator | None = None
         self.stem = build_stem(in_channels, channels, large_images=large_images)

@@ -23,6 +23,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.ensembles.storage import MANIFEST
 from dnas_ens.errors import UserError
+from dnas_ens.execution import Execution
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.genotype import Genotype
 from dnas_ens.interleaving import Steps, exhaust, in_turns, on_streams
@@ -146,21 +147,27 @@ def train_members(
             on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
     """
     device = torch.device(device)
-    trainings = (
-        MemberTraining(genotype, data, recipe, index=index, device=device)
-        for index, genotype in enumerate(genotypes)
-    )
+
+    def training_of(index: int, execution: Execution | None = None) -> MemberTraining:
+        genotype = genotypes[index]
+        return MemberTraining(genotype, data, recipe, index=index, device=device, execution=execution)
+
     if folder is not None:
         stored = _stored(folder, num_members=len(genotypes))
         if stored is not None:
-            for training in trainings:
-                _require_same(training, folder)
+            for index in range(len(genotypes)):
+                _require_same(training_of(index), folder)
             return stored.to(device)
         # An older one's would be of other members than those that are there then.
         (folder / MANIFEST).unlink(missing_ok=True)
-        _train_side_by_side(genotypes, data, recipe, device=device, folder=folder, workers=workers)
+    execution = _settled(training_of(0), folder)
+    if folder is not None:
+        _train_side_by_side(
+            genotypes, data, recipe, device=device, folder=folder, workers=workers, execution=execution
+        )
     networks, val_probs = [], []
-    for training in trainings:
+    for index in range(len(genotypes)):
+        training = training_of(index, execution)
         networks.append(trained_network(training, folder=folder, num_members=len(genotypes)))
         val_probs.append(training.val_probs())
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
@@ -251,6 +258,19 @@ def train_in_turns(
         _keep(network, description, folder)
 
 
+def _settled(training: MemberTraining, folder: Path | None) -> Execution:
+    """Return how all members are computed: as a member of the folder is, or as is measured now, once for all.
+
+    Each measuring for itself, beside others at that, an ensemble would mix precisions by chance.
+    """
+    if training.execution_is_settled or folder is None:
+        return training.settle_execution()
+    file = folder / "execution.json"
+    if not file.exists():
+        write_json(file, training.settle_execution().to_dict())
+    return Execution(**read_json(file))
+
+
 def _train_side_by_side(
     genotypes: Sequence[Genotype],
     data: ImageData,
@@ -259,6 +279,7 @@ def _train_side_by_side(
     device: torch.device,
     folder: Path,
     workers: int,
+    execution: Execution,
 ) -> None:
     """Train the unfinished members side by side, where that is more than one."""
     unfinished = [index for index in range(len(genotypes)) if not _is_finished(folder, index)]
@@ -266,7 +287,9 @@ def _train_side_by_side(
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.
         for first in range(0, len(unfinished) if workers > 1 else 0, max(1, workers)):
             trainings = [
-                MemberTraining(genotypes[index], data, recipe, index=index, device=device)
+                MemberTraining(
+                    genotypes[index], data, recipe, index=index, device=device, execution=execution
+                )
                 for index in unfinished[first : first + workers]
             ]
             train_in_turns(
@@ -283,7 +306,7 @@ def _train_side_by_side(
     # someone holds would become whatever comes to lie in the old place. So a copy is sent.
     data = copy.deepcopy(data)
     tasks = [
-        partial(_train_in_worker, genotypes[index], data, recipe, index, folder, len(genotypes))
+        partial(_train_in_worker, genotypes[index], data, recipe, index, folder, len(genotypes), execution)
         for index in unfinished
     ]
     with worker_pool(workers) as pool:
@@ -292,10 +315,16 @@ def _train_side_by_side(
 
 
 def _train_in_worker(
-    genotype: Genotype, data: ImageData, recipe: RetrainConfig, index: int, folder: Path, num_members: int
+    genotype: Genotype,
+    data: ImageData,
+    recipe: RetrainConfig,
+    index: int,
+    folder: Path,
+    num_members: int,
+    execution: Execution,
 ) -> None:
     # Without a result: the network is in the folder, and need not be sent.
-    training = MemberTraining(genotype, data, recipe, index=index)
+    training = MemberTraining(genotype, data, recipe, index=index, execution=execution)
     trained_network(training, folder=folder, num_members=num_members)
 
 

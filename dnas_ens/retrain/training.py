@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
-from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
+from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.execution import Execution, candidates, fastest
 from dnas_ens.genotype import Genotype
@@ -24,9 +23,13 @@ from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.progress import Progress
 from dnas_ens.training import (
     MemberSeeds,
+    TrainingStep,
+    build_sgd,
     cosine_learning_rate,
     drop_path_at,
+    load_optimizer,
     require_finite,
+    set_learning_rate,
     training_steps,
 )
 
@@ -42,6 +45,7 @@ class NetworkTraining(Generic[Model]):
         recipe: How to train.
         index: Position in the ensemble; decides its seeds.
         device: Where to train.
+        execution: How the network is computed, where that is settled; None for what the recipe says.
 
     Attributes:
         execution: How the network is computed; what the recipe leaves open is measured before the first epoch.
@@ -55,6 +59,7 @@ class NetworkTraining(Generic[Model]):
         *,
         index: int,
         device: torch.device | str = "cpu",
+        execution: Execution | None = None,
     ) -> None:
         self.recipe, self.index = recipe, index
         self.device = torch.device(device)
@@ -62,11 +67,15 @@ class NetworkTraining(Generic[Model]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seeds.initialisation)
             network = build()
-        self._open_choices = candidates(
-            layout=recipe.layout,
-            precision=recipe.precision,
-            device=self.device,
-            cuda_graph=recipe.cuda_graph,
+        self._open_choices = (
+            candidates(
+                layout=recipe.layout,
+                precision=recipe.precision,
+                device=self.device,
+                cuda_graph=recipe.cuda_graph,
+            )
+            if execution is None
+            else [execution]
         )
         self.execution = self._open_choices[0]
         self.network = self.execution.place_module(network, self.device)
@@ -76,46 +85,56 @@ class NetworkTraining(Generic[Model]):
         self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
         self.order = torch.Generator().manual_seed(self.seeds.order)
         self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
+        self._drop_path_generator = torch.Generator(self.device)
         self.epoch = 0
         self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
+        self._step = self._new_step()
 
     def _new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
+        return build_sgd(
             network.parameters(),
-            lr=self.recipe.learning_rate,
+            learning_rate=self.recipe.learning_rate,
             momentum=self.recipe.momentum,
             weight_decay=self.recipe.weight_decay,
+        )
+
+    def _new_step(self) -> TrainingStep:
+        # Gathered and augmented within the step, so that a recording holds that too.
+        def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
+            images, labels = self.train_split.images[index], self.train_split.labels[index]
+            return self.augmentation(images, self.augmentation_generator), labels
+
+        return TrainingStep(
+            self.network,
+            self.optimizer,
+            self.recipe,
+            execution=self.execution,
+            prepare=prepare,
+            generators=[self.augmentation_generator, self._drop_path_generator],
         )
 
     def _execute(self, execution: Execution) -> None:
         self._open_choices, self.execution = [execution], execution
         execution.place_module(self.network, self.device)
+        self._step = self._new_step()
 
-    def settle_execution(self) -> None:
+    @property
+    def execution_is_settled(self) -> bool:
+        """Whether nothing is left open that ``settle_execution`` would measure."""
+        return len(self._open_choices) == 1
+
+    def settle_execution(self) -> Execution:
         """Measure what the recipe leaves open: a training step of a copy of the network in each way."""
 
         def build_step(execution: Execution) -> Callable[[], object]:
             network = execution.place_module(copy.deepcopy(self.network), self.device)
-            optimizer = self._new_optimizer(network)
+            step = TrainingStep(network, self._new_optimizer(network), self.recipe, execution=execution)
             first = self.train_split.subset(torch.arange(min(self.recipe.batch_size, len(self.train_split))))
-            batch = self.augmentation.normalise(first.images), first.labels
-            endless = itertools.repeat(batch)
-            steps = training_steps(network, endless, optimizer, self.recipe, execution=execution)
-            return partial(next, steps)
+            return partial(step, self.augmentation.normalise(first.images), first.labels)
 
-        if len(self._open_choices) > 1:
+        if not self.execution_is_settled:
             self._execute(fastest(self._open_choices, build_step, device=self.device))
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Return the batches of an epoch, in a fresh order and augmented anew."""
-        return iterate_batches(
-            self.train_split,
-            self.recipe.batch_size,
-            generator=self.order,
-            augmentation=self.augmentation,
-            augmentation_generator=self.augmentation_generator,
-            drop_last=True,
-        )
+        return self.execution
 
     def run_epoch(
         self,
@@ -130,8 +149,8 @@ class NetworkTraining(Generic[Model]):
             progress: Where to show how far it is.
             learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
                 cosine.
-            on_step: Called after every step of the optimiser. A learning rate it sets is lost on a recorded step,
-                so such a recipe has ``cuda_graph`` off.
+            on_step: Called after every step of the optimiser; a learning rate it sets by ``set_learning_rate``
+                holds for the next.
 
         Raises:
             FloatingPointError: If the loss is not finite.
@@ -163,26 +182,27 @@ class NetworkTraining(Generic[Model]):
         self.settle_execution()
         if learning_rate is None:
             learning_rate = cosine_learning_rate(self.recipe, self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(self.optimizer, learning_rate)
         if isinstance(self.network, Network):
-            self.network.drop_path_probability = drop_path_at(self.recipe, self.epoch)
-            drop_path = torch.Generator(self.device).manual_seed(self._epoch_seed())
-            self.network.drop_path_generator = drop_path
-        scalars = yield from training_steps(
-            self.network,
-            self.batches(),
-            self.optimizer,
-            self.recipe,
-            execution=self.execution,
-            on_step=after_step,
-        )
+            self._set_drop_path(self.network)
+        order = epoch_indices(self.train_split, self.recipe.batch_size, generator=self.order, drop_last=True)
+        scalars = yield from training_steps(self._step, ((index,) for index in order), on_step=after_step)
         if isinstance(self.network, Network):
             # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
             self.network.drop_path_generator = None
         require_finite(scalars, where=f"epoch {self.epoch + 1} of member {self.index}")
         self.epoch += 1
         return {**scalars, "learning_rate": learning_rate}
+
+    def _set_drop_path(self, network: Network) -> None:
+        network.drop_path_generator = self._drop_path_generator.manual_seed(self._epoch_seed())
+        probability = drop_path_at(self.recipe, self.epoch)
+        if not self.execution.cuda_graph or self.recipe.drop_path == 0.0:
+            network.drop_path_probability = probability
+        elif isinstance(network.drop_path_probability, Tensor):
+            network.drop_path_probability.fill_(probability)
+        else:
+            network.drop_path_probability = torch.tensor(probability, device=self.device)
 
     def _epoch_seed(self) -> int:
         return self.seeds.augmentation + 1 + self.epoch
@@ -205,9 +225,10 @@ class NetworkTraining(Generic[Model]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
         self.epoch = state["epoch"]
-        self._execute(Execution(**state["execution"]))
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        # After them, for a recorded step holds the tensors of the optimiser.
+        self._execute(Execution(**state["execution"]))
         self.order.set_state(state["order"].cpu())
         self.augmentation_generator.set_state(state["augmentation"].cpu())
 
@@ -221,6 +242,7 @@ class MemberTraining(NetworkTraining[Network]):
         recipe: Also the size of the network.
         index: Position in the ensemble.
         device: Where to train.
+        execution: How the network is computed, where that is settled.
     """
 
     def __init__(
@@ -231,6 +253,7 @@ class MemberTraining(NetworkTraining[Network]):
         *,
         index: int,
         device: torch.device | str = "cpu",
+        execution: Execution | None = None,
     ) -> None:
         def build() -> Network:
             return Network(
@@ -243,4 +266,4 @@ class MemberTraining(NetworkTraining[Network]):
                 large_images=data.image_size > SMALL_IMAGE,
             )
 
-        super().__init__(build, data, recipe, index=index, device=device)
+        super().__init__(build, data, recipe, index=index, device=device, execution=execution)

@@ -24,7 +24,7 @@ from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.draws import Draw
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.training import training_steps
+from dnas_ens.training import TrainingStep, training_steps
 
 #: How often the pool is drawn more densely before it is declared too small.
 _DENSER = (1, 2, 4, 8)
@@ -192,6 +192,7 @@ def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) ->
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
     )
+    step = TrainingStep(network, optimizer, recipe)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         batches = iterate_batches(
@@ -202,7 +203,7 @@ def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) ->
             augmentation_generator=loop.generators["augmentation"],
             drop_last=True,
         )
-        exhaust(training_steps(network, batches, optimizer, recipe))
+        exhaust(training_steps(step, batches))
         schedule.step()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +28,6 @@ def draw_members(
     margin: float,
     generator: torch.Generator,
     fixed_lambda: float | None = None,
-    device: torch.device | str = "cpu",
 ) -> Draw:
     """Draw m pairs: lambda stratified on [-margin, max_lambda + margin] and clipped, directions shuffled.
 
@@ -41,7 +41,9 @@ def draw_members(
         margin: Overhang on both sides.
         generator: A CPU generator.
         fixed_lambda: If given, every lambda is this one.
-        device: Where the result is wanted.
+
+    Returns:
+        On the CPU; ``moved`` takes many at once to another device.
     """
     strata = torch.arange(num_members) + torch.rand(num_members, generator=generator)
     lam = strata / num_members * (max_lambda + 2 * margin) - margin
@@ -51,7 +53,17 @@ def draw_members(
         lam = torch.full_like(lam, fixed_lambda)
     rounds = -(-num_members // num_directions)
     direction = torch.cat([torch.randperm(num_directions, generator=generator) for _ in range(rounds)])
-    return Draw(lam.to(device), direction[:num_members].to(device))
+    return Draw(lam, direction[:num_members])
+
+
+def moved(draws: Sequence[Draw], device: torch.device | str) -> list[Draw]:
+    """Return the draws on a device, by one copy of all lambdas and one of all directions."""
+    if not draws:
+        return []
+    sizes = [len(draw) for draw in draws]
+    lam = torch.cat([draw.lam for draw in draws]).to(device).split(sizes)
+    direction = torch.cat([draw.direction for draw in draws]).to(device).split(sizes)
+    return [Draw(*parts) for parts in zip(lam, direction, strict=True)]
 
 
 def grid(

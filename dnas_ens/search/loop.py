@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.data.batches import Augmentation, iterate_batches
+from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.genotype import Genotype
@@ -25,7 +25,7 @@ from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import Star
 from dnas_ens.search.steps import Batch, SearchSteps
 from dnas_ens.search_space import SearchSpace
-from dnas_ens.training import require_finite
+from dnas_ens.training import load_optimizer, require_finite
 
 _STREAMS = ("order", "architecture_order", "augmentation", "draws")
 
@@ -110,8 +110,9 @@ class SearchLoop:
         return Schedules(self.config, self.epoch)
 
     def _execute(self, execution: Execution) -> None:
-        self._open_choices, self.steps.execution = [execution], execution
+        self._open_choices = [execution]
         execution.place_module(self.supernet, self.device)
+        self.steps.execute(execution)
 
     def _settle_execution(self) -> None:
         """Measure what the settings leave open: a forward and backward pass of a copy of the supernet in each way."""
@@ -159,9 +160,16 @@ class SearchLoop:
             FloatingPointError: If a loss is not finite.
         """
         self._settle_execution()
-        self.steps.begin_epoch(self.schedules)
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(
             self.steps.architecture
+        )
+        self.steps.begin_epoch(
+            self.schedules,
+            num_pairs=min(
+                count_batches(half, self.config.bilevel.batch_size, drop_last=True)
+                for half in (self.weight_half, self.architecture_half)
+            ),
+            with_architecture=search_architecture,
         )
         self.supernet.train()
         steps = 0
@@ -233,10 +241,11 @@ class SearchLoop:
         """Go back to a saved state."""
         self.epoch = state["epoch"]
         self.star.temperature = self.schedules.temperature
-        self._execute(Execution(**state["execution"]))
         self.supernet.load_state_dict(state["supernet"])
         self.star.hypernetwork.load_state_dict(state["hypernetwork"])
-        self.steps.weight_optimizer.load_state_dict(state["weight_optimizer"])
+        load_optimizer(self.steps.weight_optimizer, state["weight_optimizer"])
         self.steps.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
+        # Last, for a recorded step holds the tensors of the optimisers.
+        self._execute(Execution(**state["execution"]))
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())

@@ -80,7 +80,8 @@ def pair_penalty(distances: Tensor, targets: Tensor) -> Tensor:
         distances: (m, m), in [0, 1].
         targets: (m, m), the distances asked for.
     """
-    rows, columns = torch.triu_indices(len(distances), len(distances), offset=1)
+    # On their device: indices from the host would be copied at every step, which a recording refuses.
+    rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
     if len(rows) == 0:
         return distances.new_zeros(())
     return F.relu(targets[rows, columns] - distances[rows, columns]).square().mean()

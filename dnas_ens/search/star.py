@@ -71,7 +71,7 @@ class Star:
         return 1.0 if self.config.objective.relaxation == "gumbel-softmax" else self.temperature
 
     def draw(self, num_members: int, generator: torch.Generator) -> Draw:
-        """Draw m points as the configuration says."""
+        """Draw m points as the configuration says, on the CPU."""
         hyper = self.config.hypernetwork
         return draw_members(
             num_members,
@@ -80,7 +80,6 @@ class Star:
             margin=hyper.lambda_margin,
             generator=generator,
             fixed_lambda=self.config.objective.fixed_lambda,
-            device=self.device,
         )
 
     def distributions(self, draw: Draw, *, detach_base: bool = False) -> Tensor:

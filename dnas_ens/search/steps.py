@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import SearchConfig
+from dnas_ens.cuda_graph import GraphedStep
 from dnas_ens.execution import PLAIN, Execution
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
-from dnas_ens.search.draws import Draw
+from dnas_ens.search.draws import Draw, moved
 from dnas_ens.search.objective import (
     discretisation_distance,
     diversity_penalty,
@@ -25,6 +27,7 @@ from dnas_ens.search.relaxation import add_auxiliary_skip
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import Star
 from dnas_ens.search_space import SearchSpace
+from dnas_ens.training import build_sgd, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 
@@ -40,7 +43,7 @@ class SearchSteps:
         supernet: On the star's device.
         generator: On the CPU; every draw of a step comes from it.
         schedules: Values of the current epoch; the loop sets them.
-        execution: How the supernet is computed.
+        execution: How the supernet is computed; ``execute`` changes it.
 
     Attributes:
         totals: Sums over the steps of an epoch, scalars that stay on the device.
@@ -56,12 +59,12 @@ class SearchSteps:
     totals: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        bilevel = self.config.bilevel
+        bilevel, device = self.config.bilevel, self.star.device
         self.weights = list(self.supernet.parameters())
         self.architecture = [p for p in self.star.hypernetwork.parameters() if p.requires_grad]
-        self.weight_optimizer = torch.optim.SGD(
+        self.weight_optimizer = build_sgd(
             self.weights,
-            lr=bilevel.learning_rate,
+            learning_rate=bilevel.learning_rate,
             momentum=bilevel.momentum,
             weight_decay=bilevel.weight_decay,
         )
@@ -70,23 +73,53 @@ class SearchSteps:
             lr=bilevel.architecture_learning_rate,
             betas=(0.5, 0.999),
             weight_decay=bilevel.architecture_weight_decay,
-            # Counts its steps on the device, where a recorded step can.
-            capturable=self.execution.cuda_graph,
         )
+        names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
+        self.totals = {name: torch.zeros((), device=device) for name in names}
         self._noise_seed = 0
-        self._update_weights: Callable[..., None] = self._weight_update
-        self._update_architecture: Callable[..., None] = self._architecture_update
+        self._draws: deque[Draw] = deque()
+        self._seeds: deque[int] = deque()
+        self.execute(self.execution)
 
-    def begin_epoch(self, schedules: Schedules) -> None:
-        """Take over an epoch's values, and set the totals to 0."""
+    def execute(self, execution: Execution) -> None:
+        """Compute steps in another way from now on; also called when tensors that a recording holds were replaced."""
+        self.execution = execution
+        for group in self.architecture_optimizer.param_groups:
+            # Counts its steps on the device, where a recorded step can.
+            group["capturable"] = execution.cuda_graph
+        device = self.star.device
+        self._update_weights = execution.graphed(self._weight_update, device)
+        self._update_architecture = execution.graphed(self._architecture_update, device)
+
+    def begin_epoch(
+        self, schedules: Schedules, *, num_pairs: int = 0, with_architecture: bool = True
+    ) -> None:
+        """Take over an epoch's values, set the totals to 0, and draw the epoch's points.
+
+        Args:
+            schedules: Values of the epoch. A recorded step holds them as numbers, so it is recorded anew.
+            num_pairs: Pairs of steps to draw for at once; further ones draw for themselves.
+            with_architecture: Whether the epoch takes steps of the architecture.
+        """
         self.schedules = schedules
         self.star.temperature = schedules.temperature
-        for group in self.weight_optimizer.param_groups:
-            group["lr"] = schedules.learning_rate
-        names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
-        self.totals = {name: torch.zeros((), device=self.star.device) for name in names}
-        self._update_weights = self.execution.graphed(self._weight_update, self.star.device)
-        self._update_architecture = self.execution.graphed(self._architecture_update, self.star.device)
+        set_learning_rate(self.weight_optimizer, schedules.learning_rate)
+        for total in self.totals.values():
+            total.zero_()
+        for update in (self._update_weights, self._update_architecture):
+            if isinstance(update, GraphedStep):
+                update.record_anew()
+        # In the order in which steps take them. One copy to the device instead of several a step.
+        objective, second_order = self.config.objective, self.config.bilevel.second_order
+        architecture = ["members", "penalised"] + ["members"] * second_order
+        draws = []
+        for kind in ([*architecture, "members"] if with_architecture else ["members"]) * num_pairs:
+            if kind == "members":
+                draws.append(self.star.draw(objective.drawn_members, self.generator))
+                self._seeds.append(self._new_seed())
+            else:
+                draws.append(self.star.draw(objective.penalty_draws, self.generator))
+        self._draws.extend(moved(draws, self.star.device))
 
     def weight_step(self, batch: Batch) -> None:
         """Take a step of the weights on the loss of drawn members."""
@@ -226,7 +259,13 @@ class SearchSteps:
         return loss + now.penalty_weight * penalty
 
     def _draw(self, num_members: int | None = None) -> Draw:
-        return self.star.draw(num_members or self.config.objective.drawn_members, self.generator)
+        if self._draws:
+            return self._draws.popleft()
+        draw = self.star.draw(num_members or self.config.objective.drawn_members, self.generator)
+        return moved([draw], self.star.device)[0]
 
     def _draw_seed(self) -> int:
+        return self._seeds.popleft() if self._seeds else self._new_seed()
+
+    def _new_seed(self) -> int:
         return int(torch.randint(2**31, (), generator=self.generator))

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -149,66 +149,46 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     import torch
 
     from dnas_ens.config_fields import with_fields
-    from dnas_ens.data import Augmentation, iterate_batches, load_data
+    from dnas_ens.data import load_data
+    from dnas_ens.execution import Execution
     from dnas_ens.genotype import random_genotype
-    from dnas_ens.interleaving import exhaust
-    from dnas_ens.nn.network import Network
-    from dnas_ens.nn.stack import SMALL_IMAGE
+    from dnas_ens.retrain.training import MemberTraining
     from dnas_ens.search_space import DARTS_OPERATIONS
-    from dnas_ens.training import training_steps
 
-    recipe = with_fields(
-        retrain_preset(),
-        channels=options.channels,
-        num_cells=options.num_cells,
-        batch_size=options.batch_size,
-    )
     data = load_data(options.data, download=False)
-    augmentation = Augmentation.for_data(data)
     require(
         len(data.train) >= options.images_per_round,
         f"A round of {options.batches} batches of {options.batch_size} images is more than the "
         f"{len(data.train)} training images of {options.data}.",
         "Lower --batches.",
     )
-    torch.manual_seed(0)
-    network = Network(
-        random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS),
-        num_cells=recipe.num_cells,
-        channels=recipe.channels,
-        in_channels=data.num_channels,
-        num_classes=data.num_classes,
-        large_images=data.image_size > SMALL_IMAGE,
+    execution = options.execution if side == OURS else Execution(layout="contiguous")
+    recipe = with_fields(
+        retrain_preset(),
+        channels=options.channels,
+        num_cells=options.num_cells,
+        batch_size=options.batch_size,
+        **execution.to_dict(),
     )
-    network.to(device)
-    if side == OURS:
-        options.execution.place_module(network, device)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    genotype = random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS)
+    training = MemberTraining(genotype, data, recipe, index=0, device=device)
     if side == TEXTBOOK:
-        loader = textbook_loader(data, augmentation, options, device)
-        return timed(lambda: train_textbook(network, loader, optimizer, recipe, device), device)
-    split = data.train.to(device)
-    order = torch.Generator().manual_seed(0)
-    augmentation_generator = torch.Generator(device).manual_seed(0)
-
-    def train_ours() -> object:
-        batches = iterate_batches(
-            split,
-            options.batch_size,
-            generator=order,
-            augmentation=augmentation,
-            augmentation_generator=augmentation_generator,
-            drop_last=True,
+        network = training.network
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
         )
-        first = itertools.islice(batches, options.batches)
-        return exhaust(training_steps(network, first, optimizer, recipe, execution=options.execution))
+        loader = textbook_loader(data, training.augmentation, options, device)
+        return timed(lambda: train_textbook(network, loader, optimizer, recipe, device), device)
 
-    return timed(train_ours, device)
+    def endless_steps() -> Iterator[None]:
+        while True:
+            yield from training.epoch_steps()
+
+    steps = endless_steps()
+    return timed(lambda: list(itertools.islice(steps, options.batches)), device)
 
 
 def main(argv: list[str]) -> None:

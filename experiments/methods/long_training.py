@@ -62,8 +62,7 @@ def train_long(
     training = MemberTraining(
         comparison.base,
         comparison.data,
-        # Learning rates change within an epoch, which a recorded step would not see.
-        comparison.recipe_of(name, epochs=epochs, cuda_graph=False),
+        comparison.recipe_of(name, epochs=epochs),
         index=0,
         device=comparison.device,
     )

@@ -77,7 +77,7 @@ class Training:
         import torch
 
         from dnas_ens.interleaving import exhaust
-        from dnas_ens.training import require_finite, training_steps
+        from dnas_ens.training import TrainingStep, require_finite, training_steps
 
         if learning_rate is not None:
             for group in self.optimizer.param_groups:
@@ -86,9 +86,8 @@ class Training:
         # Dropout draws from the global stream; seeding it by epoch keeps a resumed training on the same path.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
-            scalars = exhaust(
-                training_steps(self.model, batches, self.optimizer, self.recipe, on_step=on_step)
-            )
+            step = TrainingStep(self.model, self.optimizer, self.recipe)
+            scalars = exhaust(training_steps(step, batches, on_step=on_step))
         self.epoch += 1
         require_finite(scalars, where=f"epoch {self.epoch} of {self.name}")
         return scalars["train_loss"]

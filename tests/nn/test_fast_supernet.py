@@ -6,7 +6,7 @@ from torch import nn
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.config_fields import with_fields
-from dnas_ens.nn import batched_edges
+from dnas_ens.nn import batched_edges, moments
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import _REGISTRY, register_operation
 from dnas_ens.nn.supernet import Supernet
@@ -73,11 +73,16 @@ def assert_same_step(reference, fast, images, mixture, *, tolerance):
     "operations", [WITH_NONE, DARTS_OPERATIONS, ("max_pool_3x3",), ("skip_connect", "dil_conv_5x5")], ids=len
 )
 @pytest.mark.parametrize("slices", [None, 1, 3])
-@pytest.mark.parametrize("edge_by_edge", [True, False])
-def test_fast_equals_reference_in_double_precision(operations, slices, edge_by_edge, monkeypatch):
-    if edge_by_edge:
+@pytest.mark.parametrize("form", ["edge by edge", "edges together", "dense on a GPU", "batched on a GPU"])
+def test_fast_equals_reference_in_double_precision(operations, slices, form, monkeypatch):
+    if form == "edge by edge":
         monkeypatch.setattr(batched_edges, "NARROW", 0)
         monkeypatch.setattr(batched_edges, "SMALL", 0)
+    if form.endswith("GPU"):
+        monkeypatch.setattr(moments, "suits_large_products", lambda features: True)
+    if form == "batched on a GPU":
+        monkeypatch.setattr(moments, "DENSE_PRODUCT", 0)
+        monkeypatch.setattr(moments, "DENSE_GRAM", 0)
     reference, fast = pair(operations=operations)
     images = torch.randn(6, 2, 9, 9, dtype=torch.float64)
     mixture = random_mixture(reference.space, slices, torch.float64)

@@ -23,6 +23,7 @@ from dnas_ens.nn.reference_models.small_networks import (
     SHALLOW_CNN_CHANNELS,
     SMALL_CNN_CHANNELS,
     PlainCNN,
+    SixLayerCNN,
 )
 
 #: The names in use; the families with numbers take any others that exist, such as wrn-40-2 or resnet56.
@@ -39,11 +40,12 @@ REFERENCE_MODELS = (
     "small-cnn",
     "medium-cnn",
     "shallow-cnn",
+    "cnn6-32",
     "mlp",
 )
 
 _MODELS: dict[str, type[ReferenceModel]] = {
-    model.__name__: model for model in (WideResNet, ResNet, DenseNet, PlainCNN, MLP)
+    model.__name__: model for model in (WideResNet, ResNet, DenseNet, PlainCNN, SixLayerCNN, MLP)
 }
 
 # A builder takes the numbers in the name, then in_channels, num_classes and image_size.
@@ -96,6 +98,10 @@ def _plain_cnn(channels: tuple[int, ...], *, convolutions_per_pool: int, dropout
     return build
 
 
+def _six_layer_cnn(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
+    return SixLayerCNN(width=numbers[0], in_channels=in_channels, num_classes=num_classes)
+
+
 def _mlp(_: list[int], in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
     return MLP(in_features=in_channels * image_size**2, num_classes=num_classes)
 
@@ -108,6 +114,7 @@ _FAMILIES: dict[str, _Builder] = {
     r"small-cnn": _plain_cnn(SMALL_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
     r"medium-cnn": _plain_cnn(MEDIUM_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
     r"shallow-cnn": _plain_cnn(SHALLOW_CNN_CHANNELS, convolutions_per_pool=2, dropout=0.0),
+    r"cnn6-(\d+)": _six_layer_cnn,
     r"mlp": _mlp,
 }
 
@@ -116,8 +123,8 @@ def reference_model(name: str, in_channels: int, num_classes: int, image_size: i
     """Build a reference model with fresh weights, drawn from torch's global generator.
 
     Args:
-        name: wrn-N-K, densenet-L-K, densenet-bc-L-K, resnetN, small-cnn, medium-cnn, shallow-cnn or mlp, in small
-            or capital letters; `REFERENCE_MODELS` lists the usual ones.
+        name: wrn-N-K, densenet-L-K, densenet-bc-L-K, resnetN, cnn6-W, small-cnn, medium-cnn, shallow-cnn or mlp,
+            in small or capital letters; `REFERENCE_MODELS` lists the usual ones.
         in_channels: Channels of the images, such as 1 or 3.
         num_classes: K.
         image_size: Side of the images in pixels, at least 8. Only the plain networks and the MLP depend on it; the

@@ -1,0 +1,292 @@
+"""Ensembles of equal GPU seconds on all of Fashion-MNIST: cells, searched and random, beside plain networks.
+
+Networks of three cells; the search is that of the preset ``fast``.
+
+Each method has the same seconds, a search included; how they are spent is decided by a rule before anything is
+trained, and written down: three members side by side; of a kind's sizes the widest whose step takes at most
+``WIDER`` times the smallest's; as many epochs as fit, the learning rate falling by one cosine. What a method predicts
+on val and test is kept and not looked at; `table` reads it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from timing import synchronise
+
+from dnas_ens.config_fields import with_fields
+from dnas_ens.presets import retrain_preset, search_preset
+from studies.gpu.sections import Session
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dnas_ens.config import RetrainConfig
+    from dnas_ens.data import ImageData
+    from dnas_ens.genotype import Genotype
+    from dnas_ens.retrain.training import NetworkTraining
+
+MEMBERS = 3
+#: A larger size is taken while its step takes at most so many times the smallest's.
+WIDER = 1.25
+#: Share of a searched ensemble's seconds that its search may take.
+SEARCH_SHARE = 0.3
+#: Seconds kept back for predictions and what cannot be foreseen, of each method.
+RESERVE = 4.0
+SEARCHED, RANDOM, COPIES = "searched cells", "random cells", "copies of the best random cell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """Networks of one kind in several sizes, smallest first.
+
+    Args:
+        name: What they are.
+        sizes: Width of each.
+        build: Size and member -> network.
+    """
+
+    name: str
+    sizes: Sequence[int]
+    build: Callable[[int, int], nn.Module]
+
+
+def compare(session: Session) -> None:
+    """Train and predict with every method that fits, each in the same seconds."""
+    data = session.data()
+    way = session.executions("bfloat16")[-1]
+    recipe = with_fields(
+        retrain_preset(),
+        batch_size=session.scaled(256, 64),
+        learning_rate=0.1,
+        **way.to_dict(),
+    )
+    cells = _random_cells(session)
+    plain = [
+        _reference(session, data, name) for name in (("cnn6",) if session.rehearse else ("cnn6", "resnet20"))
+    ]
+    kinds = [_cells_kind(session, data, cells), *plain]
+    plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
+    methods = [SEARCHED, RANDOM, COPIES, *(kind.name for kind in plain)]
+    finished = [
+        name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")
+    ]
+    if finished:
+        seconds = session.earlier["comparison plan"]["seconds"]
+    else:
+        # What the search cannot use is left; nothing is trained for longer than the others.
+        seconds = (session.seconds_left - 10.0) / len(methods) - RESERVE
+        if session.rehearse:
+            seconds = 1.0
+        session.keep("comparison plan", {"seconds": seconds, "members": MEMBERS, "kinds": plan})
+    for method in methods:
+        if method in finished:
+            continue
+        session.say(method)
+        if session.seconds_left < seconds + RESERVE and not session.rehearse:
+            session.keep(f"left out, {method}", {"seconds_left": session.seconds_left})
+            continue
+        _run(session, data, recipe, method, seconds, plan, kinds, cells)
+        session.free()
+
+
+def _random_cells(session: Session) -> list[Genotype]:
+    from dnas_ens.genotype import random_genotype
+    from dnas_ens.search_space import DARTS_OPERATIONS
+
+    return [
+        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS)
+        for index in range(MEMBERS)
+    ]
+
+
+def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]) -> Kind:
+    from dnas_ens.nn.network import Network
+
+    def build(size: int, index: int) -> nn.Module:
+        return Network(
+            genotypes[index],
+            num_cells=session.scaled(3, 2),
+            channels=size,
+            in_channels=data.num_channels,
+            num_classes=data.num_classes,
+        )
+
+    return Kind(name="cells", sizes=(2, 4) if session.rehearse else (16, 32), build=build)
+
+
+def _reference(session: Session, data: ImageData, name: str) -> Kind:
+    from dnas_ens.nn.reference_models import reference_model
+
+    sizes = {"cnn6": (32, 64, 128), "resnet20": (1,)}[name]
+
+    def build(size: int, index: int) -> nn.Module:
+        full = name if name == "resnet20" else f"{name}-{size}"
+        return reference_model(full, data.num_channels, data.num_classes, data.image_size)
+
+    return Kind(name=name, sizes=(2,) if session.rehearse else sizes, build=build)
+
+
+def _trainings(
+    session: Session, data: ImageData, recipe: RetrainConfig, kind: Kind, size: int
+) -> list[NetworkTraining[nn.Module]]:
+    from dnas_ens.retrain.training import NetworkTraining
+
+    return [
+        NetworkTraining(
+            lambda index=index: kind.build(size, index),  # type: ignore[misc]
+            data,
+            recipe,
+            index=index,
+            device=session.device,
+        )
+        for index in range(MEMBERS)
+    ]
+
+
+def _plan(session: Session, data: ImageData, recipe: RetrainConfig, kind: Kind) -> dict[str, Any]:
+    """Time a step of the members side by side in every size; return what was found and the size to take."""
+    from dnas_ens.interleaving import in_turns, on_streams
+
+    steps = session.scaled(20, 1)
+    found: dict[int, dict[str, float]] = {}
+    for size in kind.sizes:
+        session.say(f"plan of {kind.name}-{size}")
+        trainings = _trainings(session, data, recipe, kind, size)
+        context = on_streams(session.device, MEMBERS)
+        endless = [training.epoch_steps() for training in trainings]
+        start = time.perf_counter()
+        in_turns([_first(steps_of, 5) for steps_of in endless], context=context)
+        synchronise(session.device)
+        begun = time.perf_counter()
+        in_turns([_first(steps_of, steps) for steps_of in endless], context=context)
+        synchronise(session.device)
+        found[size] = {"first": begun - start, "step": (time.perf_counter() - begun) / steps}
+        del trainings, endless
+        session.free()
+    smallest = found[kind.sizes[0]]["step"]
+    size = max(size for size in kind.sizes if found[size]["step"] <= WIDER * smallest)
+    return {"sizes": {str(key): value for key, value in found.items()}, "size": size, **found[size]}
+
+
+def _first(steps: Any, count: int) -> Any:
+    yield from itertools.islice(steps, count)
+
+
+def _run(
+    session: Session,
+    data: ImageData,
+    recipe: RetrainConfig,
+    method: str,
+    seconds: float,
+    plan: dict[str, dict[str, Any]],
+    kinds: Sequence[Kind],
+    cells: Sequence[Genotype],
+) -> None:
+    record: dict[str, Any] = {"budget_seconds": seconds}
+    start = time.perf_counter()
+    kind = next((kind for kind in kinds if kind.name == method), kinds[0])
+    if method == SEARCHED:
+        genotypes, record["search"] = _search(session, data, SEARCH_SHARE * seconds)
+        kind = _cells_kind(session, data, genotypes)
+    elif method == COPIES:
+        nlls = session.earlier[f"comparison, {RANDOM}"]["val_nlls"]
+        record["chosen"] = best = int(np.argmin(nlls))
+        kind = _cells_kind(session, data, [cells[best]] * MEMBERS)
+    own = plan[kind.name]
+    size, steps = own["size"], len(data.train) // recipe.batch_size
+    left = seconds - (time.perf_counter() - start) - own["first"]
+    epochs = max(1, int(left / (steps * own["step"])))
+    recipe = with_fields(recipe, epochs=epochs, seed=1 + len(session.earlier))
+    trainings = _trainings(session, data, recipe, kind, size)
+    _train(session, trainings)
+    synchronise(session.device)
+    record |= {"size": size, "epochs": epochs, "seconds": time.perf_counter() - start}
+    parameters = sum(weight.numel() for weight in trainings[0].network.parameters())
+    record |= {"members": MEMBERS, "parameters": parameters, "execution": recipe.precision}
+    _keep_predictions(session, data, trainings, method, record)
+
+
+def _train(session: Session, trainings: Sequence[NetworkTraining[nn.Module]]) -> None:
+    from dnas_ens.interleaving import in_turns, on_streams
+
+    def whole(training: NetworkTraining[nn.Module]) -> Any:
+        for _ in range(training.recipe.epochs):
+            yield from training.epoch_steps()
+
+    context = on_streams(session.device, len(trainings))
+    in_turns([whole(training) for training in trainings], context=context)
+
+
+def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
+    """Search for so many seconds, timing a few pairs of steps first; return genotypes along the paths."""
+    from dnas_ens.cost import CostMeter
+    from dnas_ens.search.loop import SearchLoop
+    from dnas_ens.search.run import conclude
+
+    start = time.perf_counter()
+    way = session.executions("bfloat16")[-1]
+    fields: dict[str, Any] = {
+        "batch_size": session.scaled(256, 64),
+        "learning_rate": 0.1,
+        "precision": way.precision,
+        "cuda_graph": way.cuda_graph,
+        "members": MEMBERS,
+        "pool_size": session.scaled(20, 9),
+    }
+    if session.rehearse:
+        fields |= {"num_cells": 1, "channels": 2, "directions": 3}
+    preset = search_preset("smoke" if session.rehearse else "fast")
+    # An epoch of the same search that is thrown away says how long one takes, recording included.
+    trial = SearchLoop(with_fields(preset, epochs=2, warmup_epochs=0, **fields), data, device=session.device)
+    begun = time.perf_counter()
+    trial.run_epoch()
+    synchronise(session.device)
+    epoch_seconds = time.perf_counter() - begun
+    del trial
+    session.free()
+    left = seconds - (time.perf_counter() - start) - 2.0
+    epochs = max(2, int(left / epoch_seconds))
+    config = with_fields(preset, epochs=epochs, warmup_epochs=max(1, epochs // 5), **fields)
+    loop = SearchLoop(config, data, device=session.device)
+    losses = []
+    while loop.epoch < epochs:
+        losses.append(loop.run_epoch())
+    result = conclude(loop, recipe=retrain_preset(), cost=CostMeter())
+    report = {"epochs": epochs, "epoch_seconds": epoch_seconds, "seconds": time.perf_counter() - start}
+    genotypes = [genotype.to_dict() for genotype in result.genotypes]
+    return result.genotypes, {**report, "last_epoch": losses[-1], "genotypes": genotypes}
+
+
+def _keep_predictions(
+    session: Session,
+    data: ImageData,
+    trainings: Sequence[NetworkTraining[nn.Module]],
+    method: str,
+    record: dict[str, Any],
+) -> None:
+    """Write log-probabilities in half precision, and the record with each member's NLL on val."""
+    from dnas_ens.inference import predict_log_probs
+
+    test = data.test.to(session.device)
+    log_probs: dict[str, Any] = {}
+    for name in ("val", "test"):
+        found = [
+            predict_log_probs(
+                training.network, training.val if name == "val" else test, augmentation=training.augmentation
+            )
+            for training in trainings
+        ]
+        log_probs[name] = np.stack([part.half().cpu().numpy() for part in found])
+    labels = data.val.labels.numpy()
+    picked = np.take_along_axis(log_probs["val"].astype(np.float64), labels[None, :, None], axis=2)
+    record["val_nlls"] = (-picked[..., 0].mean(axis=1)).tolist()
+    file = session.out / f"log-probs-{method.replace(' ', '-')}.npz"
+    np.savez_compressed(file, **log_probs)
+    record["file"] = file.name
+    session.keep(f"comparison, {method}", record)
