@@ -21,6 +21,7 @@ PENALTIES = Literal[
 ]
 PRECISION = Literal["auto", "measured", "float32", "bfloat16"]
 LAYOUT = Literal["auto", "measured", "channels_last", "contiguous"]
+CUDA_GRAPH = Literal["auto", "on", "off"]
 
 
 def require(condition: bool, cause: str, remedy: str) -> None:
@@ -181,11 +182,12 @@ class BilevelConfig:
     max_skips: int | None = None
     """Stop early once a base cell holds more skip connections than this (DARTS+)."""
     precision: PRECISION = "auto"
-    """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
+    """float32 (never TF32), bfloat16 (autocast), or measured: the faster in a short trial. auto: bfloat16 on a GPU that
+    computes in it, else float32."""
     layout: LAYOUT = "auto"
-    """Memory layout, chosen likewise; the fast form of the supernet is always channels_last."""
-    cuda_graph: bool = False
-    """Replay each step as one CUDA graph, recorded anew every epoch."""
+    """Memory layout, or measured likewise; the fast form of the supernet is always channels_last."""
+    cuda_graph: CUDA_GRAPH = "auto"
+    """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
@@ -239,6 +241,11 @@ class SearchConfig:
     bilevel: OmitArgPrefixes[BilevelConfig] = field(default_factory=BilevelConfig)
     candidates: OmitArgPrefixes[CandidateConfig] = field(default_factory=CandidateConfig)
 
+    @property
+    def recordable(self) -> bool:
+        """Whether a step can be replayed as a CUDA graph: it draws nothing within and reads no value of the device."""
+        return not self.bilevel.second_order and "gumbel" not in self.objective.relaxation
+
     def __post_init__(self) -> None:
         given = self.hypernetwork.base is not None
         require(
@@ -259,10 +266,7 @@ class SearchConfig:
             "Leave --layout out, or give --form reference.",
         )
         require(
-            not (
-                self.bilevel.cuda_graph
-                and (self.bilevel.second_order or "gumbel" in self.objective.relaxation)
-            ),
+            self.bilevel.cuda_graph != "on" or self.recordable,
             "Second-order steps and the noise of gumbel-softmax cannot be replayed as a CUDA graph.",
             "Leave --cuda-graph out.",
         )
@@ -307,11 +311,12 @@ class RetrainConfig:
     seed: int = 0
     """Root of the members' separate seeds for initialisation, order and augmentation."""
     precision: PRECISION = "auto"
-    """float32, bfloat16 (autocast), or measured: the faster in a short trial. auto: measured on a GPU alone."""
+    """float32 (never TF32), bfloat16 (autocast), or measured: the faster in a short trial. auto: bfloat16 on a GPU that
+    computes in it, else float32."""
     layout: LAYOUT = "auto"
-    """Memory layout of images and convolutions, chosen likewise; auto on a CPU: channels_last."""
-    cuda_graph: bool = False
-    """Replay each step as one CUDA graph, recorded anew every epoch."""
+    """Memory layout of images and convolutions, or measured likewise; auto: channels_last."""
+    cuda_graph: CUDA_GRAPH = "auto"
+    """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_cells", "channels", "epochs", "batch_size", "learning_rate")

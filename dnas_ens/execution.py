@@ -19,7 +19,7 @@ from dnas_ens.errors import UserError
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-#: Settings that leave the choice open: AUTO measures on a GPU alone.
+#: AUTO is what wins on a device (experiments/results/benchmarks.md and gpu.md); MEASURED leaves the choice to a trial.
 AUTO, MEASURED = "auto", "measured"
 #: Steps of a trial; the first ones are slow, and a CUDA graph is not recorded before the fourth.
 _WARM_UP, _ROUNDS = 5, 5
@@ -68,6 +68,14 @@ class Execution:
         """Return the fields, JSON-ready."""
         return asdict(self)
 
+    def settings(self) -> dict[str, str]:
+        """Return the settings of a search or a recipe that ask for this."""
+        return {
+            "layout": self.layout,
+            "precision": self.precision,
+            "cuda_graph": "on" if self.cuda_graph else "off",
+        }
+
     def place(self, images: Tensor) -> Tensor:
         """Return images (B, C, H, W) in the layout; inputs of another shape are left as they are."""
         return images.contiguous(memory_format=LAYOUTS[self.layout]) if images.dim() == 4 else images
@@ -114,27 +122,38 @@ def candidates(
     precision: str,
     device: torch.device,
     layouts: Iterable[str] = tuple(LAYOUTS),
-    cuda_graph: bool = False,
+    cuda_graph: str = "off",
+    recordable: bool = True,
 ) -> list[Execution]:
     """Return the ways to compute that the settings leave open, the one to take unmeasured first.
 
     Args:
         layout: auto, measured, channels_last or contiguous.
         precision: auto, measured, float32 or bfloat16.
-        device: ``auto`` leaves nothing open on a CPU, where a seed then means the same bits in every run.
+        device: Decides what ``auto`` is, which leaves nothing open: a seed then means the same course in every run.
         layouts: Those the network can be computed in.
-        cuda_graph: Whether steps are to be replayed as CUDA graphs.
+        cuda_graph: auto, on or off.
+        recordable: Whether ``auto`` may record steps.
     """
+    on_gpu = device.type == "cuda"
+    has_bfloat16 = (
+        on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    fast = "bfloat16" if has_bfloat16 else "float32"
 
     def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:
-        if value == MEASURED or (value == AUTO and device.type != "cpu"):
+        if value == MEASURED:
             return list(every)
         return [plain if value == AUTO else value]
 
     return [
-        Execution(layout=chosen_layout, precision=chosen_precision, cuda_graph=cuda_graph)
+        Execution(
+            layout=chosen_layout,
+            precision=chosen_precision,
+            cuda_graph=cuda_graph == "on" or (cuda_graph == AUTO and on_gpu and recordable),
+        )
         for chosen_layout, chosen_precision in itertools.product(
-            open_values(layout, layouts, PLAIN.layout), open_values(precision, PRECISIONS, PLAIN.precision)
+            open_values(layout, layouts, PLAIN.layout), open_values(precision, PRECISIONS, fast)
         )
     ]
 

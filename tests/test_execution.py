@@ -1,4 +1,5 @@
 import copy
+import itertools
 import time
 from dataclasses import replace
 
@@ -52,10 +53,15 @@ def test_what_settings_leave_open():
         "contiguous bfloat16",
     ]
     assert choices("auto", "auto", CPU) == four[:1]
-    assert choices("auto", "auto", GPU) == choices("measured", "measured", CPU) == four
+    assert choices("measured", "measured", CPU) == four
+    assert len(choices("auto", "auto", GPU)) == 1
     assert choices("contiguous", "measured", CPU) == four[2:]
     assert choices("auto", "bfloat16", CPU) == four[1:2]
-    assert choices("auto", "auto", GPU, layouts=("channels_last",)) == four[:2]
+    assert choices("measured", "measured", GPU, layouts=("channels_last",)) == four[:2]
+    assert choices("auto", "float32", GPU, cuda_graph="auto") == ["channels_last float32 CUDA graph"]
+    assert choices("auto", "float32", GPU, cuda_graph="auto", recordable=False) == four[:1]
+    assert choices("auto", "float32", GPU, cuda_graph="off") == four[:1]
+    assert choices("auto", "auto", CPU, cuda_graph="auto") == four[:1]
 
 
 def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
@@ -235,48 +241,118 @@ def test_layout_of_images_and_weights():
     assert PLAIN.place(points) is points
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, precision):
-    config = with_fields(tiny_search, precision=precision, penalty="js-pairwise+js-predictive")
-    plain, replayed = (
-        SearchLoop(with_fields(config, cuda_graph=graph), digits, device="cuda") for graph in (False, True)
+def search_losses(config, data, *, device, pairs=6):
+    """The losses of an epoch's first pairs of steps, one by one."""
+    loop = SearchLoop(config, data, device=device)
+    loop.supernet.train()
+    loop.steps.begin_epoch(loop.schedules, num_pairs=pairs)
+    losses, before = [], np.zeros(2)
+    batches = zip(
+        loop._batches(loop.weight_half, "order"),
+        loop._batches(loop.architecture_half, "architecture_order"),
+        strict=True,
     )
-    # Atomic sums make two runs on a GPU differ by rounding, which training multiplies.
-    tolerance = 1e-2 if precision == "float32" else 0.05
+    for training_batch, validation_batch in itertools.islice(batches, pairs):
+        loop.steps.architecture_step(validation_batch, training_batch)
+        loop.steps.weight_step(training_batch)
+        totals = np.array([float(loop.steps.totals[name]) for name in ("architecture_loss", "train_loss")])
+        losses += list(totals - before)
+        before = totals
+    return losses
+
+
+def training_losses(recipe, data, *, device, steps=8):
+    """The losses of a member's first steps, one by one."""
+    training = MemberTraining(some_cells(), data, recipe, index=0, device=device)
+    losses, before = [], 0.0
+    for _ in range(2):
+        for _ in itertools.islice(training.epoch_steps(), steps):
+            total = float(training._step._total_loss)
+            losses.append((total - before) / recipe.batch_size)
+            before = total
+        # As a next epoch of the same recording: with another learning rate and drop-path probability.
+        training.epoch += 1
+        training._step.scalars()
+        before = 0.0
+    return losses
+
+
+# At usual learning rates a difference by rounding grows tenfold a step: two eager runs in float32 differ by 0.3 after
+# twenty (experiments/results/gpu.md). At small ones it stays small, and another batch or draw is seen all the same.
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
+def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, precision, tolerance):
+    config = with_fields(
+        tiny_search,
+        precision=precision,
+        penalty="js-pairwise+js-predictive",
+        learning_rate=1e-3,
+        architecture_learning_rate=1e-3,
+        warmup_epochs=0,
+    )
+    plain, replayed = (
+        search_losses(with_fields(config, cuda_graph=graph), digits, device=GPU) for graph in ("off", "on")
+    )
+    assert replayed == pytest.approx(plain, abs=tolerance)
+    # Other points of the star and other images give other losses by far more.
+    assert np.std(plain[1::2]) > 2 * tolerance or precision == "bfloat16"
+
+
+@pytest.mark.gpu
+def test_a_recorded_search_goes_on(digits, tiny_search):
+    config = with_fields(tiny_search, cuda_graph="on")
+    straight = SearchLoop(config, digits, device=GPU)
     for _ in range(config.bilevel.epochs):
-        found, expected = replayed.run_epoch(), plain.run_epoch()
-        # An accuracy moves by whole images: here by up to five of 359.
-        accuracy = pytest.approx(expected.pop("val_accuracy"), abs=max(tolerance, 5.1 / len(digits.val)))
-        assert found.pop("val_accuracy") == accuracy
-        assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
-    resumed = SearchLoop(config, digits, device="cuda")
-    resumed.load_state_dict(copy.deepcopy(replayed.state_dict()))
+        straight.run_epoch()
+    resumed = SearchLoop(with_fields(config, cuda_graph="off"), digits, device=GPU)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     assert resumed.steps.execution.cuda_graph
+    resumed.run_epoch()
 
 
 @pytest.mark.gpu
 def test_replayed_training_steps_are_the_steps_themselves(digits):
     recipe = RetrainConfig(
-        num_cells=1, channels=4, epochs=2, drop_path=0.2, precision="float32", layout="channels_last"
+        num_cells=1,
+        channels=4,
+        epochs=2,
+        drop_path=0.2,
+        learning_rate=1e-3,
+        precision="float32",
+        layout="channels_last",
     )
     plain, replayed = (
-        MemberTraining(some_cells(), digits, with_fields(recipe, cuda_graph=graph), index=0, device="cuda")
-        for graph in (False, True)
+        training_losses(with_fields(recipe, cuda_graph=graph), digits, device=GPU) for graph in ("off", "on")
     )
-    for _ in range(2):
-        found, expected = replayed.run_epoch(), plain.run_epoch()
-        # An accuracy moves by whole images.
-        accuracy = pytest.approx(expected.pop("train_accuracy"), abs=10.1 / len(digits.train))
-        assert found.pop("train_accuracy") == accuracy
-        assert found == pytest.approx(expected, rel=0.01)
+    assert replayed == pytest.approx(plain, abs=1e-3)
+    assert np.std(plain[:8]) > 5e-3
+
+
+def test_losses_of_steps_are_those_of_an_epoch(few_digits, tiny_search):
+    # The two functions above, where they can be tried: on a CPU.
+    recipe = RetrainConfig(num_cells=1, channels=2, batch_size=24, epochs=2)
+    whole = MemberTraining(some_cells(), few_digits, recipe, index=0).run_epoch()["train_loss"]
+    assert np.mean(training_losses(recipe, few_digits, device=CPU, steps=4)[:4]) == pytest.approx(whole)
+    config = with_fields(tiny_search, warmup_epochs=0)
+    epoch = SearchLoop(config, few_digits).run_epoch()
+    losses = search_losses(config, few_digits, device=CPU, pairs=2)
+    assert np.mean(losses[::2]) == pytest.approx(epoch["architecture_loss"], rel=1e-5)
+    assert np.mean(losses[1::2]) == pytest.approx(epoch["train_loss"], rel=1e-5)
 
 
 @pytest.mark.gpu
-def test_a_gpu_measures_by_itself(few_digits, tiny_search, capsys):
-    loop = SearchLoop(tiny_search, few_digits, device="cuda")
+def test_a_gpu_takes_what_is_fast_there(few_digits, tiny_search, capsys):
+    loop = SearchLoop(tiny_search, few_digits, device=GPU)
     loop.run_epoch()
-    assert f"taking {loop.steps.execution}\n" in capsys.readouterr().err
+    assert loop.steps.execution == Execution(precision="bfloat16", cuda_graph=True)
+    gumbel = SearchLoop(with_fields(tiny_search, relaxation="gumbel-softmax"), few_digits, device=GPU)
+    assert not gumbel.steps.execution.cuda_graph
+    assert not capsys.readouterr().err
+    measured = SearchLoop(with_fields(tiny_search, precision="measured"), few_digits, device=GPU)
+    measured.run_epoch()
+    assert f"taking {measured.steps.execution}\n" in capsys.readouterr().err
 
 
 @pytest.mark.gpu
@@ -324,9 +400,9 @@ def test_depthwise_kernels_of_a_gpu(side, dilation, stride, precision):
 
 def test_cuda_graphs_are_refused_where_there_are_none(few_digits, tiny_search):
     with pytest.raises(UserError, match="do not run on the device cpu"):
-        SearchLoop(with_fields(tiny_search, cuda_graph=True), few_digits).run_epoch()
+        SearchLoop(with_fields(tiny_search, cuda_graph="on"), few_digits).run_epoch()
     with pytest.raises(UserError, match="gumbel"):
-        with_fields(SearchConfig(), cuda_graph=True, relaxation="gumbel-softmax")
+        with_fields(SearchConfig(), cuda_graph="on", relaxation="gumbel-softmax")
 
 
 def test_the_fast_form_has_one_layout():

@@ -18,7 +18,7 @@ from dnas_ens.execution import without_autocast
 from dnas_ens.nn import moments
 from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
-from dnas_ens.nn.operations import build_operation
+from dnas_ens.nn.operations import average_pool, build_operation
 from dnas_ens.search_space import NONE
 
 #: Kernel size and dilation of the operations that are batched; others run edge by edge.
@@ -235,7 +235,7 @@ class EdgesOfSource(nn.Module):
             return F.max_pool2d(features, 3, self.stride, padding=1)
         if name == SKIP:
             return features
-        return F.avg_pool2d(features, 3, self.stride, padding=1, count_include_pad=False)
+        return average_pool(features, self.stride)
 
     def _reduce(self, active: Tensor) -> Tensor:
         """Return ``FactorizedReduce`` of every edge, (B, k * C, H / 2, W / 2)."""

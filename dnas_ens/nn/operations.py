@@ -73,6 +73,45 @@ def build_operation(name: str, channels: int, stride: int, *, affine: bool) -> n
     return _REGISTRY[name](channels, stride, affine)
 
 
+def average_pool(features: Tensor, stride: int) -> Tensor:
+    """Average over 3x3 windows, over the pixels of a window that lie in the image alone.
+
+    Args:
+        features: (B, C, H, W).
+        stride: 1 or 2.
+
+    Returns:
+        (B, C, ceil(H / stride), ceil(W / stride)).
+    """
+    if features.device.type == "cuda":
+        return padded_average_pool(features, stride)
+    return F.avg_pool2d(features, 3, stride, padding=1, count_include_pad=False)
+
+
+def padded_average_pool(features: Tensor, stride: int) -> Tensor:
+    """Return ``average_pool`` without a padded window.
+
+    On a GPU PyTorch's gradient of padded average pooling is wrong for channels_last images, without a word: it takes
+    each pixel for its neighbour (github.com/pytorch/pytorch/issues/188344; seen here with 2.11).
+    """
+    padded = F.pad(features, (1, 1, 1, 1))
+    inside = F.pad(features.new_ones(1, 1, *features.shape[2:]), (1, 1, 1, 1))
+    count = F.avg_pool2d(inside, 3, stride, divisor_override=1)
+    return F.avg_pool2d(padded, 3, stride, divisor_override=1) / count
+
+
+class AveragePool(nn.Module):
+    """``average_pool`` as a module."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        return average_pool(features, self.stride)
+
+
 class ReluConvBn(nn.Sequential):
     """ReLU, convolution, BatchNorm: the preprocessing of a cell's inputs."""
 
@@ -163,7 +202,7 @@ def _max_pool(channels: int, stride: int, affine: bool) -> nn.Module:
 
 @register_operation("avg_pool_3x3")
 def _avg_pool(channels: int, stride: int, affine: bool) -> nn.Module:
-    return _pooling(nn.AvgPool2d(3, stride, padding=1, count_include_pad=False), channels)
+    return _pooling(AveragePool(stride), channels)
 
 
 @register_operation("skip_connect")

@@ -91,6 +91,7 @@ class SearchLoop:
             device=self.device,
             layouts=layouts,
             cuda_graph=bilevel.cuda_graph,
+            recordable=config.recordable,
         )
         execution = self._open_choices[0]
         self.supernet = execution.place_module(self.supernet, self.device)

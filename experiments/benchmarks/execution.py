@@ -107,7 +107,7 @@ def _search_round(
         batch_size=options.batch_size,
         warmup_epochs=0,
         precision=execution.precision,
-        cuda_graph=execution.cuda_graph,
+        cuda_graph="on" if execution.cuda_graph else "off",
     )
     loop = SearchLoop(config, data, device=device)
     loop.steps.begin_epoch(loop.schedules)
@@ -134,7 +134,7 @@ def _retraining_round(
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,
-        **execution.to_dict(),
+        **execution.settings(),
     )
     genotype = random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS)
     training = MemberTraining(genotype, data, recipe, index=0, device=device)

@@ -168,7 +168,7 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,
-        **execution.to_dict(),
+        **execution.settings(),
     )
     genotype = random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS)
     training = MemberTraining(genotype, data, recipe, index=0, device=device)

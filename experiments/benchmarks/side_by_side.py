@@ -67,7 +67,7 @@ def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,
-        **options.execution.to_dict(),
+        **options.execution.settings(),
     )
     trainings = [
         MemberTraining(

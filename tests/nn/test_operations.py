@@ -5,8 +5,10 @@ from torch import nn
 from dnas_ens.errors import UserError
 from dnas_ens.nn.operations import (
     FactorizedReduce,
+    average_pool,
     build_operation,
     operation_names,
+    padded_average_pool,
     register_operation,
     require_operations,
 )
@@ -95,3 +97,30 @@ def test_unknown_operation_names_the_nearest():
         require_operations(("sep_conv_3x3", "sep_conv_5x6"))
     assert "sep_conv_5x6" in caught.value.cause
     assert "Did you mean sep_conv_5x5?" in caught.value.remedy
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3)])
+def test_average_pooling_of_a_gpu_is_pytorchs(stride, size):
+    torch.manual_seed(0)
+    images = torch.randn(3, 4, *size, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    outcomes = []
+    for pool in (padded_average_pool, average_pool):
+        features = images.clone().requires_grad_()
+        result = pool(features, stride)
+        weights = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape)
+        outcomes.append((result, *torch.autograd.grad(result, features, weights)))
+    for found, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.gpu
+def test_average_pooling_on_a_gpu_has_the_gradient_of_a_cpu():
+    torch.manual_seed(0)
+    images = torch.randn(3, 4, 6, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        features = images.clone().to(device).requires_grad_()
+        average_pool(features, 1).square().sum().backward()
+        gradients.append(features.grad.cpu())
+    torch.testing.assert_close(gradients[1], gradients[0])

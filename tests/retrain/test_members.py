@@ -99,7 +99,7 @@ def test_arrays_that_look_at_the_data_outlive_side_by_side_training(few_digits, 
 def test_members_side_by_side_on_a_gpu(few_digits, tmp_path):
     recipe = replace(RECIPE, epochs=2, precision="float32", layout="contiguous")
     genotypes = [genotype(0), genotype(1), genotype(0)]
-    for name, workers, graph in (("alone", 1, False), ("side", 2, False), ("graphs", 3, True)):
+    for name, workers, graph in (("alone", 1, "off"), ("side", 2, "off"), ("graphs", 3, "on")):
         folder = tmp_path / name
         train_members(
             genotypes,

@@ -64,7 +64,7 @@ def compare(session: Session) -> None:
         retrain_preset(),
         batch_size=session.scaled(256, 64),
         learning_rate=0.1,
-        **way.to_dict(),
+        **way.settings(),
     )
     cells = _random_cells(session)
     plain = [
@@ -234,8 +234,7 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
     fields: dict[str, Any] = {
         "batch_size": session.scaled(256, 64),
         "learning_rate": 0.1,
-        "precision": way.precision,
-        "cuda_graph": way.cuda_graph,
+        **way.settings(),
         "members": MEMBERS,
         "pool_size": session.scaled(20, 9),
     }

@@ -138,8 +138,7 @@ def search_config(session: Session, execution: Execution, *, batch_size: int) ->
         search_preset("smoke" if session.rehearse else "fast"),
         warmup_epochs=0,
         batch_size=batch_size,
-        precision=execution.precision,
-        cuda_graph=execution.cuda_graph,
+        **execution.settings(),
         **({"num_cells": 1, "channels": 2} if session.rehearse else {}),
     )
 
@@ -148,7 +147,7 @@ def recipe_of(session: Session, execution: Execution, *, batch_size: int, **fiel
     """Return the preset ``fast`` for a member."""
     sizes = {"num_cells": 2, "channels": 4} if session.rehearse else {}
     preset = retrain_preset("smoke" if session.rehearse else "fast")
-    return with_fields(preset, batch_size=batch_size, **execution.to_dict(), **sizes, **fields)
+    return with_fields(preset, batch_size=batch_size, **execution.settings(), **sizes, **fields)
 
 
 def member(session: Session, data: ImageData, recipe: RetrainConfig, *, index: int = 0) -> MemberTraining:
