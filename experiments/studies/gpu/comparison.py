@@ -83,7 +83,10 @@ def compare(session: Session) -> None:
         seconds = (session.seconds_left - 10.0) / len(methods) - RESERVE
         if session.rehearse:
             seconds = 1.0
-        session.keep("comparison plan", {"seconds": seconds, "members": MEMBERS, "kinds": plan})
+        session.keep(
+            "comparison plan",
+            {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan},
+        )
     for method in methods:
         if method in finished:
             continue

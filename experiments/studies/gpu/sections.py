@@ -96,7 +96,8 @@ def machine(session: Session) -> None:
 
     from dnas_ens.environment import environment
 
-    session.keep("environment", environment(sys.argv))
+    # Without the folders of the machine.
+    session.keep("environment", environment(["python", "experiments/gpu_session.py"]))
     device = session.device
     size = session.scaled(2**32, 2**24)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
@@ -161,13 +162,18 @@ def member(session: Session, data: ImageData, recipe: RetrainConfig, *, index: i
 
 
 def recorded_losses(session: Session) -> None:
-    """Twenty losses of the search and of a training: recorded beside eager, and eager beside eager once more."""
+    """Twenty losses of the search and of a training: recorded beside eager, and eager beside eager once more.
+
+    At small learning rates: at usual ones rounding grows tenfold a step, and two eager runs differ as much.
+    """
     from dnas_ens.search.loop import SearchLoop
 
     data, count = session.data(), session.scaled(20, 4)
 
     def search_losses(execution: Execution) -> list[float]:
-        loop = SearchLoop(search_config(session, execution, batch_size=64), data, device=session.device)
+        config = search_config(session, execution, batch_size=64)
+        config = with_fields(config, learning_rate=1e-3, architecture_learning_rate=1e-3)
+        loop = SearchLoop(config, data, device=session.device)
         loop.supernet.train()
         loop.steps.begin_epoch(loop.schedules, num_pairs=count // 2)
         losses, before = [], [0.0, 0.0]
@@ -185,7 +191,9 @@ def recorded_losses(session: Session) -> None:
         return losses
 
     def training_losses(execution: Execution) -> list[float]:
-        training = member(session, data, recipe_of(session, execution, batch_size=64, drop_path=0.2))
+        training = member(
+            session, data, recipe_of(session, execution, batch_size=64, learning_rate=1e-3, drop_path=0.2)
+        )
         losses, before = [], 0.0
         for _ in itertools.islice(training.epoch_steps(), count):
             total = float(training._step._total_loss)
@@ -321,7 +329,7 @@ def _loop_steps(session: Session, batch_size: int) -> None:
             loop.steps.begin_epoch(loop.schedules)
             recording[str(way)] = side() - usual
         sides[str(way)] = timed(pair, device)
-    seconds = in_turn(sides, rounds=session.scaled(20, 1), warmup=1)
+    seconds = in_turn(sides, rounds=session.scaled(5, 1), warmup=1)
     session.keep(
         f"search loop, batch {batch_size}",
         {
@@ -451,7 +459,9 @@ def compiled_member(session: Session) -> None:
         for way in session.executions("bfloat16"):
             recipe = recipe_of(session, way, batch_size=session.scaled(256, 16), drop_path=0.0)
             training = member(session, data, recipe)
-            network: Any = torch.compile(training.network) if compiled else training.network
+            # Inductor takes minutes of a CPU; a rehearsal is of what calls it.
+            backend = "eager" if session.rehearse else "inductor"
+            network: Any = torch.compile(training.network, backend=backend) if compiled else training.network
             optimizer = build_sgd(
                 training.network.parameters(),
                 learning_rate=recipe.learning_rate,
