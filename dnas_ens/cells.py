@@ -25,6 +25,8 @@ Cell = tuple[Node, ...]
 
 CELL_TYPES = ("normal", "reduction")
 NUM_INPUTS = 2
+#: Equal beginnings of a canonical form that are followed at most.
+MOST_ORDERS = 20_000
 
 CELL_PATTERN = (
     'Write a cell as nodes of [operation, source] pairs: [[["sep_conv_3x3", 0], ["skip_connect", 1]]].'
@@ -103,20 +105,74 @@ def cell_graph(cell: Cell) -> networkx.DiGraph:
 
 
 def canonical_cell(cell: Cell) -> Cell:
-    """Return the lexicographically smallest of a cell's topological renumberings, edges sorted by source."""
-    import networkx
+    """Return the lexicographically smallest of a cell's topological renumberings, edges sorted by source.
 
-    intermediate = cell_graph(cell).subgraph(range(NUM_INPUTS, NUM_INPUTS + len(cell)))
-    return min(_renumbered(cell, order) for order in networkx.all_topological_sorts(intermediate))
+    Nodes are chosen one after the other: of all beginnings that are smallest so far, those go on whose next node is
+    smallest. Beginnings that leave the same to come are one, and of nodes that can be exchanged the first is taken, so
+    that N alike nodes take N choices and not N!.
+
+    Raises:
+        UserError: More than MOST_ORDERS beginnings are equal, which only a cell made for that has.
+    """
+    chosen: list[Node] = []
+    # New index of every old one, of the inputs and the nodes that are placed.
+    beginnings: list[dict[int, int]] = [{0: 0, 1: 1}]
+    twins = _twins(cell)
+    for new in range(NUM_INPUTS, NUM_INPUTS + len(cell)):
+        following: dict[Node, dict[object, dict[int, int]]] = {}
+        for index in beginnings:
+            for old in _next_nodes(cell, index, twins):
+                edges = ((operation, index[source]) for operation, source in cell[old - NUM_INPUTS])
+                node = tuple(sorted(edges, key=itemgetter(1)))
+                extended = {**index, old: new}
+                following.setdefault(node, {}).setdefault(_to_come(cell, extended), extended)
+        smallest = min(following)
+        chosen.append(smallest)
+        beginnings = list(following[smallest].values())
+        if len(beginnings) > MOST_ORDERS:
+            raise UserError(
+                f"A cell of {len(cell)} nodes is too regular to be told from its renumberings.",
+                "Use cells with fewer nodes.",
+            )
+    return tuple(chosen)
 
 
-def _renumbered(cell: Cell, order: Sequence[int]) -> Cell:
-    """Put the intermediate nodes, named by their source indices, in this order."""
-    new_index = {0: 0, 1: 1, **{old: new for new, old in enumerate(order, start=NUM_INPUTS)}}
-    nodes = (
-        [(operation, new_index[source]) for operation, source in cell[old - NUM_INPUTS]] for old in order
-    )
-    return tuple(tuple(sorted(node, key=itemgetter(1))) for node in nodes)
+def _next_nodes(cell: Cell, index: dict[int, int], twins: list[int]) -> list[int]:
+    """Return the old indices of the nodes whose sources are all placed, the first of each set of twins."""
+    found: dict[int, int] = {}
+    for old, node in enumerate(cell, start=NUM_INPUTS):
+        if old not in index and all(source in index for _, source in node):
+            found.setdefault(twins[old - NUM_INPUTS], old)
+    return list(found.values())
+
+
+def _to_come(cell: Cell, index: dict[int, int]) -> object:
+    """Return what is equal for two beginnings only if they can end in the same ways."""
+    left = [old for old in range(NUM_INPUTS, NUM_INPUTS + len(cell)) if old not in index]
+    # A source that is not placed yet keeps its old index, told apart by its sign.
+    nodes = {
+        old: tuple(
+            sorted((operation, index.get(source, -source)) for operation, source in cell[old - NUM_INPUTS])
+        )
+        for old in left
+    }
+    if all(source in index for old in left for _, source in cell[old - NUM_INPUTS]):
+        # Those that are left do not see each other: only what they are counts, not which.
+        return tuple(sorted(nodes.values()))
+    return tuple(sorted(nodes.items()))
+
+
+def _twins(cell: Cell) -> list[int]:
+    """Return for every node the first one that it can be exchanged with, leaving the cell as it is; perhaps itself."""
+    readers: list[dict[int, str]] = [{} for _ in range(NUM_INPUTS + len(cell))]
+    for old, node in enumerate(cell, start=NUM_INPUTS):
+        for operation, source in node:
+            readers[source][old] = operation
+    first: dict[object, int] = {}
+    return [
+        first.setdefault((frozenset(node), frozenset(readers[old].items())), old)
+        for old, node in enumerate(cell, start=NUM_INPUTS)
+    ]
 
 
 def most_shared_edges(cell: Cell, other: Cell) -> int:

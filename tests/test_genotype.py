@@ -481,3 +481,55 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         load_genotype(tmp_path / "absent.json")
     with pytest.raises(UserError, match=r"genotypes\.json"):
         load_genotype(tmp_path)
+
+
+def smallest_by_trying_all(cell):
+    """The smallest renumbering of a cell, over all orders of its nodes."""
+    found = []
+    for order in itertools.permutations(range(2, 2 + len(cell))):
+        new = {0: 0, 1: 1} | {old: position for position, old in enumerate(order, start=2)}
+        if all(new[source] < new[old] for old in order for _, source in cell[old - 2]):
+            nodes = ([(operation, new[source]) for operation, source in cell[old - 2]] for old in order)
+            found.append(tuple(tuple(sorted(node, key=lambda edge: edge[1])) for node in nodes))
+    return min(found)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_nodes=st.integers(1, 6),
+    edges=st.integers(1, 3),
+    names=st.integers(1, 3),
+)
+def test_the_canonical_form_is_the_smallest_of_all(seed, num_nodes, edges, names):
+    # With few operations many nodes are alike.
+    genotype = random_genotype(
+        np.random.default_rng(seed), operations=OPERATIONS[:names], num_nodes=num_nodes, edges_per_node=edges
+    )
+    for cell_type in genotype.cell_types:
+        cell = genotype.cell(cell_type)
+        assert genotype.canonical().cell(cell_type) == smallest_by_trying_all(cell)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        [[["a", 0], ["b", 1]]],
+        [[["a", 0], ["a", 1]], [["a", 0], ["b", -1]]],
+        [[["a", 0], ["a", 1]], [["a", 0], ["b", -1]], [["a", -2], ["a", -1]]],
+    ],
+)
+def test_regular_cells_have_a_canonical_form_at_once(pattern):
+    """The pattern over and over, with negative sources counted back from the node: alike nodes, chains, diamonds."""
+    cell = [
+        [[operation, source if source >= 0 else 2 + index + source] for operation, source in node]
+        for repeat in range(14 // len(pattern))
+        for index, node in enumerate(pattern, start=repeat * len(pattern))
+    ]
+    genotype = Genotype.from_dict({"normal": cell})
+    assert genotype.canonical().canonical() == genotype.canonical()
+    # The same cell with its patterns interleaved.
+    size, repeats = len(pattern), 14 // len(pattern)
+    order = [repeat * size + index for index in range(size) for repeat in range(repeats)]
+    new = {0: 0, 1: 1} | {2 + old: 2 + position for position, old in enumerate(order)}
+    other = [[[operation, new[source]] for operation, source in cell[old]] for old in order]
+    assert Genotype.from_dict({"normal": other}).canonical() == genotype.canonical()
