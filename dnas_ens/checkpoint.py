@@ -11,11 +11,11 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.errors import UserError
+from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.files import tensors_to_bytes, unreadable, write_atomic
 
 if TYPE_CHECKING:
@@ -92,9 +92,13 @@ class CheckpointStore:
 
         Returns:
             The state's file.
+
+        Raises:
+            DivergedError: A tensor holds NaN or infinity; nothing is written.
         """
         if step < 0:
             raise ValueError(f"step must be >= 0, not {step}")
+        _require_finite(state, f"the state of '{self.name}' at step {step}")
         path = self._file(step, "safetensors")
         digest = save_state(path, state)
         manifest = {"step": step, "file": path.name, "sha256": digest}
@@ -108,9 +112,9 @@ class CheckpointStore:
         return self._steps("json")
 
     def load_newest(self) -> tuple[int, Any] | None:
-        """The newest state whose content matches its manifest.
+        """The newest state whose content matches its manifest and is finite.
 
-        A damaged one is passed over with a warning.
+        Another one is passed over with a warning.
 
         Returns:
             Its step and the state, or None where nothing was ever saved.
@@ -141,7 +145,9 @@ class CheckpointStore:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != expected:
             raise ValueError("its SHA-256 is not the one in its manifest")
-        return _state_from_bytes(data, path)
+        state = _state_from_bytes(data, path)
+        _require_finite(state, "it")
+        return state
 
     def _file(self, step: int, suffix: str) -> Path:
         return self.folder / f"{self.name}-{step:08d}.{suffix}"
@@ -164,6 +170,26 @@ class CheckpointStore:
         for name in os.listdir(self.folder):
             if left_over.fullmatch(name):
                 (self.folder / name).unlink(missing_ok=True)
+
+
+def first_not_finite(state: Any, name: str = "") -> str:
+    """Return the dotted name of the first tensor of a nested state that holds NaN or infinity; empty if none does."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return "" if not state.is_floating_point() or bool(state.isfinite().all()) else name
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(state, Mapping):
+        parts = state.items()
+    elif isinstance(state, list | tuple):
+        parts = enumerate(state)
+    found = (first_not_finite(part, f"{name}.{key}".lstrip(".")) for key, part in parts)
+    return next(filter(None, found), "")
+
+
+def _require_finite(state: Any, what: str) -> None:
+    if tensor := first_not_finite(state):
+        raise DivergedError(f"{tensor} of {what} is not finite.")
 
 
 def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import io
 import itertools
 import os
@@ -18,10 +19,12 @@ import threading
 import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
 
 from dnas_ens.allocator import keep_freed_memory
 from dnas_ens.errors import UserError
+from dnas_ens.files import unwritable
 
 T = TypeVar("T")
 
@@ -30,6 +33,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _FLAG = re.compile(r"--\w[\w-]*(?:\.\w[\w-]*)*")
 # What a shell reports for a program that SIGPIPE has ended.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
+#: A disk that is full or read-only: a matter of the user's machine.
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _BOX = " \t│|╭╮╰╯+"
 
 
@@ -170,21 +175,31 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
         with _sigterm_raises():
             main([argument for argument in arguments if argument != "--debug"])
     except UserError as error:
-        if debug:
+        return _told(error, debug=debug)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        # TensorBoard's thread and others write, too, and do not know our errors.
+        if error.errno not in _DISK_ERRORS:
             traceback.print_exc()
-        for word, line in (("error", error.cause), ("remedy", error.remedy)):
-            print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
-        return 2
+            return 1
+        return _told(unwritable(Path(error.filename or "a file"), error), debug=debug)
     except KeyboardInterrupt as interrupt:
         notes = getattr(interrupt, "__notes__", [])
         print(f"interrupted; {notes[0] if notes else go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
-    except BrokenPipeError:
-        raise
     except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
         traceback.print_exc()
         return 1
     return 0
+
+
+def _told(error: UserError, *, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    for word, line in (("error", error.cause), ("remedy", error.remedy)):
+        print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
+    return 2
 
 
 def _reader_is_gone(stream: TextIO) -> bool:

@@ -115,9 +115,33 @@ def begin_run(
         resume=options.resume,
         name=Path(config.data.data).name,
     )
-    run.write_env({"device": str(device), "data": data.describe()})
-    run.write_json("splits.json", {**data.describe(), "indices": data.splits})
+    try:
+        if run.file("splits.json").exists():
+            _require_same_data(run, data, config.data.data)
+        run.write_env({"device": str(device), "data": data.describe()})
+        run.write_json("splits.json", {**data.describe(), "indices": data.splits})
+    except BaseException:
+        run.close()
+        raise
     return run
+
+
+def read_splits(run: RunFolder) -> dict[str, Any]:
+    """Return the splits.json of a run: name and fingerprint of its data, and which image is in which split."""
+    from dnas_ens.files import read_checked
+
+    found: dict[str, Any] = read_checked(run.file("splits.json"), {"name": str, "fingerprint": str})
+    return found
+
+
+def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
+    stored = read_splits(run)
+    if stored["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"The data {named} are not those {run.path} was made with: their fingerprint is "
+            f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
+            "Bring the images back as they were, or search anew with another --run-dir.",
+        )
 
 
 @contextmanager
@@ -162,15 +186,11 @@ def data_of_run(run: RunFolder) -> ImageData:
     """
     from dnas_ens.config_file import override
 
-    config = override(DataConfig(), run.config["search"]["data"])
+    config = override(DataConfig(), run.section("search").get("data", {}))
+    # Before the images are read, which may take long.
+    read_splits(run)
     data = load_configured_data(config)
-    stored = run.read_json("splits.json")
-    if stored["fingerprint"] != data.fingerprint:
-        raise UserError(
-            f"The data {config.data} are not those {run.path} was made with: their fingerprint is "
-            f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
-            "Bring the images back as they were, or search anew with another --run-dir.",
-        )
+    _require_same_data(run, data, config.data)
     return data
 
 

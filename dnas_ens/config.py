@@ -5,7 +5,8 @@ Every field is a command-line flag and a key of ``--config FILE``. Importing thi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,11 +31,28 @@ def require(condition: bool, cause: str, remedy: str) -> None:
         raise UserError(cause, remedy)
 
 
+def _require_finite(config: Any) -> None:
+    """Check all numbers of a section: JSON and the command line both know NaN and infinity."""
+    for each in fields(config):
+        value = getattr(config, each.name)
+        flag = "--" + each.name.replace("_", "-")
+        numbers = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(number) for number in numbers if isinstance(number, float))
+        require(finite, f"{flag} is {value}.", f"Give {flag} a finite number.")
+
+
 def _require_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         flag = "--" + name.replace("_", "-")
         require(value > 0, f"{flag} is {value}; it must be positive.", f"Give {flag} a value above 0.")
+
+
+def _require_from_zero(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(value >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
 
 
 def _require_share(config: Any, *names: str) -> None:
@@ -80,6 +98,7 @@ class SupernetConfig:
     """How it is computed: edges together by source, or one operation at a time; the result is the same."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(self, "num_cells", "channels", "num_nodes", "partial_channels")
 
 
@@ -103,6 +122,7 @@ class HypernetworkConfig:
     """JSON file of a given base: a genotype, or the genotypes.json of an earlier search; default: learnt."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(self, "directions", "max_lambda")
         require(self.num_knots >= 2, f"--num-knots is {self.num_knots}.", "Give --num-knots 2 or more.")
         require(self.lambda_margin >= 0, "--lambda-margin is negative.", "Give --lambda-margin 0 or more.")
@@ -140,7 +160,12 @@ class ObjectiveConfig:
     """Draw this lambda only."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(self, "drawn_members", "penalty_draws")
+        for name in ("penalty_weight", "commitment", "operation_balance"):
+            flag = "--" + name.replace("_", "-")
+            value = getattr(self, name)
+            require(min(value) >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
         require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
         require(
             0 < self.base_smoothing < 1,
@@ -190,7 +215,13 @@ class BilevelConfig:
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
+        _require_positive(self, "gradient_clip")
+        _require_share(self, "momentum")
+        _require_from_zero(
+            self, "min_learning_rate", "weight_decay", "architecture_weight_decay", "auxiliary_skip"
+        )
         require(
             0 <= self.warmup_epochs < self.epochs,
             f"{self.warmup_epochs} warm-up epochs leave none of {self.epochs} for the search.",
@@ -216,7 +247,9 @@ class CandidateConfig:
     """Edges of the base replaced at random in each candidate (regime random)."""
 
     def __post_init__(self) -> None:
+        _require_finite(self)
         _require_positive(self, "members", "pool_size", "edges_per_node")
+        _require_from_zero(self, "candidate_epochs", "replaced_edges")
         require(
             self.members <= self.pool_size,
             f"{self.members} members are more than the {self.pool_size} candidates they are chosen from.",
@@ -319,10 +352,9 @@ class RetrainConfig:
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_cells", "channels", "epochs", "batch_size", "learning_rate")
-        _require_share(self, "label_smoothing", "drop_path")
-        require(
-            self.auxiliary_weight >= 0 and self.cutout >= 0,
-            "--auxiliary-weight and --cutout cannot be negative.",
-            "Give 0 to switch them off.",
+        _require_finite(self)
+        _require_positive(
+            self, "num_cells", "channels", "epochs", "batch_size", "learning_rate", "gradient_clip"
         )
+        _require_share(self, "label_smoothing", "drop_path", "momentum")
+        _require_from_zero(self, "weight_decay", "auxiliary_weight", "cutout")

@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises: a line of cause and a line of remedy."""
+"""The exceptions that a user is told: a line of cause and a line of remedy."""
 
 from __future__ import annotations
 
@@ -19,3 +19,20 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str]]:
         """Rebuild from both lines, so that the error survives a process boundary."""
         return (type(self), (self.cause, self.remedy))
+
+
+class DivergedError(UserError, FloatingPointError):
+    """Numbers that are not finite any more: a training that has diverged, stopped before its state is saved.
+
+    Args:
+        cause: What is not finite, and where it was seen.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self,
+        cause: str,
+        remedy: str = "The last saved state is finite: lower the learning rate in a fresh run, or go on with "
+        "--resume if something else was the cause.",
+    ) -> None:
+        super().__init__(cause, remedy)

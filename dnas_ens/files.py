@@ -7,8 +7,10 @@ file cannot run code. torch is imported where it is used, so that the JSON half 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +20,11 @@ from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+#: Stands for a field that is not there.
+ABSENT = object()
+#: Names of temporary files: `.<name>.<eight hexadecimal digits>.tmp`.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
@@ -102,6 +109,41 @@ def read_json(path: Path) -> Any:
         raise unreadable(path, error) from error
 
 
+def read_checked(path: Path, form: object) -> Any:
+    """Read a JSON file that must have a form.
+
+    Args:
+        path: The file.
+        form: A type, or a tuple of types; [form] for a list of such; {key: form} for an object that has these keys and
+            perhaps others. A bool is no number here.
+
+    Raises:
+        UserError: The file is missing, is not valid JSON, or has another form; the place is named.
+    """
+    value = read_json(path)
+    if misfit := _misfit(value, form, "it"):
+        raise unreadable(path, misfit)
+    return value
+
+
+def _misfit(value: object, form: object, name: str) -> str:
+    if isinstance(form, dict):
+        if not isinstance(value, dict):
+            return f"{name} is not an object"
+        missing = [key for key in form if key not in value]
+        if missing:
+            return f"{name} has no {missing[0]!r}"
+        parts = ((value[key], part, key if name == "it" else f"{name}.{key}") for key, part in form.items())
+        return next(filter(None, (_misfit(*part) for part in parts)), "")
+    if isinstance(form, list):
+        if not isinstance(value, list):
+            return f"{name} is not a list"
+        entries = (_misfit(entry, form[0], f"{name}[{index}]") for index, entry in enumerate(value))
+        return next(filter(None, entries), "")
+    kinds = form if isinstance(form, tuple) else (form,)
+    return "" if type(value) in kinds else f"{name} is a {type(value).__name__}"
+
+
 def as_json(obj: Any) -> Any:
     """Return what `read_json` gives for an object that `write_json` has written.
 
@@ -109,6 +151,19 @@ def as_json(obj: Any) -> Any:
         ValueError: NaN or an infinity is in it, which JSON has no word for.
     """
     return json.loads(json.dumps(obj, allow_nan=False, default=_plain))
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that `write_atomic` left anywhere below a folder in a process that was killed."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> bytes:
@@ -174,3 +229,41 @@ def _plain(value: Any) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str] | None:
+    """Return the dotted name of the first field in which two configurations differ, with both values as JSON.
+
+    Args:
+        stored: One of them, as `as_json` gives it.
+        asked: The other one.
+        field: Name of the whole, put in front.
+
+    Returns:
+        Field, first and second value; None where they agree (1 and 1.0 do).
+    """
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        for key in [*stored, *(key for key in asked if key not in stored)]:
+            found = first_difference(stored.get(key, ABSENT), asked.get(key, ABSENT), f"{field}.{key}")
+            if found is not None:
+                return found
+        return None
+    if ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
+        return None
+    return field, _shown(stored), _shown(asked)
+
+
+def _comparable(value: Any) -> str:
+    """JSON in which 1 and 1.0 are the same, and 1 and true are not."""
+    return json.dumps(json.loads(json.dumps(value), parse_float=_whole_as_int))
+
+
+def _whole_as_int(text: str) -> float:
+    number = float(text)
+    return int(number) if number.is_integer() else number
+
+
+def _shown(value: Any) -> str:
+    if value is ABSENT:
+        return "absent"
+    return "given" if isinstance(value, dict) else json.dumps(value)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.cells import (
@@ -30,6 +31,7 @@ from dnas_ens.cells import (
     shown,
 )
 from dnas_ens.errors import UserError
+from dnas_ens.files import read_checked, unreadable
 
 if TYPE_CHECKING:
     import networkx
@@ -46,6 +48,7 @@ __all__ = [
     "random_deviation",
     "random_genotype",
     "ranked_genotypes",
+    "read_genotypes",
 ]
 
 
@@ -195,6 +198,29 @@ def load_genotype(path: str | Path) -> Genotype:
         return Genotype.from_dict(value)
     except UserError as error:
         raise UserError(f"In {file}: {error.cause}", error.remedy) from error
+
+
+def read_genotypes(path: Path) -> dict[str, Any]:
+    """Read the genotypes.json of a search.
+
+    Raises:
+        UserError: It is missing or malformed.
+    """
+    form = {
+        "base": {"genotype": dict},
+        "selected": [int],
+        "candidates": [{"genotype": dict}],
+        "temperature": (int, float),
+        "report": dict,
+        "curve": (dict, NoneType),
+    }
+    found: dict[str, Any] = read_checked(path, form)
+    named = [*found["selected"], *(found.get("ranking") or [])]
+    if not found["selected"] or not all(
+        type(index) is int and 0 <= index < len(found["candidates"]) for index in named
+    ):
+        raise unreadable(path, f"it names candidates other than its {len(found['candidates'])}")
+    return found
 
 
 def ranked_genotypes(found: Mapping[str, Any], members: int | None = None) -> list[Genotype]:

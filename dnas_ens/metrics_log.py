@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,14 +63,25 @@ class MetricsLog:
     def read(self, phase: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl as dictionaries, of one phase or of all.
 
+        A damaged line is passed over and told: no result depends on it.
+
         Raises:
-            UserError: A line is not JSON.
+            UserError: The file cannot be read, or a line is JSON of another form.
         """
         try:
-            text = self.path.read_text("utf-8") if self.path.exists() else ""
-            lines = [json.loads(line) for line in text.split("\n")[:-1]]
-        except (OSError, ValueError) as error:
+            content = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as error:
             raise unreadable(self.path, error) from error
+        lines = []
+        for number, text in enumerate(content.split(b"\n")[:-1], start=1):
+            try:
+                line = json.loads(text)
+            except ValueError as error:
+                print(f"{self.path}: line {number} is passed over ({error})", file=sys.stderr, flush=True)
+                continue
+            if not isinstance(line, dict) or not {"phase", "step"} <= line.keys():
+                raise unreadable(self.path, f"line {number} is not of this log")
+            lines.append(line)
         return [line for line in lines if phase in (None, line["phase"])]
 
     def truncate(self, phase: str, *, step: int) -> int:
@@ -140,7 +152,11 @@ class MetricsLog:
             from torch.utils.tensorboard import SummaryWriter
 
             purge_step = self._purge_steps.pop(phase, None)
-            self._writers[phase] = SummaryWriter(str(self.tensorboard / phase), purge_step=purge_step)
+            # Closing waits for the writer's thread, which sleeps for as long where an interruption kept it from
+            # being woken: by default two minutes, longer than a scheduler waits.
+            self._writers[phase] = SummaryWriter(
+                str(self.tensorboard / phase), purge_step=purge_step, flush_secs=2
+            )
         return self._writers[phase]
 
 

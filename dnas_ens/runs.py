@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import re
 import sys
@@ -14,13 +14,22 @@ from typing import TYPE_CHECKING, Any
 from dnas_ens.checkpoint import CheckpointStore
 from dnas_ens.environment import environment
 from dnas_ens.errors import UserError
-from dnas_ens.files import as_json, read_json, unreadable, unwritable, write_json
+from dnas_ens.files import (
+    ABSENT,
+    as_json,
+    first_difference,
+    read_checked,
+    read_json,
+    remove_leftovers,
+    unreadable,
+    unwritable,
+    write_json,
+)
 from dnas_ens.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_ABSENT = object()
 _OTHER_FOLDER = "Name another folder with --run-dir"
 
 
@@ -43,6 +52,7 @@ class RunFolder:
         self.metrics = MetricsLog(self.path)
         self._command = list(sys.argv if command is None else command)
         self._lock: int | None = _lock(self.path)
+        remove_leftovers(self.path)
 
     @classmethod
     def create(
@@ -117,6 +127,17 @@ class RunFolder:
         else:
             self._write_section(section, config)
 
+    def section(self, name: str) -> dict[str, Any]:
+        """The configuration of one command.
+
+        Raises:
+            UserError: config.json has none, or not an object.
+        """
+        section = self.config.get(name)
+        if not isinstance(section, dict):
+            raise unreadable(self.file("config.json"), f"it has no object {name!r}")
+        return section
+
     def file(self, name: str) -> Path:
         """The path of a file in the folder.
 
@@ -160,8 +181,20 @@ class RunFolder:
             extra: More to note, such as the data set's name and fingerprint.
         """
         path = self.file("env.json")
-        entries = read_json(path) if path.exists() else []
+        entries = self._env(path) if path.exists() else []
         write_json(path, [*entries, {**environment(self._command), **(extra or {})}])
+
+    def _env(self, path: Path) -> list[Any]:
+        """Return the entries of env.json; a damaged file is set aside, for it decides no result."""
+        try:
+            read_json(path)
+        except UserError as error:
+            aside = path.with_name("env.damaged.json")
+            path.replace(aside)
+            print(f"{error.cause} It is kept as {aside.name}, and begun anew.", file=sys.stderr, flush=True)
+            return []
+        entries: list[Any] = read_checked(path, [dict])
+        return entries
 
     def close(self) -> None:
         """Close the files and let other processes write."""
@@ -183,7 +216,7 @@ class RunFolder:
         self.write_json("config.json", self.config)
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
-        stored = self.config.get(section, _ABSENT)
+        stored = self.config.get(section, ABSENT)
         difference = first_difference(stored, as_json(config), section)
         if difference is not None:
             field, there, asked = difference
@@ -199,21 +232,25 @@ class RunFolder:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder's lock; the kernel lets go of it when the process ends, however it ends."""
+    """Take the folder's lock; the kernel lets go of it when the process ends, however it ends.
+
+    The folder itself is locked, for a file can be removed while it is. run.lock only tells who holds it.
+    """
     path = folder / "run.lock"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise unwritable(folder, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        path.write_text(f"{os.getpid()}\n")
     except BlockingIOError as error:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "that has just started"
         os.close(descriptor)
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = path.read_bytes()[:32].decode(errors="replace").strip()
         raise UserError(
-            f"{folder} is in use by process {holder}.",
+            f"{folder} is in use by process {holder or 'that has just started'}.",
             f"Wait for it to end, or stop it. {_OTHER_FOLDER} otherwise.",
         ) from error
     except OSError as error:
@@ -268,41 +305,3 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise unreadable(path, "it does not hold an object")
     return config
-
-
-def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str] | None:
-    """Return the dotted name of the first field in which two configurations differ, with both values as JSON.
-
-    Args:
-        stored: One of them, as `dnas_ens.files.as_json` gives it.
-        asked: The other one.
-        field: Name of the whole, put in front.
-
-    Returns:
-        Field, first and second value; None where they agree (1 and 1.0 do).
-    """
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in [*stored, *(key for key in asked if key not in stored)]:
-            found = first_difference(stored.get(key, _ABSENT), asked.get(key, _ABSENT), f"{field}.{key}")
-            if found is not None:
-                return found
-        return None
-    if _ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
-        return None
-    return field, _shown(stored), _shown(asked)
-
-
-def _comparable(value: Any) -> str:
-    """JSON in which 1 and 1.0 are the same, and 1 and true are not."""
-    return json.dumps(json.loads(json.dumps(value), parse_float=_whole_as_int))
-
-
-def _whole_as_int(text: str) -> float:
-    number = float(text)
-    return int(number) if number.is_integer() else number
-
-
-def _shown(value: Any) -> str:
-    if value is _ABSENT:
-        return "absent"
-    return "given" if isinstance(value, dict) else json.dumps(value)

@@ -8,6 +8,8 @@ from functools import cached_property
 from dnas_ens.errors import UserError
 from dnas_ens.genotype import CELL_TYPES
 
+#: The largest stack anyone asks for by intent; a number in a file must not take hours.
+MOST_CELLS = 1000
 NONE = "none"
 SKIP_CONNECT = "skip_connect"
 #: The candidate operations of DARTS (arXiv 1806.09055) without ``none``.
@@ -28,7 +30,13 @@ def reduction_positions(num_cells: int) -> tuple[int, ...]:
 
 
 def stack_cell_types(num_cells: int) -> tuple[str, ...]:
-    """Return the type of every cell of a stack of ``num_cells``, the first cell first."""
+    """Return the type of every cell of a stack of ``num_cells``, the first cell first.
+
+    Raises:
+        UserError: There is none, or more than MOST_CELLS.
+    """
+    if not 1 <= num_cells <= MOST_CELLS:
+        raise UserError(f"A stack of {num_cells} cells.", f"Give 1 to {MOST_CELLS} cells.")
     reductions = reduction_positions(num_cells)
     return tuple("reduction" if index in reductions else "normal" for index in range(num_cells))
 

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dnas_ens.checkpoint import first_not_finite
 from dnas_ens.config import RetrainConfig
+from dnas_ens.errors import DivergedError
 from dnas_ens.execution import PLAIN, Execution
 from dnas_ens.interleaving import Steps
 from dnas_ens.nn.network import Network
@@ -71,6 +73,41 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
             group["lr"] = learning_rate
 
 
+class FiniteWatch:
+    """Keeps on the device whether the gradients of all steps were finite, and how many came before the first bad one.
+
+    It is read once an epoch: reading at every step would make a GPU wait.
+
+    Args:
+        device: Of the numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._all_finite = torch.ones((), dtype=torch.int64, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def note(self, norm: Tensor) -> None:
+        """Take note of a step's gradient norm, before the update it is for."""
+        self._all_finite.mul_(torch.isfinite(norm))
+        self._good_steps.add_(self._all_finite)
+
+    def require_finite(self, module: nn.Module, *, where: str) -> None:
+        """Check the steps since the last call, and what they left of a module.
+
+        Raises:
+            DivergedError: Naming the first step whose gradient was not finite, or the first tensor that is not.
+        """
+        finite, good_steps = bool(self._all_finite), int(self._good_steps)
+        self._all_finite.fill_(1)
+        self._good_steps.zero_()
+        tensor = first_not_finite(module.state_dict())
+        if not finite:
+            left = f"; {tensor} is not finite after it" if tensor else ""
+            raise DivergedError(f"The gradient of step {good_steps + 1} in {where} is not finite{left}.")
+        if tensor:
+            raise DivergedError(f"{tensor} is not finite after the last step in {where}.")
+
+
 class TrainingStep:
     """A step of the optimiser on the loss of a classifier (B, C, H, W) -> logits (B, K), and sums over steps.
 
@@ -103,6 +140,7 @@ class TrainingStep:
             torch.zeros((), device=self.device),
         )
         self._num_images = 0
+        self._watch = FiniteWatch(self.device)
         self._run = execution.graphed(self._step, self.device, generators=generators)
 
     def __call__(self, *tensors: Tensor) -> int:
@@ -125,7 +163,7 @@ class TrainingStep:
             loss = nll + self.recipe.auxiliary_weight * self._cross_entropy(auxiliary_logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip)
+        self._watch.note(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip))
         self.optimizer.step()
         # Kept on the device: reading them here would make a GPU wait at every step.
         self._total_loss.add_(nll.detach() * len(labels))
@@ -134,8 +172,16 @@ class TrainingStep:
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
 
-    def scalars(self) -> dict[str, float]:
-        """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call."""
+    def scalars(self, *, where: str = "the training") -> dict[str, float]:
+        """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.
+
+        Args:
+            where: What was trained, for the error.
+
+        Raises:
+            DivergedError: A gradient or a weight is not finite.
+        """
+        self._watch.require_finite(self.network, where=where)
         found = {
             "train_loss": float(self._total_loss) / max(1, self._num_images),
             "train_accuracy": float(self._hits) / max(1, self._num_images),
@@ -151,6 +197,7 @@ def training_steps(
     batches: Iterable[tuple[Tensor, ...]],
     *,
     on_step: Callable[[int], None] | None = None,
+    where: str = "the training",
 ) -> Steps[dict[str, float]]:
     """Take a step on each of the given batches, pausing after it; ``exhaust`` of it trains without a pause.
 
@@ -158,9 +205,13 @@ def training_steps(
         step: What trains.
         batches: The tensors of each step, on its device.
         on_step: Called after every step with the number of its images.
+        where: What is trained, for the error.
 
     Returns:
         The step's ``scalars``.
+
+    Raises:
+        DivergedError: A gradient or a weight is not finite, seen after the last batch.
     """
     step.network.train()
     for batch in batches:
@@ -168,7 +219,7 @@ def training_steps(
         if on_step is not None:
             on_step(count)
         yield
-    return step.scalars()
+    return step.scalars(where=where)
 
 
 def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
@@ -196,10 +247,8 @@ def require_finite(values: Mapping[str, float], *, where: str) -> None:
     """Check that no value is NaN or infinite.
 
     Raises:
-        FloatingPointError: Naming the values and where they were seen.
+        DivergedError: Naming the values and where they were seen.
     """
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise FloatingPointError(
-            f"{', '.join(bad)} not finite in {where}; the last checkpoint is unharmed. Lower the learning rate."
-        )
+        raise DivergedError(f"{', '.join(bad)} not finite in {where}.")

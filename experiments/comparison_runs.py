@@ -17,7 +17,7 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
         UserError: Members are missing, seeds are the same, or something else differs; its field is named.
     """
     from dnas_ens.errors import UserError
-    from dnas_ens.runs import first_difference
+    from dnas_ens.files import first_difference
 
     first = runs[0]
     seen: dict[int, Path] = {}

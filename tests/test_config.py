@@ -7,7 +7,7 @@ from dnas_ens.config_fields import to_dict, with_fields
 from dnas_ens.config_file import override
 from dnas_ens.errors import UserError
 from dnas_ens.presets import retrain_preset, search_preset
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.search_space import SearchSpace, stack_cell_types
 
 
 @pytest.mark.parametrize("preset", ["smoke", "micro", "fast", "paper"])
@@ -90,3 +90,35 @@ def test_space_has_the_papers_14_edges_in_order():
     for bad in ({"operations": ("none",)}, {"operations": ("a", "a")}, {"num_nodes": 0}):
         with pytest.raises(UserError):
             SearchSpace(**bad)
+
+
+@pytest.mark.parametrize(
+    ("config", "fields"),
+    [
+        (SearchConfig(), {"gradient_clip": -1.0}),
+        (SearchConfig(), {"momentum": 5.0}),
+        (SearchConfig(), {"weight_decay": -1e-4}),
+        (SearchConfig(), {"min_learning_rate": -0.1}),
+        (SearchConfig(), {"learning_rate": float("nan")}),
+        (SearchConfig(), {"learning_rate": float("inf")}),
+        (SearchConfig(), {"penalty_weight": (1.0, float("inf"))}),
+        (SearchConfig(), {"commitment": (-1.0, 0.0)}),
+        (SearchConfig(), {"candidate_epochs": -1}),
+        (RetrainConfig(), {"gradient_clip": 0.0}),
+        (RetrainConfig(), {"momentum": 1.0}),
+        (RetrainConfig(), {"weight_decay": float("nan")}),
+        (RetrainConfig(), {"cutout": -1}),
+        (RetrainConfig(), {"auxiliary_weight": -0.4}),
+    ],
+    ids=str,
+)
+def test_numbers_without_a_meaning_are_refused_by_flag(config, fields):
+    (name,) = fields
+    with pytest.raises(UserError, match="--" + name.replace("_", "-")):
+        with_fields(config, **fields)
+
+
+@pytest.mark.parametrize("num_cells", [0, 10**7])
+def test_stacks_that_nobody_means_are_refused(num_cells):
+    with pytest.raises(UserError, match=f"A stack of {num_cells} cells"):
+        stack_cell_types(num_cells)

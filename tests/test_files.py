@@ -14,7 +14,16 @@ from safetensors import safe_open
 
 from dnas_ens import files
 from dnas_ens.errors import UserError
-from dnas_ens.files import as_json, load_tensors, read_json, save_tensors, write_atomic, write_json
+from dnas_ens.files import (
+    as_json,
+    load_tensors,
+    read_checked,
+    read_json,
+    remove_leftovers,
+    save_tensors,
+    write_atomic,
+    write_json,
+)
 
 ROOT = Path(files.__file__).parents[1]
 
@@ -166,3 +175,42 @@ def test_threads_write_one_file_without_mixing(tmp_path: Path) -> None:
         thread.join()
     assert read_json(path) in contents
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "misfit"),
+    [
+        ('{"name": "a", "sizes": [1, 2], "of": {"part": 1.5}, "more": null}', ""),
+        ("[]", "it is not an object"),
+        ('{"name": "a", "sizes": []}', "it has no 'of'"),
+        ('{"name": 5, "sizes": [], "of": {"part": 1}}', "name is a int"),
+        ('{"name": "a", "sizes": 5, "of": {"part": 1}}', "sizes is not a list"),
+        ('{"name": "a", "sizes": [1, true], "of": {"part": 1}}', r"sizes\[1\] is a bool"),
+        ('{"name": "a", "sizes": [], "of": {}}', "of has no 'part'"),
+        ('{"name": "a", "sizes": [], "of": {"part": "1"}}', "of.part is a str"),
+    ],
+)
+def test_a_file_of_another_form_is_told_by_place(tmp_path: Path, text: str, misfit: str) -> None:
+    (tmp_path / "file.json").write_text(text)
+    form = {"name": str, "sizes": [int], "of": {"part": (int, float)}}
+    if misfit:
+        with pytest.raises(UserError, match=misfit):
+            read_checked(tmp_path / "file.json", form)
+    else:
+        assert read_checked(tmp_path / "file.json", form)["sizes"] == [1, 2]
+
+
+def test_only_our_own_temporary_files_are_leftovers(tmp_path: Path) -> None:
+    ours = [tmp_path / ".a.json.0123abcd.tmp", tmp_path / "deep" / "down" / ".b.0123abcd.tmp"]
+    others = [
+        tmp_path / "a.0123abcd.tmp",
+        tmp_path / ".a.tmp",
+        tmp_path / ".a.0123abcde.tmp",
+        tmp_path / ".a.json",
+    ]
+    for file in (*ours, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    remove_leftovers(tmp_path)
+    assert not any(file.exists() for file in ours)
+    assert all(file.exists() for file in others)

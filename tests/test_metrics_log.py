@@ -99,13 +99,32 @@ def test_nan_is_null_in_json_and_nan_in_tensorboard(tmp_path: Path) -> None:
     assert math.isnan(events[0].value)
 
 
-def test_reserved_names_and_damaged_lines_are_refused(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
+def test_reserved_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="step"):
-        log.log({"step": 1.0}, step=1, phase="search")
-    (tmp_path / "metrics.jsonl").write_text("{]\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        log.read()
+        MetricsLog(tmp_path).log({"step": 1.0}, step=1, phase="search")
+
+
+def test_a_damaged_line_is_told_and_the_others_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = MetricsLog(tmp_path)
+    for step in (1, 2):
+        log.log({"loss": 1.0}, step=step, phase="search")
+    log.close()
+    first, second = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(first + b'{"time": \xff]\n' + second)
+    assert [line["step"] for line in log.read()] == [1, 2]
+    assert "line 2 is passed over" in capsys.readouterr().err
+    # Resuming goes on, and so does the file.
+    assert log.truncate("search", step=1) == 1
+    assert [line["step"] for line in log.read()] == [1]
+
+
+@pytest.mark.parametrize("line", ["5", "[]", '"search"', "{}", '{"phase": "search"}'])
+def test_lines_of_another_file_are_refused(tmp_path: Path, line: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match="line 1 is not of this log"):
+        MetricsLog(tmp_path).read()
 
 
 def test_a_member_can_log_beside_the_run(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.data import Split
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.device import resolve_device
-from dnas_ens.errors import UserError
+from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.inference import (
     accuracy_under_batch_statistics,
     batch_statistics,
@@ -17,6 +17,7 @@ from dnas_ens.inference import (
     recalibrate,
 )
 from dnas_ens.training import (
+    FiniteWatch,
     MemberSeeds,
     cosine_learning_rate,
     drop_path_at,
@@ -135,3 +136,20 @@ def test_devices():
             resolve_device(name)
         assert cause in caught.value.cause
         assert "--device" in caught.value.remedy
+
+
+def test_the_first_step_that_is_not_finite_is_named():
+    watch, module = FiniteWatch(torch.device("cpu")), torch.nn.Linear(2, 2)
+    for norm in (1.0, 2.0):
+        watch.note(torch.tensor(norm))
+    watch.require_finite(module, where="epoch 1")
+    # Counted from there anew.
+    for norm in (1.0, math.inf, 3.0, math.nan):
+        watch.note(torch.tensor(norm))
+    with pytest.raises(DivergedError, match=r"gradient of step 2 in epoch 2 is not finite\."):
+        watch.require_finite(module, where="epoch 2")
+    watch.require_finite(module, where="epoch 3")
+    with torch.no_grad():
+        module.bias[1] = math.inf
+    with pytest.raises(DivergedError, match="bias is not finite after the last step in epoch 4"):
+        watch.require_finite(module, where="epoch 4")

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from dnas_ens.files import write_atomic
+
 FONT = "DejaVu Sans"  # ships with matplotlib, so that a figure looks the same everywhere
 TEXT_COLOUR = "#1f2933"
 MUTED_COLOUR = "#52606d"
@@ -78,6 +80,5 @@ def save_svg(figure: Figure, path: str | Path, *, title: str | None = None) -> P
     """Write a figure as SVG, adding the suffix where it is missing and the folder where there is none."""
     path = Path(path)
     path = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(to_svg(figure, title=title), encoding="utf-8")
+    write_atomic(path, to_svg(figure, title=title).encode())
     return path

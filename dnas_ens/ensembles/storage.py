@@ -5,7 +5,8 @@ Names of files lead nowhere outside the folder, and a file that is not the one s
 
 from __future__ import annotations
 
-import hashlib
+import reprlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.files import load_tensors, read_json, save_tensors, sha256, write_json
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
@@ -63,7 +64,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
             )
         save_tensors(folder / file, state)
         spec = member.spec() if isinstance(member, Network | ReferenceModel) else EXTERNAL
-        entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
+        entries.append({"file": file, "sha256": sha256(folder / file), "spec": spec})
     # Last: a folder without it was interrupted and does not load.
     write_json(
         manifest,
@@ -130,8 +131,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             and isinstance(entry.get("spec"), dict)
             for entry in members
         ),
-        "weights": weights is None or _is_list_of(weights, int, float),
-        "temperature": _is_list_of([temperature], int, float),
+        "weights": weights is None or _are_numbers(weights),
+        "temperature": _are_numbers([temperature]) and temperature > 0,
         "classes": classes is None or _is_list_of(classes, str),
     }
     wrong = [key for key, good in valid.items() if not good]
@@ -142,27 +143,36 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return {**fields, "weights": weights, "classes": classes, "temperature": temperature}
 
 
+def _are_numbers(values: object) -> bool:
+    """Whether values are a list of finite numbers; JSON has whole ones past any float."""
+    return _is_list_of(values, int, float) and all(abs(value) <= sys.float_info.max for value in values)  # type: ignore[attr-defined]
+
+
 def _is_list_of(values: object, *kinds: type) -> bool:
     return isinstance(values, list) and all(type(value) in kinds for value in values)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
     """Return a member's file, which must lie in the folder and have the SHA-256 that is noted, if one is."""
     file = str(entry["file"])
     path = folder / file
-    if "\0" in file or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = "\0" not in file and path.resolve().is_relative_to(folder.resolve())
+        path.is_file()
+    except (OSError, ValueError) as error:
+        # A name too long, or of characters that no file system has.
+        raise UserError(
+            f"{folder / MANIFEST} names the file {reprlib.repr(file)}, which cannot be one.",
+            "Restore the folder from a copy.",
+        ) from error
+    if not inside:
         raise UserError(
             f"{folder / MANIFEST} names the file {file!r}, which lies outside the folder.",
             "Do not use this folder unless you trust where it is from; name files inside it.",
         )
     if not path.is_file():
         raise UserError(f"The member file {path} is missing.", "Restore it from a copy, or train it again.")
-    if entry.get("sha256") not in (None, _sha256(path)):
+    if entry.get("sha256") not in (None, sha256(path)):
         raise UserError(
             f"{path} is not the file that {MANIFEST} was written for: its SHA-256 differs.",
             "It is damaged or was replaced: restore it from a copy, or save the ensemble again.",

@@ -10,7 +10,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.cli import parse, run_main
-from dnas_ens.commands import data_of_run, print_next
+from dnas_ens.commands import data_of_run, print_next, read_splits
 from dnas_ens.evaluate.shift_options import ShiftOptions
 
 PROG = "python -m dnas_ens.evaluate"
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
             run.write_env()
             rows = write_results(run.path, predictions)
             shifted = write_shift(run.path, stored_shift(run.path)) if command.under_shift.shift else ""
-            name = run.read_json("splits.json")["name"]
+            name = read_splits(run)["name"]
             num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
         else:
             from dnas_ens.device import resolve_device

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +17,25 @@ import numpy as np
 from dnas_ens.files import unreadable, write_atomic
 
 T = TypeVar("T")
+#: Bytes that deflate makes of one at most.
+_MOST_PACKED = 1100
+#: What damage to a compressed archive shows itself as in numpy, zipfile and zlib.
+_DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -29,7 +52,7 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
 
     Args:
         path: A .npz file.
-        make: Is given all arrays; a ValueError, KeyError or TypeError of it means that the file is damaged.
+        make: Is given all arrays; a ValueError, KeyError or TypeError of it, too, means that the file is damaged.
 
     Raises:
         UserError: The file is missing or damaged.
@@ -37,6 +60,26 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
     try:
         # Opened here, for numpy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            for entry in arrays.zip.infolist():
+                _require_size(arrays.zip, entry)
             return make({name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise unreadable(path, error) from error
+
+
+def _require_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Check that an array is as large as the file says, before memory is taken for what a header claims."""
+    if entry.file_size > _MOST_PACKED * max(entry.compress_size, 1):
+        raise ValueError(f"{entry.filename} claims {entry.file_size:,} bytes in {entry.compress_size:,}")
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read_header is None:
+            raise ValueError(f"{entry.filename} has a header of version {version}")
+        shape, _, kind = read_header(file)
+        claimed = math.prod(shape) * kind.itemsize
+        if kind.hasobject or file.tell() + claimed != entry.file_size:
+            raise ValueError(f"{entry.filename} claims the shape {shape}, which it does not hold")

@@ -63,14 +63,14 @@ def main(argv: list[str]) -> None:
         extra_options=("--preset", "--config"),
     )
     from dnas_ens.device import resolve_device
-    from dnas_ens.genotype import ranked_genotypes
+    from dnas_ens.genotype import ranked_genotypes, read_genotypes
     from dnas_ens.retrain.members import train_members
     from dnas_ens.retrain.training import MemberTraining
 
     device = resolve_device(command.device)
     typed = [*PROG.split(), *argv]
     with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
-        found = run.read_json("genotypes.json")
+        found = read_genotypes(run.file("genotypes.json"))
         genotypes = ranked_genotypes(found, command.members or None)
         data = data_of_run(run)
         if command.dry_run:
@@ -101,7 +101,10 @@ def _stored_preset(argv: list[str]) -> str:
     for argument in argv:
         path = Path(argument) / "config.json"
         if not argument.startswith("-") and path.is_file():
-            return str(read_json(path).get("search", {}).get("preset", "smoke"))
+            config = read_json(path)
+            search = config.get("search") if isinstance(config, dict) else None
+            # What is wrong with the folder is told when it is opened.
+            return str(search.get("preset", "smoke")) if isinstance(search, dict) else "smoke"
     return "smoke"
 
 

@@ -16,7 +16,6 @@ from dnas_ens.analysis.calibration import fit_temperature
 from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.checkpoint import CheckpointStore
 from dnas_ens.config import RetrainConfig
-from dnas_ens.config_fields import to_dict
 from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -24,7 +23,16 @@ from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.ensembles.storage import MANIFEST
 from dnas_ens.errors import UserError
 from dnas_ens.execution import Execution
-from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.files import (
+    as_json,
+    first_difference,
+    load_tensors,
+    read_json,
+    save_tensors,
+    sha256,
+    unreadable,
+    write_json,
+)
 from dnas_ens.genotype import Genotype
 from dnas_ens.interleaving import Steps, exhaust, in_turns, on_streams
 from dnas_ens.metrics_log import MetricsLog
@@ -71,9 +79,13 @@ def member_steps(
     )
     phase = f"member-{index}"
     before: dict[str, float] = {}
-    if store is not None and log is not None and (newest := store.load_newest()) is not None:
-        training.load_state_dict(newest[1]["training"])
-        before = newest[1]["seconds"]
+    identity = training.identity()
+    if store is not None and log is not None:
+        if (newest := store.load_newest()) is not None:
+            _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
+            training.load_state_dict(newest[1]["training"])
+            before = newest[1]["seconds"]
+        # Without a state, too: a process may have been killed between its first epoch's line and its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
@@ -107,11 +119,11 @@ def member_steps(
             if store is not None and log is not None:
                 step = training.epoch * training.steps_per_epoch
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
-                store.save(training.epoch, {"training": training.state_dict(), "seconds": cost.seconds()})
+                state = {"training": training.state_dict(), "seconds": cost.seconds()}
+                store.save(training.epoch, {**state, "identity": identity})
     description = {
         "index": index,
-        "spec": training.network.spec(),
-        "recipe": to_dict(recipe),
+        **identity,
         "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
@@ -158,6 +170,9 @@ def train_members(
             for index in range(len(genotypes)):
                 _require_same(training_of(index), folder)
             return stored.to(device)
+        # Before anything is overwritten: what is damaged must not be signed anew.
+        for index in filter(partial(_is_finished, folder), range(len(genotypes))):
+            _require_same(training_of(index), folder)
         # An older one's would be of other members than those that are there then.
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
@@ -222,7 +237,7 @@ def _keep(network: Network, description: dict[str, Any], folder: Path) -> None:
     place = folder / "members" / str(description["index"])
     save_tensors(place / "model.safetensors", network.state_dict())
     # Last, for this file says that the member is finished.
-    write_json(place / "member.json", description)
+    write_json(place / "member.json", {**description, "sha256": sha256(place / "model.safetensors")})
 
 
 def _metered(steps: Steps[dict[str, float]], cost: CostMeter) -> Steps[dict[str, float]]:
@@ -329,13 +344,28 @@ def _train_in_worker(
 
 
 def _require_same(training: MemberTraining, folder: Path) -> None:
-    """Refuse a finished member that is not the one the training would give."""
+    """Refuse a finished member that is not the one the training would give, or that is damaged."""
     place = folder / "members" / str(training.index)
     stored = read_json(place / "member.json")
-    for name, value in {"spec": training.network.spec(), "recipe": to_dict(training.recipe)}.items():
-        if stored.get(name) != value:
-            raise UserError(
-                f"{place} holds a member of another {name}.",
-                "Retrain with the settings it was begun with, or copy genotypes.json and config.json's search "
-                "to a fresh folder.",
-            )
+    if not isinstance(stored, dict):
+        raise unreadable(place / "member.json", "it does not hold an object")
+    _require_identity(stored, training.identity(), f"The member in {place}")
+    file = place / "model.safetensors"
+    if not file.is_file() or stored.get("sha256") != sha256(file):
+        raise UserError(
+            f"{file} is not the file that member.json was written for: its SHA-256 differs.",
+            f"It is damaged or was replaced: restore it from a copy, or remove {place} to train the member again.",
+        )
+
+
+def _require_identity(stored: Any, asked: dict[str, Any], what: str) -> None:
+    """Refuse what was trained with another genotype, recipe or other images, naming the first difference."""
+    known = {name: stored.get(name) for name in asked} if isinstance(stored, dict) else {}
+    difference = first_difference(known, as_json(asked), "member")
+    if difference is not None:
+        field, there, here = difference
+        raise UserError(
+            f"{what} is another one: {field.removeprefix('member.')} is {there} there and {here} here.",
+            "Retrain with the settings it was begun with, or copy genotypes.json and config.json's search "
+            "to a fresh folder.",
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
+from dnas_ens.config_fields import to_dict
 from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.execution import Execution, candidates, fastest
@@ -82,6 +83,7 @@ class NetworkTraining(Generic[Model]):
         self.optimizer = self._new_optimizer(self.network)
         self.train_split: Split = data.train.to(self.device)
         self.val: Split = data.val.to(self.device)
+        self._fingerprint = data.fingerprint
         self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
         self.order = torch.Generator().manual_seed(self.seeds.order)
         self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
@@ -153,7 +155,7 @@ class NetworkTraining(Generic[Model]):
                 holds for the next.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            DivergedError: If a loss, a gradient or a weight is not finite.
         """
         # Dropout draws from the global stream; seeding it by epoch keeps a resumed training on the same path.
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
@@ -186,11 +188,13 @@ class NetworkTraining(Generic[Model]):
         if isinstance(self.network, Network):
             self._set_drop_path(self.network)
         order = epoch_indices(self.train_split, self.recipe.batch_size, generator=self.order, drop_last=True)
-        scalars = yield from training_steps(self._step, ((index,) for index in order), on_step=after_step)
+        where = f"epoch {self.epoch + 1} of member {self.index}"
+        batches = ((index,) for index in order)
+        scalars = yield from training_steps(self._step, batches, on_step=after_step, where=where)
         if isinstance(self.network, Network):
             # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
             self.network.drop_path_generator = None
-        require_finite(scalars, where=f"epoch {self.epoch + 1} of member {self.index}")
+        require_finite(scalars, where=where)
         self.epoch += 1
         return {**scalars, "learning_rate": learning_rate}
 
@@ -210,6 +214,12 @@ class NetworkTraining(Generic[Model]):
     def val_probs(self) -> np.ndarray:
         """Return probabilities (N, K) on the validation images, computed in float32."""
         return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state of this training depends on: network, recipe and images, ready for JSON."""
+        spec = getattr(self.network, "spec", None)
+        network = spec() if callable(spec) else type(self.network).__name__
+        return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint}
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the training goes on."""

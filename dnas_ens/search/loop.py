@@ -158,7 +158,7 @@ class SearchLoop:
             on_step: Called after every step with the number of images it used.
 
         Raises:
-            FloatingPointError: If a loss is not finite.
+            DivergedError: If a loss, a gradient or a weight is not finite.
         """
         self._settle_execution()
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(
@@ -188,8 +188,11 @@ class SearchLoop:
             steps += 1
             if on_step is not None:
                 on_step(len(training_batch[1]) + (len(validation_batch[1]) if search_architecture else 0))
+        where = f"epoch {self.epoch + 1} of the search"
+        for module in (self.supernet, self.star.hypernetwork):
+            self.steps.watch.require_finite(module, where=where)
         scalars = {name: float(total) / max(1, steps) for name, total in self.steps.totals.items()}
-        require_finite(scalars, where=f"epoch {self.epoch + 1} of the search")
+        require_finite(scalars, where=where)
         self.epoch += 1
         self.star.temperature = self.schedules.temperature
         return scalars | self.measure()

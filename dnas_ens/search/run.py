@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from dnas_ens.config_fields import to_dict
 from dnas_ens.cost import CostMeter
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, load_genotype
+from dnas_ens.genotype import Genotype, load_genotype, read_genotypes
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
 from dnas_ens.presets import retrain_preset
@@ -21,7 +23,9 @@ from dnas_ens.progress import Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
+from dnas_ens.search.star import Star
 from dnas_ens.search.steering import diversity_curve
+from dnas_ens.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from dnas_ens.runs import RunFolder
@@ -58,6 +62,8 @@ def run_search(
     require_operations(config.supernet.operations)
     if base is None and config.hypernetwork.base is not None:
         base = load_genotype(config.hypernetwork.base)
+    if resume and run is not None and (finished := _finished(config, run, base)) is not None:
+        return finished
     if config.regime == "random":
         result = _random_deviations(config, base)
     else:
@@ -67,11 +73,38 @@ def run_search(
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
-        _write_result(result, run)
+        _draw_result(result, run)
         run.metrics.add_hparams(
             to_dict(config), phase="search", metrics=["val_accuracy", "member_distance", "undecided"]
         )
+        # Last, for this file says that the search is finished.
+        run.write_json("genotypes.json", result.to_dict())
     return result
+
+
+def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> SearchResult | None:
+    """Return the result of a search that came to its end in a run folder, without a change; None if it did not."""
+    from dnas_ens.files import load_tensors
+
+    if not run.file("genotypes.json").exists():
+        return None
+    found = read_genotypes(run.file("genotypes.json"))
+    if "ranking" not in found:
+        return None
+    print(f"the search in {run.path} is finished", file=sys.stderr, flush=True)
+    # A log that is not the search's is told, as where the search goes on.
+    run.metrics.read("search")
+    result = SearchResult.from_dict(found, config=config)
+    file = run.file("hypernetwork.safetensors")
+    if not file.exists():
+        return result
+    supernet = config.supernet
+    space = SearchSpace.for_stack(
+        supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
+    )
+    hypernetwork = Star(config, space, base=base).hypernetwork
+    hypernetwork.load_state_dict(load_tensors(file))
+    return replace(result, hypernetwork=hypernetwork)
 
 
 def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
@@ -88,7 +121,8 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
         if newest is not None:
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
-            run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
+        # Without a state, too: a process may have been killed between its first epoch's line and its state.
+        run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
     cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
         config.bilevel.epochs,
@@ -101,7 +135,8 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             progress.count_images(num_images)
             progress.step()
 
-        while loop.epoch < config.bilevel.epochs:
+        # A state that the search had stopped at is one it stops at again.
+        while loop.epoch < config.bilevel.epochs and not _stops_early(loop):
             scalars = loop.run_epoch(on_step)
             progress.epoch(
                 loop.epoch,
@@ -117,9 +152,11 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
                 step = loop.epoch * loop.steps_per_epoch
                 run.log(scalars, step=step, epoch=loop.epoch, phase="search")
                 store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
-            if loop.epoch > config.bilevel.warmup_epochs and loop.should_stop():
-                break
     return cost
+
+
+def _stops_early(loop: SearchLoop) -> bool:
+    return loop.epoch > loop.config.bilevel.warmup_epochs and loop.should_stop()
 
 
 def _flagged_skips(skips: float) -> str:
@@ -188,12 +225,11 @@ def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
     save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
 
 
-def _write_result(result: SearchResult, run: RunFolder) -> None:
-    """Write genotypes.json and draw the members' cells and the curve, as files and in TensorBoard."""
+def _draw_result(result: SearchResult, run: RunFolder) -> None:
+    """Draw the members' cells and the curve, as files and in TensorBoard."""
     from dnas_ens.analysis.cell_drawing import draw_genotype, save_cells
     from dnas_ens.analysis.style import save_svg
 
-    run.write_json("genotypes.json", result.to_dict())
     save_cells(result.base, run.file("cells/base.svg"), title="Base")
     for member, genotype in enumerate(result.genotypes):
         title = f"Member {member}"

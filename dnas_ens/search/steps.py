@@ -27,7 +27,7 @@ from dnas_ens.search.relaxation import add_auxiliary_skip
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import Star
 from dnas_ens.search_space import SearchSpace
-from dnas_ens.training import build_sgd, set_learning_rate
+from dnas_ens.training import FiniteWatch, build_sgd, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 
@@ -47,6 +47,7 @@ class SearchSteps:
 
     Attributes:
         totals: Sums over the steps of an epoch, scalars that stay on the device.
+        watch: Whether all gradients of an epoch were finite; steps of the architecture count, too.
     """
 
     config: SearchConfig
@@ -76,6 +77,7 @@ class SearchSteps:
         )
         names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
         self.totals = {name: torch.zeros((), device=device) for name in names}
+        self.watch = FiniteWatch(device)
         self._noise_seed = 0
         self._draws: deque[Draw] = deque()
         self._seeds: deque[int] = deque()
@@ -142,7 +144,7 @@ class SearchSteps:
         loss = self._training_loss((images, labels), Draw(lam, direction), self._noise_seed)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip)
+        self.watch.note(nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip))
         self.weight_optimizer.step()
         self.totals["train_loss"] += loss.detach()
 
@@ -186,6 +188,7 @@ class SearchSteps:
     def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self.architecture, gradients, strict=True):
             parameter.grad = gradient
+        self.watch.note(nn.utils.get_total_norm(gradients))
         self.architecture_optimizer.step()
         self.totals["architecture_loss"] += loss
 

@@ -72,7 +72,7 @@ class Training:
             Mean training loss in nats.
 
         Raises:
-            FloatingPointError: The loss is not finite.
+            DivergedError: The loss, a gradient or a weight is not finite.
         """
         import torch
 
@@ -87,9 +87,10 @@ class Training:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(self.seeds.augmentation + 1 + self.epoch)
             step = TrainingStep(self.model, self.optimizer, self.recipe)
-            scalars = exhaust(training_steps(step, batches, on_step=on_step))
+            where = f"epoch {self.epoch + 1} of {self.name}"
+            scalars = exhaust(training_steps(step, batches, on_step=on_step, where=where))
         self.epoch += 1
-        require_finite(scalars, where=f"epoch {self.epoch} of {self.name}")
+        require_finite(scalars, where=where)
         return scalars["train_loss"]
 
     def state_dict(self) -> dict[str, Any]:

@@ -195,3 +195,33 @@ def test_modules_that_do_not_fit_are_refused(
         load(tmp_path, members=mixed_members()[::-1])
     with pytest.raises(UserError, match="does not fit"):
         load(tmp_path, members=[mixed_members()[0], small_network(4)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 10**400},
+        {"temperature": -1},
+        {"temperature": 0},
+        {"weights": [10**400, 1, 1]},
+        {"file": "\ud800"},
+        {"file": "a" * 5000},
+        {"file": "members/\x00"},
+        {"spec": {"num_cells": 0}},
+        {"spec": {"num_cells": 10**7}},
+        {"spec": {"num_cells": -3}},
+    ],
+    ids=lambda change: str(change)[:40],
+)
+def test_hostile_manifests_are_refused_at_once(
+    change: dict[str, Any], tmp_path: Path, own_network: Callable[[int], Network]
+) -> None:
+    Ensemble([own_network(seed) for seed in range(3)]).save(tmp_path)
+    manifest = json.loads((tmp_path / "ensemble.json").read_text())
+    member = manifest["members"][0]
+    member["spec"].update(change.pop("spec", {}))
+    member.update({"file": change.pop("file")} if "file" in change else {})
+    manifest.update(change)
+    (tmp_path / "ensemble.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError):
+        load(tmp_path)

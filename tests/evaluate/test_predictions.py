@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -137,3 +138,65 @@ def test_training_costs_of_a_folder(tmp_path):
     assert with_training_costs(given, tmp_path).search_cpu_seconds == 7.0
     write("genotypes.json", {"report": {}})
     assert with_training_costs(given, tmp_path).search_cpu_seconds == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val_probs": lambda p: p * np.nan}, "no probabilities"),
+        ({"val_probs": lambda p: p * 2}, "no probabilities"),
+        ({"test_probs": lambda p: p - 0.5}, "no probabilities"),
+        ({"test_probs": lambda p: p[:, :, :3]}, "test_probs has shape"),
+        ({"test_probs": lambda p: p[0]}, "test_probs has shape"),
+        ({"val_labels": lambda labels: labels + 3}, "val_labels names class"),
+        ({"val_labels": lambda labels: labels - 1}, "val_labels names class"),
+        ({"val_labels": lambda labels: labels / 2}, "val_labels of float64"),
+        ({"weights": lambda w: [*w, 0.0]}, "weights are"),
+        ({"weights": lambda w: [np.nan] * len(w)}, "weights are"),
+        ({"flops": lambda f: [1]}, "flops has 1 entries"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(tmp_path, change, message):
+    ((name, alter),) = change.items()
+    made = predictions()
+    dataclasses.replace(made, **{name: alter(getattr(made, name))}).save(tmp_path / "p.npz")
+    with pytest.raises(UserError, match=message):
+        Predictions.load(tmp_path / "p.npz")
+
+
+def test_any_damage_is_told_in_a_line(tmp_path):
+    file = tmp_path / "p.npz"
+    costed().save(file)
+    good = file.read_bytes()
+    whole = Predictions.load(file)
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(good)
+        if generator.random() < 0.2:
+            damaged = damaged[: generator.integers(len(good))]
+        else:
+            damaged[generator.integers(len(good))] ^= 1 << generator.integers(8)
+        file.write_bytes(damaged)
+        try:
+            found = Predictions.load(file)
+        except UserError as error:
+            refused += str(file) in error.cause
+        else:
+            # In a field that nobody reads, such as a time of the archive.
+            np.testing.assert_array_equal(found.val_probs, whole.val_probs)
+            np.testing.assert_array_equal(found.test_probs, whole.test_probs)
+    assert refused > 200
+
+
+def test_a_header_takes_no_memory_before_it_is_checked(tmp_path):
+    file = tmp_path / "p.npz"
+    header = np.lib.format.header_data_from_array_1_0(np.zeros(1))
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("val_probs.npy", "w") as entry,
+    ):
+        np.lib.format.write_array_header_1_0(entry, {**header, "shape": (2**39,)})
+        entry.write(bytes(64))
+    with pytest.raises(UserError, match="claims the shape"):
+        Predictions.load(file)

@@ -32,7 +32,7 @@ def folder(tmp_path):
         train_cpu_seconds=[60.0] * 4,
     )
     with RunFolder.create(tmp_path / "run", config={"data": {"data": "gone/photos"}}) as run:
-        run.write_json("splits.json", {"name": "photos"})
+        run.write_json("splits.json", {"name": "photos", "fingerprint": ""})
         predictions.save(run.file("predictions.npz"))
         return run.path
 
