@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.inference import Outputs
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
@@ -35,6 +36,7 @@ class StoredEnsemble:
         temperature: T.
         classes: K class names; None where they are unknown.
         preprocessing: What turns images into the members' input; None where it is unknown.
+        outputs: What each member returns, "logits", "probs" or None where that is unknown; None for all unknown.
     """
 
     members: Sequence[nn.Module]
@@ -42,6 +44,7 @@ class StoredEnsemble:
     temperature: float
     classes: Sequence[str] | None
     preprocessing: Preprocessing | None
+    outputs: Sequence[Outputs | None] | None
 
 
 def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> None:
@@ -73,6 +76,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
             "members": entries,
             "weights": stored.weights,
             "temperature": stored.temperature,
+            "outputs": stored.outputs,
         },
     )
 
@@ -99,6 +103,7 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
         temperature=manifest["temperature"],
         classes=manifest["classes"],
         preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
+        outputs=manifest["outputs"],
     )
 
 
@@ -120,7 +125,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = read_json(path)
     fields = manifest if isinstance(manifest, dict) else {}
-    members, weights, classes = (fields.get(key) for key in ("members", "weights", "classes"))
+    members, weights, classes, outputs = (
+        fields.get(key) for key in ("members", "weights", "classes", "outputs")
+    )
     temperature = fields.get("temperature", 1.0)
     valid = {
         "members": isinstance(members, list)
@@ -133,13 +140,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "weights": weights is None or _is_list_of(weights, int, float),
         "temperature": _is_list_of([temperature], int, float),
         "classes": classes is None or _is_list_of(classes, str),
+        # Which earlier versions did not write.
+        "outputs": outputs is None or isinstance(outputs, list),
     }
     wrong = [key for key, good in valid.items() if not good]
     if wrong:
         raise UserError(
             f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
         )
-    return {**fields, "weights": weights, "classes": classes, "temperature": temperature}
+    return {**fields, "weights": weights, "classes": classes, "temperature": temperature, "outputs": outputs}
 
 
 def _is_list_of(values: object, *kinds: type) -> bool:
