@@ -1,6 +1,7 @@
 """An ensemble's folder: ensemble.json, and one safetensors file a member with its SHA-256.
 
-Names of files lead nowhere outside the folder, and a file that is not the one saved is refused.
+Names of files lead nowhere outside the folder, and a file that is not the one saved is refused. A file holds the plain
+module, whatever wraps it (torch.compile, DataParallel, a running average), and fills a wrapped or a plain one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
@@ -57,7 +60,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
     entries = []
     for index, member in enumerate(stored.members):
         file = f"members/{index}/model.safetensors"
-        state = member.state_dict()
+        state = {name: member.state_dict()[own] for own, name in _plain_names(member).items()}
         strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
         if strange:
             raise UserError(
@@ -65,7 +68,8 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
                 "Keep extra state in buffers, which a safetensors file can hold.",
             )
         save_tensors(folder / file, state)
-        spec = member.spec() if isinstance(member, Network | ReferenceModel) else EXTERNAL
+        inner = _unwrapped(member)
+        spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
         entries.append({"file": file, "sha256": _sha256(folder / file), "spec": spec})
     # Last: a folder without it was interrupted and does not load.
     write_json(
@@ -87,7 +91,7 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
     paths = [_member_file(folder, entry) for entry in manifest["members"]]
     modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
     for path, module in zip(paths, modules, strict=True):
-        tensors = load_tensors(path)
+        tensors = _named_as_in(module, load_tensors(path))
         _take_precision(module, tensors)
         try:
             module.load_state_dict(tensors)
@@ -105,6 +109,50 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
         preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
         outputs=manifest["outputs"],
     )
+
+
+def _name_inside(module: nn.Module) -> str | None:
+    """Return what a wrapper calls the module in it: torch.compile's, one for several devices, a running average."""
+    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        return "module"
+    # Its class lies in what only a compilation imports, slowly.
+    return "_orig_mod" if "_orig_mod" in module._modules else None
+
+
+def _unwrapped(member: nn.Module) -> nn.Module:
+    """Return the module inside any number of wrappers."""
+    while (name := _name_inside(member)) is not None:
+        member = getattr(member, name)
+    return member
+
+
+def _plain_names(member: nn.Module) -> dict[str, str]:
+    """Map the names in a member's state to what they are without wrappers, which have nothing of their own to keep."""
+    names = {name: name for name in member.state_dict()}
+    wrappers = [
+        (f"{path}." if path else "", module)
+        for path, module in member.named_modules(remove_duplicate=False)
+        if _name_inside(module) is not None
+    ]
+    # The innermost first, whose path holds those of the others.
+    for path, module in reversed(wrappers):
+        inside = f"{path}{_name_inside(module)}."
+        if isinstance(module, AveragedModel):
+            names.pop(f"{path}n_averaged")
+        names = {
+            own: path + name.removeprefix(inside) if name.startswith(inside) else name
+            for own, name in names.items()
+        }
+    return names
+
+
+def _named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return saved tensors under the names that they have in a module, wrapped or not."""
+    names = _plain_names(module)
+    # What a wrapper counts stays as it is in the module.
+    counts = {own: value for own, value in module.state_dict().items() if own not in names}
+    own_of = {name: own for own, name in names.items()}
+    return counts | {own_of.get(name, name): value for name, value in tensors.items()}
 
 
 def _take_precision(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
