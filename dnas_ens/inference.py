@@ -369,12 +369,14 @@ class _ImageWeight:
     """Before each call of one BatchNorm: lets the batch count by its images among all that were seen."""
 
     def __init__(self) -> None:
-        self.num_images = 0
+        # By device: of the replicas of a DataParallel only one's statistics are kept.
+        self.num_images: dict[torch.device, int] = {}
 
     def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.num_images += len(inputs[0])
+        images = inputs[0]
+        self.num_images[images.device] = self.num_images.get(images.device, 0) + len(images)
         # Of batches of one size this is 1 / t to the last bit.
-        norm.momentum = len(inputs[0]) / self.num_images  # type: ignore[assignment]
+        norm.momentum = len(images) / self.num_images[images.device]  # type: ignore[assignment]
 
 
 @torch.inference_mode()

@@ -69,6 +69,7 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "orthogonal": parametrizations.orthogonal,
     "pruning": pruned,
     "kept activations": lambda module: nn.Sequential(module, Keeping()),
+    "compiled": lambda module: torch.compile(module, backend="eager"),
 }
 
 
