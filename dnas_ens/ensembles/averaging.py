@@ -234,14 +234,24 @@ def clone(model: _Model) -> _Model:
     Raises:
         UserError: It holds something else that can not be copied.
     """
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in _tensors_in(list(vars(module).values()))
-        if not value.is_leaf
-    }
+    return _deep_copy(
+        model, {id(value): value.detach().clone() for value in _tensors_of(model) if not value.is_leaf}
+    )
+
+
+def check_clone(model: nn.Module) -> None:
+    """Refuse a module that `clone` can not copy, without the memory that a copy takes.
+
+    Raises:
+        UserError: See `clone`.
+    """
+    _deep_copy(model, {id(value): value for value in _tensors_of(model)})
+
+
+def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
+    """Copy a module but for the tensors whose copies are given by their ids; UserError where that is not possible."""
     try:
-        return copy.deepcopy(model, computed)
+        return copy.deepcopy(model, copied)
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
@@ -250,6 +260,11 @@ def clone(model: _Model) -> _Model:
             "Keep what can not be copied, such as locks and open files, out of the module, or give what holds it a "
             "__deepcopy__.",
         ) from error
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Yield everything in a module that is a tensor, parameters and buffers or not."""
+    return _tensors_in([list(vars(module).values()) for module in model.modules()])
 
 
 def _tensors_in(value: object) -> Iterator[Tensor]:

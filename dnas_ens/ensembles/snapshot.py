@@ -26,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.ensembles.averaging import check_fit, clone, copied_to_cpu
+from dnas_ens.ensembles.averaging import check_clone, check_fit, clone, copied_to_cpu
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.inference import Batches, predict_members
@@ -186,7 +186,7 @@ class SnapshotRecorder:
         if steps_per_epoch < 1:
             raise UserError(f"An epoch of {steps_per_epoch} steps was asked for.", "Ask for 1 or more.")
         # Now, not after the training.
-        clone(model)
+        check_clone(model)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
