@@ -183,7 +183,7 @@ def class_probs(
             f"{name} does not take inputs of shape {tuple(inputs.shape)} ({error}).",
             "Combine networks that were trained on images of one size and number of channels, and give it those.",
         ) from error
-    found = _class_outputs(returned, num_images=len(inputs), name=name)
+    found = _class_outputs(returned, num_images=inputs.shape[0], name=name)
     # A sum over classes in half precision is not 1 to the accuracy that metrics ask for.
     wide = found.to(torch.promote_types(found.dtype, dtype))
     # An `Ensemble` says so of itself.
@@ -191,7 +191,9 @@ def class_probs(
         return wide, outputs
     if not _has_values(found):
         if outputs is None:
-            return torch.where(_are_distributions(found), _scaled(wide), wide.softmax(dim=1)), None
+            told = _are_distributions(found)
+            # What is not chosen must not divide by 0 either, for the gradients.
+            return torch.where(told, _scaled(torch.where(told, wide, 1.0)), wide.softmax(dim=1)), None
     elif outputs is None and len(found):
         if bool(_are_distributions(found)):
             outputs = "probs"
@@ -223,7 +225,8 @@ def _class_outputs(returned: object, *, num_images: int, name: str) -> Tensor:
                 "Wrap a classifier of two classes in a module that returns a logit of each: for one logit z of "
                 "shape (B, 1) that is torch.cat([torch.zeros_like(z), z], dim=1).",
             )
-        if found.ndim == 2 and len(found) == num_images:
+        # Not len, which would fix the batch size of an exported graph.
+        if found.ndim == 2 and found.shape[0] == num_images:
             return found
         images = "" if len(returned.shape) and len(returned) == num_images else f" for {num_images} images"
         form = f"{tuple(returned.shape)}{images}"

@@ -158,10 +158,22 @@ class TestProbabilities:
         said = None if outputs is None else ["probs", "logits"]
         ensemble = Ensemble([classifier(nn.Softmax(1)), classifier()], outputs=said).eval()
         expected = numpy_softmax(classifier())
-        exported = torch.export.export(ensemble, (IMAGES,)).module()
+        batch = {"images": {0: torch.export.Dim("batch", min=2)}}
+        exported = torch.export.export(ensemble, (IMAGES[:7],), dynamic_shapes=batch).module()
         compiled = torch.compile(ensemble, backend="eager", fullgraph=True)
         for graph in (exported, compiled):
             np.testing.assert_allclose(graph(IMAGES).detach(), expected, rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("last", [(), (nn.Softmax(1),)], ids=["logits", "probabilities"])
+    def test_gradients_of_a_graph_are_finite(self, last: tuple[nn.Module, ...]) -> None:
+        # A classifier that begins at zero, as in fine-tuning: its outputs sum to 0.
+        member = classifier(*last, scale=0.0)
+        nn.init.zeros_(member[1].bias)
+        compiled = torch.compile(Ensemble([member]), backend="eager", fullgraph=True)
+        compiled(IMAGES)[:, 0].log().sum().backward()
+        # The gradient of ln p_0 at equal probabilities: 1 - 1/3 for its own logit and -1/3 for the others.
+        expected = 20 * np.array([2 / 3, -1 / 3, -1 / 3])
+        np.testing.assert_allclose(member[1].bias.grad, expected, rtol=1e-4)
 
 
 class TestOtherOutputs:
