@@ -119,7 +119,8 @@ class HypernetworkConfig:
     train_knot_positions: bool = False
     """Learn where on the lambda axis the inner knots stand."""
     base: Path | None = None
-    """JSON file of a given base: a genotype, or the genotypes.json of an earlier search; default: learnt."""
+    """File of a given base: a genotype (JSON, or as DARTS repositories print it), or the genotypes.json of an earlier
+    search; default: learnt."""
 
     def __post_init__(self) -> None:
         _require_finite(self)

@@ -32,6 +32,7 @@ from dnas_ens.cells import (
 )
 from dnas_ens.errors import UserError
 from dnas_ens.files import read_checked, unreadable
+from dnas_ens.flat_genotype import flat_fields, is_flat, nested_cells, printed_fields
 
 if TYPE_CHECKING:
     import networkx
@@ -121,13 +122,49 @@ class Genotype:
             cell_type: [[list(edge) for edge in node] for node in cell] for cell_type, cell in cells.items()
         }
 
+    def to_flat_dict(self) -> dict[str, list[Any]]:
+        """Return the flat form of DARTS repositories as JSON holds it; see `dnas_ens.flat_genotype`.
+
+        {"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat": [...]}.
+
+        Raises:
+            UserError: A node has another number of edges than two.
+        """
+        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        return {
+            field: [list(value) if isinstance(value, tuple) else value for value in values]
+            for field, values in fields.items()
+        }
+
+    def to_flat_text(self) -> str:
+        """Return the flat form as DARTS repositories print it and write it into their genotypes.py.
+
+        Raises:
+            UserError: See `to_flat_dict`.
+        """
+        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        return f"Genotype({', '.join(f'{field}={values!r}' for field, values in fields.items())})"
+
     @classmethod
     def from_dict(cls, value: Any) -> Genotype:
-        """Read the JSON form; a missing cell is an empty one. UserError if it is malformed."""
+        """Read the JSON form, in which a missing cell is an empty one, or the flat form of DARTS repositories.
+
+        Args:
+            value: What `to_dict` or `to_flat_dict` returns, the namedtuple of a DARTS repository, or its printed text.
+
+        Raises:
+            UserError: It is malformed, or has a cell that does not concatenate all its nodes.
+        """
+        if isinstance(value, str):
+            value = printed_fields(value)
+        elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+            value = value._asdict()
         if not isinstance(value, dict) or not value:
             raise UserError(
                 f"A genotype is an object of cells, not {shown(value)}.", "Use the keys normal and reduction."
             )
+        if is_flat(value):
+            value = nested_cells(value)
         for key in value:
             check_cell_type(key)
         return cls(**value)
@@ -175,19 +212,22 @@ class Genotype:
 
 
 def load_genotype(path: str | Path) -> Genotype:
-    """Read a genotype from JSON.
+    """Read a genotype from JSON, or from the text that DARTS repositories print.
 
     Args:
-        path: A file holding one genotype or a run's genotypes.json (its base is taken), or the run folder.
+        path: A file holding one genotype, in any form of `Genotype.from_dict`, or a run's genotypes.json (its base is
+            taken), or the run folder.
 
     Raises:
-        UserError: The file is missing, is not JSON, or holds no valid genotype.
+        UserError: The file is missing, is neither, or holds no valid genotype.
     """
     path = Path(path)
     file = path / "genotypes.json" if path.is_dir() else path
     remedy = "Give the genotypes.json of a finished search, or a JSON file of one genotype."
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        # JSON has no such call.
+        value = text if text.lstrip()[:1] not in ("{", "[", '"') and "Genotype(" in text else json.loads(text)
     except OSError as error:
         raise UserError(f"Cannot read the genotype {file}: {error.strerror or error}.", remedy) from error
     except (ValueError, RecursionError) as error:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from dnas_ens.data.checks import check_pixels
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.data.normalisation import normalise
 from dnas_ens.errors import UserError
@@ -188,8 +189,9 @@ def iterate_batches(
         float32 images (B, C, H, W) and int64 labels (B,).
 
     Raises:
-        UserError: If `batch_size` is below 1 or `generator` is not on the CPU.
+        UserError: If `batch_size` is below 1, `generator` is not on the CPU, or the images are not uint8.
     """
+    check_pixels(split, "a split")
     if generator is None:
         index: Iterable[torch.Tensor | slice] = (
             slice(batch * batch_size, (batch + 1) * batch_size)

@@ -9,23 +9,24 @@ import torch
 from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
-    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.data.dataset import ImageData, Split
 
 
 def check_split(images: torch.Tensor, labels: torch.Tensor) -> None:
     """Refuse tensors of another type or shape, or two that disagree in length or device.
 
     Args:
-        images: Should be uint8 (N, C, H, W).
+        images: Should be uint8 (N, C, H, W), or floating where they are normalised.
         labels: Should be int64 (N,) on the same device.
 
     Raises:
         UserError: If they are not.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4:
+    if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
         raise UserError(
             f"A split's images are {images.dtype} of shape {tuple(images.shape)}.",
-            "Give a torch.uint8 tensor of shape (N, C, H, W) with values 0 to 255.",
+            "Give a torch.uint8 tensor of shape (N, C, H, W) with values 0 to 255, or normalised floats to be "
+            "predicted.",
         )
     if labels.dtype != torch.int64 or labels.ndim != 1:
         raise UserError(
@@ -40,6 +41,19 @@ def check_split(images: torch.Tensor, labels: torch.Tensor) -> None:
         raise UserError(
             f"A split's images are on {images.device}, its labels on {labels.device}.",
             "Move both to one device.",
+        )
+
+
+def check_pixels(split: Split, name: str) -> None:
+    """Refuse images that are normalised already where they will be.
+
+    Raises:
+        UserError: The images of the split are not uint8.
+    """
+    if split.images.dtype != torch.uint8:
+        raise UserError(
+            f"The images of {name} are {split.images.dtype}, but they are to be normalised here.",
+            "Give a torch.uint8 tensor of shape (N, C, H, W) with values 0 to 255.",
         )
 
 
@@ -64,6 +78,7 @@ def check_image_data(data: ImageData) -> None:
             "Give one of each a channel, deviations above 0, or build with ImageData.from_splits.",
         )
     for name, split in data.named_splits().items():
+        check_pixels(split, name)
         if len(split) == 0:
             raise UserError(f"The {name} split is empty.", "Give every split some images.")
         if tuple(split.images.shape[1:]) != shape:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dnas_ens.data.checks import check_image_data, check_split
+from dnas_ens.data.checks import check_image_data, check_pixels, check_split
 from dnas_ens.data.normalisation import measure_normalisation
 from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
@@ -24,7 +24,8 @@ class Split:
     """Labelled images that are used for one purpose.
 
     Args:
-        images: uint8 (N, C, H, W), 0 to 255.
+        images: uint8 (N, C, H, W), 0 to 255; or floating, which are taken as normalised: networks of one's own can be
+            evaluated on them, but nothing is searched or trained on them.
         labels: int64 (N,), class indices from 0.
 
     Raises:
@@ -146,6 +147,8 @@ class ImageData:
             UserError: If the parts contradict each other.
         """
         parts = {"train": train, "val": val, "test": test}
+        for key, part in parts.items():
+            check_pixels(part, key)
         if splits is None:
             ends = np.cumsum([len(part) for part in parts.values()])
             splits = {

@@ -14,6 +14,9 @@ from dnas_ens.analysis.diversity import normalise_weights
 from dnas_ens.analysis.metrics import IntArray
 from dnas_ens.data.dataset import Split
 from dnas_ens.errors import UserError
+from dnas_ens.inference import Outputs, check_outputs
+from dnas_ens.nn.network import Network
+from dnas_ens.nn.reference_models import ReferenceModel
 
 
 def as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:
@@ -63,6 +66,26 @@ def as_weights(
     return [float(share) for share in shares]
 
 
+def as_outputs(outputs: object, members: Sequence[nn.Module]) -> list[Outputs | None]:
+    """Return what each member returns, None where that is not known; networks of ours return logits.
+
+    Raises:
+        UserError: Another word, or not one for each member.
+    """
+    given = [outputs] * len(members) if outputs is None or isinstance(outputs, str) else outputs
+    if not isinstance(given, list | tuple) or len(given) != len(members):
+        raise UserError(
+            f"The outputs of {len(members)} members are {outputs!r}.",
+            'Give "logits" or "probs" for all of them, or a list with one of these for each.',
+        )
+    for each in given:
+        check_outputs(each)
+    return [
+        "logits" if each is None and isinstance(member, Network | ReferenceModel) else each
+        for each, member in zip(given, members, strict=True)
+    ]
+
+
 def as_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return class names, which must be text, as an ensemble's file holds them.
 
@@ -109,33 +132,18 @@ def as_pixels(images: object) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"A {type(images).__name__} was given where images are wanted.",
-            "Give a split, an array or a tensor (N, C, H, W); for a DataLoader see "
-            "dnas_ens.inference.predict_members.",
+            "Give a split, an array or a tensor (N, C, H, W); evaluate, calibrate and fit_weights take a DataLoader, "
+            "and so does dnas_ens.inference.predict_members.",
         ) from error
 
 
-def check_split(split: object) -> None:
-    """Refuse what are no labelled images."""
-    if not isinstance(split, Split):
-        raise UserError(
-            f"A {type(split).__name__} was given where labelled images are wanted.",
-            "Give a Split, such as the test split of what load_data returns.",
-        )
-
-
-def labels_of(split: Split, *, num_classes: int) -> IntArray:
-    """Return the labels (N,) of a split.
-
-    Raises:
-        UserError: One is not among the classes.
-    """
-    labels: IntArray = split.labels.cpu().numpy()
+def check_labels(labels: IntArray, *, num_classes: int) -> None:
+    """Refuse a label that is not among the classes."""
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(
             f"Labels reach from {labels.min()} to {labels.max()}, but the ensemble has {num_classes} classes.",
             "Evaluate on data with the classes that the members were trained on.",
         )
-    return labels
 
 
 def home_of(members: Iterable[nn.Module]) -> tuple[torch.device, torch.dtype]:

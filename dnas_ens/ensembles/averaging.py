@@ -9,7 +9,7 @@ along with a training in `running_averages`. Legend: B batch, n models.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, TypeVar, get_args
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from dnas_ens.analysis.metrics import FloatArray
 from dnas_ens.errors import UserError
@@ -139,10 +140,10 @@ def averaged_model(
         The copy, in evaluation mode.
 
     Raises:
-        UserError: See `average_states` and `recompute_batch_norm`; or states that do not fit the module.
+        UserError: See `average_states`, `recompute_batch_norm` and `clone`; or states that do not fit the module.
     """
     check_fit(model, models)
-    averaged = copy.deepcopy(model).eval()
+    averaged = clone(model).eval()
     averaged.load_state_dict(average_states(models, coefficients))
     recompute_batch_norm(averaged, batches)
     return averaged
@@ -196,9 +197,11 @@ def check_same_architecture(
     ]
     for name, module in modules[1:]:
         first_name, first = modules[0]
-        if type(module) is not type(first):
+        # A parametrised module has a class of its own.
+        kind, first_kind = type_before_parametrizations(module), type_before_parametrizations(first)
+        if kind is not first_kind:
             raise UserError(
-                f"{name} is a {type(module).__name__}, but {_inside(first_name)} is a {type(first).__name__}.",
+                f"{name} is a {kind.__name__}, but {_inside(first_name)} is a {first_kind.__name__}.",
                 "Average weights of one architecture; combine others by their predictions, in an Ensemble.",
             )
         if isinstance(module, Network) and isinstance(first, Network) and module.genotype != first.genotype:
@@ -220,6 +223,57 @@ def check_fit(model: nn.Module, models: Sequence[State | nn.Module]) -> None:
     """
     check_same_architecture(models)
     check_same_architecture([model, models[0]], ["The given module", "Model 0"])
+
+
+def clone(model: _Model) -> _Model:
+    """Copy a module.
+
+    Tensors that it has computed from its parameters, as ``torch.nn.utils.weight_norm``, ``spectral_norm`` and pruning
+    leave them in a module for their next forward pass, are copied as values, where ``copy.deepcopy`` alone refuses.
+
+    Raises:
+        UserError: It holds something else that can not be copied.
+    """
+    return _deep_copy(
+        model, {id(value): value.detach().clone() for value in _tensors_of(model) if not value.is_leaf}
+    )
+
+
+def check_clone(model: nn.Module) -> None:
+    """Refuse a module that `clone` can not copy, without the memory that a copy takes.
+
+    Raises:
+        UserError: See `clone`.
+    """
+    _deep_copy(model, {id(value): value for value in _tensors_of(model)})
+
+
+def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
+    """Copy a module but for the tensors whose copies are given by their ids; UserError where that is not possible."""
+    try:
+        return copy.deepcopy(model, copied)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The {type(model).__name__} can not be copied ({' '.join(str(error).split())[:200]}).",
+            "Keep what can not be copied, such as locks and open files, out of the module, or give what holds it a "
+            "__deepcopy__.",
+        ) from error
+
+
+def _tensors_of(model: nn.Module) -> Iterator[Tensor]:
+    """Yield everything in a module that is a tensor, parameters and buffers or not."""
+    return _tensors_in([list(vars(module).values()) for module in model.modules()])
+
+
+def _tensors_in(value: object) -> Iterator[Tensor]:
+    """Yield the tensors among lists, tuples and dicts of anything."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(part)
 
 
 def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Legend: B batch, M members, N images, K classes, C channels, H x W.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,29 @@ from dnas_ens.device import resolve_device
 from dnas_ens.ensembles.arguments import (
     as_classes,
     as_members,
+    as_outputs,
     as_pixels,
     as_weights,
     check_batch_size,
-    check_split,
+    check_labels,
     check_temperature,
     home_of,
-    labels_of,
 )
 from dnas_ens.ensembles.labelling import labelled
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.inference import EVALUATION_BATCH, class_probs, evaluation_mode
+from dnas_ens.inference import (
+    EVALUATION_BATCH,
+    Batches,
+    Outputs,
+    class_indices,
+    class_probs,
+    evaluation_mode,
+    no_batches,
+    one_pass,
+)
 from dnas_ens.nn.network import Network
 
 
@@ -48,6 +57,8 @@ class Ensemble(nn.Module):
     The temperature T comes after the average (Ashukha et al., arXiv 2002.06470): p^(1/T) / sum_k p_k^(1/T).
     Members may be any modules (B, C, H, W) -> (B, K) logits, of different kinds, on different devices and in different
     precisions: each is given the images on its own device and in its own dtype. An ensemble may be a member too.
+    A member that ends in a softmax is not soft-maxed again: that it returns probabilities is told on its first images,
+    with a warning, unless ``outputs`` says so.
 
     Args:
         members: M modules, at least one.
@@ -55,13 +66,17 @@ class Ensemble(nn.Module):
         temperature: T above 0, fitted on validation data; 1 for none.
         classes: K class names, where they are known.
         preprocessing: What turns image files and uint8 images into the members' input, where it is known.
+        outputs: What the members return: "logits" (log-probabilities are such) or "probs", for all of them or one
+            for each; None to tell on the first images, see `dnas_ens.inference.class_probs`.
 
     Raises:
-        UserError: No members, or weights or a temperature that are not possible.
+        UserError: No members, or weights, a temperature or outputs that are not possible.
     """
 
     weights: Tensor
     temperature: Tensor
+    #: What each member returns; None until it is told.
+    outputs: list[Outputs | None]
     #: Which tells it from a classifier, whose logits would be soft-maxed.
     returns_probabilities = True
 
@@ -73,9 +88,11 @@ class Ensemble(nn.Module):
         temperature: float = 1.0,
         classes: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
+        outputs: Outputs | Sequence[Outputs | None] | None = None,
     ) -> None:
         super().__init__()
         modules = as_members(members)
+        self.outputs = as_outputs(outputs, modules)
         self.members = nn.ModuleList(modules)
         self.classes = as_classes(classes)
         self.preprocessing = preprocessing
@@ -107,7 +124,9 @@ class Ensemble(nn.Module):
         """
         probs: list[Tensor] = []
         for index, member in enumerate(self.members):
-            found = class_probs(member, images, name=f"Member {index}")
+            found, self.outputs[index] = class_probs(
+                member, images, name=f"Member {index}", outputs=self.outputs[index]
+            )
             num_classes = len(self.classes) if self.classes is not None else found.shape[1]
             wanted = probs[0].shape[1] if probs else num_classes
             if found.shape[1] != wanted:
@@ -128,13 +147,17 @@ class Ensemble(nn.Module):
         return torch.softmax(averaged.clamp_min(PROB_FLOOR).log() / temperature, dim=1)
 
     def calibrate(
-        self, split: Split, *, batch_size: int = EVALUATION_BATCH, device: torch.device | str | None = None
+        self,
+        data: Split | Batches,
+        *,
+        batch_size: int = EVALUATION_BATCH,
+        device: torch.device | str | None = None,
     ) -> float:
         """Fit the temperature on validation images, by the NLL of the average there, and take it.
 
         Args:
-            split: Validation images and labels, which no member was trained on.
-            batch_size: See `predict_probs`.
+            data: Validation images and labels, which no member was trained on; see `evaluate`.
+            batch_size: See `evaluate`.
             device: See `predict_probs`.
 
         Returns:
@@ -143,21 +166,25 @@ class Ensemble(nn.Module):
         Raises:
             UserError: See `evaluate`.
         """
-        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
+        probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         averaged = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
         temperature = fit_temperature(averaged, labels)
         self.temperature.fill_(temperature)
         return temperature
 
     def fit_weights(
-        self, split: Split, *, batch_size: int = EVALUATION_BATCH, device: torch.device | str | None = None
+        self,
+        data: Split | Batches,
+        *,
+        batch_size: int = EVALUATION_BATCH,
+        device: torch.device | str | None = None,
     ) -> FloatArray:
         """Fit the combining weights on validation images, by the NLL of the average there, and take them.
 
         `calibrate` again afterwards, on other images if there are any (see `dnas_ens.analysis.cross_fitting`).
         Arguments as for it; returns the weights (M,), see `dnas_ens.ensembles.weighting.fit_weights`.
         """
-        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
+        probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         weights = fit_weights(probs.astype(np.float64), labels).weights
         self.weights.copy_(torch.from_numpy(weights))
         return weights
@@ -187,6 +214,12 @@ class Ensemble(nn.Module):
         pixels = as_pixels(images)
         check_images(pixels, self.preprocessing)
         check_batch_size(batch_size)
+        return self._batch_probs(pixels.split(batch_size), device)
+
+    def _batch_probs(
+        self, batches: Iterable[Tensor], device: torch.device | str | None
+    ) -> npt.NDArray[np.float32]:
+        """Return the members' probabilities (M, N, K) of batches of images (B, C, H, W); see `predict_probs`."""
         if device is not None:
             self.to(resolve_device(device) if isinstance(device, str) else device)
         # Our convolutions are faster so; a module that flattens its input with a view would fail on it.
@@ -194,12 +227,14 @@ class Ensemble(nn.Module):
         layout = torch.channels_last if only_networks else torch.contiguous_format
         parts = []
         with evaluation_mode(self), torch.inference_mode():
-            for batch in pixels.split(batch_size):
+            for batch in batches:
                 inputs = batch.to(self.weights.device)
                 if self.preprocessing is not None and inputs.dtype == torch.uint8:
                     inputs = normalise(inputs, mean=self.preprocessing.mean, std=self.preprocessing.std)
                 inputs = inputs.contiguous(memory_format=layout)
                 parts.append(self.member_probs(inputs).float().cpu())
+        if not parts:
+            raise no_batches("evaluation")
         probs: npt.NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
         broken = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
         if len(broken):
@@ -211,7 +246,7 @@ class Ensemble(nn.Module):
 
     def evaluate(
         self,
-        split: Split,
+        data: Split | Batches,
         *,
         batch_size: int = EVALUATION_BATCH,
         device: torch.device | str | None = None,
@@ -219,8 +254,9 @@ class Ensemble(nn.Module):
         """Measure the ensemble on labelled images.
 
         Args:
-            split: Images and labels.
-            batch_size: See `predict_probs`.
+            data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or whatever else starts
+                a pass over batches, see `dnas_ens.inference.Batches`. A loader's order does not matter.
+            batch_size: See `predict_probs`; of a split alone.
             device: See `predict_probs`.
 
         Returns:
@@ -228,9 +264,10 @@ class Ensemble(nn.Module):
             temperature, and ``calibrated_nll``, the NLL after it in nats (equal to ``nll`` where T = 1).
 
         Raises:
-            UserError: See `predict_probs`; or a label that is not one of the ensemble's classes.
+            UserError: See `predict_probs`; no batches or batches of another form, or a label that is not one of the
+                ensemble's classes.
         """
-        probs, labels = self._labelled_probs(split, batch_size=batch_size, device=device)
+        probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         shares = self._shares()
         averaged = np.tensordot(shares, probs.astype(np.float64), axes=1)
         return {
@@ -286,12 +323,25 @@ class Ensemble(nn.Module):
         return rows
 
     def _labelled_probs(
-        self, split: Split, *, batch_size: int, device: torch.device | str | None
+        self, data: Split | Batches, *, batch_size: int, device: torch.device | str | None
     ) -> tuple[npt.NDArray[np.float32], IntArray]:
         """Return the members' probabilities (M, N, K) and the labels (N,), which must be classes of theirs."""
-        check_split(split)
-        probs = self.predict_probs(split, batch_size=batch_size, device=device)
-        return probs, labels_of(split, num_classes=probs.shape[2])
+        if isinstance(data, Split):
+            probs = self.predict_probs(data, batch_size=batch_size, device=device)
+            labels = [data.labels]
+        else:
+            labels = []
+
+            def images() -> Iterator[Tensor]:
+                for inputs, classes in one_pass(data):
+                    check_images(inputs, self.preprocessing)
+                    labels.append(class_indices(classes, len(inputs)))
+                    yield inputs
+
+            probs = self._batch_probs(images(), device)
+        found: IntArray = torch.cat(labels).cpu().numpy()
+        check_labels(found, num_classes=probs.shape[2])
+        return probs, found
 
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
@@ -315,6 +365,7 @@ class Ensemble(nn.Module):
             temperature=float(self.temperature),
             classes=self.classes,
             preprocessing=self.preprocessing,
+            outputs=self.outputs,
         )
         write_ensemble(Path(folder), stored, overwrite=overwrite)
 
@@ -341,6 +392,7 @@ class Ensemble(nn.Module):
             temperature=stored.temperature,
             classes=stored.classes,
             preprocessing=stored.preprocessing,
+            outputs=stored.outputs,
         ).eval()
 
 

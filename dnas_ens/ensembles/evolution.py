@@ -9,7 +9,6 @@ Legend: k networks, G groups of tensors (1, or the layers), N validation images,
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +28,7 @@ from dnas_ens.ensembles.averaging import (
     as_state,
     average_states,
     check_fit,
+    clone,
     copied_to_cpu,
     recompute_batch_norm,
 )
@@ -233,7 +233,7 @@ class _Problem:
     ) -> None:
         check_fit(model, states)
         self.settings = EvolutionSettings() if settings is None else settings
-        self.model = copy.deepcopy(model).eval()
+        self.model = clone(model).eval()
         self.states = [dict(as_state(state)) for state in states]
         self.names_of: dict[str, list[str]] = {}
         for name in self.states[0]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dnas_ens.ensembles.averaging import check_same_architecture, recompute_batch_norm
+from dnas_ens.ensembles.averaging import check_same_architecture, clone, recompute_batch_norm
 from dnas_ens.errors import UserError
 from dnas_ens.inference import Batches
 
@@ -18,9 +18,20 @@ class RunningAverage(AveragedModel):
     Call `after_step` after every step of the optimiser, `after_epoch` after every epoch, and take the
     `finished` model at the end. ``state_dict()`` and ``load_state_dict()`` make it resumable. The averaging is
     `torch.optim.swa_utils.AveragedModel`'s, in the precision of the weights.
+
+    Args:
+        model: The model that will be trained; it is copied.
+        options: See `torch.optim.swa_utils.AveragedModel`.
+
+    Raises:
+        UserError: It can not be copied; see `dnas_ens.ensembles.averaging.clone`.
     """
 
     _checked = False
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        # A clone, which torch's own copying takes whatever the model holds.
+        super().__init__(clone(model), **options)
 
     def update_parameters(self, model: nn.Module) -> None:
         """Take the weights of a model into the average; buffers are copied.
@@ -53,7 +64,7 @@ class RunningAverage(AveragedModel):
             raise UserError(
                 "The running average has seen no model.", "Train on, or let the averaging start earlier."
             )
-        model = copy.deepcopy(self.module).eval()
+        model = clone(self.module).eval()
         recompute_batch_norm(model, batches)
         return model
 
@@ -63,6 +74,9 @@ class PolyakAverage(RunningAverage):
 
     Args:
         model: The model that will be trained; it is copied.
+
+    Raises:
+        UserError: It can not be copied.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -81,7 +95,7 @@ class ExponentialMovingAverage(RunningAverage):
         decay: d in [0, 1).
 
     Raises:
-        UserError: A decay that is not possible.
+        UserError: A decay that is not possible, or a model that can not be copied.
     """
 
     def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
@@ -107,7 +121,7 @@ class StochasticWeightAverage(RunningAverage):
         cycle: Epochs from one taking to the next, 1 or more.
 
     Raises:
-        UserError: A start or a cycle that is not possible.
+        UserError: A start or a cycle that is not possible, or a model that can not be copied.
     """
 
     def __init__(self, model: nn.Module, *, start_epoch: int, cycle: int = 1) -> None:

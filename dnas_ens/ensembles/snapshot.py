@@ -18,7 +18,6 @@ Weights fitted by log-loss: `dnas_ens.ensembles.weighting.fit_weights` on the pr
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -27,7 +26,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.ensembles.averaging import check_fit, copied_to_cpu
+from dnas_ens.ensembles.averaging import check_clone, check_fit, clone, copied_to_cpu
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.inference import Batches, predict_members
@@ -172,7 +171,8 @@ class SnapshotRecorder:
         steps_per_epoch: Steps of the optimiser in an epoch, 1 or more; with 1 a "step" may be an epoch.
 
     Raises:
-        UserError: Fewer than one step an epoch, or a schedule that such epochs can not be divided into.
+        UserError: Fewer than one step an epoch, a schedule that such epochs can not be divided into, or a model that
+            can not be copied (see `dnas_ens.ensembles.averaging.clone`), as its snapshots will be.
     """
 
     def __init__(
@@ -185,6 +185,8 @@ class SnapshotRecorder:
     ) -> None:
         if steps_per_epoch < 1:
             raise UserError(f"An epoch of {steps_per_epoch} steps was asked for.", "Ask for 1 or more.")
+        # Now, not after the training.
+        check_clone(model)
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
@@ -235,7 +237,7 @@ class SnapshotRecorder:
             raise UserError(
                 f"There is no snapshot {index} among {len(self.snapshots)}.", "Train on until it is taken."
             )
-        member = copy.deepcopy(self.model).eval()
+        member = clone(self.model).eval()
         member.load_state_dict(self.snapshots[index])
         member.zero_grad(set_to_none=True)
         return member

@@ -6,7 +6,6 @@ with the states only says what to build: it is copied, never changed. Legend: B 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from dnas_ens.ensembles.averaging import (
     as_state,
     averaged_model,
     check_fit,
+    clone,
     coefficients,
 )
 from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
@@ -233,7 +233,7 @@ def _single(model: nn.Module, state: State | nn.Module, batches: Batches | None)
     """Return a copy of the module with one state; its statistics are as saved where there are no batches."""
     if batches is not None:
         return averaged_model(model, [state], None, batches)
-    single = copy.deepcopy(model).eval()
+    single = clone(model).eval()
     single.load_state_dict(as_state(state))
     return single
 

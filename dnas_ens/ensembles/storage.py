@@ -1,6 +1,7 @@
 """An ensemble's folder: ensemble.json, and one safetensors file a member with its SHA-256.
 
-Names of files lead nowhere outside the folder, and a file that is not the one saved is refused.
+Names of files lead nowhere outside the folder, and a file that is not the one saved is refused. A file holds the plain
+module, whatever wraps it (torch.compile, DataParallel, a running average), and fills a wrapped or a plain one.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.files import load_tensors, read_json, save_tensors, sha256, write_json
+from dnas_ens.inference import Outputs
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
@@ -36,6 +40,7 @@ class StoredEnsemble:
         temperature: T.
         classes: K class names; None where they are unknown.
         preprocessing: What turns images into the members' input; None where it is unknown.
+        outputs: What each member returns, "logits", "probs" or None where that is unknown; None for all unknown.
     """
 
     members: Sequence[nn.Module]
@@ -43,6 +48,7 @@ class StoredEnsemble:
     temperature: float
     classes: Sequence[str] | None
     preprocessing: Preprocessing | None
+    outputs: Sequence[Outputs | None] | None
 
 
 def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> None:
@@ -55,7 +61,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
     entries = []
     for index, member in enumerate(stored.members):
         file = f"members/{index}/model.safetensors"
-        state = member.state_dict()
+        state = {name: member.state_dict()[own] for own, name in _plain_names(member).items()}
         strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
         if strange:
             raise UserError(
@@ -63,7 +69,8 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
                 "Keep extra state in buffers, which a safetensors file can hold.",
             )
         save_tensors(folder / file, state)
-        spec = member.spec() if isinstance(member, Network | ReferenceModel) else EXTERNAL
+        inner = _unwrapped(member)
+        spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
         entries.append({"file": file, "sha256": sha256(folder / file), "spec": spec})
     # Last: a folder without it was interrupted and does not load.
     write_json(
@@ -74,6 +81,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
             "members": entries,
             "weights": stored.weights,
             "temperature": stored.temperature,
+            "outputs": stored.outputs,
         },
     )
 
@@ -84,7 +92,7 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
     paths = [_member_file(folder, entry) for entry in manifest["members"]]
     modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
     for path, module in zip(paths, modules, strict=True):
-        tensors = load_tensors(path)
+        tensors = _named_as_in(module, load_tensors(path))
         _take_precision(module, tensors)
         try:
             module.load_state_dict(tensors)
@@ -100,7 +108,52 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
         temperature=manifest["temperature"],
         classes=manifest["classes"],
         preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
+        outputs=manifest["outputs"],
     )
+
+
+def _name_inside(module: nn.Module) -> str | None:
+    """Return what a wrapper calls the module in it: torch.compile's, one for several devices, a running average."""
+    if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
+        return "module"
+    # Its class lies in what only a compilation imports, slowly.
+    return "_orig_mod" if "_orig_mod" in module._modules else None
+
+
+def _unwrapped(member: nn.Module) -> nn.Module:
+    """Return the module inside any number of wrappers."""
+    while (name := _name_inside(member)) is not None:
+        member = getattr(member, name)
+    return member
+
+
+def _plain_names(member: nn.Module) -> dict[str, str]:
+    """Map the names in a member's state to what they are without wrappers, which have nothing of their own to keep."""
+    names = {name: name for name in member.state_dict()}
+    wrappers = [
+        (f"{path}." if path else "", module)
+        for path, module in member.named_modules(remove_duplicate=False)
+        if _name_inside(module) is not None
+    ]
+    # The innermost first, whose path holds those of the others.
+    for path, module in reversed(wrappers):
+        inside = f"{path}{_name_inside(module)}."
+        if isinstance(module, AveragedModel):
+            names.pop(f"{path}n_averaged")
+        names = {
+            own: path + name.removeprefix(inside) if name.startswith(inside) else name
+            for own, name in names.items()
+        }
+    return names
+
+
+def _named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return saved tensors under the names that they have in a module, wrapped or not."""
+    names = _plain_names(module)
+    # What a wrapper counts stays as it is in the module.
+    counts = {own: value for own, value in module.state_dict().items() if own not in names}
+    own_of = {name: own for own, name in names.items()}
+    return counts | {own_of.get(name, name): value for name, value in tensors.items()}
 
 
 def _take_precision(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -121,7 +174,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         )
     manifest = read_json(path)
     fields = manifest if isinstance(manifest, dict) else {}
-    members, weights, classes = (fields.get(key) for key in ("members", "weights", "classes"))
+    members, weights, classes, outputs = (
+        fields.get(key) for key in ("members", "weights", "classes", "outputs")
+    )
     temperature = fields.get("temperature", 1.0)
     valid = {
         "members": isinstance(members, list)
@@ -134,13 +189,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         "weights": weights is None or _are_numbers(weights),
         "temperature": _are_numbers([temperature]) and temperature > 0,
         "classes": classes is None or _is_list_of(classes, str),
+        # Which earlier versions did not write.
+        "outputs": outputs is None or isinstance(outputs, list),
     }
     wrong = [key for key, good in valid.items() if not good]
     if wrong:
         raise UserError(
             f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
         )
-    return {**fields, "weights": weights, "classes": classes, "temperature": temperature}
+    return {**fields, "weights": weights, "classes": classes, "temperature": temperature, "outputs": outputs}
 
 
 def _are_numbers(values: object) -> bool:

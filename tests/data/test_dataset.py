@@ -1,10 +1,11 @@
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import torch
 
-from dnas_ens.data import ImageData, Split
+from dnas_ens.data import ImageData, Split, iterate_batches
 from dnas_ens.errors import UserError
 
 
@@ -43,7 +44,12 @@ def test_drawn_images_are_some_of_all_in_an_order_that_repeats() -> None:
 @pytest.mark.parametrize(
     ("images", "labels", "cause"),
     [
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, dtype=torch.int64), "torch.float32 of shape (2, 1, 4, 4)"),
+        (
+            torch.zeros(2, 1, 4, 4).int(),
+            torch.zeros(2, dtype=torch.int64),
+            "torch.int32 of shape (2, 1, 4, 4)",
+        ),
+        (torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.int64), "torch.float32 of shape (2, 4, 4)"),
         (torch.zeros(2, 4, 4).byte(), torch.zeros(2, dtype=torch.int64), "torch.uint8 of shape (2, 4, 4)"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2), "labels are torch.float32"),
         (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, 1, dtype=torch.int64), "shape (2, 1)"),
@@ -60,6 +66,21 @@ def test_split_refuses_wrong_tensors(images: torch.Tensor, labels: torch.Tensor,
         Split(images, labels)
     assert cause in caught.value.cause
     assert caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_floats_are_a_split_but_no_data_set(make_data, name: str) -> None:
+    data = make_data()
+    floats = Split(data.val.images / 255, data.val.labels)
+    cause = rf"The images of {name} are torch\.float32, but they are to be normalised"
+    with pytest.raises(UserError, match=cause):
+        ImageData.from_splits("made", data.classes, flip=True, **data.named_splits() | {name: floats})
+    with pytest.raises(UserError, match=cause):
+        dataclasses.replace(data, **{name: floats})
+    before = floats.images.clone()
+    with pytest.raises(UserError, match="to be normalised"):
+        next(iterate_batches(floats, 4))
+    assert torch.equal(floats.images, before)
 
 
 def test_normalisation_is_of_the_training_images_only(make_data) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from dnas_ens.analysis.calibration import fit_temperature
 from dnas_ens.analysis.metrics import nll
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.averaging import averaged_model, recompute_batch_norm
@@ -21,6 +23,7 @@ from dnas_ens.ensembles.loss_barrier import loss_barrier
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
 from dnas_ens.ensembles.soups import greedy_soup
+from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.inference import predict_batches, predict_members
 
@@ -125,8 +128,8 @@ def test_what_cannot_be_an_ensemble(small_network: Callable[..., nn.Module]) -> 
         Ensemble([network], classes=[0, 1, 2])  # type: ignore[list-item]
     with pytest.raises(UserError, match="A DataLoader was given where images"):
         Ensemble([network]).predict_probs(LOADER)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="A DataLoader was given where labelled"):
-        Ensemble([network]).evaluate(LOADER)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="A ImageFolder was given where batches"):
+        Ensemble([network]).evaluate(type("ImageFolder", (), {})())  # type: ignore[arg-type]
     assert Ensemble(iter([network])).num_members == 1
 
 
@@ -148,6 +151,54 @@ def test_temperature_and_weights_are_fitted_in_place(mixed_members: MakeMembers)
     for other in (0.9 * temperature, 1.1 * temperature):
         raised = chosen ** (1 / np.clip(other, 0.05, 20))
         assert after["calibrated_nll"] <= nll(raised / raised.sum(1, keepdims=True), LABELS.numpy()) + 1e-6
+
+
+def without_names(batches: DataLoader) -> list[dict[str, Tensor]]:
+    return [{"x": images, "y": labels} for images, labels in batches]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LOADER,
+        LISTED,
+        lambda: iter(LISTED),
+        without_names(LOADER),
+        # In another order, whose images are not those of a split's labels.
+        DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, shuffle=True),
+        DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4),
+        Split(IMAGES, LABELS),
+        Split(IMAGES.double(), LABELS),
+        [(IMAGES, LABELS.to(torch.uint8))],
+    ],
+    ids=["loader", "list", "function", "dicts", "shuffled", "uint8", "floats", "doubles", "small labels"],
+)
+def test_labelled_images_in_any_form(data: Any, mixed_members: MakeMembers) -> None:
+    members = mixed_members()
+    expected, found = (Ensemble(members, preprocessing=PREPROCESSING).eval() for _ in range(2))
+    with torch.no_grad():
+        probs = np.stack([softmax_by_hand(member(IMAGES)).numpy() for member in expected.members])
+    weights = fit_weights(probs, LABELS.numpy()).weights
+    np.testing.assert_allclose(found.fit_weights(data), weights, atol=1e-3)
+    averaged = np.tensordot(weights, probs, axes=1)
+    assert found.calibrate(data) == pytest.approx(fit_temperature(averaged, LABELS.numpy()), rel=0.01)
+    assert found.evaluate(data)["nll"] == pytest.approx(nll(averaged, LABELS.numpy()), rel=1e-3)
+
+
+def test_mistakes_of_batches_are_named(small_network: Callable[..., nn.Module]) -> None:
+    ensemble = Ensemble([small_network()])
+    for data, named in (
+        ([], "no batches for evaluation"),
+        (iter(LISTED), "only once"),
+        ([(IMAGES, LABELS, LABELS)], "a tuple of 3"),
+        ([(PIXELS, LABELS)], "uint8 images must be normalised"),
+        ([(IMAGES * torch.nan, LABELS)], "not finite"),
+        ([(IMAGES, LABELS + 1)], "Labels reach from 1 to 3"),
+        (TensorDataset(IMAGES, LABELS), "a tuple of 2"),
+    ):
+        for use in (ensemble.evaluate, ensemble.calibrate, ensemble.fit_weights):
+            with pytest.raises(UserError, match=named):
+                use(data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])

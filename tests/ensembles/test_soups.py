@@ -21,25 +21,27 @@ from dnas_ens.errors import UserError
 
 
 class Product(nn.Module):
-    """Logits (u v x, 0): two signs of (u, v) are one function, with a barrier between them."""
+    """Logits (u v x / 2, -u v x / 2): two signs of (u, v) are one function, with a barrier between them."""
 
     def __init__(self, u: float, v: float) -> None:
         super().__init__()
         self.u, self.v = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (u, v))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return torch.stack([self.u * self.v * inputs[:, 0], torch.zeros_like(inputs[:, 0])], dim=1)
+        half = self.u * self.v * inputs[:, 0] / 2
+        return torch.stack([half, -half], dim=1)
 
 
 class Logit(nn.Module):
-    """Logits (w, 0) whatever the input: the NLL of class 0 is ln(1 + e^-w), convex in w."""
+    """Logits (w / 2, -w / 2) whatever the input: the NLL of class 0 is ln(1 + e^-w), convex in w."""
 
     def __init__(self, w: float) -> None:
         super().__init__()
         self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return torch.stack([self.w.expand(len(inputs)), torch.zeros(len(inputs), dtype=self.w.dtype)], dim=1)
+        half = self.w.expand(len(inputs)) / 2
+        return torch.stack([half, -half], dim=1)
 
 
 def ones():

@@ -61,6 +61,26 @@ def test_own_and_external_members_together(
     assert torch.equal(load(tmp_path, members=[own_network(7), small_network()])(images), expected)
 
 
+def test_what_members_return_is_saved(
+    tmp_path: Path, small_network: Callable[..., nn.Module], own_network: Callable[[int], Network]
+) -> None:
+    def with_softmax() -> nn.Module:
+        return nn.Sequential(small_network(), nn.Softmax(1))
+
+    images = torch.randn(5, 3, 8, 8)
+    ensemble = Ensemble(
+        [with_softmax(), own_network(0), with_softmax()], outputs=["probs", None, None]
+    ).eval()
+    assert ensemble.outputs == ["probs", "logits", None]
+    with pytest.warns(UserWarning, match="Member 2 returns class probabilities"):
+        expected = ensemble(images)
+    ensemble.save(tmp_path)
+    # Without a warning: what was found is known.
+    loaded = load(tmp_path, members=[with_softmax(), with_softmax()])
+    assert loaded.outputs == ["probs", "logits", "probs"]
+    assert torch.equal(loaded(images), expected)
+
+
 def test_a_hand_written_manifest_loads(own_ensemble: Ensemble, tmp_path: Path) -> None:
     own_ensemble.save(tmp_path)
     saved = json.loads((tmp_path / "ensemble.json").read_text())
@@ -96,6 +116,9 @@ def test_an_earlier_ensemble_is_not_overwritten_unasked(
         (lambda saved: {**saved, "temperature": "hot"}, "temperature"),
         (lambda saved: {**saved, "temperature": -1}, "temperature"),
         (lambda saved: {**saved, "classes": [1, 2, 3]}, "classes"),
+        (lambda saved: {**saved, "outputs": "probs"}, "outputs"),
+        (lambda saved: {**saved, "outputs": ["logits"]}, "outputs"),
+        (lambda saved: {**saved, "outputs": ["logits", 3, None]}, "outputs"),
         (lambda saved: {**saved, "std": [0.2]}, "preprocessing"),
         (lambda saved: {**saved, "std": [0.2, 0.2, "0.2"]}, "preprocessing"),
         (lambda saved: {**saved, "mean": None}, "preprocessing"),

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate import evaluate
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 
 LISTS = ("parameters", "flops", "inference_seconds", "train_cpu_seconds", "train_gpu_seconds")
@@ -200,3 +203,14 @@ def test_a_header_takes_no_memory_before_it_is_checked(tmp_path):
         entry.write(bytes(64))
     with pytest.raises(UserError, match="claims the shape"):
         Predictions.load(file)
+
+
+def test_other_data_than_a_data_set_is_pointed_to_the_ensembles_own_evaluation() -> None:
+    ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(12, 3))])
+    split = Split(torch.randn(6, 3, 2, 2), torch.arange(6) % 3)
+    loader = DataLoader(TensorDataset(split.images, split.labels), batch_size=4)
+    for data in (split, loader):
+        with pytest.raises(UserError, match=f"A {type(data).__name__} was given") as caught:
+            evaluate(ensemble, data)
+        assert "ensemble.evaluate" in caught.value.remedy
+        assert ensemble.evaluate(data)["nll"] > 0.0
