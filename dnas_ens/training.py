@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -241,6 +242,17 @@ def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, beg
     if epoch >= begin:
         return constant
     return constant + 0.5 * (learning_rate - constant) * (1 + math.cos(math.pi * epoch / begin))
+
+
+def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:
+    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite and worthless all the same."""
+    if val_nll > 2 * math.log(num_classes):
+        print(
+            f"{what} is far worse than guessing on val: NLL {val_nll:.2f}, and ln {num_classes} is "
+            f"{math.log(num_classes):.2f}. Lower the learning rate.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def require_finite(values: Mapping[str, float], *, where: str) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -73,7 +74,7 @@ def search(*arguments, cwd, fault="", code=0):
 
 
 def retrain(*arguments, cwd, fault="", code=0):
-    done = command("dnas_ens.retrain", *arguments, *RECIPE, cwd=cwd, fault=fault)
+    done = command("dnas_ens.retrain", *RECIPE, *arguments, cwd=cwd, fault=fault)
     assert done.returncode == code, done.stderr
     return done
 
@@ -132,6 +133,14 @@ def test_a_learning_rate_that_diverges_is_told_in_two_lines(tmp_path):
     done = search("--run-dir", "R", "--learning-rate", "1e30", cwd=tmp_path, code=2)
     assert "of step " in told(done) or "not finite" in told(done)
     assert "lower the learning rate" in done.stderr
+
+
+def test_a_member_that_learnt_nothing_says_so(searched, tmp_path):
+    copied(searched, tmp_path)
+    done = retrain("R", "--learning-rate", "30", "--epochs", "1", cwd=tmp_path)
+    assert re.search(
+        r"member 0 is far worse than guessing on val: NLL \d+\.\d\d, and ln 10 is 2\.30", done.stderr
+    )
 
 
 def test_a_finished_search_stays_as_it_is(searched, tmp_path):

@@ -39,6 +39,7 @@ from dnas_ens.metrics_log import MetricsLog
 from dnas_ens.nn.network import Network
 from dnas_ens.progress import Progress
 from dnas_ens.retrain.training import MemberTraining
+from dnas_ens.training import tell_if_guessing
 from dnas_ens.workers import completed, worker_pool
 
 
@@ -121,14 +122,16 @@ def member_steps(
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
                 state = {"training": training.state_dict(), "seconds": cost.seconds()}
                 store.save(training.epoch, {**state, "identity": identity})
+    # Nothing was measured in a sitting that found the last epoch done.
+    measured = measured or on_val()
+    tell_if_guessing(measured["val_nll"], training.num_classes, f"member {index}")
     description = {
         "index": index,
         **identity,
         "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
         "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
-        # Nothing was measured in a sitting that found the last epoch done.
-        **(measured or on_val()),
+        **measured,
         **cost.seconds(),
     }
     return training.network.eval(), description

@@ -50,6 +50,7 @@ class NetworkTraining(Generic[Model]):
 
     Attributes:
         execution: How the network is computed; what the recipe leaves open is measured before the first epoch.
+        num_classes: K.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class NetworkTraining(Generic[Model]):
         self.train_split: Split = data.train.to(self.device)
         self.val: Split = data.val.to(self.device)
         self._fingerprint = data.fingerprint
+        self.num_classes = data.num_classes
         self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
         self.order = torch.Generator().manual_seed(self.seeds.order)
         self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)

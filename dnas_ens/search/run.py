@@ -26,6 +26,7 @@ from dnas_ens.search.result import SearchResult
 from dnas_ens.search.star import Star
 from dnas_ens.search.steering import diversity_curve
 from dnas_ens.search_space import SearchSpace
+from dnas_ens.training import tell_if_guessing
 
 if TYPE_CHECKING:
     from dnas_ens.runs import RunFolder
@@ -184,12 +185,14 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
         temperature=loop.star.natural_temperature,
         edges_per_node=config.candidates.edges_per_node,
     )
+    selected_val_nll = nll(np.mean(probs[selected], axis=0), labels)
+    tell_if_guessing(selected_val_nll, probs.shape[-1], "the ensemble with inherited weights")
     relaxed = loop.measure(num_images=2000)
     report = {
         "supernet_val_accuracy": relaxed["val_accuracy"],
         "discretisation_gap": relaxed["val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0),
         "entropy": relaxed["entropy"],
-        "selected_val_nll": nll(np.mean(probs[selected], axis=0), labels),
+        "selected_val_nll": selected_val_nll,
         **cost.seconds(),
     }
     return SearchResult(
