@@ -245,7 +245,7 @@ def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, beg
 
 
 def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:
-    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite and worthless all the same."""
+    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite, and worthless."""
     if val_nll > 2 * math.log(num_classes):
         print(
             f"{what} is far worse than guessing on val: NLL {val_nll:.2f}, and ln {num_classes} is "
