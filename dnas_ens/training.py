@@ -101,7 +101,11 @@ class FiniteWatch:
         finite, good_steps = bool(self._all_finite), int(self._good_steps)
         self._all_finite.fill_(1)
         self._good_steps.zero_()
-        tensor = first_not_finite(module.state_dict())
+        tensors = [*module.parameters(), *module.buffers()]
+        each = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+        # Names, as a saved state has them, only where one is wanted.
+        unharmed = not each or bool(torch.stack(each).all())
+        tensor = "" if unharmed else first_not_finite(module.state_dict())
         if not finite:
             left = f"; {tensor} is not finite after it" if tensor else ""
             raise DivergedError(f"The gradient of step {good_steps + 1} in {where} is not finite{left}.")
