@@ -12,6 +12,7 @@ import itertools
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -93,7 +94,9 @@ def parse(
         row = next((f"{rows[flag]}. " for flag in _FLAG.findall(cause) if flag in rows), "")
         raise UserError(cause, f"{row}See `{prog} --help`.") from stop
     if unknown:
-        raise UserError(f"Unexpected argument {unknown[0]!r}.", f"Leave it out; see `{prog} --help`.")
+        meant = f"If it is the data, type --data {shlex.quote(unknown[0])}. " if "--data" in rows else ""
+        remedy = f"{meant}See `{prog} --help`." if meant else f"Leave it out; see `{prog} --help`."
+        raise UserError(f"Unexpected argument {unknown[0]!r}.", remedy)
     return parsed
 
 

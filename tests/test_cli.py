@@ -141,6 +141,17 @@ def test_a_flag_like_none_is_refused_without_a_guess() -> None:
     assert refused(lambda: parse_search("--xyzzy")) == ("Unknown option --xyzzy.", f"See `{PROG} --help`.")
 
 
+def test_data_typed_without_its_flag_is_understood() -> None:
+    @dataclass(frozen=True)
+    class Command:
+        data: str = "digits"
+        """Which images."""
+
+    cause, remedy = refused(lambda: parse(Command, ["my photos"], prog=PROG, description=""))
+    assert cause == "Unexpected argument 'my photos'."
+    assert "--data 'my photos'" in remedy
+
+
 @pytest.mark.parametrize(
     ("argv", "cause", "in_remedy"),
     [

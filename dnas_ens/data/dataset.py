@@ -97,6 +97,7 @@ class ImageData:
         splits: For "train", "val" and "test" each image's index in the source: the source's training
             images in file order, then its own validation and test images, where it has any.
         skipped: Files left out because they could not be read; they have no index.
+        deep_bits: Bits, 8 to 16, of the greys of more than 8 bits that were scaled to 8; None where there were none.
 
     Raises:
         UserError: If the parts contradict each other.
@@ -113,6 +114,7 @@ class ImageData:
     fingerprint: str
     splits: dict[str, list[int]]
     skipped: tuple[str, ...] = ()
+    deep_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_image_data(self)
@@ -129,6 +131,7 @@ class ImageData:
         flip: bool,
         splits: Mapping[str, Sequence[int]] | None = None,
         skipped: Sequence[str] = (),
+        deep_bits: int | None = None,
     ) -> ImageData:
         """Measure normalisation on the training images, take the fingerprint, and build.
 
@@ -141,6 +144,7 @@ class ImageData:
             flip: Whether an image means the same after a horizontal flip.
             splits: Source indices of each split; counted through train, val and test if not given.
             skipped: Files left out because they could not be read.
+            deep_bits: Bits of the greys that were scaled to 8; None where there were none.
 
         Raises:
             UserError: If the parts contradict each other.
@@ -168,6 +172,7 @@ class ImageData:
             fingerprint=digest.hexdigest(),
             splits=indices,
             skipped=tuple(skipped),
+            deep_bits=deep_bits,
         )
 
     @property
@@ -227,6 +232,7 @@ class ImageData:
             flip=self.flip,
             splits={**self.splits, "train": [self.splits["train"][index] for index in kept]},
             skipped=self.skipped,
+            deep_bits=self.deep_bits,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -242,6 +248,7 @@ class ImageData:
             "flip": self.flip,
             "fingerprint": self.fingerprint,
             "skipped": list(self.skipped),
+            "deep_bits": self.deep_bits,
             "splits": {
                 key: {
                     "num_images": len(split),

@@ -43,8 +43,8 @@ def load_data(
         data_root: Where named data sets are kept; default $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
         limit_train: Keep a stratified subset of so many training images; val and test are unchanged.
         image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a named
-            data set's own; for folders and Datasets it keeps a square size of at most 64 that all images
-            share, and otherwise means 64.
+            data set's own; for folders and Datasets it takes the median of the images' short sides, but 64
+            at most, and says what becomes of the images.
         seed: At least 0; decides the splits and the subset, each from its own stream.
         download: Whether a named data set may be downloaded if its files are absent.
         skip_bad_images: Leave unreadable images of a folder out with a warning, instead of refusing it.
@@ -127,4 +127,5 @@ def _split(source: LabelledImages, *, limit_train: int | None, seed: int) -> Ima
         flip=source.flip,
         splits={key: indices.tolist() for key, indices in chosen.items()},
         skipped=source.skipped,
+        deep_bits=source.deep_bits,
     )

@@ -269,6 +269,7 @@ class Ensemble(nn.Module):
             read_image,
             num_channels=self.preprocessing.num_channels,
             image_size=self.preprocessing.image_size,
+            deep_bits=self.preprocessing.deep_bits,
         )
         shares = self._shares()
         rows: list[dict[str, Any]] = []
