@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -85,8 +86,8 @@ def main(argv: list[str]) -> None:
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(to_markdown(rows), end="")
         print(f"report: {write_report(run.path)}")
-        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {run.path}")
-        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
+        print_next(run.path, "dnas_ens.report")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,10 @@ class RunFolder:
         if run_dir is None:
             if resume:
                 newest = next((path for _, path in sorted(_numbered(root), reverse=True)), root / "001-run")
-                raise UserError("--resume does not say which run.", f"Name it, such as --run-dir {newest}.")
+                raise UserError(
+                    "--resume does not say which run.",
+                    f"Name it, such as --run-dir {shlex.quote(str(newest))}.",
+                )
             run_dir = _fresh_folder(root, name)
         elif _is_foreign(run_dir):
             raise UserError(f"{run_dir} exists and is not a run folder.", f"{_OTHER_FOLDER}.")
@@ -116,6 +120,10 @@ class RunFolder:
             self._compare(section, config, resume=resume, otherwise="Search into another folder")
         else:
             self._write_section(section, config)
+
+    def replace_config(self, section: str, config: Mapping[str, Any]) -> None:
+        """Replace a section of config.json by one that means the same, as with data that have moved."""
+        self._write_section(section, config)
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder.
@@ -286,6 +294,9 @@ def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str
             found = first_difference(stored.get(key, _ABSENT), asked.get(key, _ABSENT), f"{field}.{key}")
             if found is not None:
                 return found
+        return None
+    if stored is _ABSENT and asked is None:
+        # A field of a later version, left open, was open before.
         return None
     if _ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
         return None

@@ -134,7 +134,8 @@ def load_folder(
         _refuse_empty_classes(folder, classes, np.bincount(of_part, minlength=len(classes)))
     if image_size is None:
         tell_sizes([size for index in readable if (size := sizes[index]) is not None], side)
-    arrays, deep_bits = with_one_scale(pictures, [paths[index] for index in readable])
+    read = tuple(paths[index] for index in readable)
+    arrays, deep_bits = with_one_scale(pictures, read)
     return LabelledImages(
         name=root.resolve().name,
         classes=tuple(classes),
@@ -146,6 +147,7 @@ def load_folder(
         num_test=counts.get("test", 0),
         skipped=tuple(skipped),
         deep_bits=deep_bits,
+        paths=read,
     )
 
 

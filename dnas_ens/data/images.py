@@ -61,6 +61,7 @@ class LabelledImages:
         max_val: See `splits.choose_splits`.
         skipped: Files left out because they could not be read.
         deep_bits: See `dataset.ImageData`.
+        paths: The images' files, where they have some each.
     """
 
     name: str
@@ -74,6 +75,7 @@ class LabelledImages:
     max_val: int | None = None
     skipped: tuple[str, ...] = ()
     deep_bits: int | None = None
+    paths: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

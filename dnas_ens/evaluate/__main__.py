@@ -22,6 +22,8 @@ class EvaluateCommand:
 
     run_dir: Positional[Path]
     """Run folder whose members are trained."""
+    data: str | None = None
+    """Where the images of the run are now, if they have moved."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     from_predictions: bool = False
@@ -56,7 +58,7 @@ def main(argv: list[str]) -> None:
             from dnas_ens.device import resolve_device
 
             device = resolve_device(command.device)
-            data = data_of_run(run)
+            data = data_of_run(run, moved_to=command.data)
             run.write_env({"device": str(device), "data": data.describe()})
             rows = evaluate_folder(run.path, data, device=device)
             shifted = ""
@@ -66,7 +68,7 @@ def main(argv: list[str]) -> None:
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(to_markdown(rows) + shifted, end="")
         print(f"report: {write_report(run.path)}")
-        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+        print_next(run.path, "dnas_ens.report")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def stored_predictions(folder: Path) -> Predictions:
     if not path.exists():
         raise UserError(
             f"{folder} holds no predictions.",
-            f"Run python -m dnas_ens.evaluate {folder} without --from-predictions first.",
+            f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} without --from-predictions first.",
         )
     return Predictions.load(path)
 
