@@ -17,6 +17,7 @@ from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
 
 SPLIT_NAMES = ("train", "val", "test")
+_CLASSES_NAMED = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +40,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        channels, height, width = self.images.shape[1:]
+        return f"Split({len(self)} images, {channels}x{height}x{width}, on {self.labels.device})"
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on `device`."""
@@ -118,6 +123,16 @@ class ImageData:
 
     def __post_init__(self) -> None:
         check_image_data(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:_CLASSES_NAMED]) + (
+            ", ..." if self.num_classes > _CLASSES_NAMED else ""
+        )
+        sizes = ", ".join(f"{len(split)} {name}" for name, split in self.named_splits().items())
+        return (
+            f"ImageData({self.name!r}: {sizes} images, {self.num_channels}x{self.image_size}x{self.image_size}; "
+            f"{self.num_classes} classes: {names}; flip={self.flip}; fingerprint {self.fingerprint[:12]})"
+        )
 
     @classmethod
     def from_splits(
