@@ -57,7 +57,7 @@ class Preprocessing:
             and len(self.mean) == len(self.std) == self.num_channels
             and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
             and min(self.std) > 0
-            and (self.deep_bits is None or self.deep_bits in range(8, 17))
+            and (self.deep_bits is None or (type(self.deep_bits) is int and 8 <= self.deep_bits <= 16))
         ):
             raise UserError(
                 f"The preprocessing {self} is not possible.",

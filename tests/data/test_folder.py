@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from dnas_ens.data.folder import load_folder
 from dnas_ens.errors import UserError
@@ -180,6 +180,7 @@ def test_files_without_an_ending_are_told_by_their_content(
     assert "4 .txt, 1 without an ending" in caplog.text
 
 
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
 def test_avif_is_read_as_pillow_reads_it(tmp_path: Path, write_images) -> None:
     for name in "ab":
         write_images(tmp_path / name, 2, size=16)

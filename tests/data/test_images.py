@@ -45,6 +45,8 @@ def gradient(height: int, width: int) -> np.ndarray:
         (Image.new("RGBA", (1, 1), (255, 0, 0, 51)), "RGB", (255, 204, 204)),
         (Image.new("CMYK", (1, 1), (255, 0, 0, 0)), "RGB", (0, 255, 255)),
         (Image.new("P", (1, 1), 0), "RGB", (0, 0, 0)),
+        (Image.new("YCbCr", (1, 1), (128, 128, 128)), "RGB", (128, 128, 128)),
+        (Image.new("HSV", (1, 1), (0, 255, 255)), "RGB", (255, 0, 0)),
         (Image.new("I;16", (1, 1), 4095), "I;16", 4095),
         (Image.new("I;16B", (1, 1), 65535), "I;16", 65535),
         (Image.new("I", (1, 1), 1000), "I;16", 1000),
