@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 
@@ -63,7 +64,6 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.device import resolve_device
     from dnas_ens.evaluate.run import evaluate_folder
-    from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
     from dnas_ens.retrain.members import train_members
@@ -81,12 +81,12 @@ def main(argv: list[str]) -> None:
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
-        rows = evaluate_folder(run.path, data, device=device)
+        evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
-        print(to_markdown(rows), end="")
+        print(run.file("results.md").read_text(), end="")
         print(f"report: {write_report(run.path)}")
-        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {run.path}")
-        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
+        print_next(run.path, "dnas_ens.report")
 
 
 if __name__ == "__main__":

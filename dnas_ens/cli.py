@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 import select
+import shlex
 import signal
 import sys
 import threading
@@ -86,7 +87,10 @@ def parse(
         call(argv)
     # Before parsing, for a mistyped flag may otherwise be read as the value of a positional argument.
     rows = _help_rows(call)
-    _refuse_unknown_flag(argv, [*rows, *extra_options, "--debug"], prog)
+    undecided = [flag for flag, row in rows.items() if "{None,True,False}" in row.split(" (default")[0]]
+    negated = [_negated(flag) for flag in undecided]
+    _refuse_unknown_flag(argv, [*rows, *negated, *extra_options, "--debug"], prog)
+    argv = _with_values(argv, undecided)
     errors = io.StringIO()
     try:
         with _terminal_width(10_000), contextlib.redirect_stderr(errors):
@@ -98,7 +102,9 @@ def parse(
         row = next((f"{rows[flag]}. " for flag in _FLAG.findall(cause) if flag in rows), "")
         raise UserError(cause, f"{row}See `{prog} --help`.") from stop
     if unknown:
-        raise UserError(f"Unexpected argument {unknown[0]!r}.", f"Leave it out; see `{prog} --help`.")
+        meant = f"If it is the data, type --data {shlex.quote(unknown[0])}. " if "--data" in rows else ""
+        remedy = f"{meant}See `{prog} --help`." if meant else f"Leave it out; see `{prog} --help`."
+        raise UserError(f"Unexpected argument {unknown[0]!r}.", remedy)
     return parsed
 
 
@@ -260,6 +266,25 @@ def _help_rows(call: Callable[[Sequence[str]], object]) -> dict[str, str]:
             current = _FLAG.findall(re.split(r" (?!--?[a-zA-Z])", row)[0])
             rows |= dict.fromkeys(current, row)
     return rows
+
+
+def _negated(flag: str) -> str:
+    """--no-flip for --flip."""
+    return f"--no-{flag[2:]}"
+
+
+def _with_values(argv: Sequence[str], undecided: Sequence[str]) -> list[str]:
+    """Let flags that may be left undecided be typed as others are: --flip for --flip True, --no-flip for False."""
+    negated = {_negated(flag): flag for flag in undecided}
+    found: list[str] = []
+    for index, argument in enumerate(argv):
+        name = argument.replace("_", "-")
+        bare = name in undecided and argv[index + 1 : index + 2] not in (["True"], ["False"], ["None"])
+        if bare or name in negated:
+            found += [negated.get(name, name), str(bare)]
+        else:
+            found.append(argument)
+    return found
 
 
 def _refuse_unknown_flag(arguments: Sequence[str], known: Sequence[str], prog: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -104,13 +106,16 @@ class RunOptions:
 def begin_run(
     options: RunOptions, config: SearchConfig, data: ImageData, *, device: torch.device, command: list[str]
 ) -> RunFolder:
-    """Make the run folder of a search, or open it again, and note environment, data and splits in it."""
+    """Make the run folder of a search, or open it again, and note environment, data and splits in it.
+
+    Its configuration names the data by their full path, so that it is continued from any directory.
+    """
     from dnas_ens.runs import RunFolder
 
     print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
     run = RunFolder.create(
         options.run_dir,
-        config=to_dict(config),
+        config=to_dict(with_full_paths(config)),
         command=command,
         resume=options.resume,
         name=Path(config.data.data).name,
@@ -175,22 +180,56 @@ def load_configured_data(config: DataConfig) -> ImageData:
         image_size=config.image_size,
         seed=config.split_seed,
         skip_bad_images=config.skip_bad_images,
+        flip=config.flip,
     )
 
 
-def data_of_run(run: RunFolder) -> ImageData:
+def with_full_paths(config: SearchConfig) -> SearchConfig:
+    """Name the folders of the data so that they are found from any directory; names of data sets stay."""
+    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.names import SOURCE_NAMES
+
+    data, root = config.data.data, config.data.data_root
+    if data not in SOURCE_NAMES:
+        data = os.path.abspath(find_folder(data, data_root=root or default_data_root()))
+    return with_fields(
+        config, data=data, data_root=None if root is None else Path(os.path.abspath(root.expanduser()))
+    )
+
+
+def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
     """Load the data of a run folder and check that they are the ones it was made with.
 
+    Args:
+        run: Its folder.
+        moved_to: Where the images lie now, if they have moved; noted in the run where they are the same.
+
     Raises:
-        UserError: If the images, labels or splits have changed since.
+        UserError: If the images are not where they were, or images, labels or splits have changed since.
     """
     from dnas_ens.config_file import override
+    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.names import SOURCE_NAMES
 
     config = override(DataConfig(), run.section("search").get("data", {}))
     # Before the images are read, which may take long.
-    read_splits(run)
-    data = load_configured_data(config)
+    stored = read_splits(run)
+    if moved_to is not None:
+        config = dataclasses.replace(config, data=moved_to)
+    elif config.data not in SOURCE_NAMES:
+        try:
+            find_folder(config.data, data_root=config.data_root or default_data_root())
+        except UserError as error:
+            raise UserError(
+                f"The images that {run.path} was made with are not at {config.data} any more.",
+                "Say where they are with --data FOLDER.",
+            ) from error
+    # As in the search, whatever class names would decide today.
+    data = load_configured_data(dataclasses.replace(config, flip=stored.get("flip", config.flip)))
     _require_same_data(run, data, config.data)
+    if moved_to is not None:
+        searched = override(SearchConfig(), run.section("search"))
+        run.replace_config("search", to_dict(with_full_paths(with_fields(searched, data=moved_to))))
     return data
 
 
@@ -210,8 +249,7 @@ def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) 
         )
 
 
-def print_next(run_dir: Path, *commands: str) -> None:
-    """Print the run folder and the exact next command."""
+def print_next(run_dir: Path, module: str) -> None:
+    """Print the run folder and the exact next command, a module of this package on that folder."""
     print(f"run folder: {run_dir}")
-    for command in commands:
-        print(f"next: {command}")
+    print(f"next: {shlex.join(['python', '-m', module, str(run_dir)])}")

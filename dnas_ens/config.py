@@ -73,11 +73,14 @@ class DataConfig:
     limit_train: int | None = None
     """Use a stratified subset of this many training images; val and test stay whole."""
     image_size: int | None = None
-    """Side in pixels to which images are resized; default: their own, in a folder if equal, square and small."""
+    """Side in pixels to which images are resized; default: their own, in a folder the median, but 64 at most."""
     split_seed: int = 0
     """Seed of the stratified splits."""
     skip_bad_images: bool = False
     """Leave out files of a folder that cannot be read, instead of refusing the folder."""
+    flip: bool | None = None
+    """Mirror training images left to right at random, or --no-flip; default: where that keeps the meaning, which class
+    names such as left and right deny."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -248,6 +248,9 @@ def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str
             if found is not None:
                 return found
         return None
+    if stored is ABSENT and asked is None:
+        # A field of a later version, left open, was open before.
+        return None
     if ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
         return None
     return field, _shown(stored), _shown(asked)

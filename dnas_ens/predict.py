@@ -100,7 +100,13 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         require(path.exists(), f"{path} does not exist.", "Name image files, or a folder of them.")
-        inside = [Path(name) for name in list_images(path)] if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            images, others = list_images(path)
+            inside = [Path(name) for name in images]
+            if others:
+                told = f"{len(others)} files in {path} are not known as images, such as {others[0]}"
+                print(f"left out: {told}", file=sys.stderr)
         require(
             bool(inside), f"{path} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) into it."
         )
@@ -120,7 +126,12 @@ def readable_of(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Pat
 
     def fault(path: Path) -> str | None:
         try:
-            read_image(path, num_channels=preprocessing.num_channels, image_size=preprocessing.image_size)
+            read_image(
+                path,
+                num_channels=preprocessing.num_channels,
+                image_size=preprocessing.image_size,
+                deep_bits=preprocessing.deep_bits,
+            )
         except UserError as error:
             return error.cause
         return None

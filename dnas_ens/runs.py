@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -84,7 +85,10 @@ class RunFolder:
         if run_dir is None:
             if resume:
                 newest = next((path for _, path in sorted(_numbered(root), reverse=True)), root / "001-run")
-                raise UserError("--resume does not say which run.", f"Name it, such as --run-dir {newest}.")
+                raise UserError(
+                    "--resume does not say which run.",
+                    f"Name it, such as --run-dir {shlex.quote(str(newest))}.",
+                )
             run_dir = _fresh_folder(root, name)
         elif _is_foreign(run_dir):
             raise UserError(f"{run_dir} exists and is not a run folder.", f"{_OTHER_FOLDER}.")
@@ -137,6 +141,10 @@ class RunFolder:
         if not isinstance(section, dict):
             raise unreadable(self.file("config.json"), f"it has no object {name!r}")
         return section
+
+    def replace_config(self, section: str, config: Mapping[str, Any]) -> None:
+        """Replace a section of config.json by one that means the same, as with data that have moved."""
+        self._write_section(section, config)
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder.

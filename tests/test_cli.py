@@ -142,6 +142,40 @@ def test_a_flag_like_none_is_refused_without_a_guess() -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "flip"),
+    [
+        ("", None),
+        ("--flip", True),
+        ("--no-flip", False),
+        ("--no_flip --seed 3", False),
+        ("--flip --seed 3", True),
+        ("--flip False", False),
+        ("--flip=True", True),
+    ],
+)
+def test_a_flag_that_may_be_left_undecided(argv: str, flip: bool | None) -> None:
+    @dataclass(frozen=True)
+    class Command:
+        flip: bool | None = None
+        """Mirror."""
+        seed: int = 0
+        """Seed."""
+
+    assert parse(Command, argv.split(), prog=PROG, description="").flip is flip
+
+
+def test_data_typed_without_its_flag_is_understood() -> None:
+    @dataclass(frozen=True)
+    class Command:
+        data: str = "digits"
+        """Which images."""
+
+    cause, remedy = refused(lambda: parse(Command, ["my photos"], prog=PROG, description=""))
+    assert cause == "Unexpected argument 'my photos'."
+    assert "--data 'my photos'" in remedy
+
+
+@pytest.mark.parametrize(
     ("argv", "cause", "in_remedy"),
     [
         ("--epochs abc", "--epochs takes a whole number, not 'abc'.", "Epochs over the weight half."),

@@ -58,16 +58,16 @@ def finished(tmp_path_factory):
         out, _ = run(*command, cwd=folder)
         printed.append(out)
         # Exactly what the command said to type next.
-        following = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1].split()
-        recipe = TINY_RECIPE if "dnas_ens.retrain" in following else []
-        command = [*following, *recipe] if following[0] == "-m" else []
+        told = re.search(r"^next: python (.*)$", out, re.MULTILINE)
+        following = shlex.split(told[1]) if told else []
+        command = [*following, *(TINY_RECIPE if "dnas_ens.retrain" in following else [])]
     return folder / "runs" / "001-digits", printed
 
 
-def test_each_command_names_the_next_and_the_last_one_the_comparison(finished):
+def test_each_command_names_the_next_and_the_last_one_the_report(finished):
     _, printed = finished
-    assert len(printed) == 3
-    assert "next: python experiments/compare_ensembles.py runs/001-digits" in printed[-1]
+    assert len(printed) == 4
+    assert "next: python -m dnas_ens.report runs/001-digits" in printed[2]
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
@@ -149,7 +149,7 @@ def test_results_can_be_recomputed_from_the_predictions_alone(finished):
     assert rows["ensemble"]["nll"] == pytest.approx(nll, rel=1e-5)
     assert rows["ensemble"]["accuracy"] == (averaged.argmax(1) == labels).mean()
     assert rows["ensemble"]["nll"] <= rows["average member"]["nll"]
-    assert f"{rows['ensemble']['nll']:.4f}" in printed[-1]
+    assert f"{rows['ensemble']['nll']:.4f}" in printed[2]
 
 
 def test_tensorboard_holds_the_scalars_and_figures(finished):
@@ -299,15 +299,58 @@ def test_pictures_in_a_folder_go_the_whole_way(tmp_path):
     run("-m", "dnas_ens.retrain", "runs/001-photos", *TINY_RECIPE, cwd=tmp_path)
     out, _ = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path)
     assert "photos, 12 test images" in out
+    # Continued from another directory, and after the folder has moved, of which the run takes note.
+    (tmp_path / "elsewhere").mkdir()
+    run("-m", "dnas_ens.evaluate", "../runs/001-photos", cwd=tmp_path / "elsewhere")
+    (tmp_path / "photos").rename(tmp_path / "my photos")
+    command = ("-m", "dnas_ens.evaluate", "runs/001-photos")
+    _, err = run(*command, cwd=tmp_path, code=2)
+    assert f"are not at {tmp_path}/photos any more" in err
+    assert "--data" in err
+    run(*command, "--data", "my photos", cwd=tmp_path)
+    run(*command, cwd=tmp_path)
+    _, err = run(*command, "--data", "digits", cwd=tmp_path, code=2)
+    assert "are not those" in err
+    (tmp_path / "my photos").rename(tmp_path / "photos")
+    run(*command, "--data", "photos", cwd=tmp_path)
     # The same folder with another picture is another data set.
     Image.fromarray(pixels).save(tmp_path / "photos/light/more.png")
     _, err = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path, code=2)
     assert "are not those" in err
 
 
+def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_flip(tmp_path):
+    generator = np.random.default_rng(0)
+    for label in ("left", "right"):
+        (tmp_path / "my photos" / label).mkdir(parents=True)
+        for index in range(12):
+            pixels = generator.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "my photos" / label / f"{index}.png")
+    tiny = [word for word in TINY if word not in ("--limit-train", "96")]
+    tiny[tiny.index("--batch-size") + 1] = "4"
+    command = ["-m", "dnas_ens.search", *tiny, "--data", "my photos", "--run-dir", "my run"]
+    _, err = run(*command, cwd=tmp_path)
+    assert "does not mirror" in err
+    out = run("-m", "dnas_ens.retrain", "my run", *TINY_RECIPE, cwd=tmp_path)[0]
+    for following in ("dnas_ens.evaluate", "dnas_ens.report"):
+        told = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1]
+        assert following in told
+        out = run(*shlex.split(told), cwd=tmp_path)[0]
+    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "my run/env.json").read_text())] == [
+        False
+    ] * 3
+    # What the search was told holds for what follows.
+    run(*command[:-1], "mirrored", "--flip", cwd=tmp_path)
+    run("-m", "dnas_ens.retrain", "mirrored", *TINY_RECIPE, cwd=tmp_path)
+    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "mirrored/env.json").read_text())] == [
+        True
+    ] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause", "remedy"),
     [
+        (["photos"], "Unexpected argument 'photos'", "--data photos"),
         (["--data", "fashion-mnits"], "fashion-mnits", "fashion-mnist"),
         (["--data", "empty"], "empty has no class folders", ""),
         (["--data", "hollow"], "cats", ""),

@@ -261,3 +261,20 @@ def test_env_holds_an_entry_a_command(tmp_path: Path) -> None:
     with RunFolder.open(tmp_path) as run:
         run.write_env()
     assert read_json(tmp_path / "env.json")[-1]["command"] == sys.argv
+
+
+def test_a_field_of_a_later_version_left_open_is_no_difference(tmp_path):
+    with RunFolder.create(tmp_path / "run", config={"data": {"data": "digits"}}):
+        pass
+    later = {"data": {"data": "digits", "flip": None}}
+    with RunFolder.create(tmp_path / "run", config=later, resume=True) as run:
+        assert run.config["search"] == {"data": {"data": "digits"}}
+    with pytest.raises(UserError, match="flip is absent there and true here"):
+        RunFolder.create(tmp_path / "run", config={"data": {"data": "digits", "flip": True}}, resume=True)
+
+
+def test_a_replaced_section_is_what_the_folder_holds(tmp_path):
+    with RunFolder.create(tmp_path / "run", config={"data": "old"}) as run:
+        run.replace_config("search", {"data": "new"})
+    with RunFolder.open(tmp_path / "run") as run:
+        assert run.config == {"search": {"data": "new"}}

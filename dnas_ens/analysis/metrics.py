@@ -113,6 +113,26 @@ def accuracy(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return float((checked.argmax(axis=1) == classes).mean())
 
 
+def balanced_accuracy(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Mean over the classes that occur of the share of their images that are right, as scikit-learn's.
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1].
+        labels: Class indices, shape (N,), integers in 0..K-1.
+
+    Returns:
+        Balanced accuracy in [0, 1].
+
+    Raises:
+        ValueError: See `check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    right = checked.argmax(axis=1) == classes
+    counts = np.bincount(classes)
+    recalls = np.bincount(classes, weights=right)[counts > 0] / counts[counts > 0]
+    return float(recalls.mean())
+
+
 def per_image_nll(probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
     """Negative log-likelihood of every label, -ln max(p_n[y_n], 1e-12).
 

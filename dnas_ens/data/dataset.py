@@ -17,6 +17,7 @@ from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
 
 SPLIT_NAMES = ("train", "val", "test")
+_CLASSES_NAMED = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +41,10 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        channels, height, width = self.images.shape[1:]
+        return f"Split({len(self)} images, {channels}x{height}x{width}, on {self.labels.device})"
 
     def to(self, device: torch.device | str) -> Split:
         """The same split on `device`."""
@@ -98,6 +103,7 @@ class ImageData:
         splits: For "train", "val" and "test" each image's index in the source: the source's training
             images in file order, then its own validation and test images, where it has any.
         skipped: Files left out because they could not be read; they have no index.
+        deep_bits: Bits, 8 to 16, of the greys of more than 8 bits that were scaled to 8; None where there were none.
 
     Raises:
         UserError: If the parts contradict each other.
@@ -114,9 +120,20 @@ class ImageData:
     fingerprint: str
     splits: dict[str, list[int]]
     skipped: tuple[str, ...] = ()
+    deep_bits: int | None = None
 
     def __post_init__(self) -> None:
         check_image_data(self)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.classes[:_CLASSES_NAMED]) + (
+            ", ..." if self.num_classes > _CLASSES_NAMED else ""
+        )
+        sizes = ", ".join(f"{len(split)} {name}" for name, split in self.named_splits().items())
+        return (
+            f"ImageData({self.name!r}: {sizes} images, {self.num_channels}x{self.image_size}x{self.image_size}; "
+            f"{self.num_classes} classes: {names}; flip={self.flip}; fingerprint {self.fingerprint[:12]})"
+        )
 
     @classmethod
     def from_splits(
@@ -130,6 +147,7 @@ class ImageData:
         flip: bool,
         splits: Mapping[str, Sequence[int]] | None = None,
         skipped: Sequence[str] = (),
+        deep_bits: int | None = None,
     ) -> ImageData:
         """Measure normalisation on the training images, take the fingerprint, and build.
 
@@ -142,6 +160,7 @@ class ImageData:
             flip: Whether an image means the same after a horizontal flip.
             splits: Source indices of each split; counted through train, val and test if not given.
             skipped: Files left out because they could not be read.
+            deep_bits: Bits of the greys that were scaled to 8; None where there were none.
 
         Raises:
             UserError: If the parts contradict each other.
@@ -171,6 +190,7 @@ class ImageData:
             fingerprint=digest.hexdigest(),
             splits=indices,
             skipped=tuple(skipped),
+            deep_bits=deep_bits,
         )
 
     @property
@@ -230,6 +250,7 @@ class ImageData:
             flip=self.flip,
             splits={**self.splits, "train": [self.splits["train"][index] for index in kept]},
             skipped=self.skipped,
+            deep_bits=self.deep_bits,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -245,6 +266,7 @@ class ImageData:
             "flip": self.flip,
             "fingerprint": self.fingerprint,
             "skipped": list(self.skipped),
+            "deep_bits": self.deep_bits,
             "splits": {
                 key: {
                     "num_images": len(split),

@@ -4,18 +4,42 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shlex
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from dnas_ens.data.images import LabelledImages, PixelArray, decode_or_error, in_threads, reason, stack
+from dnas_ens.data.images import (
+    FOREIGN_EXTENSIONS,
+    LabelledImages,
+    Picture,
+    common_side,
+    decode_or_error,
+    in_threads,
+    open_image,
+    reason,
+    remedy_for,
+    stack,
+    tell_sizes,
+    with_one_scale,
+)
 from dnas_ens.errors import UserError
 
 IMAGE_EXTENSIONS = (
+    ".apng",
+    ".avif",
     ".bmp",
     ".gif",
+    ".heic",
+    ".heif",
+    ".hif",
+    ".j2k",
     ".jfif",
+    ".jp2",
+    ".jpe",
     ".jpeg",
     ".jpg",
     ".pbm",
@@ -23,12 +47,23 @@ IMAGE_EXTENSIONS = (
     ".png",
     ".pnm",
     ".ppm",
+    ".tga",
     ".tif",
     ".tiff",
     ".webp",
 )
 
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# Formats whose first bytes tell them, looked for in files whose name has no ending.
+_FORMATS_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
+# What file managers leave behind.
+_CLUTTER = ("thumbs.db", "desktop.ini")
+
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "valset"), "val"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+_WORDS_BESIDE = {"set", "data", "dataset", "images", "split"}
 _FILES_AT_A_TIME = 64
 
 _logger = logging.getLogger(__name__)
@@ -40,14 +75,16 @@ def load_folder(
     """Read every image below `root`.
 
     Classes are the folders' names, sorted. Files are taken in sorted order of their path inside the class,
-    at any depth; hidden files and other file types are ignored. The data are grey if every image is (modes
-    1, L, LA, 16-bit), otherwise RGB, with transparency laid on white.
+    at any depth; hidden files are ignored, other kinds of files left out and counted in a warning, as are images
+    beside the class folders. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB, with
+    transparency laid on white. Greys of more than 8 bits have one scale in all the set, see
+    `images.with_one_scale`.
 
     Args:
-        root: Folder with one folder a class, or with `train` and perhaps `val` and `test` (any case;
-            `valid` and `validation` also mean val) that each hold one folder a class.
-        image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a square
-            size of at most 64 that all images share, and otherwise means 64.
+        root: Folder with one folder a class, or with `train` and perhaps `val` and `test` that each hold one
+            folder a class; `training`, `valid`, `validation`, `testing` and the like mean the same, in any case.
+        image_size: Side in pixels: the short side is resized and the centre cropped. None takes the
+            median of the images' short sides, but 64 at most, and says what becomes of the images.
         skip_bad_images: Leave unreadable images out with a warning, instead of refusing the folder.
 
     Returns:
@@ -68,19 +105,26 @@ def load_folder(
     classes = _shared_classes(root, parts)
     paths: list[str] = []
     labels: list[int] = []
+    others: list[str] = []
     ends = {}
     for part, folder in parts.items():
         for label, name in enumerate(classes):
-            found = list_images(folder / name)
+            found, of_other_kinds = list_images(folder / name)
             paths += found
+            others += of_other_kinds
             labels += [label] * len(found)
         ends[part] = len(paths)
+    _tell_left_out(others, {root, *parts.values()})
     if not paths:
         raise UserError(
             f"{root} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) in its folders."
         )
     part_of = np.searchsorted(list(ends.values()), np.arange(len(paths)), side="right")
-    arrays, readable, skipped = _decode_all(paths, image_size=image_size, skip_bad_images=skip_bad_images)
+    sizes = list(in_threads(_size_of, paths))
+    side = image_size
+    if side is None:
+        side = common_side([size for size in sizes if size is not None] or [(1, 1)])
+    pictures, readable, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images)
     kept_labels = np.asarray(labels, dtype=np.int64)[readable]
     kept_parts = part_of[readable]
     counts = {}
@@ -88,16 +132,22 @@ def load_folder(
         of_part = kept_labels[kept_parts == index]
         counts[part] = len(of_part)
         _refuse_empty_classes(folder, classes, np.bincount(of_part, minlength=len(classes)))
+    if image_size is None:
+        tell_sizes([size for index in readable if (size := sizes[index]) is not None], side)
+    read = tuple(paths[index] for index in readable)
+    arrays, deep_bits = with_one_scale(pictures, read)
     return LabelledImages(
         name=root.resolve().name,
         classes=tuple(classes),
-        images=stack(arrays, image_size=image_size),
+        images=stack(arrays, image_size=side),
         labels=kept_labels,
         flip=True,
         num_train=counts["train"],
         num_val=counts.get("val", 0),
         num_test=counts.get("test", 0),
         skipped=tuple(skipped),
+        deep_bits=deep_bits,
+        paths=read,
     )
 
 
@@ -108,11 +158,12 @@ def _find_parts(root: Path) -> dict[str, Path]:
         raise UserError(
             f"{root} has no class folders.", "Put the images of each class in a folder named after the class."
         )
+    inner = {name: _list_folders(root / name) for name in names}
     by_part: dict[str, Path] = {}
     others = []
     for name in names:
-        part = _SPLIT_FOLDERS.get(name.lower())
-        if part is None or not _list_folders(root / name):
+        part = _part_named(name)
+        if part is None or not inner[name]:
             others.append(name)
         elif part in by_part:
             raise UserError(
@@ -121,31 +172,93 @@ def _find_parts(root: Path) -> dict[str, Path]:
             )
         else:
             by_part[part] = root / name
-    if "train" not in by_part:
+    if not by_part:
+        _refuse_wrong_level(root, inner)
         return {"train": root}
+    if "train" not in by_part:
+        name = next(iter(by_part.values())).name
+        raise UserError(
+            f"{root} has {name}/ with class folders, but no train/.",
+            "Add train/ with the same class folders, or give the folders other names if they are classes.",
+        )
     if others:
         raise UserError(
-            f"{root} has {others[0]}/ beside train/, which holds class folders.",
+            f"{root} has {others[0]}/ beside {by_part['train'].name}/, which holds class folders.",
             f"Leave only train/, val/ and test/ there, each with one folder a class; move {others[0]}/ away.",
         )
     return {part: by_part[part] for part in ("train", "val", "test") if part in by_part}
 
 
+def _part_named(name: str) -> str | None:
+    """The split that a folder's name means, such as train for Training or test for test_set; None for none."""
+    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _WORDS_BESIDE]
+    return _SPLIT_WORDS.get(words[0]) if len(words) == 1 else None
+
+
+def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
+    """Refuse folders that are splits where classes should be, and say where that is likely.
+
+    Args:
+        root: What should hold the class folders.
+        inner: The folders of each folder in it.
+    """
+    if len(inner) > 1 and all(map(_part_named, inner)):
+        raise UserError(
+            f"The folders of {root}, {_name_some(list(inner))}, are splits that hold no class folders.",
+            f"Put one folder a class into each, such as {root / next(iter(inner))}/cat.",
+        )
+    for name, below in inner.items():
+        if len({part for part in map(_part_named, below) if part}) > 1:
+            if len(inner) == 1:
+                continue  # one folder too many, which is told elsewhere
+            raise UserError(
+                f"{root / name} holds the splits {_name_some(below)}, inside a class.",
+                f"Put the splits outside and the classes inside, such as {root / below[0] / name}.",
+            )
+    shared = set.intersection(*map(set, inner.values()))
+    if len(inner) > 1 and len(shared) > 1:
+        words = {word for name in inner for word in re.split(r"[\W\d_]+", name.lower())}
+        if words & _SPLIT_WORDS.keys():
+            raise UserError(
+                f"The folders of {root}, {_name_some(list(inner))}, look like splits, for each holds "
+                f"{_name_some(sorted(shared))}.",
+                "Name them train, val and test.",
+            )
+        _logger.warning(
+            "The classes of %s are taken to be %s, though each holds folders named %s. Where those are the classes, "
+            "name the outer folders train, val and test, or give --data one of them.",
+            root,
+            _name_some(list(inner)),
+            _name_some(sorted(shared)),
+        )
+
+
 def _shared_classes(root: Path, parts: dict[str, Path]) -> list[str]:
     """Class names, refusing one class only and names that differ between the parts."""
     classes = _list_folders(parts["train"])
-    for part, folder in parts.items():
+    for folder in parts.values():
         names = _list_folders(folder)
         for wrong, where, lacks in (
-            (sorted(set(names) - set(classes)), part, "train"),
-            (sorted(set(classes) - set(names)), "train", part),
+            (sorted(set(names) - set(classes)), folder, parts["train"]),
+            (sorted(set(classes) - set(names)), parts["train"], folder),
         ):
             if wrong:
                 raise UserError(
-                    f"Class {_name_some(wrong)} of {root / where} is not in {root / lacks}.",
-                    "Give train, val and test the same class folders.",
+                    f"Class {_name_some(wrong)} of {where} is not in {lacks}.",
+                    f"Give {', '.join(path.name for path in parts.values())} the same class folders.",
                 )
     if len(classes) == 1:
+        only = parts["train"] / classes[0]
+        below = _list_folders(only)
+        if len(below) > 1:
+            remedy = f"Give --data {shlex.quote(str(only))}."
+            if len(parts) > 1:
+                remedy = f"Move the folders in {only} up into {parts['train']}, and so in the other splits."
+            raise UserError(
+                f"{parts['train']} holds the single folder {classes[0]}, whose folders {_name_some(below)} seem to be "
+                f"the {'splits' if all(map(_part_named, below)) else 'classes'}.",
+                remedy,
+            )
         raise UserError(
             f"{parts['train']} has the one class {classes[0]!r}.", "Give at least two classes, a folder each."
         )
@@ -167,9 +280,15 @@ def _list_folders(folder: Path) -> list[str]:
     )
 
 
-def list_images(folder: Path) -> list[str]:
-    """Return the paths of the images below a folder, sorted; linked folders are followed, each only once."""
-    found: list[str] = []
+def list_images(folder: Path) -> tuple[list[str], list[str]]:
+    """Find the images below a folder; linked folders are followed, each only once, and hidden files passed over.
+
+    Returns:
+        The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
+        files. A file whose name has no ending is told by its content.
+    """
+    images: list[str] = []
+    others: list[str] = []
     seen: set[str] = set()
     for where, folders, files in os.walk(folder, followlinks=True):
         seen.add(os.path.realpath(where))
@@ -178,24 +297,72 @@ def list_images(folder: Path) -> list[str]:
             for name in folders
             if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
         ]
-        found += [
-            os.path.join(where, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(IMAGE_EXTENSIONS)
+        for name in files:
+            if not name.startswith(".") and name.lower() not in _CLUTTER:
+                path = os.path.join(where, name)
+                (images if _is_picture(path) else others).append(path)
+    return sorted(images), sorted(others)
+
+
+def _is_picture(path: str) -> bool:
+    ending = os.path.splitext(path)[1].lower()
+    if ending:
+        return ending in IMAGE_EXTENSIONS or ending in FOREIGN_EXTENSIONS
+    try:
+        with open_image(path, formats=_FORMATS_BY_CONTENT):
+            return True
+    except Exception:  # whatever Pillow raises on what is no image
+        return False
+
+
+def _tell_left_out(others: list[str], outside: set[Path]) -> None:
+    """Say how many files are left out: of other kinds, and images in folders that should hold folders alone."""
+    if others:
+        kinds = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in others)
+        named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
+        _logger.warning(
+            "%d files are left out, for they are not known as images: %s%s (such as %s).",
+            len(others),
+            named,
+            " and others" if len(kinds) > 5 else "",
+            others[0],
+        )
+    for folder in sorted(outside):
+        loose = [
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_file() and not entry.name.startswith(".") and _is_picture(str(entry))
         ]
-    return sorted(found)
+        if loose:
+            _logger.warning(
+                "%d images that lie in %s itself, in no class folder, are left out (such as %s).",
+                len(loose),
+                folder,
+                min(loose),
+            )
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    """Width and height in the file, in pixels; None where it cannot be read, which is told when it is decoded."""
+    try:
+        with open_image(path) as image:
+            return image.size
+    except MemoryError:
+        raise
+    except Exception:  # whatever Pillow raises on a damaged file
+        return None
 
 
 def _decode_all(
-    paths: list[str], *, image_size: int | None, skip_bad_images: bool
-) -> tuple[list[PixelArray], list[int], list[str]]:
-    """Decode in threads; the arrays, the indices of their paths, and the paths left out."""
+    paths: list[str], *, image_size: int, skip_bad_images: bool
+) -> tuple[list[Picture], list[int], list[str]]:
+    """Decode in threads; the pictures, the indices of their paths, and the paths left out."""
 
-    def decode_some(some: list[str]) -> list[PixelArray | Exception]:
+    def decode_some(some: list[str]) -> list[Picture | Exception]:
         return [decode_or_error(path, image_size=image_size) for path in some]
 
     chunks = [paths[start : start + _FILES_AT_A_TIME] for start in range(0, len(paths), _FILES_AT_A_TIME)]
-    results: list[PixelArray | Exception] = []
+    results: list[Picture | Exception] = []
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=None, leave=False) as bar:
         for decoded in in_threads(decode_some, chunks):
             results += decoded
@@ -208,11 +375,14 @@ def _decode_all(
         listed = ", ".join(f"{path} ({reason(error)})" for path, error in bad[:3])
         message = count + listed + (f" and {len(bad) - 3} more." if len(bad) > 3 else ".")
         if not skip_bad_images:
-            raise UserError(message, "Repair or delete them, or leave them out with --skip-bad-images.")
+            remedy = remedy_for([path for path, _ in bad])
+            if not remedy.startswith("Install"):
+                remedy = "Repair or delete them."
+            raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
     readable = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
-    arrays = [result for result in results if not isinstance(result, Exception)]
-    return arrays, readable, [path for path, _ in bad]
+    pictures = [result for result in results if not isinstance(result, Exception)]
+    return pictures, readable, [path for path, _ in bad]
 
 
 def _name_some(names: list[str]) -> str:

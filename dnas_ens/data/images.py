@@ -5,7 +5,10 @@ Training and prediction read images through this module, so that a member sees t
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +23,23 @@ from dnas_ens.errors import UserError
 
 PixelArray = NDArray[np.uint8]
 
-# Squares up to this side are kept as they are; anything else becomes a square of this side.
+#: The largest side that is chosen where none is asked for.
 DEFAULT_SIZE = 64
 
-_SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+#: Pictures that are not read. Pillow would take the thumbnail within some of them for the picture.
+FOREIGN_EXTENSIONS = (
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"),
+    *(".dcm", ".dicom", ".eps", ".exr", ".jxl", ".psd", ".svg"),
+)
+
+_DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY_MODES = ("1", "L", "LA", "La")
+# A number with its highest bit of 16 set: where one occurs, the values are of 16 bits and no fewer.
+_HALF_OF_16_BITS = 1 << 15
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+_SIZES_NAMED = 3
+
+_logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -45,6 +60,8 @@ class LabelledImages:
         num_test: Images the source gives for test, or 0.
         max_val: See `splits.choose_splits`.
         skipped: Files left out because they could not be read.
+        deep_bits: See `dataset.ImageData`.
+        paths: The images' files, where they have some each.
     """
 
     name: str
@@ -57,9 +74,32 @@ class LabelledImages:
     num_test: int = 0
     max_val: int | None = None
     skipped: tuple[str, ...] = ()
+    deep_bits: int | None = None
+    paths: tuple[str, ...] = ()
 
 
-def read_image(path: str | os.PathLike[str], *, num_channels: int, image_size: int) -> torch.Tensor:
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A decoded file, its deep greys not yet brought to 8 bits, for their range is that of the whole set.
+
+    Args:
+        pixels: uint8 (H, H) or (H, H, 3); uint16 (H, H) for deep greys.
+        peak: Largest value in the file, 0 to 65535, of deep greys and of 16-bit colour, of which Pillow keeps the
+            upper 8 bits; None for pixels of 8 bits.
+    """
+
+    pixels: NDArray[np.uint8] | NDArray[np.uint16]
+    peak: int | None = None
+
+    @property
+    def is_deep_grey(self) -> bool:
+        """Whether the pixels are greys of more than 8 bits."""
+        return self.pixels.dtype == np.uint16
+
+
+def read_image(
+    path: str | os.PathLike[str], *, num_channels: int, image_size: int, deep_bits: int | None = None
+) -> torch.Tensor:
     """Read one image as a trained ensemble wants it.
 
     A grey image is repeated over three channels; a colour image is accepted for one channel only if it is
@@ -69,19 +109,22 @@ def read_image(path: str | os.PathLike[str], *, num_channels: int, image_size: i
         path: The image file.
         num_channels: 1 or 3.
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
+        deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only
+            values that are plainly of 16 bits are accepted.
 
     Returns:
         uint8 (C, H, H).
 
     Raises:
-        UserError: If the file is missing or unreadable, or is in colour where one channel is wanted.
+        UserError: If the file is missing or unreadable, is in colour where one channel is wanted, or has values of
+            another range than the training images.
     """
-    pixels = decode_or_error(path, image_size=image_size)
-    if isinstance(pixels, Exception):
+    picture = decode_or_error(path, image_size=image_size)
+    if isinstance(picture, Exception):
         raise UserError(
-            f"{path} cannot be read as an image ({reason(pixels)}).",
-            "Check the path, or convert it to PNG or JPEG.",
-        ) from pixels
+            f"{path} cannot be read as an image ({reason(picture)}).", remedy_for([os.fspath(path)])
+        ) from picture
+    pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits))
     if pixels.ndim == 3 and num_channels == 1:
         if not (pixels == pixels[:, :, :1]).all():
             raise UserError(
@@ -92,28 +135,87 @@ def read_image(path: str | os.PathLike[str], *, num_channels: int, image_size: i
     return torch.from_numpy(as_planes(pixels, num_channels=num_channels).copy())
 
 
-def decode(path: str | os.PathLike[str], *, image_size: int | None) -> PixelArray:
+def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None) -> int:
+    """The bits of a single picture's values, refusing those that the training images do not tell."""
+    if picture.peak is None:
+        return 8
+    if picture.is_deep_grey and deep_bits is not None:
+        if picture.peak >= 1 << deep_bits:
+            raise UserError(
+                f"{path} has grey values up to {picture.peak}, the training images were of {deep_bits} bits.",
+                f"Scale its values to 0 to {(1 << deep_bits) - 1}, white being the highest.",
+            )
+        return deep_bits
+    if picture.peak < _HALF_OF_16_BITS and deep_bits != 16:
+        raise UserError(
+            f"{path} has values of 16 bits up to about {picture.peak}, and which of them is white is not known.",
+            "Convert it to 8 bits.",
+        )
+    return 16
+
+
+def remedy_for(paths: Sequence[str]) -> str:
+    """What to do about files that cannot be read."""
+    endings = {os.path.splitext(path)[1].lower() for path in paths}
+    if endings & {".heic", ".heif", ".hif"} and not _reads_heif():
+        return "Install the reader of HEIC, `pip install 'dnas_ens[heif]'`, or convert them to PNG or JPEG."
+    return "Check the path, or convert it to PNG or JPEG."
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    """Let Pillow read HEIC where pillow-heif is installed; say whether it is."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def open_image(path: str | os.PathLike[str], *, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """Open a file as Pillow does, HEIC included where pillow-heif is installed.
+
+    Raises:
+        ValueError: If the file is of a kind whose pixels Pillow does not read.
+        Exception: Whatever Pillow raises on a damaged file.
+    """
+    ending = os.path.splitext(path)[1].lower()
+    if ending in FOREIGN_EXTENSIONS:
+        raise ValueError(f"{ending} files are not read")
+    _reads_heif()
+    return Image.open(path, formats=formats)
+
+
+def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
     """Decode an image file, the right way up, at the wanted size.
 
     Args:
         path: The image file; of an animation, the first frame.
-        image_size: Side in pixels; None keeps a square of at most 64 pixels and makes anything else 64.
+        image_size: Side in pixels, H.
 
     Returns:
-        (H, H) for grey, (H, H, 3) for colour.
+        The picture, deep greys as they are in the file.
 
     Raises:
         Exception: Whatever Pillow raises on a damaged file; ValueError for pixels without a known range.
     """
-    with Image.open(path) as image:
-        size = image_size if image_size is not None else preferred_size(image.size)
+    with open_image(path) as image:
         # Lets the JPEG decoder leave out detail far below the wanted size; nothing happens to other files.
-        image.draft(None, (2 * size, 2 * size))
+        image.draft(None, (2 * image_size, 2 * image_size))
+        deep_colour = _is_deep_colour(image)
         upright = ImageOps.exif_transpose(image) if image.info.get("exif") else image
-        return np.asarray(fit(plain(upright), size))
+        flat = plain(upright)
+        if deep_colour:
+            # The upper of two bytes, transparency left out.
+            upper = int(np.asarray(upright)[..., :3].max())
+            return Picture(np.asarray(fit(flat, image_size)), peak=257 * upper)
+        pixels = np.asarray(flat)
+        peak = int(pixels.max()) if pixels.dtype == np.uint16 else None
+        return Picture(np.asarray(fit(flat, image_size)), peak=peak)
 
 
-def decode_or_error(path: str | os.PathLike[str], *, image_size: int | None) -> PixelArray | Exception:
+def decode_or_error(path: str | os.PathLike[str], *, image_size: int) -> Picture | Exception:
     """Decode as `decode` does, or return what is wrong with the file; memory that ran out is not the file's fault."""
     try:
         return decode(path, image_size=image_size)
@@ -123,20 +225,34 @@ def decode_or_error(path: str | os.PathLike[str], *, image_size: int | None) -> 
         return error
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """The same image in mode L if it is grey, otherwise RGB, transparency laid on white.
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Whether a file that is not loaded yet holds 16 bits a channel, of which Pillow will keep the upper 8."""
+    if image.mode in _DEEP_MODES:
+        return False
+    layouts = [tile[3] for tile in getattr(image, "tile", [])]
+    names = [layout if isinstance(layout, str) else (layout or ("",))[0] for layout in layouts]
+    return any(";16" in str(name) for name in names)
 
-    Modes 1, L, LA and 16-bit greys (0 to 65535 scaled to 0 to 255 and rounded) are grey; all others,
+
+def plain(image: Image.Image) -> Image.Image:
+    """The same image in mode L if it is grey, I;16 if its greys are deep, otherwise RGB, transparency laid on white.
+
+    Modes 1, L and LA are grey; I and the kinds of I;16 are deep greys, whose values stay as they are; all others,
     palettes included, are colour.
 
     Raises:
-        ValueError: If the pixels are floats or outside 16 bits, so that their range is unknown.
+        ValueError: If the pixels are floats, deep greys with transparency or outside 16 bits, so that their
+            range is unknown.
     """
-    if image.mode in _SIXTEEN_BIT_MODES:
+    if image.mode in _DEEP_MODES:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError("grey values outside 0 to 65535")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if "transparency" in image.info:
+            raise ValueError("16-bit greys with transparency are not read")
+        if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            raise ValueError("16-bit greys of which 0 is white are not read")
+        return Image.fromarray(values.astype(np.uint16))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     grey = image.mode in _GREY_MODES
@@ -148,6 +264,56 @@ def plain(image: Image.Image) -> Image.Image:
     return image if image.mode == wanted else image.convert(wanted)
 
 
+def to_eight_bits(values: NDArray[np.uint8] | NDArray[np.uint16], bits: int) -> PixelArray:
+    """Scale deep greys from 0 to 2^bits - 1 to 0 to 255, rounded; uint8 values stay as they are."""
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
+    top = (1 << bits) - 1
+    return ((values.astype(np.int64) * 255 + top // 2) // top).astype(np.uint8)
+
+
+def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[list[PixelArray], int | None]:
+    """Bring all pictures of a set to 8 bits, its deep greys by one scale, and say by which.
+
+    The scale is that of the fewest bits, from 8 to 16, that hold every deep grey of the set: microscopes and X-ray
+    machines write 10, 12 or 14 bits into files of 16, and no file says so.
+
+    Args:
+        pictures: N of them.
+        names: What a message calls each.
+
+    Returns:
+        N arrays (H, H) or (H, H, 3), and the bits; None where there is no deep grey.
+
+    Raises:
+        UserError: If there are 16-bit colours that use fewer than 16 bits, of which Pillow keeps the upper 8.
+    """
+    colours = [
+        (picture.peak, name)
+        for picture, name in zip(pictures, names, strict=True)
+        if picture.peak is not None and not picture.is_deep_grey
+    ]
+    if colours and max(colours)[0] < _HALF_OF_16_BITS:
+        raise UserError(
+            f"{_counted(len(colours), 'picture')} such as {max(colours)[1]} hold 16-bit colour with values up to "
+            f"about {max(colours)[0]} of 65535, of which only the upper 8 bits can be read.",
+            "Convert them to 8 bits, white being their highest value.",
+        )
+    peaks = [picture.peak for picture in pictures if picture.is_deep_grey and picture.peak is not None]
+    if not peaks:
+        return [to_eight_bits(picture.pixels, 8) for picture in pictures], None
+    bits = max(8, max(peaks).bit_length())
+    _logger.warning(
+        "%s of %d with greys of more than 8 bits: the highest value is %d, so white is %d (%d bits).",
+        _counted(len(peaks), "picture"),
+        len(pictures),
+        max(peaks),
+        (1 << bits) - 1,
+        bits,
+    )
+    return [to_eight_bits(picture.pixels, bits) for picture in pictures], bits
+
+
 def fit(image: Image.Image, size: int) -> Image.Image:
     """Resize the short side to `size` (bilinear, antialiased) and crop the centre square."""
     if image.size == (size, size):
@@ -155,25 +321,49 @@ def fit(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), method=Image.Resampling.BILINEAR)
 
 
-def preferred_size(size: tuple[int, int]) -> int:
-    """Side a single image would keep if none is asked for: its own if square and at most 64, else 64."""
-    return size[0] if size[0] == size[1] <= DEFAULT_SIZE else DEFAULT_SIZE
+def common_side(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side that the images of a set are given where none is asked for.
+
+    Args:
+        sizes: Width and height of each, in pixels; at least one.
+
+    Returns:
+        The median of their short sides, the lower one of two, but 64 at most: few odd images do not move it.
+    """
+    return min(DEFAULT_SIZE, sorted(map(min, sizes))[(len(sizes) - 1) // 2])
 
 
-def stack(arrays: Sequence[PixelArray], *, image_size: int | None) -> PixelArray:
+def tell_sizes(sizes: Sequence[tuple[int, int]], side: int) -> None:
+    """Say how many images of a set change their size, from what to what; nothing where none does."""
+    changed = Counter(size for size in sizes if size != (side, side))
+    if not changed:
+        return
+    named = [f"{count} of {width}x{height}" for (width, height), count in changed.most_common(_SIZES_NAMED)]
+    rest = changed.total() - sum(count for _, count in changed.most_common(_SIZES_NAMED))
+    named += [f"{rest} of other sizes"] if rest else []
+    enlarged = sum(count for size, count in changed.items() if min(size) < side)
+    _logger.warning(
+        "%d of %s become %dx%d (%s): the short side is resized%s and the centre cropped. "
+        "Another side is given by --image-size or image_size=.",
+        changed.total(),
+        _counted(len(sizes), "picture"),
+        side,
+        side,
+        ", ".join(named),
+        f", {enlarged} of them enlarged," if enlarged else "",
+    )
+
+
+def stack(arrays: Sequence[PixelArray], *, image_size: int) -> PixelArray:
     """Join decoded images of one data set: one size, one number of channels.
 
     Args:
         arrays: N arrays (H, W) or (H, W, 3); at least one.
-        image_size: Side in pixels; None keeps the one square size of at most 64 that all share, if they
-            do, and makes all of them 64 otherwise.
+        image_size: Side in pixels.
 
     Returns:
         (N, C, H, H), C = 1 if all are grey, otherwise 3.
     """
-    if image_size is None:
-        sizes = {array.shape[:2] for array in arrays}
-        image_size = preferred_size(next(iter(sizes))) if len(sizes) == 1 else DEFAULT_SIZE
     side = image_size
 
     def resized(array: PixelArray) -> PixelArray:
@@ -207,3 +397,7 @@ def reason(error: Exception) -> str:
     """One line that says why an image could not be read."""
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

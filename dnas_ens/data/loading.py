@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dnas_ens.data.copies import first_equal, tell_copies
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.data.folder import load_folder
 from dnas_ens.data.images import LabelledImages
+from dnas_ens.data.mirrors import mirror_hint
 from dnas_ens.data.names import SOURCE_NAMES
 from dnas_ens.data.sources import load_source
 from dnas_ens.data.splits import choose_splits, draw_limited
 from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
+
+# How many times as large as the smallest class the largest is where that is said.
+_UNEQUAL = 4
+
+_logger = logging.getLogger(__name__)
 
 
 def load_data(
@@ -29,6 +39,7 @@ def load_data(
     seed: int = 0,
     download: bool = True,
     skip_bad_images: bool = False,
+    flip: bool | None = None,
 ) -> ImageData:
     """Load images and split them: disjoint, stratified, seeded, fingerprinted.
 
@@ -43,11 +54,13 @@ def load_data(
         data_root: Where named data sets are kept; default $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
         limit_train: Keep a stratified subset of so many training images; val and test are unchanged.
         image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a named
-            data set's own; for folders and Datasets it keeps a square size of at most 64 that all images
-            share, and otherwise means 64.
+            data set's own; for folders and Datasets it takes the median of the images' short sides, but 64
+            at most, and says what becomes of the images.
         seed: At least 0; decides the splits and the subset, each from its own stream.
         download: Whether a named data set may be downloaded if its files are absent.
         skip_bad_images: Leave unreadable images of a folder out with a warning, instead of refusing it.
+        flip: Whether training mirrors images left to right at random. None does where that is known to keep the
+            meaning, and for folders and Datasets where no class name tells otherwise.
 
     Returns:
         The data on the CPU.
@@ -63,17 +76,21 @@ def load_data(
                 f"The data are loaded at {data.image_size} pixels, but {image_size} were asked for.",
                 "Load them with that image_size.",
             )
+        if flip is not None and flip != data.flip:
+            data = dataclasses.replace(data, flip=flip)
         return data if limit_train is None else data.limited(limit_train, seed=seed)
+    own = True
     if isinstance(data, Dataset):
         source = load_torch_dataset(data, image_size=image_size)
     else:
         root = default_data_root() if data_root is None else Path(data_root).expanduser()
         if isinstance(data, str) and data in SOURCE_NAMES:
-            source = load_source(data, root, image_size=image_size, download=download)
+            source, own = load_source(data, root, image_size=image_size, download=download), False
         else:
-            folder = _find_folder(data, data_root=root)
+            folder = find_folder(data, data_root=root)
             source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images)
-    return _split(source, limit_train=limit_train, seed=seed)
+    source = dataclasses.replace(source, flip=_decide_flip(source, flip, own=own))
+    return _split(source, limit_train=limit_train, seed=seed, own=own)
 
 
 def default_data_root() -> Path:
@@ -82,7 +99,12 @@ def default_data_root() -> Path:
     return Path(given).expanduser() if given else Path.home() / ".cache" / "dnas_ens" / "data"
 
 
-def _find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
+def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
+    """Find a folder of images by its path, or by its name below the data root.
+
+    Raises:
+        UserError: If there is none.
+    """
     if str(data) in ("", "."):
         raise UserError(
             f"--data is {str(data)!r}.", f"Give a name ({', '.join(SOURCE_NAMES)}) or a path to a folder."
@@ -103,7 +125,41 @@ def _find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
     )
 
 
-def _split(source: LabelledImages, *, limit_train: int | None, seed: int) -> ImageData:
+def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bool:
+    """Whether training mirrors a source's images, and say so where class names decide it."""
+    if asked is not None:
+        return asked
+    # A Dataset without names numbers its classes.
+    numbered = source.classes == tuple(map(str, range(len(source.classes)))) and not source.paths
+    hint = None if numbered or not (own and source.flip) else mirror_hint(source.classes)
+    if hint is not None:
+        _logger.warning(
+            "Training does not mirror the images left to right, for the classes %s; --flip (flip=True) does.",
+            hint,
+        )
+    return source.flip and hint is None
+
+
+def _tell_imbalance(source: LabelledImages) -> None:
+    counts = np.bincount(source.labels, minlength=len(source.classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] >= _UNEQUAL * counts[least]:
+        _logger.warning(
+            "The classes are unequal: %d of %d images are of class %r, %d of class %r. Always answering %r would be "
+            "right for %.1f %%, so look at the balanced accuracy too.",
+            counts[most],
+            len(source.labels),
+            source.classes[most],
+            counts[least],
+            source.classes[least],
+            source.classes[most],
+            100 * counts[most] / len(source.labels),
+        )
+
+
+def _split(source: LabelledImages, *, limit_train: int | None, seed: int, own: bool) -> ImageData:
+    # The splits of data sets known by name are what others compare with.
+    first = first_equal(source.images) if own else None
     chosen = choose_splits(
         source.labels,
         classes=source.classes,
@@ -111,8 +167,12 @@ def _split(source: LabelledImages, *, limit_train: int | None, seed: int) -> Ima
         num_val=source.num_val,
         num_test=source.num_test,
         max_val=source.max_val,
+        first_equal=first,
         seed=seed,
     )
+    if first is not None:
+        tell_copies(source, first, chosen)
+        _tell_imbalance(source)
     if limit_train is not None:
         train = chosen["train"]
         kept = draw_limited(source.labels[train], limit_train, classes=source.classes, seed=seed)
@@ -127,4 +187,5 @@ def _split(source: LabelledImages, *, limit_train: int | None, seed: int) -> Ima
         flip=source.flip,
         splits={key: indices.tolist() for key, indices in chosen.items()},
         skipped=source.skipped,
+        deep_bits=source.deep_bits,
     )

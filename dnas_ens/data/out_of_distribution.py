@@ -44,7 +44,7 @@ def load_out_of_distribution(
     """
     if name == PHOTOGRAPHS:
         return _with_channels(_photograph_patches(data.image_size), data.num_channels)
-    other = load_data(name, data_root=data_root, image_size=data.image_size, download=download)
+    other = load_data(name, data_root=data_root, image_size=data.image_size, download=download, flip=False)
     foreign = [index for index, label in enumerate(other.classes) if label not in data.classes]
     if not foreign:
         raise UserError(

@@ -26,6 +26,7 @@ def choose_splits(
     num_val: int = 0,
     num_test: int = 0,
     max_val: int | None = None,
+    first_equal: IntArray | None = None,
     seed: int,
 ) -> dict[str, IntArray]:
     """Say which images of a source are for training, validation and test.
@@ -41,6 +42,9 @@ def choose_splits(
         num_test: Images it gives for test, or 0.
         max_val: Where val is cut off train: the number of validation images, or a fifth of the
             training images if that is less; exact in total, each class within one image of its share.
+        first_equal: For each image the index of the first that is equal to it. Where a part is cut off train, equal
+            images stay together and count once, but for a class that has too few different ones to be in every
+            part; None where they need not.
         seed: At least 0.
 
     Returns:
@@ -52,21 +56,43 @@ def choose_splits(
     _check_seed(seed)
     if num_train + num_val + num_test != len(labels):
         raise ValueError(f"{num_train} + {num_val} + {num_test} images, but {len(labels)} labels")
-    source_counts = np.bincount(labels[:num_train], minlength=len(classes))
-    _check_class_sizes(source_counts, classes, num_parts=1 + (num_val == 0) + (num_test == 0))
+    num_parts = 1 + (num_val == 0) + (num_test == 0)
+    _check_class_sizes(np.bincount(labels[:num_train], minlength=len(classes)), classes, num_parts=num_parts)
+    first = _standing_for(labels, num_train, first_equal=first_equal, num_parts=num_parts)
+    train: IntArray = np.unique(first[:num_train])
+    source_counts = np.bincount(labels[train], minlength=len(classes))
     # Halves round up, and a class of three images has one in each of three parts.
-    fifth = np.maximum(1, (2 * source_counts + 5) // 10)
-    train: IntArray = np.arange(num_train)
-    val: IntArray = np.arange(num_train, num_train + num_val)
-    test: IntArray = np.arange(num_train + num_val, len(labels))
+    fifth = np.minimum(source_counts, np.maximum(1, (2 * source_counts + 5) // 10))
+    parts: dict[str, IntArray] = {}
     if num_test == 0:
-        test, train = _draw(train, labels, counts=fifth, seed=seed, stream=_TEST_STREAM)
+        parts["test"], train = _draw(train, labels, counts=fifth, seed=seed, stream=_TEST_STREAM)
     if num_val == 0:
         counts = (
             fifth if max_val is None else proportional_counts(source_counts, min(max_val, num_train // 5))
         )
-        val, train = _draw(train, labels, counts=counts, seed=seed, stream=_VAL_STREAM)
-    return {"train": train, "val": val, "test": test}
+        parts["val"], train = _draw(train, labels, counts=counts, seed=seed, stream=_VAL_STREAM)
+    parts["train"] = train
+    # What stood for its equals brings them along.
+    drawn = {name: np.flatnonzero(np.isin(first[:num_train], chosen)) for name, chosen in parts.items()}
+    own = {
+        "train": np.arange(num_train),
+        "val": np.arange(num_train, num_train + num_val),
+        "test": np.arange(num_train + num_val, len(labels)),
+    }
+    return own | drawn
+
+
+def _standing_for(
+    labels: IntArray, num_train: int, *, first_equal: IntArray | None, num_parts: int
+) -> IntArray:
+    """For each image the index of the one that is drawn for it; its own where a class has too few different ones."""
+    own = np.arange(len(labels))
+    if first_equal is None:
+        return own
+    # A class whose images all equal those of others is there with them.
+    different = np.unique(np.stack([labels[:num_train], first_equal[:num_train]]), axis=1)[0]
+    too_few = np.bincount(different, minlength=labels.max() + 1) < num_parts
+    return np.where(too_few[labels], own, first_equal)
 
 
 def draw_limited(labels: IntArray, num_images: int, *, classes: Sequence[str], seed: int) -> IntArray:

@@ -9,7 +9,15 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from dnas_ens.data.images import LabelledImages, PixelArray, plain, stack
+from dnas_ens.data.images import (
+    LabelledImages,
+    Picture,
+    common_side,
+    plain,
+    stack,
+    tell_sizes,
+    with_one_scale,
+)
 from dnas_ens.errors import UserError
 
 # torchvision's data sets of characters, which a mirror turns into other characters or into none.
@@ -39,7 +47,7 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     num_images = len(dataset)
     if num_images == 0:
         raise UserError(f"The {type(dataset).__name__} is empty.", "Give a Dataset with items.")
-    arrays: list[PixelArray] = []
+    pictures: list[Picture] = []
     labels = np.empty(num_images, dtype=np.int64)
     for index in range(num_images):
         item = dataset[index]
@@ -48,25 +56,33 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
                 f"Item {index} of the {type(dataset).__name__} is a {type(item).__name__}, not a pair.",
                 "Give a Dataset whose items are (image, label).",
             )
-        arrays.append(_to_array(item[0], index=index))
+        pictures.append(_to_picture(item[0], index=index))
         labels[index] = _to_label(item[1], index=index)
     classes = _class_names(dataset, labels)
     source = _innermost(dataset)
+    arrays, deep_bits = with_one_scale(pictures, [f"item {index}" for index in range(num_images)])
+    side = image_size
+    if side is None:
+        sizes = [(array.shape[1], array.shape[0]) for array in arrays]
+        side = common_side(sizes)
+        tell_sizes(sizes, side)
     return LabelledImages(
         name=type(source).__name__,
         classes=classes,
-        images=stack(arrays, image_size=image_size),
+        images=stack(arrays, image_size=side),
         labels=labels,
         flip=type(source).__name__ not in _NOT_FLIPPED,
         num_train=num_images,
+        deep_bits=deep_bits,
     )
 
 
-def _to_array(image: Any, *, index: int) -> PixelArray:
-    """(H, W) or (H, W, 3) of uint8."""
+def _to_picture(image: Any, *, index: int) -> Picture:
+    """(H, W) or (H, W, 3) of uint8, or deep greys (H, W)."""
     if isinstance(image, Image.Image):
         try:
-            return np.asarray(plain(image))
+            values = np.asarray(plain(image))
+            return Picture(values, peak=int(values.max()) if values.dtype == np.uint16 else None)
         except ValueError as error:
             raise UserError(
                 f"Image {index} is unsuitable: {error}.", "Convert the images to 8 or 16 bits."
@@ -94,7 +110,7 @@ def _to_array(image: Any, *, index: int) -> PixelArray:
     if planes.dtype != torch.uint8:
         raise UserError(f"Image {index} is a tensor of {planes.dtype}.", "Give uint8, or floats in [0, 1].")
     pixels = planes.numpy()
-    return pixels[0].copy() if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))
+    return Picture(pixels[0].copy() if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 def _to_label(label: Any, *, index: int) -> int:

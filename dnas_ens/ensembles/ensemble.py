@@ -108,6 +108,16 @@ class Ensemble(nn.Module):
         """M."""
         return len(self.members)
 
+    def __repr__(self) -> str:
+        # Not nn.Module's, which lists the modules of all members over pages.
+        parameters = sum(parameter.numel() for parameter in self.parameters())
+        kinds = ", ".join(sorted({type(member).__name__ for member in self.members}))
+        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        return (
+            f"Ensemble({self.num_members} members ({kinds}), {parameters:,} parameters{classes}, "
+            f"temperature {float(self.temperature):.3g}, on {self.weights.device})"
+        )
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, C, H, W) to averaged, tempered probabilities (B, K) in [0, 1].
 
@@ -306,6 +316,7 @@ class Ensemble(nn.Module):
             read_image,
             num_channels=self.preprocessing.num_channels,
             image_size=self.preprocessing.image_size,
+            deep_bits=self.preprocessing.deep_bits,
         )
         shares = self._shares()
         rows: list[dict[str, Any]] = []

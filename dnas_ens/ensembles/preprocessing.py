@@ -32,6 +32,7 @@ class Preprocessing:
         num_channels: C, 1 or 3.
         mean: C means of the training pixels, in [0, 1].
         std: C standard deviations of the training pixels, in the same unit, above 0.
+        deep_bits: Bits, 8 to 16, of the training images' greys where those are more than 8; None where they are not.
 
     Raises:
         UserError: If a number is out of range, or there are not C means and deviations.
@@ -41,6 +42,7 @@ class Preprocessing:
     num_channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    deep_bits: int | None = None
 
     def __post_init__(self) -> None:
         # NumPy's numbers, as statistics are computed with, are numbers too.
@@ -55,6 +57,7 @@ class Preprocessing:
             and len(self.mean) == len(self.std) == self.num_channels
             and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
             and min(self.std) > 0
+            and (self.deep_bits is None or (type(self.deep_bits) is int and 8 <= self.deep_bits <= 16))
         ):
             raise UserError(
                 f"The preprocessing {self} is not possible.",
@@ -64,15 +67,22 @@ class Preprocessing:
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
         """Return the preprocessing of the networks that are trained on some images."""
-        return cls(image_size=data.image_size, num_channels=data.num_channels, mean=data.mean, std=data.std)
+        return cls(
+            image_size=data.image_size,
+            num_channels=data.num_channels,
+            mean=data.mean,
+            std=data.std,
+            deep_bits=data.deep_bits,
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as ensemble.json holds them: image_size, channels, mean, std."""
+        """Return the fields as ensemble.json holds them: image_size, channels, mean, std, deep_bits."""
         return {
             "image_size": self.image_size,
             "channels": self.num_channels,
             "mean": list(self.mean),
             "std": list(self.std),
+            "deep_bits": self.deep_bits,
         }
 
     @classmethod
@@ -88,6 +98,8 @@ class Preprocessing:
                 num_channels=fields["channels"],
                 mean=tuple(fields["mean"]),
                 std=tuple(fields["std"]),
+                # Before it was kept, all were scaled as if of 16 bits.
+                deep_bits=fields.get("deep_bits", 16),
             )
         except (KeyError, TypeError) as error:
             raise UserError(

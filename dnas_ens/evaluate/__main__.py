@@ -22,6 +22,8 @@ class EvaluateCommand:
 
     run_dir: Positional[Path]
     """Run folder whose members are trained."""
+    data: str | None = None
+    """Where the images of the run are now, if they have moved."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     from_predictions: bool = False
@@ -40,7 +42,6 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
     from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
-    from dnas_ens.evaluate.tables import to_markdown
     from dnas_ens.report import write_report
     from dnas_ens.runs import RunFolder
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> None:
         if command.from_predictions:
             predictions = stored_predictions(run.path)
             run.write_env()
-            rows = write_results(run.path, predictions)
+            write_results(run.path, predictions)
             shifted = write_shift(run.path, stored_shift(run.path)) if command.under_shift.shift else ""
             name = read_splits(run)["name"]
             num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
@@ -56,17 +57,17 @@ def main(argv: list[str]) -> None:
             from dnas_ens.device import resolve_device
 
             device = resolve_device(command.device)
-            data = data_of_run(run)
+            data = data_of_run(run, moved_to=command.data)
             run.write_env({"device": str(device), "data": data.describe()})
-            rows = evaluate_folder(run.path, data, device=device)
+            evaluate_folder(run.path, data, device=device)
             shifted = ""
             if command.under_shift.shift:
                 shifted = evaluate_shift(run, data, command.under_shift, device=device)
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
-        print(to_markdown(rows) + shifted, end="")
+        print(run.file("results.md").read_text() + shifted, end="")
         print(f"report: {write_report(run.path)}")
-        print_next(run.path, f"python experiments/compare_ensembles.py {run.path}")
+        print_next(run.path, "dnas_ens.report")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ class Predictions:
     device: str = ""
     source: str = ""
 
+    def __repr__(self) -> str:
+        return (
+            f"Predictions({self.num_members} members, {len(self.val_labels)} val and {len(self.test_labels)} test "
+            f"images, {len(self.classes)} classes)"
+        )
+
     @property
     def num_members(self) -> int:
         """M."""

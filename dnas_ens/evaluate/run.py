@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.analysis.ensemble_size import ensemble_size_curve
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 from dnas_ens.evaluate.tables import result_rows, to_csv, to_markdown
 from dnas_ens.files import write_atomic, write_json
@@ -77,7 +79,7 @@ def stored_predictions(folder: Path) -> Predictions:
     if not path.exists():
         raise UserError(
             f"{folder} holds no predictions.",
-            f"Run python -m dnas_ens.evaluate {folder} without --from-predictions first.",
+            f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} without --from-predictions first.",
         )
     return Predictions.load(path)
 
@@ -85,14 +87,18 @@ def stored_predictions(folder: Path) -> Predictions:
 def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]]:
     """Compute everything that follows from predictions and write it to the folder.
 
-    That is results.csv, .md and .json, and ensemble_size.json: metrics of the equally weighted average of k members
-    against k, see `dnas_ens.analysis.ensemble_size.EnsembleSizeCurve.to_rows`.
+    That is results.csv, .md and .json, the last two with figures of each class, and ensemble_size.json: metrics of
+    the equally weighted average of k members against k, see
+    `dnas_ens.analysis.ensemble_size.EnsembleSizeCurve.to_rows`.
 
     Returns:
-        The rows; see ``result_rows``.
+        The rows; see ``result_rows``. That of the ensemble, the last, has ``recall_per_class`` too, by class name, None
+        for a class without test images.
     """
     rows = result_rows(predictions)
-    write_tables(folder, rows)
+    figures = ClassFigures.of(predictions)
+    rows[-1]["recall_per_class"] = {row.name: row.recall if row.num_images else None for row in figures.rows}
+    write_tables(folder, rows, below=f"\n{figures.to_markdown()}")
     curve = ensemble_size_curve(
         predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
     )
@@ -100,8 +106,8 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     return rows
 
 
-def write_tables(folder: Path, rows: list[dict[str, Any]], *, name: str = "results") -> None:
-    """Write rows as ``<name>.csv``, ``<name>.md`` and ``<name>.json``."""
+def write_tables(folder: Path, rows: list[dict[str, Any]], *, name: str = "results", below: str = "") -> None:
+    """Write rows as ``<name>.csv``, ``<name>.md``, with what comes below the table, and ``<name>.json``."""
     write_atomic(folder / f"{name}.csv", to_csv(rows).encode())
-    write_atomic(folder / f"{name}.md", to_markdown(rows).encode())
+    write_atomic(folder / f"{name}.md", (to_markdown(rows) + below).encode())
     write_json(folder / f"{name}.json", rows)

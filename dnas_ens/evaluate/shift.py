@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def stored_shift(folder: Path) -> ShiftPredictions:
     if not (folder / FILE).exists():
         raise UserError(
             f"{folder} holds no predictions under shift.",
-            f"Run python -m dnas_ens.evaluate {folder} --shift without --from-predictions first.",
+            f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} --shift without --from-predictions first.",
         )
     return ShiftPredictions.load(folder / FILE)
 

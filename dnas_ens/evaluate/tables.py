@@ -12,12 +12,24 @@ import numpy as np
 
 from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
 from dnas_ens.analysis.diversity import evaluate_members
-from dnas_ens.analysis.metrics import evaluate_probs, nll
+from dnas_ens.analysis.metrics import balanced_accuracy, evaluate_probs, nll
 from dnas_ens.analysis.selective import risk_coverage
 from dnas_ens.evaluate.predictions import Predictions
 
 #: Columns of every row; diversity concerns rows of several members.
-METRICS = ("accuracy", "nll", "calibrated_nll", "brier", "ece15", "aurc", "selective_accuracy_90")
+METRICS = (
+    *(
+        "accuracy",
+        "balanced_accuracy",
+        "majority_accuracy",
+        "nll",
+        "calibrated_nll",
+        "brier",
+        "ece15",
+        "aurc",
+    ),
+    "selective_accuracy_90",
+)
 DIVERSITY = ("disagreement", "predictive_js", "shared_error_fraction")
 COST = ("parameters", "flops", "inference_seconds", "train_seconds")
 #: In the files, but not in the table a person reads.
@@ -32,6 +44,8 @@ COLUMNS = ("name", *METRICS, *DIVERSITY, "temperature", *COST, *DETAILS)
 _FORMATS = {
     "name": ("", 1.0, 4),
     "accuracy": ("accuracy %", 100.0, 2),
+    "balanced_accuracy": ("balanced accuracy %", 100.0, 2),
+    "majority_accuracy": ("majority class %", 100.0, 2),
     "nll": ("NLL", 1.0, 4),
     "calibrated_nll": ("calibrated NLL", 1.0, 4),
     "brier": ("Brier", 1.0, 4),
@@ -70,6 +84,9 @@ def single_row(
     return {
         "name": name,
         **evaluate_probs(test_probs, test_labels),
+        "balanced_accuracy": balanced_accuracy(test_probs, test_labels),
+        # What always answering the most frequent class gets: the same in every row, to be held against.
+        "majority_accuracy": float(np.bincount(test_labels).max() / len(test_labels)),
         "calibrated_nll": calibrated_nll(test_probs, test_labels, temperature),
         "aurc": selective.aurc,
         "selective_accuracy_90": selective.accuracy_at(0.9),

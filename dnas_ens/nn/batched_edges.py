@@ -18,7 +18,7 @@ from dnas_ens.execution import without_autocast
 from dnas_ens.nn import moments
 from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
-from dnas_ens.nn.operations import average_pool, build_operation
+from dnas_ens.nn.operations import average_pool, build_operation, halving_pointwise
 from dnas_ens.search_space import NONE
 
 #: Kernel size and dilation of the operations that are batched; others run edge by edge.
@@ -240,8 +240,8 @@ class EdgesOfSource(nn.Module):
     def _reduce(self, active: Tensor) -> Tensor:
         """Return ``FactorizedReduce`` of every edge, (B, k * C, H / 2, W / 2)."""
         shifted = F.pad(active[:, :, 1:, 1:], (0, 1, 0, 1))
-        even = F.conv2d(active, self.even, stride=2)
-        odd = F.conv2d(shifted, self.odd, stride=2)
+        even = halving_pointwise(active, self.even)
+        odd = halving_pointwise(shifted, self.odd)
         normalised: Tensor = self.reduce_norm(interleave([even, odd], self.num_edges))
         return normalised
 

@@ -18,6 +18,9 @@ from dnas_ens.nn.depthwise import DepthwiseConv2d
 
 OperationBuilder = Callable[[int, int, bool], nn.Module]
 _REGISTRY: dict[str, OperationBuilder] = {}
+# Past about 50 pixels, oneDNN's gradient of the weights of a strided 1x1 convolution writes beyond its memory where
+# there are fewer than 16 output channels (seen with PyTorch 2.14 on a CPU with AVX-512), and ends the process.
+_SAFE_WIDTH = 32
 
 
 def register_operation(name: str) -> Callable[[OperationBuilder], OperationBuilder]:
@@ -123,6 +126,21 @@ class ReluConvBn(nn.Sequential):
         )
 
 
+def halving_pointwise(features: Tensor, weight: Tensor) -> Tensor:
+    """Convolve by 1x1 kernels at stride 2.
+
+    Args:
+        features: (B, C, H, W).
+        weight: (C_out, C, 1, 1).
+
+    Returns:
+        (B, C_out, ceil(H / 2), ceil(W / 2)).
+    """
+    if features.device.type == "cpu" and features.shape[-1] > _SAFE_WIDTH:
+        return F.conv2d(features[:, :, ::2, ::2], weight)
+    return F.conv2d(features, weight, stride=2)
+
+
 class FactorizedReduce(nn.Module):
     """Halve height and width by two strided 1x1 convolutions, the second one shifted by a pixel.
 
@@ -140,7 +158,8 @@ class FactorizedReduce(nn.Module):
         """Map (B, C, H, W) to (B, C_out, ceil(H/2), ceil(W/2))."""
         active = F.relu(features)
         shifted = F.pad(active[:, :, 1:, 1:], (0, 1, 0, 1))
-        reduced: Tensor = self.norm(torch.cat([self.even(active), self.odd(shifted)], dim=1))
+        halves = [halving_pointwise(active, self.even.weight), halving_pointwise(shifted, self.odd.weight)]
+        reduced: Tensor = self.norm(torch.cat(halves, dim=1))
         return reduced
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 
 from dnas_ens.analysis.significance import PairedDifference, paired_difference
+from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.report import wording
 from dnas_ens.report.measures import Row, rows_with_intervals
@@ -17,6 +18,7 @@ from dnas_ens.report.sections_architectures import cells_section, steering_secti
 from dnas_ens.report.sections_methods import comparison_section, our_row, shift_section
 from dnas_ens.report.sections_predictions import (
     calibration_section,
+    classes_section,
     difference_section,
     selective_section,
     size_section,
@@ -35,6 +37,7 @@ def build_report(files: RunFiles) -> Report:
             difference = paired_difference(rows[-1].losses, _best(rows).losses)
     found = [
         _results(files, rows, difference),
+        classes_section(files),
         comparison_section(files),
         cells_section(files),
         steering_section(files),
@@ -88,6 +91,9 @@ def _lead(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | N
         ends = wording.interval(ensemble.accuracy_interval, digits=1, factor=100.0, unit="%")
         if ends:
             said.append(f"For other images of the same kind the 95{NARROW}% interval is {ends}.")
+        if (predictions := files.predictions) is not None:
+            # The first sentence stands in the section on classes.
+            said += ClassFigures.of(predictions).sentences()[1:]
         said.append(wording.calibration(ensemble.values["ece15"], num_members=files.num_members))
     if difference is not None:
         said.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from dnas_ens.analysis import style
 from dnas_ens.analysis.diversity import pairwise_disagreement
 from dnas_ens.analysis.metrics import FloatArray, ece15
 from dnas_ens.analysis.selective import risk_coverage
+from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.report.figures_members import (
     MAX_COLOURED_CLASSES,
@@ -22,7 +24,32 @@ from dnas_ens.report.figures_predictions import draw_by_size, draw_reliability, 
 from dnas_ens.report.measures import embed, reliability
 from dnas_ens.report.parts import Picture, Section
 from dnas_ens.report.run_files import RunFiles
+from dnas_ens.report.tables import classes_table, confusion_table
 from dnas_ens.report.wording import NARROW, count, percent
+
+
+def classes_section(files: RunFiles) -> Section | None:
+    """Recall and precision of every class, a constant answer beside them, and the confusion matrix."""
+    if files.predictions is None:
+        return None
+    figures = ClassFigures.of(files.predictions)
+    of = (
+        ""
+        if len(figures.rows) == len(figures.shown)
+        else (f"<p>The {len(figures.shown)} of lowest recall of {len(figures.rows)} classes.</p>\n")
+    )
+    said = " ".join(map(escape, figures.sentences()))
+    matrix = ""
+    if len(figures.rows) == len(figures.shown):
+        matrix = (
+            "<h3>Confusion matrix</h3>\n<p>A row a true class, a column an answer; numbers of test images.</p>\n"
+            + confusion_table(figures)
+        )
+    return Section(
+        name="classes",
+        title="How does each class fare?",
+        text=f"<p>{said}</p>\n{of}{classes_table(figures)}{matrix}",
+    )
 
 
 def calibration_section(files: RunFiles) -> Section | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.report.measures import Interval, Row
 from dnas_ens.report.wording import interval
 
@@ -70,6 +71,30 @@ def results_table(rows: Sequence[Row]) -> str:
         ]
         body.append((row.role, cells))
     return table(headings, body, label="Results on the test images")
+
+
+def classes_table(figures: ClassFigures) -> str:
+    """Return the table of classes with their recall and precision."""
+
+    def shown(share: float) -> str:
+        return "–" if math.isnan(share) else f"{100 * share:.1f}"
+
+    body = [
+        ("", [escape(row.name), f"{row.num_images:,}", shown(row.recall), shown(row.precision)])
+        for row in figures.shown
+    ]
+    headings = ("", "test images", "recall, %", "precision, %")
+    return table(headings, body, label="Recall and precision of each class")
+
+
+def confusion_table(figures: ClassFigures) -> str:
+    """Return the confusion matrix, a row a true class."""
+    names = [escape(row.name) for row in figures.rows]
+    body = [
+        ("", [name, *(f"{count:,}" if count else "" for count in counts)])
+        for name, counts in zip(names, figures.confusion.tolist(), strict=True)
+    ]
+    return table(("", *names), body, label="Confusion matrix: true classes in rows, answers in columns")
 
 
 def _row_name(row: Row) -> str:

@@ -30,7 +30,8 @@ def retrain(
 
     Args:
         found: The result of a search, or genotypes; name one several times for a deep ensemble of it.
-        data: What ``load_data`` takes; give the ``ImageData`` of the search for the same splits.
+        data: What ``load_data`` takes; give the ``ImageData`` of the search for the same splits. The ``flip`` of a
+            search holds here too.
         members: How many to train, in the order of the search's ranking or of the genotypes; default: those the search
             selected, or all the genotypes.
         config: The recipe; default: that of the search's preset, else of the preset "smoke".
@@ -61,4 +62,5 @@ def retrain(
         genotypes = found.ranked(members)
     preset = "smoke" if isinstance(found, Sequence) else found.config.preset
     recipe = with_fields(config or retrain_preset(preset), **overrides)
-    return train_members(genotypes, load_data(data), recipe, device=resolve_device(device))
+    flip = None if isinstance(found, Sequence) else found.config.data.flip
+    return train_members(genotypes, load_data(data, flip=flip), recipe, device=resolve_device(device))

@@ -26,6 +26,8 @@ class RetrainCommand:
     run_dir: Positional[Path]
     """Run folder of a search."""
     config: OmitArgPrefixes[RetrainConfig]
+    data: str | None = None
+    """Where the images of the run are now, if they have moved."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -72,7 +74,7 @@ def main(argv: list[str]) -> None:
     with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
         found = read_genotypes(run.file("genotypes.json"))
         genotypes = ranked_genotypes(found, command.members or None)
-        data = data_of_run(run)
+        data = data_of_run(run, moved_to=command.data)
         if command.dry_run:
             training = MemberTraining(genotypes[0], data, command.config, index=0)
             parameters = sum(parameter.numel() for parameter in training.network.parameters())
@@ -91,7 +93,7 @@ def main(argv: list[str]) -> None:
                 f"member {index}: val accuracy {100 * member['val_accuracy']:.2f} %, val NLL "
                 f"{member['val_nll']:.4f}, {member['parameters']:,} parameters, {member['wall_seconds']:.0f} s"
             )
-        print_next(run.path, f"python -m dnas_ens.evaluate {run.path}")
+        print_next(run.path, "dnas_ens.evaluate")
 
 
 def _stored_preset(argv: list[str]) -> str:

@@ -56,5 +56,6 @@ def search(
         image_size=chosen.data.image_size,
         seed=chosen.data.split_seed,
         skip_bad_images=chosen.data.skip_bad_images,
+        flip=chosen.data.flip,
     )
     return run_search(chosen, loaded, device=resolve_device(device), base=base)

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
                 f"{_shown(score)}"
             )
         # The recipe's defaults come from the preset that config.json holds.
-        print_next(run.path, f"python -m dnas_ens.retrain {run.path}")
+        print_next(run.path, "dnas_ens.retrain")
 
 
 def _shown(value: float | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dnas_ens.config import SearchConfig
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.errors import UserError
 from dnas_ens.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.genotype import Genotype
 from dnas_ens.inference import accuracy_under_batch_statistics
@@ -53,6 +54,11 @@ class SearchLoop:
         self.space = SearchSpace.for_stack(
             supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
         )
+        if len(data.train) < 4:
+            raise UserError(
+                f"There are {len(data.train)} training images, which the search halves.",
+                "Give it at least 4 of them: 4 images a class where val and test are drawn from the same folder.",
+            )
         weight_half, architecture_half = data.search_halves(seed=config.seed)
         self.weight_half = weight_half.to(self.device)
         self.architecture_half = architecture_half.to(self.device)
@@ -121,8 +127,9 @@ class SearchLoop:
 
         def build_step(execution: Execution) -> Callable[[], object]:
             supernet = execution.place_module(copy.deepcopy(self.supernet), self.device)
-            first = self.weight_half.images[: self.config.bilevel.batch_size]
-            images = self.augmentation.normalise(first[: len(first) // num_members * num_members])
+            first = slice(0, self.config.bilevel.batch_size)
+            images, _ = self._whole_slices(self.weight_half.images[first], self.weight_half.labels[first])
+            images = self.augmentation.normalise(images)
             mixtures = torch.full((num_members, *self.space.shape), 0.1, device=self.device)
             mixtures.requires_grad_()
 
@@ -138,7 +145,14 @@ class SearchLoop:
             self._execute(fastest(self._open_choices, build_step, device=self.device))
 
     def _whole_slices(self, images: Tensor, labels: Tensor) -> Batch:
-        whole = len(labels) // self.config.objective.drawn_members * self.config.objective.drawn_members
+        """Leave out what does not fill a slice a member; where images are too few for it, they are taken in turns."""
+        num_members = self.config.objective.drawn_members
+        # BatchNorm on a slice by itself has no variance of a single image that has shrunk to a pixel.
+        least = 2 * num_members if self.config.objective.passes == "separate" else num_members
+        if len(labels) < least:
+            turns = torch.arange(least, device=labels.device) % len(labels)
+            return images[turns], labels[turns]
+        whole = len(labels) // num_members * num_members
         return images[:whole], labels[:whole]
 
     def _batches(self, split: Split, order: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -18,6 +18,8 @@ from dnas_ens.search.steering import DiversityCurve, mixtures_at
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_MEMBERS_NAMED = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
@@ -44,6 +46,14 @@ class SearchResult:
     temperature: float = 1.0
     report: dict[str, float] = field(default_factory=dict)
     execution: dict[str, str | bool] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        members = ", ".join(f"candidate {index}" for index in self.selected[:_MEMBERS_NAMED])
+        more = ", ..." if len(self.selected) > _MEMBERS_NAMED else ""
+        return (
+            f"SearchResult(regime {self.config.regime!r}: {len(self.selected)} members of {len(self.candidates)} "
+            f"candidates: {members}{more})"
+        )
 
     @property
     def selected(self) -> list[int]:

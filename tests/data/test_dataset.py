@@ -212,3 +212,14 @@ def test_odd_shapes_are_refused(channels: int, height: int, width: int) -> None:
     split = Split(torch.zeros(2, channels, height, width, dtype=torch.uint8), torch.tensor([0, 1]))
     with pytest.raises(UserError, match=r"4x6|2 channels"):
         ImageData.from_splits("made", ("a", "b"), train=split, val=split, test=split, flip=False)
+
+
+def test_what_a_notebook_shows_is_short(digits, make_data) -> None:
+    shown = repr(digits)
+    assert "1079 train, 359 val, 359 test" in shown
+    assert digits.fingerprint[:12] in shown
+    assert len(shown) < 300
+    assert repr(digits.train) == "Split(1079 images, 1x8x8, on cpu)"
+    many = dataclasses.replace(digits, classes=tuple(f"class {index}" for index in range(1000)))
+    assert "1000 classes" in repr(many)
+    assert len(repr(many)) < 400

@@ -192,3 +192,14 @@ def test_the_real_fashion_mnist() -> None:
         assert len(set(split.labels.bincount().tolist())) == 1
     np.testing.assert_allclose(data.mean[0], data.train.images.numpy().mean() / 255, rtol=1e-9)
     np.testing.assert_allclose(data.std[0], data.train.images.numpy().std() / 255, rtol=1e-9)
+
+
+def test_unequal_classes_are_told(tmp_path: Path, write_images, caplog: pytest.LogCaptureFixture) -> None:
+    write_images(tmp_path / "cat", 10)
+    write_images(tmp_path / "ship", 30, seed=1)
+    load_data(tmp_path)
+    assert not caplog.records
+    write_images(tmp_path / "ship", 90, seed=1)
+    load_data(tmp_path)
+    assert "90 of 100 images are of class 'ship', 10 of class 'cat'" in caplog.text
+    assert "right for 90.0 %" in caplog.text

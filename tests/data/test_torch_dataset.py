@@ -88,8 +88,15 @@ def test_classes_and_flip_of_the_data_set_inside_a_subset() -> None:
 
 def test_sizes() -> None:
     items = [(Image.new("L", (20, 10), 5), 0), (Image.new("L", (8, 8), 5), 1)]
-    assert load_torch_dataset(Listed(items)).images.shape == (2, 1, 64, 64)
+    assert load_torch_dataset(Listed(items)).images.shape == (2, 1, 8, 8)
     assert load_torch_dataset(Listed(items), image_size=8).images.shape == (2, 1, 8, 8)
+
+
+def test_deep_pil_images_have_one_scale() -> None:
+    values = [np.full((4, 4), value, dtype=np.uint16) for value in (1000, 4000)]
+    loaded = load_torch_dataset(Listed([(Image.fromarray(each), label) for label, each in enumerate(values)]))
+    assert loaded.images[:, 0, 0, 0].tolist() == [round(1000 * 255 / 4095), round(4000 * 255 / 4095)]
+    assert loaded.deep_bits == 12
 
 
 GOOD = (torch.zeros(1, 4, 4), 0)

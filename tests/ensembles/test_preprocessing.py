@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from dnas_ens.data import load_data, read_image
 from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
 from dnas_ens.errors import UserError
 
@@ -14,12 +19,36 @@ PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6)
 
 
 def test_preprocessing_survives_json() -> None:
-    assert Preprocessing.from_dict(json.loads(json.dumps(PREPROCESSING.to_dict()))) == PREPROCESSING
+    for given in (PREPROCESSING, dataclasses.replace(PREPROCESSING, deep_bits=12)):
+        assert Preprocessing.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+    # As an earlier version wrote it, which took all deep greys for 16 bits.
+    earlier = {name: value for name, value in PREPROCESSING.to_dict().items() if name != "deep_bits"}
+    assert Preprocessing.from_dict(earlier).deep_bits == 16
+
+
+def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            # One class is dark: by itself it would seem to be of fewer bits.
+            values = generator.integers(0, 4096 if name == "a" else 500, (8, 8)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / name / f"{index}.png")
+    data = load_data(tmp_path)
+    preprocessing = Preprocessing.of(data)
+    assert preprocessing.deep_bits == 12
+    pixels = {image.numpy().tobytes() for split in data.named_splits().values() for image in split.images}
+    read = {
+        read_image(path, num_channels=1, image_size=8, deep_bits=preprocessing.deep_bits).numpy().tobytes()
+        for path in tmp_path.glob("*/*.png")
+    }
+    assert read == pixels
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"image_size": 0}, {"image_size": 8.5}, {"channels": 2}, {"mean": [0.1]}, {"std": [0.2, 0.2, 0.0]}],
+    [{"image_size": 0}, {"image_size": 8.5}, {"channels": 2}, {"mean": [0.1]}, {"std": [0.2, 0.2, 0.0]}]
+    + [{"deep_bits": bits} for bits in (7, 17, 12.0, True, "12")],
 )
 def test_impossible_preprocessing(change: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="preprocessing"):

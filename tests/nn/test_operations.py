@@ -7,6 +7,7 @@ from dnas_ens.nn.operations import (
     FactorizedReduce,
     average_pool,
     build_operation,
+    halving_pointwise,
     operation_names,
     padded_average_pool,
     register_operation,
@@ -124,3 +125,29 @@ def test_average_pooling_on_a_gpu_has_the_gradient_of_a_cpu():
         average_pool(features, 1).square().sum().backward()
         gradients.append(features.grad.cpu())
     torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("channels", [2, 6, 8, 15, 16])
+@pytest.mark.parametrize("size", [8, 31, 56, 64, 97])
+def test_halving_pointwise_and_its_gradients_in_closed_form(channels, size):
+    # Wide images of few channels used to end the process, in PyTorch's own gradient of the weights.
+    torch.manual_seed(0)
+    features = torch.randn(4, channels, size, size).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 1, 1)
+    features.requires_grad_()
+    weight.requires_grad_()
+    result = halving_pointwise(features, weight)
+    gradient = torch.randn_like(result)
+    for _ in range(3):
+        found = torch.autograd.grad(result, (features, weight), gradient, retain_graph=True)
+    seen, kernel, given = (
+        features.detach()[:, :, ::2, ::2].double(),
+        weight.detach()[..., 0, 0].double(),
+        gradient,
+    )
+    expected = torch.einsum("oc,bchw->bohw", kernel, seen)
+    of_features = torch.zeros_like(features, dtype=torch.float64)
+    of_features[:, :, ::2, ::2] = torch.einsum("oc,bohw->bchw", kernel, given.double())
+    of_weight = torch.einsum("bohw,bchw->oc", given.double(), seen)[..., None, None]
+    for value, reference in zip((result, *found), (expected, of_features, of_weight), strict=True):
+        torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-3)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dnas_ens.cli import run_main
@@ -103,6 +104,7 @@ def test_whole_report(make_run, predictions):
     assert "90 test images of tiles right" in page.headings[0][1]
     assert titles(page) == [
         "Results",
+        "How does each class fare?",
         "Beside other methods",
         "The cells that were found",
         "Does λ steer diversity?",
@@ -137,6 +139,23 @@ def test_whole_report(make_run, predictions):
     # Written again it is the same, and the earlier images are replaced.
     assert read(folder)[1] == source
     assert len(list((folder / "tensorboard/report").iterdir())) == 1
+
+
+def test_classes_and_their_confusions(make_run, predictions):
+    given = predictions(2, 40, 3)
+    page, source = read(make_run(given))
+    matrix = source[source.index("Confusion matrix") :]
+    rows = re.findall(r'<th scope="row">class \d</th>((?:<td>\d*</td>){3})', matrix)
+    cells = [[int(cell or 0) for cell in re.findall(r"<td>(\d*)</td>", row)] for row in rows]
+    answers = given.averaged()[1].argmax(axis=1)
+    assert cells == confusion_matrix(given.test_labels, answers).tolist()
+    assert "Balanced accuracy of the ensemble" in page.text
+    assert "Warning" not in page.text
+
+
+def test_an_ensemble_that_is_no_better_than_a_constant_answer_is_warned_of(make_run, predictions):
+    page, _ = read(make_run(predictions(2, 40, 3, sharpness=-9.0)))
+    assert page.text.count("no better than that constant answer") == 2
 
 
 def test_one_member_of_two_classes(make_run, predictions):

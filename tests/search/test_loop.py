@@ -68,6 +68,24 @@ def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_se
     assert states_equal(resumed.state_dict(), straight.state_dict())
 
 
+@pytest.mark.parametrize("passes", ["slices", "separate"])
+@pytest.mark.parametrize("form", ["fast", "reference"])
+@pytest.mark.parametrize(("num_images", "size"), [(4, 8), (5, 2), (7, 1), (9, 8)])
+def test_fewer_images_than_drawn_members_are_searched(tiny_search, num_images, size, form, passes):
+    images = torch.randint(256, (num_images, 1, size, size), dtype=torch.uint8)
+    few = Split(images, torch.arange(num_images) % 2)
+    data = ImageData.from_splits("few", ("a", "b"), train=few, val=few, test=few, flip=False)
+    result = run_search(with_fields(tiny_search, drawn_members=6, form=form, passes=passes), data)
+    assert len(result.genotypes) == 3
+
+
+def test_too_few_images_to_halve_are_refused(tiny_search):
+    three = Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0]))
+    data = ImageData.from_splits("few", ("a", "b"), train=three, val=three, test=three, flip=False)
+    with pytest.raises(UserError, match="3 training images, which the search halves"):
+        run_search(tiny_search, data)
+
+
 def test_warmup_moves_the_weights_alone(few_digits, tiny_search):
     loop = SearchLoop(tiny_search, few_digits)
     weights = loop.supernet.classifier.weight.detach().clone()

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from dnas_ens.config import SearchConfig
+from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config_fields import with_fields
+from dnas_ens.evaluate.predictions import predict_splits
+from dnas_ens.retrain.members import train_members
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.search.run import estimate
+from dnas_ens.search.run import estimate, run_search
 
 
 @pytest.mark.parametrize(
@@ -32,3 +34,15 @@ def test_memory_estimate_against_what_autograd_keeps(digits, fields):
     assert measured <= estimated["memory_mib"] <= 1.6 * measured
     assert estimated["supernet_parameters"] == sum(p.numel() for p in loop.supernet.parameters())
     assert estimated["weight_steps"] == 20 * (len(loop.weight_half) // 64)
+
+
+def test_what_a_notebook_shows_is_short(few_digits, tiny_search):
+    found = run_search(tiny_search, few_digits)
+    assert repr(found).startswith("SearchResult(regime 'star': 3 members of ")
+    assert all(f"candidate {index}" in repr(found) for index in found.selected)
+    assert len(repr(found)) < 1000
+    ensemble = train_members(found.genotypes, few_digits, RetrainConfig(num_cells=1, channels=2, epochs=1))
+    assert "3 members (Network)" in repr(ensemble)
+    assert len(repr(ensemble)) < 300
+    predictions = predict_splits(ensemble, few_digits)
+    assert repr(predictions) == "Predictions(3 members, 40 val and 40 test images, 10 classes)"
