@@ -114,8 +114,9 @@ def read_checked(path: Path, form: object) -> Any:
 
     Args:
         path: The file.
-        form: A type, or a tuple of types; [form] for a list of such; {key: form} for an object that has these keys and
-            perhaps others. A bool is no number here.
+        form: A type; [form] for a list of such; {key: form} for an object that has these keys and perhaps others,
+            where a key that ends in "?" may be absent; or a tuple of forms, one of which it must have. A bool is no
+            number here.
 
     Raises:
         UserError: The file is missing, is not valid JSON, or has another form; the place is named.
@@ -127,21 +128,26 @@ def read_checked(path: Path, form: object) -> Any:
 
 
 def _misfit(value: object, form: object, name: str) -> str:
+    if isinstance(form, tuple):
+        misfits = [_misfit(value, part, name) for part in form]
+        return "" if "" in misfits else misfits[0]
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{name} is not an object"
-        missing = [key for key in form if key not in value]
-        if missing:
-            return f"{name} has no {missing[0]!r}"
-        parts = ((value[key], part, key if name == "it" else f"{name}.{key}") for key, part in form.items())
-        return next(filter(None, (_misfit(*part) for part in parts)), "")
+        misfits = []
+        for key, part in form.items():
+            plain = key.removesuffix("?")
+            if plain in value:
+                misfits.append(_misfit(value[plain], part, plain if name == "it" else f"{name}.{plain}"))
+            elif plain == key:
+                misfits.append(f"{name} has no {key!r}")
+        return next(filter(None, misfits), "")
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{name} is not a list"
         entries = (_misfit(entry, form[0], f"{name}[{index}]") for index, entry in enumerate(value))
         return next(filter(None, entries), "")
-    kinds = form if isinstance(form, tuple) else (form,)
-    return "" if type(value) in kinds else f"{name} is a {type(value).__name__}"
+    return "" if type(value) is form else f"{name} is a {type(value).__name__}"
 
 
 def as_json(obj: Any) -> Any:

@@ -287,7 +287,13 @@ def ranked_genotypes(found: Mapping[str, Any], members: int | None = None) -> li
                 f"Ask for 1 to {len(ranking)}, or search with a larger --pool-size.",
             )
         chosen = ranking[:members]
-    return [Genotype.from_dict(found["candidates"][index]["genotype"]) for index in chosen]
+    candidates = found["candidates"]
+    if outside := [index for index in chosen if not 0 <= index < len(candidates)]:
+        raise UserError(
+            f"The search's result names candidate {outside[0]} of {len(candidates)}.",
+            "Restore genotypes.json from a copy, or search again.",
+        )
+    return [Genotype.from_dict(candidates[index]["genotype"]) for index in chosen]
 
 
 def random_genotype(

@@ -372,3 +372,35 @@ def test_nothing_that_is_not_finite_is_saved_or_loaded(tmp_path, monkeypatch):
     monkeypatch.undo()
     with pytest.warns(RuntimeWarning, match="not finite"):
         assert store.load_newest()[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("env.json", "5"),
+        ("env.json", '{"a": 1}'),
+        ("config.json", '{"search": {"data": []}}'),
+        ("genotypes.json", "[5]"),
+        ("genotypes.json", '{"selected": [0], "candidates": [], "curve": null}'),
+        (
+            "genotypes.json",
+            '{"selected": [], "candidates": [], "curve": {"lam": [0], "distance_to_base": []}}',
+        ),
+        ("genotypes.json", '{"selected": [], "candidates": [], "curve": true}'),
+        ("members/0/member.json", "{}"),
+        ("members/0/member.json", "null"),
+        ("ensemble.json", '{"members": 5}'),
+        ("comparison.json", '{"rows": [{"name": "a", "accuracy": "x", "calibrated_nll": 1.0}]}'),
+        ("shift.json", '{"corruptions": [{}]}'),
+    ],
+)
+def test_a_report_of_files_of_another_form_is_refused(searched, tmp_path, name, content):
+    from dnas_ens.errors import UserError
+    from dnas_ens.report import write_report
+
+    folder = copied(searched, tmp_path)
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(content)
+    with pytest.raises(UserError):
+        write_report(folder)
+    assert not (folder / "report.html").exists()

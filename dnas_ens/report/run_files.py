@@ -5,20 +5,67 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dnas_ens.analysis.ensemble_size import ensemble_size_curve
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import result_rows
-from dnas_ens.files import read_json, unreadable
+from dnas_ens.files import read_checked, unreadable
 from dnas_ens.genotype import Genotype, ranked_genotypes
 
-#: The rows of a comparison are sorted into the report by these.
-COMPARISON_FIELDS = ("name", "accuracy", "calibrated_nll")
-CORRUPTION_FIELDS = ("corruption", "severity", "row", "accuracy", "calibrated_nll")
-SIZE_FIELDS = ("size", "accuracy", "accuracy_deviation", "calibrated_nll", "calibrated_nll_deviation")
-OUT_OF_DISTRIBUTION_FIELDS = ("name", "row", "num_images", "auroc_entropy")
+#: Forms of the files, as far as the report reads them.
+_NUMBER, _MAYBE = (int, float), (int, float, NoneType)
+CONFIG = {"search?": {"preset?": str, "data?": {"data?": str}}}
+FOUND = {
+    "selected": [int],
+    "ranking?": ([int], NoneType),
+    "candidates": [
+        {
+            "genotype": dict,
+            "lam?": _MAYBE,
+            "direction?": (int, NoneType),
+            "distance_to_base?": _MAYBE,
+            "shared_edges?": (int, NoneType),
+        }
+    ],
+    "curve?": (
+        {
+            "lam": [_NUMBER],
+            "distance_to_base": [_NUMBER],
+            "shared_edges?": ([int], NoneType),
+            "direction?": ([int], NoneType),
+        },
+        NoneType,
+    ),
+    "report?": ({"cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}, NoneType),
+}
+MEMBER = {"parameters": int, "val_accuracy?": _MAYBE, "cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}
+ENSEMBLE = {"members": [{"spec?": (dict, NoneType)}]}
+ROWS = [
+    {
+        "name": str,
+        **dict.fromkeys(("accuracy", "nll", "calibrated_nll", "brier", "ece15"), _NUMBER),
+        "temperature?": _MAYBE,
+        "parameters?": (int, NoneType),
+    }
+]
+SIZES = [
+    {
+        "size": int,
+        **dict.fromkeys(("accuracy", "calibrated_nll"), _NUMBER),
+        **dict.fromkeys(("accuracy_deviation", "calibrated_nll_deviation"), _MAYBE),
+    }
+]
+COMPARED = [{"name": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}]
+COMPARISON = ({"rows": COMPARED}, COMPARED)
+SHIFT = {
+    "corruptions?": [
+        {"corruption": str, "severity": int, "row": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}
+    ],
+    "out_of_distribution?": [{"name": str, "row": str, "num_images": int, "auroc_entropy": _MAYBE}],
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,24 +116,22 @@ class RunFiles:
         predictions = None
         if (folder / "predictions.npz").is_file():
             predictions = Predictions.load(folder / "predictions.npz")
-        shift = _optional(folder / "shift.json", {})
+        shift = _optional(folder / "shift.json", SHIFT, {})
+        compared = _optional(folder / "comparison.json", COMPARISON, [])
         return cls(
             folder=folder,
-            config=read_json(folder / "config.json"),
-            environment=_optional(folder / "env.json", []),
-            found=_optional(folder / "genotypes.json", None),
+            config=read_checked(folder / "config.json", CONFIG),
+            environment=_optional(folder / "env.json", [dict], []),
+            found=_found(folder / "genotypes.json"),
             members=_members(folder),
-            ensemble=_optional(folder / "ensemble.json", None),
+            ensemble=_optional(folder / "ensemble.json", ENSEMBLE, None),
             predictions=predictions,
             rows=_rows(folder / "results.json", predictions),
             ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),
-            comparison=_table(
-                _compared(folder / "comparison.json"), COMPARISON_FIELDS, folder / "comparison.json"
-            ),
-            corruptions=_table(shift.get("corruptions", []), CORRUPTION_FIELDS, folder / "shift.json"),
-            out_of_distribution=_table(
-                shift.get("out_of_distribution", []), OUT_OF_DISTRIBUTION_FIELDS, folder / "shift.json"
-            ),
+            # A comparison also holds what each method gets for other costs.
+            comparison=compared["rows"] if isinstance(compared, dict) else compared,
+            corruptions=shift.get("corruptions", []),
+            out_of_distribution=shift.get("out_of_distribution", []),
         )
 
     @property
@@ -131,26 +176,28 @@ class RunFiles:
         return float(report.get(key) or 0.0), sum(training), kind.upper()
 
 
-def _optional(path: Path, default: Any) -> Any:
-    return read_json(path) if path.is_file() else default
+def _optional(path: Path, form: object, default: Any) -> Any:
+    return read_checked(path, form) if path.is_file() else default
 
 
-def _compared(path: Path) -> Any:
-    """Rows of a comparison, which also holds what each method gets for other costs."""
-    content = _optional(path, {"rows": []})
-    return content.get("rows") if isinstance(content, dict) else content
+def _found(path: Path) -> dict[str, Any] | None:
+    found: dict[str, Any] | None = _optional(path, FOUND, None)
+    columns = [column for column in ((found or {}).get("curve") or {}).values() if isinstance(column, list)]
+    if len(set(map(len, columns))) > 1:
+        raise unreadable(path, "the columns of its curve differ in length")
+    return found
 
 
 def _members(folder: Path) -> list[dict[str, Any]]:
     paths = [path for path in folder.glob("members/*/member.json") if path.parent.name.isdigit()]
-    return [read_json(path) for path in sorted(paths, key=lambda path: int(path.parent.name))]
+    return [read_checked(path, MEMBER) for path in sorted(paths, key=lambda path: int(path.parent.name))]
 
 
 def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
     """Results as they were written, made anew where they are missing or belong to other predictions."""
     if predictions is None:
         return []
-    rows = _optional(path, [])
+    rows: list[dict[str, Any]] = _optional(path, ROWS, [])
     # A row a member, then best single, average member and ensemble.
     return rows if len(rows) == len(predictions.test_probs) + 3 else result_rows(predictions)
 
@@ -159,19 +206,9 @@ def _sizes(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
     """Metrics against ensemble size as they were written, made anew where they are missing."""
     if predictions is None:
         return []
-    rows = _optional(path, [])
+    rows: list[dict[str, Any]] = _optional(path, SIZES, [])
     if len(rows) == predictions.num_members:
-        return _table(rows, SIZE_FIELDS, path)
+        return rows
     return ensemble_size_curve(
         predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
     ).to_rows()
-
-
-def _table(rows: Any, fields: Sequence[str], path: Path) -> list[dict[str, Any]]:
-    """Check that every row has the fields a report needs."""
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise unreadable(path, "it does not hold rows")
-    for row in rows:
-        if missing := [name for name in fields if name not in row]:
-            raise unreadable(path, f"a row lacks {missing[0]}")
-    return rows

@@ -207,10 +207,10 @@ def test_mistakes_are_told(tmp_path, make_run, predictions):
         write_report(tmp_path)
     folder = make_run(predictions(2, 10, 3))
     write_json(folder / "comparison.json", {"rows": [{"name": "ours"}]})
-    with pytest.raises(UserError, match="a row lacks accuracy"):
+    with pytest.raises(UserError, match="has no 'accuracy'"):
         write_report(folder)
     write_json(folder / "comparison.json", "nothing")
-    with pytest.raises(UserError, match="does not hold rows"):
+    with pytest.raises(UserError, match="comparison.json: it is not an object"):
         write_report(folder)
 
 
