@@ -141,6 +141,17 @@ def halving_pointwise(features: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(features, weight, stride=2)
 
 
+class HalvingConv2d(nn.Conv2d):
+    """``halving_pointwise`` as a convolution without bias."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 1, stride=2, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
+        return halving_pointwise(features, self.weight)
+
+
 class FactorizedReduce(nn.Module):
     """Halve height and width by two strided 1x1 convolutions, the second one shifted by a pixel.
 
@@ -150,16 +161,15 @@ class FactorizedReduce(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
         super().__init__()
         half = out_channels // 2
-        self.even = nn.Conv2d(in_channels, half, 1, stride=2, bias=False)
-        self.odd = nn.Conv2d(in_channels, out_channels - half, 1, stride=2, bias=False)
+        self.even = HalvingConv2d(in_channels, half)
+        self.odd = HalvingConv2d(in_channels, out_channels - half)
         self.norm = nn.BatchNorm2d(out_channels, affine=affine)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C, H, W) to (B, C_out, ceil(H/2), ceil(W/2))."""
         active = F.relu(features)
         shifted = F.pad(active[:, :, 1:, 1:], (0, 1, 0, 1))
-        halves = [halving_pointwise(active, self.even.weight), halving_pointwise(shifted, self.odd.weight)]
-        reduced: Tensor = self.norm(torch.cat(halves, dim=1))
+        reduced: Tensor = self.norm(torch.cat([self.even(active), self.odd(shifted)], dim=1))
         return reduced
 
 

@@ -182,8 +182,9 @@ def _optional(path: Path, form: object, default: Any) -> Any:
 
 def _found(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = _optional(path, FOUND, None)
-    columns = [column for column in ((found or {}).get("curve") or {}).values() if isinstance(column, list)]
-    if len(set(map(len, columns))) > 1:
+    curve = (found or {}).get("curve") or {}
+    names = ("lam", "distance_to_base", "shared_edges", "direction")
+    if len({len(curve[name]) for name in names if curve.get(name) is not None}) > 1:
         raise unreadable(path, "the columns of its curve differ in length")
     return found
 

@@ -210,7 +210,7 @@ def test_mistakes_are_told(tmp_path, make_run, predictions):
     with pytest.raises(UserError, match="has no 'accuracy'"):
         write_report(folder)
     write_json(folder / "comparison.json", "nothing")
-    with pytest.raises(UserError, match="comparison.json: it is not an object"):
+    with pytest.raises(UserError, match=r"comparison\.json: it is not an object"):
         write_report(folder)
 
 
