@@ -33,7 +33,7 @@ def ends(folder):
 
 
 def wait_for(text, file, process):
-    for _ in range(1200):
+    for _ in range(3000):
         if file.exists() and text in file.read_text():
             return
         assert process.poll() is None, process.communicate()

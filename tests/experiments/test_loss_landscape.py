@@ -170,7 +170,7 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
     (run / "config.json").write_text(json.dumps({"search": search, "retrain": recipe}))
     (run / "genotypes.json").write_text(json.dumps({"candidates": cells, "selected": [2, 0, 1]}))
     fingerprint = load_data("digits", limit_train=200).fingerprint
-    (run / "splits.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    (run / "splits.json").write_text(json.dumps({"name": "digits", "fingerprint": fingerprint}))
     arguments = ("--run-dir", run, "--seeds", 2, "--folder", tmp_path / "run", "--output", tmp_path / "out")
     assert study(*arguments) == 0
     printed = capsys.readouterr().out
