@@ -254,7 +254,7 @@ def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
         return copy.deepcopy(model, copied)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:
+    except Exception as error:  # whatever a module's own parts raise when they are copied
         raise UserError(
             f"The {type(model).__name__} can not be copied ({' '.join(str(error).split())[:200]}).",
             "Keep what can not be copied, such as locks and open files, out of the module, or give what holds it a "
