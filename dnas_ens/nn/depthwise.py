@@ -11,7 +11,9 @@ dilated kernels by generic ones that take five to forty times as long. Three ide
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +26,6 @@ from torch.autograd.function import once_differentiable
 #: Channels from which four 3x3 gradients beat the generic 5x5 one (a vector register holds 16 floats).
 _WIDE = 16
 _accelerated = True
-#: PyTorch brings it along on Linux with a GPU.
-_HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 @contextmanager
@@ -106,8 +106,30 @@ def runs_in_triton(features: Tensor) -> bool:
         and features.device.type == "cuda"
         and features.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and features.is_contiguous(memory_format=torch.channels_last)
-        and _HAS_TRITON
+        and triton_works()
     )
+
+
+@functools.cache
+def triton_works() -> bool:
+    """Try one of our kernels on the GPU, once a process; where it fails, say so and leave all to PyTorch."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from dnas_ens.nn import depthwise_triton
+
+        images = torch.ones(1, 16, 4, 4, device="cuda").contiguous(memory_format=torch.channels_last)
+        weight = torch.ones(16, 1, 3, 3, device="cuda")
+        works = bool(
+            (depthwise_triton.depthwise_conv(images, weight, stride=1, dilation=1)[..., 1, 1] == 9).all()
+        )
+    except (
+        Exception
+    ) as error:  # Triton wants a C compiler and a driver, and says in many ways that one is missing
+        reason = " ".join(str(error).split())[:200]
+        print(f"our GPU kernels do not run here ({reason}); PyTorch's are taken", file=sys.stderr, flush=True)
+        return False
+    return works
 
 
 def _convolve(features: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:

@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from dnas_ens.nn.depthwise import triton_works
 
 pytest.importorskip("triton", reason="PyTorch brings Triton along where there may be a GPU")
 
@@ -84,3 +87,16 @@ def test_kernels_are_the_plain_form(script):
         [sys.executable, "-c", script], env=environment, text=True, capture_output=True, timeout=300
     )
     assert done.stdout == "same\n", done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
+def test_where_kernels_do_not_run_it_is_said_once(capsys):
+    triton_works.cache_clear()
+    assert not triton_works()
+    assert not triton_works()
+    assert capsys.readouterr().err.count("our GPU kernels do not run here (") == 1
+
+
+@pytest.mark.gpu
+def test_kernels_run_on_a_gpu():
+    assert triton_works()
