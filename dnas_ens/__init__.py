@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dnas_ens.data import ImageData, Split, load_data
     from dnas_ens.ensembles import Ensemble
     from dnas_ens.errors import UserError
-    from dnas_ens.genotype import Genotype
+    from dnas_ens.space.genotype import Genotype
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
 ]
 _HOMES = {
     "Ensemble": "dnas_ens.ensembles",
-    "Genotype": "dnas_ens.genotype",
+    "Genotype": "dnas_ens.space.genotype",
     "ImageData": "dnas_ens.data",
     "Split": "dnas_ens.data",
     "UserError": "dnas_ens.errors",

@@ -28,7 +28,7 @@ from studies.batchnorm_sharing.options import Study
 from studies.batchnorm_sharing.records import Records
 from studies.batchnorm_sharing.report import report
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 
 PROG = "python experiments/batchnorm_sharing.py"
 
@@ -36,7 +36,7 @@ PROG = "python experiments/batchnorm_sharing.py"
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.workers import completed, worker_pool
+    from dnas_ens.training.workers import completed, worker_pool
 
     records = Records(study)
     records.file.parent.mkdir(parents=True, exist_ok=True)

@@ -43,14 +43,14 @@ from frontier_plot import plot_frontiers
 from methods import METHODS, Budget, Comparison, Result
 from tyro.conf import Positional
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.commands import data_of_run
+from dnas_ens.commands.options import data_of_run
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config_file import override
-from dnas_ens.files import with_ending
+from dnas_ens.config.file import override
+from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
 PROG = "python experiments/compare_ensembles.py"
 
@@ -122,9 +122,9 @@ def main(argv: list[str]) -> None:
         description=__doc__ or "",
         default=CompareCommand(run_dirs=tyro.MISSING),
     )
-    from dnas_ens.device import resolve_device
-    from dnas_ens.genotype import ranked_genotypes
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.folder import RunFolder
+    from dnas_ens.space.genotype import ranked_genotypes
 
     require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")
     device = resolve_device(command.device)
@@ -284,8 +284,8 @@ def ranking_sentence(comparisons: Sequence[Comparison]) -> str:
     """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
     from scipy.stats import kendalltau
 
-    from dnas_ens.analysis.significance import mean_and_deviation
-    from dnas_ens.files import read_json
+    from dnas_ens.metrics.significance import mean_and_deviation
+    from dnas_ens.run.files import read_json
 
     taus = []
     for comparison in comparisons:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.analysis.significance import (
+from dnas_ens.metrics.significance import (
     PairedDifference,
     compare,
     image_interval,
     mean_and_deviation,
     nested_spread,
 )
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     from methods import Result
@@ -54,8 +54,8 @@ def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
         results: What the methods gave.
         seed: The search seed, noted in each row.
     """
-    from dnas_ens.analysis.deep_ensemble_equivalent import deep_ensemble_equivalent
     from dnas_ens.evaluate.tables import ensemble_row
+    from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
 
     curve = [option for result in results if result.label == BASE_FOR_FREE for option in result.options]
     curve = [option for option in curve if option.epochs == curve[0].epochs]
@@ -151,7 +151,7 @@ def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
     Args:
         results: The results of every seed; "" where none holds networks of the base cell.
     """
-    from dnas_ens.analysis.calibration import per_image_calibrated_nll
+    from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
     of_base = [one.predictions for of_seed in results for one in of_seed if one.label == BASE_FOR_FREE]
     if not of_base:
@@ -238,7 +238,7 @@ def write_results(path: Path, text: str, rows: Sequence[Mapping[str, Any]], reco
         record: What the JSON file holds.
     """
     from dnas_ens.evaluate.tables import to_csv
-    from dnas_ens.files import write_atomic, write_json
+    from dnas_ens.run.files import write_atomic, write_json
 
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = ("seed", *COLUMNS, "search_cpu_seconds", "detail")

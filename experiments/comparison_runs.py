@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
 
 def require_alike(runs: Sequence[RunFolder]) -> None:
@@ -17,7 +17,7 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
         UserError: Members are missing, seeds are the same, or something else differs; its field is named.
     """
     from dnas_ens.errors import UserError
-    from dnas_ens.files import first_difference
+    from dnas_ens.run.files import first_difference
 
     first = runs[0]
     seen: dict[int, Path] = {}

@@ -24,12 +24,12 @@ from studies.options import RESULTS
 from studies.records import append_line, other_settings, read_lines
 from studies.steering import rank_correlation
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import SearchConfig, require
-from dnas_ens.config_fields import to_dict, with_fields
-from dnas_ens.files import with_ending
-from dnas_ens.presets import search_preset
-from dnas_ens.workers import worker_pool
+from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.presets import search_preset
+from dnas_ens.run.files import with_ending
+from dnas_ens.training.workers import worker_pool
 
 #: As the objective was before operations were balanced.
 UNBALANCED = {"operation_balance": (0.0, 0.0)}
@@ -90,16 +90,16 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
     """Run one search and measure it."""
     import torch
 
-    from dnas_ens.analysis.diversity import evaluate_members
     from dnas_ens.data import load_data
-    from dnas_ens.files import write_json
-    from dnas_ens.genotype import load_genotype
-    from dnas_ens.inference import predict_log_probs
+    from dnas_ens.metrics.diversity import evaluate_members
+    from dnas_ens.run.files import write_json
     from dnas_ens.search.candidates import inherited_networks
     from dnas_ens.search.discretise import discretise
     from dnas_ens.search.draws import Draw
     from dnas_ens.search.loop import SearchLoop
     from dnas_ens.search.steering import diversity_curve, mixtures_at
+    from dnas_ens.space.genotype import load_genotype
+    from dnas_ens.training.prediction import predict_log_probs
 
     torch.set_num_threads(1)
     start = time.perf_counter()
@@ -227,7 +227,7 @@ def base_file(setting: str, seed: int, bases: Path) -> Path | None:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Return mean ± standard deviation over seeds of every setting as Markdown."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     lines = [
         "| setting | seeds | " + " | ".join(COLUMNS.values()) + " |",
@@ -252,7 +252,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw D to the base and shared edges against lambda, a column a setting, a line a seed and direction."""
-    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
+    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 
     settings = [name for name in SETTINGS if any(run["setting"] == name for run in runs)]
     figure = new_figure(max(175 * len(settings), 350), 400)
@@ -296,7 +296,7 @@ def main(argv: list[str]) -> None:
     )
     from studies.report import provenance
 
-    from dnas_ens.environment import environment
+    from dnas_ens.run.environment import environment
 
     env = environment(["python", "experiments/diversity_control.py", *argv])
     log = with_ending(study.output, ".jsonl")

@@ -31,7 +31,7 @@ from studies.diversity_sweep.options import Study
 from studies.diversity_sweep.records import Records, Task
 from studies.diversity_sweep.report import report
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 
 PROG = "python experiments/diversity_sweep.py"
 
@@ -39,7 +39,7 @@ PROG = "python experiments/diversity_sweep.py"
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.workers import completed, worker_pool
+    from dnas_ens.training.workers import completed, worker_pool
 
     records = Records(study)
     with worker_pool(study.workers) as pool:

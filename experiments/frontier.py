@@ -76,8 +76,8 @@ def option(
         epochs: Epochs of the members.
         spent: Members and epochs in words; by default one times the other.
     """
-    from dnas_ens.analysis.calibration import per_image_calibrated_nll
-    from dnas_ens.analysis.metrics import nll
+    from dnas_ens.metrics.calibration import per_image_calibrated_nll
+    from dnas_ens.metrics.scores import nll
 
     val_nlls, losses, hits = [], [], []
     for subset in subsets:

@@ -32,7 +32,7 @@ def plot_frontiers(
         title: A heading.
         path: The file.
     """
-    from dnas_ens.analysis.style import (
+    from dnas_ens.figures.style import (
         CYCLE,
         MUTED_COLOUR,
         TEXT_COLOUR,
@@ -118,7 +118,7 @@ def plot_frontiers(
 
 def colour_of(index: int) -> str:
     """Return the colour of a line; that of the first is no other's."""
-    from dnas_ens.analysis.style import CYCLE
+    from dnas_ens.figures.style import CYCLE
 
     first, *others = CYCLE
     return others[(index - 1) % len(others)] if index else first

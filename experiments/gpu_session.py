@@ -31,7 +31,7 @@ from typing import Any
 
 from studies.records import append_line, read_lines
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
 
 #: Seconds a section may take, and the least that it is begun with.
@@ -168,7 +168,7 @@ def section_main(argv: list[str]) -> None:
     """Run one section in this process."""
     number, out, limit, device_name, *flags = argv
     deadline = time.monotonic() + float(limit)
-    from dnas_ens.allocator import keep_freed_memory
+    from dnas_ens.run.allocator import keep_freed_memory
 
     keep_freed_memory()
 
@@ -176,8 +176,8 @@ def section_main(argv: list[str]) -> None:
     sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
     from studies.gpu import comparison, sections
 
-    from dnas_ens.device import resolve_device
     from dnas_ens.nn.depthwise import native_depthwise
+    from dnas_ens.run.device import resolve_device
 
     results = Path(out) / RESULTS
     earlier = {record["name"]: record for record in read_lines(results) if "name" in record}

@@ -31,17 +31,17 @@ from typing import TYPE_CHECKING, Any
 from studies.options import RESULTS
 from tyro.conf import OmitArgPrefixes
 
-from dnas_ens.cli import parse, pop_option, run_main
+from dnas_ens.commands.parse import parse, pop_option, run_main
 from dnas_ens.config import RetrainConfig, require
-from dnas_ens.config_fields import to_dict
+from dnas_ens.config.fields import to_dict
 from dnas_ens.errors import UserError
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     from studies.loss_landscape.solutions import Architecture
 
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
 PROG = "python experiments/loss_landscape.py"
 CELLS = "cells"
@@ -101,9 +101,9 @@ class Study:
 
 def read_options(argv: list[str]) -> Study:
     """Parse the command line; a search's run folder gives data and recipe."""
-    from dnas_ens.config_file import override
-    from dnas_ens.files import read_json
-    from dnas_ens.presets import retrain_preset
+    from dnas_ens.config.file import override
+    from dnas_ens.config.presets import retrain_preset
+    from dnas_ens.run.files import read_json
 
     run_dir, _ = pop_option(argv, "--run-dir", None)
     default = Study()
@@ -137,11 +137,11 @@ def load(study: Study) -> tuple[ImageData, list[Architecture]]:
     from studies.loss_landscape.solutions import Architecture
 
     from dnas_ens.baselines import random_pool
-    from dnas_ens.commands import data_of_run
+    from dnas_ens.commands.options import data_of_run
     from dnas_ens.data import load_data
-    from dnas_ens.genotype import ranked_genotypes
-    from dnas_ens.runs import RunFolder
-    from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+    from dnas_ens.run.folder import RunFolder
+    from dnas_ens.space.genotype import ranked_genotypes
+    from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 
     if study.run_dir is None:
         data = load_data(study.data, data_root=study.data_root, limit_train=study.limit_train)
@@ -177,7 +177,7 @@ def settings(study: Study, data: ImageData, architectures: list[Architecture]) -
 
 def open_folder(study: Study, config: dict[str, Any], command: list[str]) -> RunFolder:
     """Make or go on with the folder of the solutions."""
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
     folder = study.folder or Path("runs") / study.name
     try:
@@ -196,7 +196,7 @@ def main(argv: list[str]) -> None:
     from studies.loss_landscape.report import write_report
     from studies.loss_landscape.solutions import Bench
 
-    from dnas_ens.device import resolve_device
+    from dnas_ens.run.device import resolve_device
 
     device = resolve_device(study.device)
     data, architectures = load(study)

@@ -31,12 +31,12 @@ from methods.random_cells import random_nes, random_pool_of
 from methods.searched import ours
 from studies.options import RESULTS
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.commands import load_configured_data
+from dnas_ens.commands.options import load_configured_data
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config_fields import to_dict, with_fields
-from dnas_ens.files import with_ending
-from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     import torch
@@ -158,7 +158,7 @@ class Study:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.device import resolve_device
+    from dnas_ens.run.device import resolve_device
 
     device = resolve_device(study.device)
     command = [*PROG.split(), *argv]
@@ -180,9 +180,9 @@ def searched(
     Returns:
         The run, ready to be compared, and its env.json.
     """
-    from dnas_ens.retrain.members import train_members
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
     from dnas_ens.search.run import run_search
+    from dnas_ens.training.members import train_members
 
     config, recipe = study.search(seed), study.recipe(seed)
     data: ImageData = load_configured_data(config.data)

@@ -28,8 +28,8 @@ from studies.parameter_evolution.report import found_sentences, plot, published_
 from studies.records import open_run, run_seeds
 from studies.report import comparisons, table, write_report
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.files import with_ending
+from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.run.files import with_ending
 
 PROG = "python experiments/parameter_evolution.py"
 STUDY = "parameter-evolution"

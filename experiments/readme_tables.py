@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
 from dnas_ens.errors import UserError
-from dnas_ens.files import write_atomic
+from dnas_ens.run.files import write_atomic
 
 PROG = "python experiments/readme_tables.py"
 ROOT = Path(__file__).parents[1]

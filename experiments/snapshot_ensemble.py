@@ -31,10 +31,10 @@ from studies.records import finish_seed, open_run, run_seeds
 from studies.report import comparisons, markdown_table, table, write_report
 from studies.snapshot_trainings import train
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
 from dnas_ens.data.splits import alternating_halves
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"
@@ -105,9 +105,9 @@ def cross_fitted(rule: Rule, probs: np.ndarray, labels: np.ndarray) -> np.ndarra
 
 def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, Any]:
     """Train both models of a seed, choose on val, evaluate on test."""
-    from dnas_ens.analysis.metrics import accuracy, nll
-    from dnas_ens.cost import CostMeter
     from dnas_ens.ensembles.snapshot import CosineCycles
+    from dnas_ens.metrics.scores import accuracy, nll
+    from dnas_ens.run.cost import CostMeter
 
     def schedule(cycles: int) -> CosineCycles:
         return CosineCycles(epochs=study.epochs, num_cycles=cycles, initial_learning_rate=study.learning_rate)
@@ -165,7 +165,7 @@ def plot(study: Study, records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw val NLL of each snapshot and of the last k over k, and the rows' calibrated NLL on test."""
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.analysis.style import (
+    from dnas_ens.figures.style import (
         BLACK,
         BLUE,
         CYCLE,

@@ -33,7 +33,7 @@ from studies.weight_averaging.records import finished_records
 from studies.weight_averaging.report import report
 from studies.weight_averaging.trainings import train
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 
 PROG = "python experiments/weight_averaging.py"
 
@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     import torch
 
-    from dnas_ens.environment import environment
-    from dnas_ens.files import read_json, write_json
+    from dnas_ens.run.environment import environment
+    from dnas_ens.run.files import read_json, write_json
 
     torch.set_num_threads(1)
     problem = load_problem(study)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.config_fields import with_fields
+from dnas_ens.config.fields import with_fields
 from dnas_ens.data import ImageData, Split, load_data
 
 # No test is timed: the machine may be busy with other things.

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dnas_ens.checkpoint import first_not_finite, load_state
-from dnas_ens.files import read_json
+from dnas_ens.run.checkpoint import first_not_finite, load_state
+from dnas_ens.run.files import read_json
 
 SEARCH = (
     "--num-cells 3 --channels 4 --num-nodes 2 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
@@ -30,7 +30,7 @@ FAULTY = """
 import os, signal, sys
 from importlib import import_module
 import torch
-from dnas_ens.cli import run_main
+from dnas_ens.commands.parse import run_main
 {fault}
 sys.exit(run_main(import_module(sys.argv[1] + ".__main__").main, sys.argv[2:]))
 """
@@ -45,7 +45,7 @@ def with_nan(self, *arguments, **options):
 torch.optim.SGD.step = with_nan
 """
 KILLED_AFTER_SAVING = """
-import dnas_ens.checkpoint as checkpoint
+import dnas_ens.run.checkpoint as checkpoint
 save = checkpoint.CheckpointStore.save
 def and_die(self, step, state):
     save(self, step, state)
@@ -229,7 +229,7 @@ def test_a_state_of_another_genotype_is_refused(searched, tmp_path):
 def test_no_line_is_logged_twice(searched, tmp_path, what):
     folder = copied(searched, tmp_path) if what == "retrain" else tmp_path / "R"
     fault = """
-import dnas_ens.metrics_log as log
+import dnas_ens.run.metrics_log as log
 before = log.MetricsLog.log
 def and_die(self, *arguments, **options):
     before(self, *arguments, **options)
@@ -266,7 +266,7 @@ def test_an_interruption_is_not_kept_waiting_by_tensorboard(tmp_path):
     # Ctrl-C between a queue's put and its notify: the writer's thread is never woken.
     fault = """
 import threading
-import dnas_ens.metrics_log as log
+import dnas_ens.run.metrics_log as log
 before, notify, armed = log.MetricsLog.log, threading.Condition.notify, False
 def noted(self, *arguments, **options):
     global armed
@@ -305,9 +305,9 @@ log.MetricsLog.log, threading.Condition.notify = noted, cut
     ],
 )
 def test_run_files_of_another_form_are_told(searched, tmp_path, name, content, capsys):
-    from dnas_ens.cli import run_main
-    from dnas_ens.retrain.__main__ import main as retrain_main
-    from dnas_ens.search.__main__ import main as search_main
+    from dnas_ens.commands.parse import run_main
+    from dnas_ens.commands.retrain import main as retrain_main
+    from dnas_ens.commands.search import main as search_main
 
     folder = copied(searched, tmp_path)
     (folder / name).write_text(content)
@@ -331,7 +331,7 @@ def test_a_damaged_env_file_is_set_aside(searched, tmp_path):
 
 
 def test_a_full_disk_is_told_wherever_it_is_met(capsys):
-    from dnas_ens.cli import run_main
+    from dnas_ens.commands.parse import run_main
 
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -346,7 +346,7 @@ def test_a_full_disk_is_told_wherever_it_is_met(capsys):
 
 def test_a_second_writer_is_refused_without_the_lock_file_too(tmp_path):
     from dnas_ens.errors import UserError
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
     with RunFolder.create(tmp_path / "R", config={"seed": 0}) as first:
         (first.path / "run.lock").unlink()
@@ -356,8 +356,8 @@ def test_a_second_writer_is_refused_without_the_lock_file_too(tmp_path):
 
 
 def test_nothing_that_is_not_finite_is_saved_or_loaded(tmp_path, monkeypatch):
-    from dnas_ens import checkpoint
     from dnas_ens.errors import DivergedError
+    from dnas_ens.run import checkpoint
 
     store = checkpoint.CheckpointStore(tmp_path)
     store.save(1, {"weights": torch.ones(3), "best": float("inf")})

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 
 import dnas_ens as de
-from dnas_ens.__main__ import main
-from dnas_ens.analysis.cross_fitting import cross_fit
+from dnas_ens.commands.whole_way import main
 from dnas_ens.data import ImageData, Split
 from dnas_ens.ensembles import caruana_weights, fit_weights, greedy_selection
 from dnas_ens.evaluate.predictions import predict_splits
 from dnas_ens.evaluate.tables import result_rows
+from dnas_ens.metrics.cross_fitting import cross_fit
 
 RECIPE = {"num_cells": 1, "channels": 4, "epochs": 4, "batch_size": 16}
 FIGURES = ("accuracy", "nll", "calibrated_nll", "brier", "aurc")

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dnas_ens.analysis.metrics import FloatArray, check_labels, check_probs, labels_digest, nll
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors, read_json, save_tensors, write_json
-from dnas_ens.genotype import Genotype
+from dnas_ens.metrics.scores import FloatArray, check_labels, check_probs, labels_digest, nll
+from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.space.genotype import Genotype
 
 #: Trains a genotype; the index decides its seeds. Returns its class probabilities (N, K) on the validation images.
 TrainFunction = Callable[[Genotype, int], npt.ArrayLike]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.errors import UserError
-from dnas_ens.files import as_json, read_json, write_json
-from dnas_ens.genotype import Genotype
+from dnas_ens.run.files import as_json, read_json, write_json
+from dnas_ens.space.genotype import Genotype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import NUM_INPUTS, Cell, Edge, Genotype
+from dnas_ens.space.genotype import NUM_INPUTS, Cell, Edge, Genotype
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray
 from dnas_ens.baselines.evaluations import (
     VAL_PROBS,
     Evaluations,
@@ -28,8 +27,9 @@ from dnas_ens.baselines.evolution_state import EvolutionConfig, Individual, read
 from dnas_ens.baselines.mutation import mutate
 from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
 
 STATE = "evolution.json"
 EVALUATIONS = "evaluations"

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dnas_ens.data.corruption_names import SEVERITIES, check_severity
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
-from dnas_ens.files import unreadable
+from dnas_ens.run.files import unreadable
 
 #: What the benchmark's mean is over, in the paper's order; the four further files are its validation.
 PUBLISHED_NAMES = (

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.analysis.diversity import normalise_weights
-from dnas_ens.analysis.metrics import IntArray
 from dnas_ens.data.dataset import Split
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Outputs, check_outputs
+from dnas_ens.metrics.diversity import normalise_weights
+from dnas_ens.metrics.scores import IntArray
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel
+from dnas_ens.training.prediction import Outputs, check_outputs
 
 
 def as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:
@@ -133,7 +133,7 @@ def as_pixels(images: object) -> Tensor:
         raise UserError(
             f"A {type(images).__name__} was given where images are wanted.",
             "Give a split, an array or a tensor (N, C, H, W); evaluate, calibrate and fit_weights take a DataLoader, "
-            "and so does dnas_ens.inference.predict_members.",
+            "and so does dnas_ens.training.prediction.predict_members.",
         ) from error
 
 

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from dnas_ens.analysis.metrics import FloatArray
 from dnas_ens.errors import UserError
-from dnas_ens.inference import (
+from dnas_ens.metrics.scores import FloatArray
+from dnas_ens.nn.network import Network
+from dnas_ens.training.prediction import (
     Batches,
     average_statistics,
     like_parameters,
@@ -29,7 +30,6 @@ from dnas_ens.inference import (
     one_pass,
     statistics_norms,
 )
-from dnas_ens.nn.network import Network
 
 State = Mapping[str, Tensor]
 CoefficientKind = Literal["equal", "linear", "exponential"]
@@ -153,7 +153,7 @@ def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
     """Recompute BatchNorm's running statistics as plain averages over batches (SWA, arXiv 1803.05407).
 
     Everything but BatchNorm is in evaluation mode meanwhile, dropout included; see
-    `dnas_ens.inference.average_statistics`. Each module is back in its own mode afterwards.
+    `dnas_ens.training.prediction.average_statistics`. Each module is back in its own mode afterwards.
 
     Args:
         model: Any module; it is changed.

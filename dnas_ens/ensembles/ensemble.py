@@ -15,13 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
-from dnas_ens.analysis.diversity import evaluate_members, normalise_weights
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
 from dnas_ens.data.normalisation import normalise
-from dnas_ens.device import resolve_device
 from dnas_ens.ensembles.arguments import (
     as_classes,
     as_members,
@@ -38,7 +34,12 @@ from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, 
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.inference import (
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.diversity import evaluate_members, normalise_weights
+from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray
+from dnas_ens.nn.network import Network
+from dnas_ens.run.device import resolve_device
+from dnas_ens.training.prediction import (
     EVALUATION_BATCH,
     Batches,
     Outputs,
@@ -48,7 +49,6 @@ from dnas_ens.inference import (
     no_batches,
     one_pass,
 )
-from dnas_ens.nn.network import Network
 
 
 class Ensemble(nn.Module):
@@ -67,7 +67,7 @@ class Ensemble(nn.Module):
         classes: K class names, where they are known.
         preprocessing: What turns image files and uint8 images into the members' input, where it is known.
         outputs: What the members return: "logits" (log-probabilities are such) or "probs", for all of them or one
-            for each; None to tell on the first images, see `dnas_ens.inference.class_probs`.
+            for each; None to tell on the first images, see `dnas_ens.training.prediction.class_probs`.
 
     Raises:
         UserError: No members, or weights, a temperature or outputs that are not possible.
@@ -171,7 +171,7 @@ class Ensemble(nn.Module):
             device: See `predict_probs`.
 
         Returns:
-            T; see `dnas_ens.analysis.calibration.fit_temperature`.
+            T; see `dnas_ens.metrics.calibration.fit_temperature`.
 
         Raises:
             UserError: See `evaluate`.
@@ -191,7 +191,7 @@ class Ensemble(nn.Module):
     ) -> FloatArray:
         """Fit the combining weights on validation images, by the NLL of the average there, and take them.
 
-        `calibrate` again afterwards, on other images if there are any (see `dnas_ens.analysis.cross_fitting`).
+        `calibrate` again afterwards, on other images if there are any (see `dnas_ens.metrics.cross_fitting`).
         Arguments as for it; returns the weights (M,), see `dnas_ens.ensembles.weighting.fit_weights`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
@@ -265,12 +265,12 @@ class Ensemble(nn.Module):
 
         Args:
             data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or whatever else starts
-                a pass over batches, see `dnas_ens.inference.Batches`. A loader's order does not matter.
+                a pass over batches, see `dnas_ens.training.prediction.Batches`. A loader's order does not matter.
             batch_size: See `predict_probs`; of a split alone.
             device: See `predict_probs`.
 
         Returns:
-            What `dnas_ens.analysis.diversity.evaluate_members` returns, for the average **before** the
+            What `dnas_ens.metrics.diversity.evaluate_members` returns, for the average **before** the
             temperature, and ``calibrated_nll``, the NLL after it in nats (equal to ``nll`` where T = 1).
 
         Raises:

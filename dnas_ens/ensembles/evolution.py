@@ -22,7 +22,6 @@ from scipy.optimize import Bounds, differential_evolution
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, accuracy, labels_digest, nll
 from dnas_ens.ensembles.averaging import (
     State,
     as_state,
@@ -35,8 +34,9 @@ from dnas_ens.ensembles.averaging import (
 from dnas_ens.ensembles.evolution_scores import DECIMALS, Candidate, Scores
 from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
-from dnas_ens.files import tensors_to_bytes
-from dnas_ens.inference import Batches, one_pass, predict_batches, predict_members
+from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray, accuracy, labels_digest, nll
+from dnas_ens.run.files import tensors_to_bytes
+from dnas_ens.training.prediction import Batches, one_pass, predict_batches, predict_members
 
 WHOLE_NETWORK = "network"
 

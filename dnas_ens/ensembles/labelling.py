@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.analysis.calibration import apply_temperature
-from dnas_ens.analysis.diversity import entropy, mutual_information
-from dnas_ens.analysis.metrics import FloatArray
+from dnas_ens.metrics.calibration import apply_temperature
+from dnas_ens.metrics.diversity import entropy, mutual_information
+from dnas_ens.metrics.scores import FloatArray
 
 
 def labelled(

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from dnas_ens.analysis.metrics import FloatArray, accuracy, nll
 from dnas_ens.ensembles.averaging import State, averaged_model
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches, predict_batches
+from dnas_ens.metrics.scores import FloatArray, accuracy, nll
+from dnas_ens.training.prediction import Batches, predict_batches
 
 BARRIER_THRESHOLD = 0.05
 """Nats a barrier must exceed for a warning; this package's choice (arXiv 1912.05671 has 2 points of error)."""
@@ -27,7 +27,7 @@ def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A mo
 
     Raises:
         UserError: There are no batches, or the logits are not finite.
-        ValueError: Labels that do not fit; see `dnas_ens.analysis.metrics.check_labels`.
+        ValueError: Labels that do not fit; see `dnas_ens.metrics.scores.check_labels`.
     """
     probs, labels = predict_batches(model, val_batches)
     if not np.isfinite(probs).all():

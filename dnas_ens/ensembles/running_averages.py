@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dnas_ens.ensembles.averaging import check_same_architecture, clone, recompute_batch_norm
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches
+from dnas_ens.training.prediction import Batches
 
 
 class RunningAverage(AveragedModel):

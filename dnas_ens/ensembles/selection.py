@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
-from dnas_ens.analysis.metrics import (
+from dnas_ens.errors import UserError
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.scores import (
     PROB_FLOOR,
     FloatArray,
     accuracy,
@@ -23,7 +24,6 @@ from dnas_ens.analysis.metrics import (
     check_probs,
     nll,
 )
-from dnas_ens.errors import UserError
 
 Criterion = Literal["nll", "calibrated_nll", "accuracy"]
 
@@ -73,7 +73,7 @@ def averaged_loss(averaged: npt.ArrayLike, labels: npt.ArrayLike, criterion: Cri
 
     Raises:
         UserError: Another criterion.
-        ValueError: See `dnas_ens.analysis.metrics.check_predictions`.
+        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
     if criterion == "nll":
         return nll(averaged, labels)
@@ -141,7 +141,7 @@ def greedy_selection(
 
     Raises:
         UserError: Another criterion, fewer than one member, or more than there are candidates without replacement.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`; a given index that is none.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`; a given index that is none.
     """
     candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion, given)
     total = candidates[list(given)].sum(axis=0)
@@ -183,7 +183,7 @@ def exhaustive_selection(
     Raises:
         UserError: Another criterion, fewer than one member, more than there are candidates without replacement, or more
             than a million combinations.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
     num_candidates = len(candidates)

@@ -13,7 +13,7 @@ Snapshot ensembles (Huang et al., arXiv 1704.00109) and fast geometric ensemblin
     ensemble = Ensemble(list(recorder.members(last=3)))
 
 Weights fitted by log-loss: `dnas_ens.ensembles.weighting.fit_weights` on the probabilities that
-`dnas_ens.inference.predict_members` computes on validation batches.
+`dnas_ens.training.prediction.predict_members` computes on validation batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from dnas_ens.ensembles.averaging import check_clone, check_fit, clone, copied_to_cpu
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches, predict_members
+from dnas_ens.training.prediction import Batches, predict_members
 
 
 class Schedule(Protocol):
@@ -268,7 +268,7 @@ class SnapshotRecorder:
             val_batches: Validation batches, in the same order at every call.
 
         Raises:
-            UserError: No snapshots; else see `dnas_ens.inference.predict_members`.
+            UserError: No snapshots; else see `dnas_ens.training.prediction.predict_members`.
         """
         probs, labels = predict_members(self.members(), val_batches)
         return greedy_selection(probs, labels, num_members=1)[0]

@@ -13,7 +13,6 @@ import numpy as np
 from torch import nn
 from tqdm import tqdm
 
-from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.ensembles.averaging import (
     CoefficientKind,
     State,
@@ -24,7 +23,8 @@ from dnas_ens.ensembles.averaging import (
     coefficients,
 )
 from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
-from dnas_ens.inference import Batches, predict_batches
+from dnas_ens.metrics.scores import accuracy, nll
+from dnas_ens.training.prediction import Batches, predict_batches
 
 
 @dataclass(frozen=True, kw_only=True)

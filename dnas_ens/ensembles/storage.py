@@ -19,11 +19,11 @@ from torch.optim.swa_utils import AveragedModel
 
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors, read_json, save_tensors, sha256, write_json
-from dnas_ens.inference import Outputs
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
+from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, write_json
+from dnas_ens.training.prediction import Outputs
 
 MANIFEST = "ensemble.json"
 #: The kind of a member that only its owner can build, such as a torchvision network.

@@ -3,7 +3,7 @@
 Three ways over the simplex {w : w_m >= 0, sum_m w_m = 1}: log-loss by sequential quadratic programming
 (snapshot ensembles, arXiv 1704.00109, and stacking, Wolpert 1992), differential evolution (Storn and Price,
 Journal of Global Optimization 11, 1997), and the frequencies of greedy selection with replacement (Caruana
-et al., ICML 2004). Networks run once, in `dnas_ens.inference.predict_members`: an evaluation is a product
+et al., ICML 2004). Networks run once, in `dnas_ens.training.prediction.predict_members`: an evaluation is a product
 of (M,) and (M, N, K).
 
 Legend: B batch, M members, N validation images, K classes.
@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, differential_evolution, minimize
 
-from dnas_ens.analysis.metrics import PROB_FLOOR, FloatArray, IntArray, check_labels, check_probs
 from dnas_ens.ensembles import selection
 from dnas_ens.errors import UserError
+from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray, check_labels, check_probs
 
 Criterion = Literal["nll", "accuracy"]
 
@@ -133,7 +133,7 @@ def fit_weights(
 
     Raises:
         UserError: A negative number of starts.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     members, classes = _check(val_probs, val_labels)
     if random_starts < 0:
@@ -195,7 +195,7 @@ def evolve_weights(
 
     Raises:
         UserError: Another criterion, a population that is too small, or no generations.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     members, classes = _check(val_probs, val_labels)
     num_members = len(members)
@@ -286,7 +286,7 @@ def caruana_weights(
 
     Raises:
         UserError: No picks, or another criterion.
-        ValueError: See `dnas_ens.analysis.metrics.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     members, classes = _check(val_probs, val_labels)
     picks = selection.greedy_selection(

@@ -25,10 +25,10 @@ def evaluate(ensemble: Ensemble, data: ImageData, *, device: str = "auto") -> di
         UserError: Other data than a whole data set.
     """
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.device import resolve_device
     from dnas_ens.errors import UserError
     from dnas_ens.evaluate.predictions import predict_splits
     from dnas_ens.evaluate.tables import result_rows
+    from dnas_ens.run.device import resolve_device
 
     if not isinstance(data, ImageData):
         raise UserError(

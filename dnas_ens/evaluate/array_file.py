@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dnas_ens.files import unreadable, write_atomic
+from dnas_ens.run.files import unreadable, write_atomic
 
 T = TypeVar("T")
 #: Bytes that deflate makes of one at most.

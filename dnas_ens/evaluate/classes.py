@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnas_ens.analysis.metrics import IntArray, balanced_accuracy
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.scores import IntArray, balanced_accuracy
 
 #: Rows of a table a person reads; of more classes those of the lowest recall are shown.
 MAX_SHOWN = 20

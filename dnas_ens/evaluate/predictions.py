@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.analysis.diversity import normalise_weights
-from dnas_ens.analysis.metrics import FloatArray
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
-from dnas_ens.files import read_json
+from dnas_ens.metrics.diversity import normalise_weights
+from dnas_ens.metrics.scores import FloatArray
+from dnas_ens.run.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -208,9 +208,9 @@ class Predictions:
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
     """Predict the validation and the test images with every member, and measure what a member costs to use."""
-    from dnas_ens.analysis.compute_cost import count_flops, count_parameters, inference_seconds
-    from dnas_ens.environment import describe_device
+    from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
     from dnas_ens.nn.network import Network
+    from dnas_ens.run.environment import describe_device
 
     ensemble.to(device)
     counts = f"{len(data.val):,} val and {len(data.test):,} test images"

@@ -8,12 +8,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.analysis.ensemble_size import ensemble_size_curve
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 from dnas_ens.evaluate.tables import result_rows, to_csv, to_markdown
-from dnas_ens.files import write_atomic, write_json
+from dnas_ens.metrics.ensemble_size import ensemble_size_curve
+from dnas_ens.run.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ def predict_folder(
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
-    from dnas_ens.environment import describe_device
+    from dnas_ens.run.environment import describe_device
 
     # Loaded in any case: a member's file that was changed since is refused here.
     ensemble = Ensemble.load(folder)
@@ -89,7 +89,7 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
 
     That is results.csv, .md and .json, the last two with figures of each class, and ensemble_size.json: metrics of
     the equally weighted average of k members against k, see
-    `dnas_ens.analysis.ensemble_size.EnsembleSizeCurve.to_rows`.
+    `dnas_ens.metrics.ensemble_size.EnsembleSizeCurve.to_rows`.
 
     Returns:
         The rows; see ``result_rows``. That of the ensemble, the last, has ``recall_per_class`` too, by class name, None

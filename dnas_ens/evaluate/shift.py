@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from dnas_ens.analysis.shift import ENSEMBLE, CleanFit, corruption_rows, detection_rows, summarise
 from dnas_ens.config import DataConfig
-from dnas_ens.config_file import override
+from dnas_ens.config.file import override
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.names import OUT_OF_DISTRIBUTION
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -20,8 +19,9 @@ from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.shift_options import ShiftOptions
 from dnas_ens.evaluate.shift_predictions import CIFAR10_C, ShiftPredictions, predict_shift
 from dnas_ens.evaluate.tables import best_single, to_markdown
-from dnas_ens.files import write_atomic, write_json
-from dnas_ens.runs import RunFolder
+from dnas_ens.metrics.shift import ENSEMBLE, CleanFit, corruption_rows, detection_rows, summarise
+from dnas_ens.run.files import write_atomic, write_json
+from dnas_ens.run.folder import RunFolder
 
 #: Members' probabilities under shift, from which the other files can be recomputed.
 FILE = "shift.npz"
@@ -92,7 +92,7 @@ def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str,
     """Compute what shift.json holds, from the two files of predictions alone.
 
     Returns:
-        ``corruptions``, the rows of `dnas_ens.analysis.shift.corruption_rows`, and ``out_of_distribution``, those
+        ``corruptions``, the rows of `dnas_ens.metrics.shift.corruption_rows`, and ``out_of_distribution``, those
         of `detection_rows`, whose in-distribution images are the whole clean test split.
     """
     fit = fit_on_clean(predictions)

@@ -19,7 +19,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
 from dnas_ens.evaluate.shift_options import USUAL, ShiftOptions
-from dnas_ens.progress import Progress
+from dnas_ens.run.progress import Progress
 
 #: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
 CORRUPTION_SEED = 0

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
-from dnas_ens.analysis.diversity import evaluate_members
-from dnas_ens.analysis.metrics import balanced_accuracy, evaluate_probs, nll
-from dnas_ens.analysis.selective import risk_coverage
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.diversity import evaluate_members
+from dnas_ens.metrics.scores import balanced_accuracy, evaluate_probs, nll
+from dnas_ens.metrics.selective import risk_coverage
 
 #: Columns of every row; diversity concerns rows of several members.
 METRICS = (

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnas_ens.execution import without_autocast
 from dnas_ens.nn import moments
 from dnas_ens.nn.depthwise import depthwise_conv
+from dnas_ens.nn.execution import without_autocast
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
 from dnas_ens.nn.operations import average_pool, build_operation, halving_pointwise
-from dnas_ens.search_space import NONE
+from dnas_ens.space.search_space import NONE
 
 #: Kernel size and dilation of the operations that are batched; others run edge by edge.
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}

@@ -16,7 +16,7 @@ from dnas_ens.nn.batched_edges import EdgesOfSource
 from dnas_ens.nn.partial_channels import pass_by, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, edge_stride
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 
 class FastSupernetCell(nn.Module):

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dnas_ens.execution import without_autocast
 from dnas_ens.nn.depthwise import runs_in_triton
+from dnas_ens.nn.execution import without_autocast
 
 #: Channels of a group up to which a GPU multiplies by one dense matrix (experiments/results/gpu.md).
 DENSE_PRODUCT, DENSE_GRAM = 32, 16

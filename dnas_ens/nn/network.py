@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
 from dnas_ens.nn.operations import build_operation, require_operations
 from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search_space import stack_cell_types
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import stack_cell_types
 
 
 def drop_path(

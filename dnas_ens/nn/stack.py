@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from dnas_ens.nn.operations import FactorizedReduce, ReluConvBn
-from dnas_ens.search_space import stack_cell_types
+from dnas_ens.space.search_space import stack_cell_types
 
 #: Side in pixels up to which images go through the small-image stem.
 SMALL_IMAGE = 64

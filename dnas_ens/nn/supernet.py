@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dnas_ens.nn.operations import Zero, build_operation, require_operations
 from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
 from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 
 class MixedOperation(nn.Module):

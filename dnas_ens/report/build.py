@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
-from dnas_ens.analysis.significance import PairedDifference, paired_difference
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.tables import best_single
+from dnas_ens.metrics.significance import PairedDifference, paired_difference
 from dnas_ens.report import wording
 from dnas_ens.report.measures import Row, rows_with_intervals
 from dnas_ens.report.parts import Report, Section

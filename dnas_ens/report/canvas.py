@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 
 #: Points. Two panels stand side by side on a wide page; one fills a phone, its text still large enough to read.
 WIDTH, HEIGHT = 330.0, 236.0

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report import canvas
 from dnas_ens.report.labels import LabelPlacer, around
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report import canvas
 from dnas_ens.report.labels import LabelPlacer
 

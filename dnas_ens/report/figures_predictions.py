@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import ArrayLike
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report import canvas
 from dnas_ens.report.measures import NUM_BINS, Reliability
 

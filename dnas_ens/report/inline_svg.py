@@ -8,7 +8,7 @@ from functools import cache
 
 from matplotlib.colors import to_rgb
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _XLINK = "{http://www.w3.org/1999/xlink}href"

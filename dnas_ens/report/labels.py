@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report import canvas
 
 Offset = tuple[float, float]

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, bootstrap
 
-from dnas_ens.analysis.calibration import apply_temperature
-from dnas_ens.analysis.metrics import FloatArray, per_image_nll
-from dnas_ens.analysis.significance import CONFIDENCE
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
+from dnas_ens.metrics.calibration import apply_temperature
+from dnas_ens.metrics.scores import FloatArray, per_image_nll
+from dnas_ens.metrics.significance import CONFIDENCE
 
 NUM_BINS = 15
 #: Resamples for the intervals of a table's rows; a tenth of those of a test, for a page is written in seconds.
@@ -134,7 +134,7 @@ class Reliability:
 
 
 def reliability(probs: NDArray, labels: NDArray) -> Reliability:
-    """Sort images by their top probability into the 15 bins of `dnas_ens.analysis.metrics.ece15`.
+    """Sort images by their top probability into the 15 bins of `dnas_ens.metrics.scores.ece15`.
 
     Args:
         probs: Class probabilities (N, K).

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from string import Template
 
-from dnas_ens.analysis.style import to_svg
+from dnas_ens.figures.style import to_svg
 from dnas_ens.report.inline_svg import inline_svg
 from dnas_ens.report.parts import Picture, Report, Section
 from dnas_ens.report.stylesheet import STYLESHEET

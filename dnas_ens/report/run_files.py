@@ -8,12 +8,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from dnas_ens.analysis.ensemble_size import ensemble_size_curve
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import result_rows
-from dnas_ens.files import read_checked, unreadable
-from dnas_ens.genotype import Genotype, ranked_genotypes
+from dnas_ens.metrics.ensemble_size import ensemble_size_curve
+from dnas_ens.run.files import read_checked, unreadable
+from dnas_ens.space.genotype import Genotype, ranked_genotypes
 
 #: Forms of the files, as far as the report reads them.
 _NUMBER, _MAYBE = (int, float), (int, float, NoneType)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dnas_ens.analysis.cell_drawing import draw_genotype, operation_label
-from dnas_ens.analysis.plots import plot_diversity_curve
-from dnas_ens.genotype import NUM_INPUTS, Genotype
+from dnas_ens.figures.cells import draw_genotype, operation_label
+from dnas_ens.figures.plots import plot_diversity_curve
 from dnas_ens.report.parts import Picture, Section
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.report.wording import NARROW, count
+from dnas_ens.space.genotype import NUM_INPUTS, Genotype
 
 
 def cells_section(files: RunFiles) -> Section | None:

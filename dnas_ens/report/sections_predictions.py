@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.analysis import style
-from dnas_ens.analysis.diversity import pairwise_disagreement
-from dnas_ens.analysis.metrics import FloatArray, ece15
-from dnas_ens.analysis.selective import risk_coverage
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.tables import best_single
+from dnas_ens.figures import style
+from dnas_ens.metrics.diversity import pairwise_disagreement
+from dnas_ens.metrics.scores import FloatArray, ece15
+from dnas_ens.metrics.selective import risk_coverage
 from dnas_ens.report.figures_members import (
     MAX_COLOURED_CLASSES,
     MAX_NAMED_ERRORS,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dnas_ens.analysis.significance import PairedDifference
+from dnas_ens.metrics.significance import PairedDifference
 
 NARROW = "\u202f"  # a narrow space that does not break, between a figure and its unit
 _WORDS = (

@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnas_ens.analysis.style import to_svg
-from dnas_ens.files import unwritable, write_atomic
-from dnas_ens.metrics_log import MetricsLog
+from dnas_ens.figures.style import to_svg
 from dnas_ens.report.build import build_report
 from dnas_ens.report.page import render
 from dnas_ens.report.parts import Picture
 from dnas_ens.report.run_files import RunFiles
+from dnas_ens.run.files import unwritable, write_atomic
+from dnas_ens.run.metrics_log import MetricsLog
 
 PIXELS_PER_INCH = 160
 PHASE = "report"

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dnas_ens.config import RetrainConfig
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.ensembles import Ensemble
-    from dnas_ens.genotype import Genotype
     from dnas_ens.search.result import SearchResult
+    from dnas_ens.space.genotype import Genotype
 
 
 def retrain(
@@ -45,11 +45,11 @@ def retrain(
         UserError: If a value, a genotype or the number of members does not fit.
     """
     from dnas_ens.config import require
-    from dnas_ens.config_fields import with_fields
+    from dnas_ens.config.fields import with_fields
+    from dnas_ens.config.presets import retrain_preset
     from dnas_ens.data import load_data
-    from dnas_ens.device import resolve_device
-    from dnas_ens.presets import retrain_preset
-    from dnas_ens.retrain.members import train_members
+    from dnas_ens.run.device import resolve_device
+    from dnas_ens.training.members import train_members
 
     if isinstance(found, Sequence):
         require(

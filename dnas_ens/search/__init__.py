@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from dnas_ens.config import SearchConfig
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.genotype import Genotype
     from dnas_ens.search.result import SearchResult
+    from dnas_ens.space.genotype import Genotype
 
 
 def search(
@@ -41,9 +41,9 @@ def search(
         UserError: If a name, a value or the data do not fit.
     """
     from dnas_ens.config import SearchConfig
-    from dnas_ens.config_fields import with_fields
+    from dnas_ens.config.fields import with_fields
     from dnas_ens.data import load_data
-    from dnas_ens.device import resolve_device
+    from dnas_ens.run.device import resolve_device
     from dnas_ens.search.run import run_search
 
     if members is not None:

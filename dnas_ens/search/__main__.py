@@ -1,81 +1,8 @@
-"""Command: ``python -m dnas_ens.search``."""
-
-from __future__ import annotations
+"""``python -m dnas_ens.search``."""
 
 import sys
-from dataclasses import dataclass
 
-from tyro.conf import OmitArgPrefixes
+from dnas_ens.commands.parse import run_main
+from dnas_ens.commands.search import main
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.commands import (
-    EARLY_OPTIONS,
-    EarlyOptions,
-    RunOptions,
-    begin_run,
-    load_configured_data,
-    preset_help,
-    print_next,
-    print_resolved,
-    resumable,
-)
-from dnas_ens.config import SearchConfig
-
-PROG = "python -m dnas_ens.search"
-DESCRIPTION = (
-    "Train a supernet together with a hypernetwork that maps a diversity parameter lambda and a direction to an "
-    "architecture, draw candidates from it and choose the members of an ensemble. "
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchCommand(RunOptions):
-    """Options of the command."""
-
-    config: OmitArgPrefixes[SearchConfig]
-
-
-def main(argv: list[str]) -> None:
-    """Run the command."""
-    early = EarlyOptions.read(argv)
-    default = SearchCommand(config=early.defaults(section="search")[0])
-    command = parse(
-        SearchCommand,
-        early.rest,
-        prog=PROG,
-        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
-        default=default,
-        extra_options=EARLY_OPTIONS,
-    )
-    from dnas_ens.device import resolve_device
-    from dnas_ens.nn.operations import require_operations
-    from dnas_ens.search.run import estimate, run_search
-
-    config, device = command.config, resolve_device(command.device)
-    require_operations(config.supernet.operations)
-    data = load_configured_data(config.data)
-    if command.dry_run:
-        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
-        return
-    typed = [*PROG.split(), *argv]
-    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
-        result = run_search(config, data, device=device, run=run, resume=command.resume)
-        for member, index in enumerate(result.selected):
-            candidate = result.candidates[index]
-            score = candidate.supernet_val_nll
-            print(
-                f"member {member}: candidate {index}, lambda {_shown(candidate.lam)}, direction "
-                f"{candidate.direction}, D to base {_shown(candidate.distance_to_base)}, "
-                f"{candidate.shared_edges} edges shared with the base, val NLL with inherited weights "
-                f"{_shown(score)}"
-            )
-        # The recipe's defaults come from the preset that config.json holds.
-        print_next(run.path, "dnas_ens.retrain")
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-if __name__ == "__main__":
-    sys.exit(run_main(main))
+sys.exit(run_main(main))

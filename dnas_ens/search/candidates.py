@@ -16,15 +16,15 @@ from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, random_deviation
-from dnas_ens.inference import predict_log_probs, recalibrate
-from dnas_ens.interleaving import exhaust
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.draws import Draw
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.training import TrainingStep, training_steps
+from dnas_ens.space.genotype import Genotype, random_deviation
+from dnas_ens.training.interleaving import exhaust
+from dnas_ens.training.prediction import predict_log_probs, recalibrate
+from dnas_ens.training.step import TrainingStep, training_steps
 
 #: How often the pool is drawn more densely before it is declared too small.
 _DENSER = (1, 2, 4, 8)

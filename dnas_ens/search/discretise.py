@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
-from dnas_ens.search_space import NONE, SearchSpace
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import NONE, SearchSpace
 
 
 def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) -> Genotype:

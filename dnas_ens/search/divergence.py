@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 #: Below this divergence the root is replaced by a line, so that its gradient stays finite at equality.
 ROOT_EPSILON = 1e-8

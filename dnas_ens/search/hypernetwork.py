@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 HypernetworkKind = Literal["star", "mlp"]
 #: Standard deviation of the logits at the start of a search (DARTS).

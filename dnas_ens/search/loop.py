@@ -13,9 +13,7 @@ from dnas_ens.config import SearchConfig
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
-from dnas_ens.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
-from dnas_ens.genotype import Genotype
-from dnas_ens.inference import accuracy_under_batch_statistics
+from dnas_ens.nn.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.nn.supernet import Supernet
@@ -25,8 +23,10 @@ from dnas_ens.search.draws import Draw
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import Star
 from dnas_ens.search.steps import Batch, SearchSteps
-from dnas_ens.search_space import SearchSpace
-from dnas_ens.training import load_optimizer, require_finite
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.training.prediction import accuracy_under_batch_statistics
+from dnas_ens.training.step import load_optimizer, require_finite
 
 _STREAMS = ("order", "architecture_order", "augmentation", "draws")
 

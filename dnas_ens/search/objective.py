@@ -22,7 +22,7 @@ from dnas_ens.search.divergence import (
     pairwise_predictive_distance,
 )
 from dnas_ens.search.draws import Draw
-from dnas_ens.search_space import NONE, SearchSpace
+from dnas_ens.space.search_space import NONE, SearchSpace
 
 Likelihood = Literal["member", "ensemble"]
 Penalty = Literal[

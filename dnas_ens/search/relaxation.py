@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dnas_ens.errors import UserError
-from dnas_ens.search_space import SKIP_CONNECT, SearchSpace
+from dnas_ens.space.search_space import SKIP_CONNECT, SearchSpace
 
 Relaxation = Literal["softmax", "gumbel-softmax"]
 

@@ -9,11 +9,11 @@ import torch
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, ranked_genotypes
 from dnas_ens.search.candidates import Candidate
 from dnas_ens.search.discretise import discretise
 from dnas_ens.search.hypernetwork import Hypernetwork
 from dnas_ens.search.steering import DiversityCurve, mixtures_at
+from dnas_ens.space.genotype import Genotype, ranked_genotypes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,7 +111,7 @@ class SearchResult:
         Raises:
             UserError: If there is no hypernetwork.
         """
-        from dnas_ens.analysis.plots import plot_diversity_curve
+        from dnas_ens.figures.plots import plot_diversity_curve
 
         if self.curve is None:
             raise UserError("A search by random deviations has no curve.", "Search with --regime star.")

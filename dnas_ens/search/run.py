@@ -9,27 +9,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dnas_ens.analysis.metrics import nll
 from dnas_ens.config import RetrainConfig, SearchConfig
-from dnas_ens.config_fields import to_dict
-from dnas_ens.cost import CostMeter
+from dnas_ens.config.fields import to_dict
+from dnas_ens.config.presets import retrain_preset
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, load_genotype, read_genotypes
+from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
-from dnas_ens.presets import retrain_preset
-from dnas_ens.progress import Progress
+from dnas_ens.run.cost import CostMeter
+from dnas_ens.run.progress import Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.star import Star
 from dnas_ens.search.steering import diversity_curve
-from dnas_ens.search_space import SearchSpace
-from dnas_ens.training import tell_if_guessing
+from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.training.step import tell_if_guessing
 
 if TYPE_CHECKING:
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
@@ -85,7 +85,7 @@ def run_search(
 
 def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> SearchResult | None:
     """Return the result of a search that came to its end in a run folder, without a change; None if it did not."""
-    from dnas_ens.files import load_tensors
+    from dnas_ens.run.files import load_tensors
 
     if not run.file("genotypes.json").exists():
         return None
@@ -222,7 +222,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
 
 
 def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
-    from dnas_ens.files import save_tensors
+    from dnas_ens.run.files import save_tensors
 
     save_tensors(run.file("hypernetwork.safetensors"), loop.star.hypernetwork.state_dict())
     save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
@@ -230,8 +230,8 @@ def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
 
 def _draw_result(result: SearchResult, run: RunFolder) -> None:
     """Draw the members' cells and the curve, as files and in TensorBoard."""
-    from dnas_ens.analysis.cell_drawing import draw_genotype, save_cells
-    from dnas_ens.analysis.style import save_svg
+    from dnas_ens.figures.cells import draw_genotype, save_cells
+    from dnas_ens.figures.style import save_svg
 
     save_cells(result.base, run.file("cells/base.svg"), title="Base")
     for member, genotype in enumerate(result.genotypes):

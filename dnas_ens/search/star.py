@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.genotype import Genotype
 from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.search.draws import Draw, draw_members
 from dnas_ens.search.hypernetwork import build_hypernetwork
 from dnas_ens.search.relaxation import genotype_logits, gumbel_mixture, mixture_distribution
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
 
 #: Penalties that read a given base as something to compare with; the path itself is free at lambda = 0.
 _REFERENCE_ONLY = ("js-base", "edge-overlap")

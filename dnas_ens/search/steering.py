@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnas_ens.genotype import Genotype
 from dnas_ens.search.discretise import discretise
 from dnas_ens.search.divergence import architecture_distance, pairwise_architecture_distance
 from dnas_ens.search.draws import grid
 from dnas_ens.search.hypernetwork import Hypernetwork
 from dnas_ens.search.relaxation import mixture_distribution
+from dnas_ens.space.genotype import Genotype
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.cuda_graph import GraphedStep
-from dnas_ens.execution import PLAIN, Execution
+from dnas_ens.nn.cuda_graph import GraphedStep
+from dnas_ens.nn.execution import PLAIN, Execution
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
 from dnas_ens.search.draws import Draw, moved
@@ -26,8 +26,8 @@ from dnas_ens.search.objective import (
 from dnas_ens.search.relaxation import add_auxiliary_skip
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import Star
-from dnas_ens.search_space import SearchSpace
-from dnas_ens.training import FiniteWatch, build_sgd, set_learning_rate
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.training.step import FiniteWatch, build_sgd, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from timing import Side, TrainingOptions, measure, report, require_from, tell, tell_sides, timed
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.config_fields import with_fields
-from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
 
 if TYPE_CHECKING:
     import torch
 
     from dnas_ens.data import ImageData
-    from dnas_ens.execution import Execution
+    from dnas_ens.nn.execution import Execution
 
 OURS, GRAPH = "ours", "CUDA graph"
 
@@ -71,14 +71,14 @@ def sides_of(options: ExecutionOptions) -> list[str]:
 
 
 def _device_type(name: str) -> str:
-    from dnas_ens.device import resolve_device
+    from dnas_ens.run.device import resolve_device
 
     return resolve_device(name).type
 
 
 def execution_of(side: str) -> Execution:
     """Return what a side's name stands for."""
-    from dnas_ens.execution import PLAIN
+    from dnas_ens.nn.execution import PLAIN
 
     if side == OURS:
         return PLAIN
@@ -125,9 +125,9 @@ def _search_round(
 def _retraining_round(
     execution: Execution, data: ImageData, options: ExecutionOptions, device: torch.device
 ) -> Callable[[], object]:
-    from dnas_ens.genotype import random_genotype
-    from dnas_ens.retrain.training import MemberTraining
-    from dnas_ens.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.training.trainer import MemberTraining
 
     recipe = with_fields(
         retrain_preset(),

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.environment import environment
-from dnas_ens.files import read_json, with_ending, write_atomic
+from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.run.environment import environment
+from dnas_ens.run.files import read_json, with_ending, write_atomic
 
 PROG = "python experiments/benchmarks/first_run.py"
 RESULTS = Path(__file__).parents[1] / "results"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from search_step import OURS, SearchStep, our_step_of, parse_setting
 from timing import MEBIBYTE, Side, in_fresh_process, measure, prepare, report, tell, tell_sides, timed
 
-from dnas_ens.cli import run_main
+from dnas_ens.commands.parse import run_main
 
 if TYPE_CHECKING:
     import torch

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 from search_step import OURS, SAME_IMAGES, SETTINGS, SearchStep, build_step
 from timing import MEBIBYTE, RESULTS, Side, TrainingOptions, measure, report, require_from, synchronise, tell
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
-from dnas_ens.config_fields import with_fields
-from dnas_ens.files import with_ending
-from dnas_ens.presets import search_preset
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import search_preset
+from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +197,7 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
+    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 
     colours = {OURS: BLUE, SAME_IMAGES: VERMILION, IN_LOOP: VERMILION}
     lines: dict[str, Any] = {OURS: "-", SAME_IMAGES: "-", IN_LOOP: "--"}

@@ -29,7 +29,7 @@ from timing import (
     timed,
 )
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 
 if TYPE_CHECKING:
     import torch

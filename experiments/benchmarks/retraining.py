@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from timing import ExecutedOptions, Side, measure, report, require_from, spread, tell, tell_sides, timed
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
-from dnas_ens.presets import retrain_preset
+from dnas_ens.config.presets import retrain_preset
 
 if TYPE_CHECKING:
     import torch
@@ -148,12 +148,12 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     """Return the timed round of a side, with a network of its own."""
     import torch
 
-    from dnas_ens.config_fields import with_fields
+    from dnas_ens.config.fields import with_fields
     from dnas_ens.data import load_data
-    from dnas_ens.execution import Execution
-    from dnas_ens.genotype import random_genotype
-    from dnas_ens.retrain.training import MemberTraining
-    from dnas_ens.search_space import DARTS_OPERATIONS
+    from dnas_ens.nn.execution import Execution
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.training.trainer import MemberTraining
 
     data = load_data(options.data, download=False)
     require(

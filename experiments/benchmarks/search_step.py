@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
 
-from dnas_ens.cli import parse, pop_option, run_main
+from dnas_ens.commands.parse import parse, pop_option, run_main
 from dnas_ens.config import require
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from dnas_ens.execution import Execution
+    from dnas_ens.nn.execution import Execution
 
 OURS, SAME_IMAGES, WHOLE_BATCH = "ours", "textbook, same images", "textbook, whole batch"
 NUM_CLASSES = 10
@@ -111,7 +111,7 @@ def _inputs(
     from dnas_ens.nn.fast_supernet import FastSupernet
     from dnas_ens.nn.stack import SMALL_IMAGE
     from dnas_ens.nn.supernet import Supernet
-    from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+    from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 
     torch.manual_seed(0)
     space = SearchSpace.for_stack(options.num_cells, operations=DARTS_OPERATIONS, num_nodes=4)

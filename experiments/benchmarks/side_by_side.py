@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
 
-from dnas_ens.cli import parse, run_main
-from dnas_ens.config_fields import with_fields
-from dnas_ens.presets import retrain_preset
+from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset
 
 if TYPE_CHECKING:
     import torch
 
-    from dnas_ens.interleaving import Steps
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.interleaving import Steps
+    from dnas_ens.training.trainer import MemberTraining
 
 ONE = "one member"
 
@@ -56,10 +56,10 @@ class SideBySide(ExecutedOptions):
 def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
     """Return the timed round of a side, with networks of its own."""
     from dnas_ens.data import load_data
-    from dnas_ens.genotype import random_genotype
-    from dnas_ens.interleaving import in_turns, on_streams
-    from dnas_ens.retrain.training import MemberTraining
-    from dnas_ens.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.training.interleaving import in_turns, on_streams
+    from dnas_ens.training.trainer import MemberTraining
 
     data = load_data(options.data, download=False)
     recipe = with_fields(

@@ -17,7 +17,7 @@ from typing import Any
 
 from timing import Options, compared, in_turn, report, tell, tell_sides
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 
 OURS = "search --help"
 #: What each side hands to the interpreter.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.cli import parse, run_main
+from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import require
-from dnas_ens.files import write_atomic
+from dnas_ens.run.files import write_atomic
 
 RESULTS = Path(__file__).parents[1] / "results"
 

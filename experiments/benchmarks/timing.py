@@ -28,7 +28,7 @@ from dnas_ens.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from dnas_ens.execution import Execution
+    from dnas_ens.nn.execution import Execution
 
 T = TypeVar("T")
 #: A side of a comparison: runs once and says how many seconds it took.
@@ -89,7 +89,7 @@ class ExecutedOptions(TrainingOptions):
     @property
     def execution(self) -> Execution:
         """How our side is computed."""
-        from dnas_ens.execution import Execution
+        from dnas_ens.nn.execution import Execution
 
         return Execution(layout=self.layout, precision=self.precision, cuda_graph=self.cuda_graph)
 
@@ -253,13 +253,13 @@ def _call(sender: Connection, function: Callable[..., object], arguments: tuple[
 
 def prepare(options: TrainingOptions) -> torch.device:
     """Set up a measuring process as the options say and return its device."""
-    from dnas_ens.allocator import keep_freed_memory
+    from dnas_ens.run.allocator import keep_freed_memory
 
     if options.keep_memory:
         keep_freed_memory()
     import torch
 
-    from dnas_ens.device import resolve_device
+    from dnas_ens.run.device import resolve_device
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -288,7 +288,7 @@ def report(script: str, argv: Sequence[str], options: Options, results: Mapping[
     Returns:
         Hardware, versions, revision, command and date.
     """
-    from dnas_ens.environment import environment
+    from dnas_ens.run.environment import environment
 
     settings = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
     env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])
@@ -378,7 +378,7 @@ def _start_libraries(device: torch.device) -> None:
 
     from dnas_ens.nn.fast_supernet import FastSupernet
     from dnas_ens.nn.supernet import Supernet
-    from dnas_ens.search_space import SearchSpace
+    from dnas_ens.space.search_space import SearchSpace
 
     space = SearchSpace.for_stack(1, operations=("max_pool_3x3", "sep_conv_5x5"), num_nodes=1)
     reference = Supernet(space, num_cells=1, channels=2, in_channels=1, num_classes=2).to(device)

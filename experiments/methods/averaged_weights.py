@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles.averaging import CoefficientKind, State
     from dnas_ens.ensembles.evolution import EvolutionSettings
     from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
 
 #: The models of the last epochs are kept, this share of all; SWA's schedule (arXiv 1803.05407).
 KEPT_SHARE = 0.25
@@ -63,7 +63,7 @@ class _Averages:
         self.epochs: list[int] = []
 
     def learning_rate(self, epoch: int) -> float:
-        from dnas_ens.training import cosine_to_constant
+        from dnas_ens.training.step import cosine_to_constant
 
         first = self.training.recipe.learning_rate
         return cosine_to_constant(first, AVERAGING_RATE * first, epoch=epoch, begin=self.begin)
@@ -149,8 +149,8 @@ def evolved_network(comparison: Comparison) -> Iterator[Result]:
     networks = base_members(comparison)
 
     def make() -> tuple[Predictions, dict[str, Any]]:
-        from dnas_ens.cost import CostMeter
-        from dnas_ens.files import load_tensors
+        from dnas_ens.run.cost import CostMeter
+        from dnas_ens.run.files import load_tensors
 
         model = comparison.network()
         members = comparison.baseline("base-cell") / "members"
@@ -194,10 +194,10 @@ def _average(
     comparison: Comparison, network: nn.Module, averages: _Averages
 ) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, str]]:
     """Make every row's model and that of every option: models, CPU seconds of making each, what was found."""
-    from dnas_ens.cost import CostMeter
     from dnas_ens.ensembles.averaging import averaged_model
     from dnas_ens.ensembles.evolution import evolve_simplex
     from dnas_ens.ensembles.soups import greedy_soup
+    from dnas_ens.run.cost import CostMeter
 
     states, (training_batches, val_batches) = averages.states, comparison.passes
     models: dict[str, nn.Module] = {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.config import RetrainConfig, SearchConfig
-from dnas_ens.genotype import Genotype, ranked_genotypes
+from dnas_ens.space.genotype import Genotype, ranked_genotypes
 from methods.results import Budget, Searched, Trained
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.inference import Batches
     from dnas_ens.nn.network import Network
+    from dnas_ens.training.prediction import Batches
 
 #: Training images that BatchNorm statistics of averaged weights are computed from, at most.
 STATISTICS_IMAGES = 5_000
@@ -126,7 +126,7 @@ class Comparison:
             **fields: Fields of the recipe that differ.
         """
         from dnas_ens.evaluate.run import predict_folder
-        from dnas_ens.retrain.members import train_members
+        from dnas_ens.training.members import train_members
 
         if name not in self._trained:
             folder = self.baseline(name)
@@ -176,7 +176,7 @@ class Comparison:
 
     def network(self) -> Network:
         """Return a network of the base cell in evaluation mode, whose weights are to be loaded."""
-        from dnas_ens.retrain.training import MemberTraining
+        from dnas_ens.training.trainer import MemberTraining
 
         return MemberTraining(self.base, self.data, self.recipe, index=0, device=self.device).network.eval()
 
@@ -201,7 +201,7 @@ class Comparison:
             make: Trains and predicts.
         """
         from dnas_ens.evaluate.predictions import Predictions
-        from dnas_ens.files import read_json, write_json
+        from dnas_ens.run.files import read_json, write_json
 
         folder = self.baseline(name)
         if not (folder / "cost.json").exists():
@@ -237,15 +237,15 @@ class Comparison:
 
         Args:
             name: Folder under ``baselines/``, a run folder of its own.
-            regime: One of `dnas_ens.presets`.
+            regime: One of `dnas_ens.config.presets`.
             seed: Seed of the search.
             members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
-        from dnas_ens.config_fields import to_dict
-        from dnas_ens.files import read_json
-        from dnas_ens.presets import search_preset
-        from dnas_ens.runs import RunFolder
+        from dnas_ens.config.fields import to_dict
+        from dnas_ens.config.presets import search_preset
+        from dnas_ens.run.files import read_json
+        from dnas_ens.run.folder import RunFolder
         from dnas_ens.search.run import run_search
 
         own = self.search
@@ -289,7 +289,7 @@ def affordable_networks(trained: Sequence[float], seconds: float) -> int:
 
 def training_seconds(folder: Path, num_members: int) -> list[float]:
     """Return the CPU seconds the first members of a folder took to train."""
-    from dnas_ens.files import read_json
+    from dnas_ens.run.files import read_json
 
     return [
         float(read_json(folder / "members" / str(index) / "member.json")["cpu_seconds"])

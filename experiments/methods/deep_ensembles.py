@@ -99,7 +99,7 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
 
 def wider(comparison: Comparison) -> Iterator[Result]:
     """One network of the base cell with as many parameters as our members together (arXiv 2202.06985)."""
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
 
     wanted = sum(comparison.members.predictions.parameters)
 

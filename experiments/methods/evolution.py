@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from frontier import option
 
-from dnas_ens.genotype import Genotype
+from dnas_ens.space.genotype import Genotype
 from methods.comparison import Comparison
 from methods.random_cells import space_of
 from methods.results import Result
@@ -21,8 +21,8 @@ def nes_re(comparison: Comparison) -> Iterator[Result]:
     Its options are the choices after 1, 2, ... networks. The state is kept after each of them.
     """
     from dnas_ens.baselines import EvolutionConfig, RegularisedEvolution
-    from dnas_ens.retrain.members import trained_network
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.members import trained_network
+    from dnas_ens.training.trainer import MemberTraining
 
     budget, folder = comparison.budget, comparison.baseline(FOLDER)
     recipe = comparison.recipe_of(FOLDER)

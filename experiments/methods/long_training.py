@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
     from methods.comparison import Comparison
 
 
@@ -53,10 +53,10 @@ def train_long(
     Returns:
         The training, what went along, and the CPU seconds of all sittings.
     """
-    from dnas_ens.checkpoint import CheckpointStore
-    from dnas_ens.cost import CostMeter
-    from dnas_ens.progress import Progress
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.run.checkpoint import CheckpointStore
+    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import Progress
+    from dnas_ens.training.trainer import MemberTraining
 
     epochs = long_epochs(comparison)
     training = MemberTraining(

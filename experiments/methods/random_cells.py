@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from frontier import Option, of_exchangeable, option, windows
 
-from dnas_ens.genotype import Genotype
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
 from methods.comparison import Comparison
 from methods.results import Result, Trained
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from frontier import Option
 
-from dnas_ens.genotype import Genotype
+from dnas_ens.space.genotype import Genotype
 
 if TYPE_CHECKING:
-    from dnas_ens.analysis.cross_fitting import CrossFit
     from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.metrics.cross_fitting import CrossFit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Result:
 
     def losses(self) -> np.ndarray:
         """Return the calibrated NLL on every test image, (N,), nats."""
-        from dnas_ens.analysis.calibration import per_image_calibrated_nll
+        from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
         if self.cross_fit is not None:
             return self.cross_fit.per_image_calibrated_nll

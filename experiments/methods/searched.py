@@ -13,9 +13,9 @@ from methods.comparison import Comparison
 from methods.results import Result
 
 if TYPE_CHECKING:
-    from dnas_ens.analysis.cross_fitting import WeightFit
-    from dnas_ens.analysis.metrics import FloatArray, IntArray
     from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.metrics.cross_fitting import WeightFit
+    from dnas_ens.metrics.scores import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
 #: error of a good ensemble, which leaves the temperature without a minimum.
@@ -81,7 +81,7 @@ def _by_caruana_selection(val_probs: FloatArray, val_labels: IntArray) -> FloatA
 
 def _weighted(predictions: Predictions, fit: WeightFit) -> dict[str, Any]:
     """Return predictions with weights fitted on val, and where val is large enough the fit that is crossed."""
-    from dnas_ens.analysis.cross_fitting import cross_fit
+    from dnas_ens.metrics.cross_fitting import cross_fit
 
     val = predictions.val_probs.astype(np.float64), predictions.val_labels
     everyone = range(predictions.num_members)

@@ -13,7 +13,7 @@ from methods.results import Result
 
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
 
 
 class _Cycles:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dnas_ens.data.dataset import ImageData, Split
-    from dnas_ens.inference import Batches
+    from dnas_ens.training.prediction import Batches
 
     #: Starts an epoch, given the generators of order and augmentation: inputs (B, C, H, W) and labels (B,).
     TrainingPass = Callable[[torch.Generator, torch.Generator], Iterator[tuple[Tensor, Tensor]]]
@@ -23,7 +23,7 @@ def plain_passes(data: ImageData, split: Split) -> Batches:
     import torch
 
     from dnas_ens.data.batches import Augmentation, iterate_batches
-    from dnas_ens.inference import EVALUATION_BATCH
+    from dnas_ens.training.prediction import EVALUATION_BATCH
 
     augmentation = Augmentation.for_data(data, augment=False)
 

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
 
     from dnas_ens.data.dataset import ImageData, Split
-    from dnas_ens.inference import Batches
     from dnas_ens.nn.reference_models import ReferenceModel
+    from dnas_ens.training.prediction import Batches
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -39,7 +39,7 @@ class Bench:
     def of(cls, options: StudyOptions) -> Bench:
         """Load the data of a study onto its device."""
         from dnas_ens.data import load_data
-        from dnas_ens.device import resolve_device
+        from dnas_ens.run.device import resolve_device
 
         device = resolve_device(options.device)
         data = load_data(options.data, data_root=options.data_root, limit_train=options.limit_train)
@@ -67,7 +67,7 @@ class Bench:
 
     def predict(self, states: Sequence[Mapping[str, torch.Tensor]], split: Split) -> np.ndarray:
         """Return the probabilities (M, N, K) of states of the model."""
-        from dnas_ens.inference import predict_members
+        from dnas_ens.training.prediction import predict_members
 
         model = self.model()
 
@@ -80,7 +80,7 @@ class Bench:
 
     def training(self, *, root: int, member: int, name: str) -> Training:
         """Return a training of the model; `root` and `member` decide its seeds."""
-        from dnas_ens.training import MemberSeeds
+        from dnas_ens.training.step import MemberSeeds
 
         recipe = self.options.recipe
         return Training(

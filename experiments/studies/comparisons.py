@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 if TYPE_CHECKING:
-    from dnas_ens.analysis.significance import PairedDifference
+    from dnas_ens.metrics.significance import PairedDifference
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -26,7 +26,7 @@ def compare_pairs(
     Returns:
         First minus second, in the given order.
     """
-    from dnas_ens.analysis.significance import holm, paired_difference
+    from dnas_ens.metrics.significance import holm, paired_difference
 
     found = {
         (first, second): paired_difference(losses[first], losses[second])

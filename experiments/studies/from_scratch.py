@@ -6,17 +6,17 @@ import functools
 from typing import TYPE_CHECKING
 
 from dnas_ens.config import DataConfig, RetrainConfig
-from dnas_ens.genotype import Genotype
+from dnas_ens.space.genotype import Genotype
 
 if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
 
 
 @functools.cache
 def load(config: DataConfig) -> ImageData:
     """Load the data once a worker."""
-    from dnas_ens.commands import load_configured_data
+    from dnas_ens.commands.options import load_configured_data
 
     return load_configured_data(config)
 
@@ -29,8 +29,8 @@ def train_from_scratch(
     Returns:
         The finished training, and its seconds.
     """
-    from dnas_ens.cost import CostMeter
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.training.trainer import MemberTraining
 
     cost = CostMeter()
     # Seeds from the cells' name instead of a position, so that neither setting nor order of the runs matters.

@@ -81,7 +81,7 @@ def losses(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         folder: The seed's folder.
         names: Of the rows, in the order they were stored in.
     """
-    from dnas_ens.analysis.calibration import per_image_calibrated_nll
+    from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
     with np.load(folder / PREDICTIONS) as stored:
         arrays = {name: stored[name] for name in ("val_probs", "val_labels", "test_probs", "test_labels")}

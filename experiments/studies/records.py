@@ -14,14 +14,14 @@ from dnas_ens.errors import UserError
 from studies.options import FREE, StudyOptions
 
 if TYPE_CHECKING:
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
     from studies.bench import Bench
     from studies.predictors import Row
 
 
 def open_run(study: str, options: StudyOptions, bench: Bench, command: Sequence[str]) -> RunFolder:
     """Make or go on with the run folder of a study, which holds trainings of these options alone."""
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
 
     name = f"{study}-{Path(options.data).name}-{options.model}"
     settings = {key: value for key, value in asdict(options).items() if key not in FREE}
@@ -42,7 +42,7 @@ def run_seeds(
     run: RunFolder, options: StudyOptions, measure: Callable[[Path, int], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the record of every seed, measuring those that are not finished."""
-    from dnas_ens.files import read_json
+    from dnas_ens.run.files import read_json
 
     records = []
     for seed in range(options.seeds):
@@ -64,7 +64,7 @@ def finish_seed(bench: Bench, folder: Path, seed: int, rows: Sequence[Row], **mo
         rows: R rows.
         **more: What else the seed's record holds, such as curves on val.
     """
-    from dnas_ens.files import as_json, write_json
+    from dnas_ens.run.files import as_json, write_json
     from studies.predictors import measured_rows
 
     found = measured_rows(

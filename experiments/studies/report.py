@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 from studies.comparisons import compare_pairs, how_to_read
 from studies.predictors import losses
 
 if TYPE_CHECKING:
-    from dnas_ens.runs import RunFolder
+    from dnas_ens.run.folder import RunFolder
     from studies.bench import Bench
 
 
@@ -36,7 +36,7 @@ def provenance(env: Mapping[str, Any], *, hardware: str) -> str:
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
-        env: From `dnas_ens.environment.environment`.
+        env: From `dnas_ens.run.environment.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
     """
     versions = ", ".join(f"{name} {env['packages'][name]}" for name in ("torch", "numpy", "scipy"))
@@ -55,7 +55,7 @@ def write_results(path: Path, markdown: str, records: Iterable[Mapping[str, Any]
         markdown: The whole text.
         records: None where the study appends to its .jsonl as it goes.
     """
-    from dnas_ens.files import write_atomic
+    from dnas_ens.run.files import write_atomic
 
     write_atomic(with_ending(path, ".md"), markdown.encode())
     if records is not None:
@@ -65,7 +65,7 @@ def write_results(path: Path, markdown: str, records: Iterable[Mapping[str, Any]
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Return mean ± standard deviation over seeds of every row on test as Markdown."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     #: Factor and decimals of a column.
     columns = {
@@ -124,7 +124,7 @@ def write_report(
         body: Tables and sentences.
         waiting: What is said where options are not at their defaults: the run that waits for a GPU.
     """
-    from dnas_ens.files import read_json
+    from dnas_ens.run.files import read_json
 
     options, data = bench.options, bench.data
     sittings = run.read_json("env.json")

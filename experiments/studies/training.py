@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from dnas_ens.training import MemberSeeds
+    from dnas_ens.training.step import MemberSeeds
     from studies.batches import TrainingPass
 
 
@@ -76,8 +76,8 @@ class Training:
         """
         import torch
 
-        from dnas_ens.interleaving import exhaust
-        from dnas_ens.training import TrainingStep, require_finite, training_steps
+        from dnas_ens.training.interleaving import exhaust
+        from dnas_ens.training.step import TrainingStep, require_finite, training_steps
 
         if learning_rate is not None:
             for group in self.optimizer.param_groups:

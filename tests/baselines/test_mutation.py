@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dnas_ens.baselines.mutation import mutate
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import CELL_TYPES, Genotype, random_genotype
+from dnas_ens.space.genotype import CELL_TYPES, Genotype, random_genotype
 
 OPERATIONS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
 

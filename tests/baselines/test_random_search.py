@@ -19,8 +19,8 @@ from dnas_ens.baselines.random_search import (
 )
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, random_deviation
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.genotype import Genotype, random_deviation
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(operations=("none", "skip_connect", "sep_conv_3x3", "max_pool_3x3", "avg_pool_3x3"))
 TINY = SearchSpace(operations=("a", "b"), num_nodes=1, cell_types=("normal",))

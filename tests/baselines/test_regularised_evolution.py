@@ -14,9 +14,9 @@ from dnas_ens.baselines.evolution_state import EvolutionConfig
 from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.baselines.regularised_evolution import RegularisedEvolution, nes_regularised_evolution
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors
-from dnas_ens.genotype import Genotype
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.run.files import load_tensors
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"), num_nodes=2)
 

@@ -11,8 +11,8 @@ from torchvision.models import resnet18
 
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
-from dnas_ens.genotype import Genotype
 from dnas_ens.nn.network import Network
+from dnas_ens.space.genotype import Genotype
 
 PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CLASSES = ("ant", "bee", "cat")

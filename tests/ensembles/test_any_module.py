@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dnas_ens.analysis.calibration import fit_temperature
-from dnas_ens.analysis.metrics import nll
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.averaging import averaged_model, recompute_batch_norm
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -25,7 +23,9 @@ from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
 from dnas_ens.ensembles.soups import greedy_soup
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.inference import predict_batches, predict_members
+from dnas_ens.metrics.calibration import fit_temperature
+from dnas_ens.metrics.scores import nll
+from dnas_ens.training.prediction import predict_batches, predict_members
 
 MakeMembers = Callable[..., Sequence[nn.Module]]
 PIXELS = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

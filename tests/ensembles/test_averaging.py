@@ -26,8 +26,8 @@ from dnas_ens.ensembles.running_averages import (
     StochasticWeightAverage,
 )
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
 from dnas_ens.nn.network import Network
+from dnas_ens.space.genotype import Genotype
 
 OTHER_CELL = ((("skip_connect", 0), ("sep_conv_3x3", 1)), (("max_pool_3x3", 0), ("skip_connect", 2)))
 

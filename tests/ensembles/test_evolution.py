@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation, evolve_simplex
 from dnas_ens.errors import UserError
-from dnas_ens.inference import Batches
 from dnas_ens.nn.reference_models import reference_model
+from dnas_ens.training.prediction import Batches
 
 SHORT = EvolutionSettings(population_size=8, generations=3)
 

@@ -9,11 +9,11 @@ from sklearn.metrics import log_loss
 from dnas_ens.data.batches import iterate_batches
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles import CosineCycles, Ensemble, SnapshotRecorder, fit_weights, greedy_soup
-from dnas_ens.genotype import random_genotype
-from dnas_ens.inference import predict_members
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import reference_model
-from dnas_ens.search_space import DARTS_OPERATIONS
+from dnas_ens.space.genotype import random_genotype
+from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.training.prediction import predict_members
 
 
 def train(network, optimizer, batches, epochs, recorder=None):

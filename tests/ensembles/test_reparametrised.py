@@ -26,8 +26,8 @@ from dnas_ens.ensembles.running_averages import (
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
 from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
 from dnas_ens.errors import UserError
-from dnas_ens.inference import predict_batches
 from dnas_ens.nn.network import Network
+from dnas_ens.training.prediction import predict_batches
 
 GENERATOR = torch.Generator().manual_seed(0)
 BATCHES = [(torch.randn(size, 3, 8, 8, generator=GENERATOR), torch.arange(size) % 3) for size in (8, 8, 4)]

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import log_loss
 
-from dnas_ens.analysis.calibration import calibrated_nll, fit_temperature
-from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
 from dnas_ens.errors import UserError
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.scores import accuracy, nll
 
 
 def draw(seed: int, num_members: int, num_images: int = 20) -> tuple[np.ndarray, np.ndarray]:

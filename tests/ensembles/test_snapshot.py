@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from dnas_ens.checkpoint import load_state, save_state
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
 from dnas_ens.errors import UserError
+from dnas_ens.run.checkpoint import load_state, save_state
 
 STEPS = 5
 COSINE = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.2)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.optimize import approx_fprime
 from sklearn.metrics import log_loss
 
-from dnas_ens.analysis.metrics import accuracy, nll
 from dnas_ens.ensembles.weighting import (
     caruana_weights,
     criterion_value,
@@ -22,6 +21,7 @@ from dnas_ens.ensembles.weighting import (
     to_simplex,
 )
 from dnas_ens.errors import UserError
+from dnas_ens.metrics.scores import accuracy, nll
 
 
 def draw(seed: int, num_members: int, num_images: int = 40) -> tuple[np.ndarray, np.ndarray]:

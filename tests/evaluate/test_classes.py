@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, precision_recall_fscore_support
 
-from dnas_ens.analysis.metrics import balanced_accuracy
 from dnas_ens.evaluate.classes import MAX_SHOWN, ClassFigures
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import write_results
+from dnas_ens.metrics.scores import balanced_accuracy
 
 
 def answering(answers, labels, num_classes):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from dnas_ens.baselines import random_pool
+from dnas_ens.commands.evaluate import main
 from dnas_ens.config import RetrainConfig
 from dnas_ens.errors import UserError
-from dnas_ens.evaluate.__main__ import main
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import predict_folder, write_results
-from dnas_ens.retrain.members import train_members
-from dnas_ens.runs import RunFolder
-from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.training.members import train_members
 
 
 @pytest.fixture

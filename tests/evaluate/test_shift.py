@@ -7,21 +7,21 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from dnas_ens.commands.evaluate import main
 from dnas_ens.config import SearchConfig
-from dnas_ens.config_fields import to_dict
+from dnas_ens.config.fields import to_dict
 from dnas_ens.data import ImageData, Split
 from dnas_ens.data.corruption_names import CORRUPTION_NAMES
 from dnas_ens.data.corruptions import corrupt
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
-from dnas_ens.evaluate.__main__ import main
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.shift import shift_markdown, shift_tables
 from dnas_ens.evaluate.shift_options import ShiftOptions
 from dnas_ens.evaluate.shift_predictions import ShiftPredictions, predict_shift
 from dnas_ens.nn.reference_models import reference_model
-from dnas_ens.runs import RunFolder
+from dnas_ens.run.folder import RunFolder
 
 
 @pytest.fixture

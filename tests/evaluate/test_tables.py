@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss
 
-from dnas_ens.analysis.calibration import fit_temperature
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import (
     COLUMNS,
@@ -17,6 +16,7 @@ from dnas_ens.evaluate.tables import (
     to_markdown,
     train_seconds,
 )
+from dnas_ens.metrics.calibration import fit_temperature
 
 
 def predictions(num_members=3, seed=0):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from dnas_ens.__main__ import main as whole_way
+from dnas_ens.commands.whole_way import main as whole_way
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 

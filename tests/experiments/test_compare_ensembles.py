@@ -14,9 +14,9 @@ from equal_cost import equal_cost, unspent_sentences
 from frontier import Option
 from methods.results import Result
 
-from dnas_ens.analysis.calibration import per_image_calibrated_nll
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.space.genotype import Genotype
 
 OPTIONS = "--pool-size 3 --population 2 --parents 1 --device cpu --workers 1".split()
 

@@ -18,7 +18,7 @@ from studies.steering import rank_correlation
 
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype, random_deviation
+from dnas_ens.space.genotype import Genotype, random_deviation
 
 TINY = {
     "epochs": 3,

@@ -9,11 +9,11 @@ import compare_ensembles
 import numpy as np
 import pytest
 
-from dnas_ens.analysis.calibration import per_image_calibrated_nll
+from dnas_ens.commands.retrain import main as retrain
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
-from dnas_ens.retrain.__main__ import main as retrain
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
 OPTIONS = "--methods base-cell best-cell random-cells --members-grid 3 4 --pool-size 3 --device cpu --workers 1".split()
 OURS, BEST = "ours (searched ensemble)", "deep ensemble of the best found cell"

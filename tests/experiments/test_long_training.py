@@ -16,10 +16,10 @@ from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data import load_data
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.data.splits import alternating_halves
-from dnas_ens.files import load_tensors, read_json
-from dnas_ens.genotype import random_genotype
-from dnas_ens.retrain.training import MemberTraining
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.run.files import load_tensors, read_json
+from dnas_ens.space.genotype import random_genotype
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.training.trainer import MemberTraining
 
 EPOCHS, MEMBERS = 4, 2
 

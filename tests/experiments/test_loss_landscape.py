@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
-from dnas_ens.cli import run_main
+from dnas_ens.commands.parse import run_main
 from dnas_ens.data import load_data
 
 SCRIPT = Path(__file__).parents[2] / "experiments" / "loss_landscape.py"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
+from dnas_ens.space.genotype import Genotype
 
 TINY = (
     "--limit-train 160 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 "

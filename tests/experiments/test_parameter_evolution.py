@@ -8,8 +8,8 @@ from scipy.special import softmax
 
 from dnas_ens.data import load_data
 from dnas_ens.data.normalisation import normalise
-from dnas_ens.files import load_tensors
 from dnas_ens.nn.reference_models import reference_model
+from dnas_ens.run.files import load_tensors
 
 SEARCH = ("--population", "5", "--generations", "1", "--curve-points", "3", "--cycle-epochs", "2")
 TINY = (

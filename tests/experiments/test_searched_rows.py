@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 from methods.searched import LEAST_CROSSED, _by_log_loss, _weighted
 
-from dnas_ens.analysis.calibration import per_image_calibrated_nll
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
 
 def predictions(num_val):

@@ -9,8 +9,8 @@ from scipy.special import softmax
 from dnas_ens.data import load_data
 from dnas_ens.data.normalisation import normalise
 from dnas_ens.errors import UserError
-from dnas_ens.files import load_tensors
 from dnas_ens.nn.reference_models import reference_model
+from dnas_ens.run.files import load_tensors
 
 TINY = ("--data", "digits", "--model", "small-cnn", "--limit-train", "320", "--learning-rate", "0.05")
 SCALE = ("--epochs", "10", "--cycles", "2", "--last", "1")

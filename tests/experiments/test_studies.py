@@ -14,7 +14,7 @@ from studies.report import markdown_table
 from studies.snapshot_trainings import train
 
 from dnas_ens.ensembles.snapshot import CosineCycles
-from dnas_ens.files import read_json, with_ending
+from dnas_ens.run.files import read_json, with_ending
 
 OPTIONS = StudyOptions(
     model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1

@@ -5,13 +5,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.config_fields import with_fields
+from dnas_ens.config.fields import with_fields
 from dnas_ens.nn import batched_edges, moments
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import _REGISTRY, register_operation
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 
 WITH_NONE = ("none", *DARTS_OPERATIONS)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")

@@ -6,8 +6,8 @@ import pytest
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import write_tables
 from dnas_ens.evaluate.tables import ensemble_row, result_rows
-from dnas_ens.files import write_json
-from dnas_ens.genotype import random_genotype
+from dnas_ens.run.files import write_json
+from dnas_ens.space.genotype import random_genotype
 
 OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report.canvas import panel, plain, spread
 from dnas_ens.report.figures_members import draw_disagreement, draw_embedding
 from dnas_ens.report.figures_methods import draw_cost, frontier_of, mean_by_severity

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from dnas_ens.analysis import style
+from dnas_ens.figures import style
 from dnas_ens.report.inline_svg import inline_svg
 
 HEAD = (

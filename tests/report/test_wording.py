@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dnas_ens.analysis.significance import paired_difference
+from dnas_ens.metrics.significance import paired_difference
 from dnas_ens.report import wording
 
 

@@ -16,7 +16,7 @@ from dnas_ens.search.divergence import (
     safe_root,
 )
 from dnas_ens.search.relaxation import mixture_distribution
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=3)
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from dnas_ens.search.draws import draw_members, grid
 from dnas_ens.search.hypernetwork import MlpHypernetwork, StarHypernetwork
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2)
 

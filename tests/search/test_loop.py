@@ -6,15 +6,15 @@ import torch
 from sklearn.metrics import log_loss
 
 from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
-from dnas_ens.config_fields import with_fields
-from dnas_ens.cost import CostMeter
+from dnas_ens.config.fields import with_fields
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import random_genotype
+from dnas_ens.run.cost import CostMeter
 from dnas_ens.search.candidates import rank, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, run_search, train
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.genotype import random_genotype
+from dnas_ens.space.search_space import SearchSpace
 
 
 def base_for(config):
@@ -51,7 +51,7 @@ def test_same_seed_same_genotypes_and_another_seed_others(few_digits, tiny_searc
 
 @pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax"])
 def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_search, relaxation, tmp_path):
-    from dnas_ens.checkpoint import load_state, save_state
+    from dnas_ens.run.checkpoint import load_state, save_state
 
     config = with_fields(tiny_search, relaxation=relaxation)
     straight = SearchLoop(config, few_digits)
@@ -269,8 +269,8 @@ def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
 
 
 def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
-    from dnas_ens.files import write_json
-    from dnas_ens.presets import search_preset
+    from dnas_ens.config.presets import search_preset
+    from dnas_ens.run.files import write_json
 
     base = base_for(tiny_search)
     write_json(tmp_path / "base.json", base.to_dict())

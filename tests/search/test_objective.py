@@ -25,7 +25,7 @@ from dnas_ens.search.objective import (
     predictive_penalty,
 )
 from dnas_ens.search.relaxation import mixture_distribution
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2, operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
 
@@ -126,7 +126,7 @@ def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
 
 
 def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
-    from dnas_ens.genotype import Genotype
+    from dnas_ens.space.genotype import Genotype
 
     cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["max_pool_3x3", 1], ["sep_conv_3x3", 2]]]
     base = genotype_mixture(Genotype.from_dict({"normal": cell, "reduction": cell}), SPACE)

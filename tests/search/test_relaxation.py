@@ -4,7 +4,6 @@ import torch
 from scipy.special import softmax
 
 from dnas_ens.errors import UserError
-from dnas_ens.genotype import Genotype
 from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
 from dnas_ens.search.relaxation import (
     add_auxiliary_skip,
@@ -13,7 +12,8 @@ from dnas_ens.search.relaxation import (
     gumbel_mixture,
     mixture_distribution,
 )
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
 CELL = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["sep_conv_3x3", 0], ["sep_conv_3x3", 2]]]

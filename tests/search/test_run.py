@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from dnas_ens.config import RetrainConfig, SearchConfig
-from dnas_ens.config_fields import with_fields
+from dnas_ens.config.fields import with_fields
 from dnas_ens.evaluate.predictions import predict_splits
-from dnas_ens.retrain.members import train_members
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import estimate, run_search
+from dnas_ens.training.members import train_members
 
 
 @pytest.mark.parametrize(

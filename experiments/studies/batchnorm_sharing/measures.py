@@ -82,7 +82,7 @@ def table(found: dict[str, list[dict[str, float]]], seeds: Sequence[int]) -> str
         found: For each setting the measures of every seed.
         seeds: The seeds, in the same order.
     """
-    from dnas_ens.analysis.significance import CONFIDENCE, mean_and_deviation, t_interval
+    from dnas_ens.metrics.significance import CONFIDENCE, mean_and_deviation, t_interval
 
     header = [
         "measure",
@@ -115,7 +115,7 @@ def slices_minus_separate(found: dict[str, list[dict[str, float]]], name: str) -
 
 def verdict(found: dict[str, list[dict[str, float]]]) -> str:
     """Say in plain words which differences between the settings are distinguishable from 0."""
-    from dnas_ens.analysis.significance import CONFIDENCE, t_interval
+    from dnas_ens.metrics.significance import CONFIDENCE, t_interval
 
     num_seeds = len(found[SETTINGS[0]])
     if num_seeds < 2:

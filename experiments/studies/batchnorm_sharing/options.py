@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config_fields import with_fields
-from dnas_ens.genotype import Genotype, random_genotype
-from dnas_ens.presets import retrain_preset, search_preset
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.space.search_space import SearchSpace
 from studies.options import PRESETS, RESULTS
 
 SETTINGS = ("slices", "separate")

@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from dnas_ens.config_fields import to_dict
-from dnas_ens.files import with_ending
-from dnas_ens.genotype import Genotype
+from dnas_ens.config.fields import to_dict
+from dnas_ens.run.files import with_ending
+from dnas_ens.space.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.batchnorm_sharing.worker import run_search, run_training
 from studies.records import append_line, other_settings, read_lines

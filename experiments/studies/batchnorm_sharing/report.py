@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 from studies.batchnorm_sharing.measures import DECIMALS, measures, ranking, table, verdict
 from studies.batchnorm_sharing.options import SETTINGS
 from studies.batchnorm_sharing.records import Records
@@ -14,8 +14,8 @@ from studies.report import provenance, write_results
 
 def report(records: Records, command: Sequence[str]) -> str:
     """Write table and plot of the complete seeds and return the table with its verdict; empty without any."""
-    from dnas_ens.analysis.significance import mean_and_deviation
-    from dnas_ens.environment import environment
+    from dnas_ens.metrics.significance import mean_and_deviation
+    from dnas_ens.run.environment import environment
 
     study, seeds = records.study, records.complete_seeds()
     if not seeds:
@@ -55,8 +55,8 @@ def plot(records: Records, seeds: Sequence[int], path: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullLocator
 
-    from dnas_ens.analysis.significance import mean_and_deviation
-    from dnas_ens.analysis.style import CYCLE, MARKERS, MUTED_COLOUR, font, new_figure, style_axis
+    from dnas_ens.figures.style import CYCLE, MARKERS, MUTED_COLOUR, font, new_figure, style_axis
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     figure = new_figure(620, 330)
     axes = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)

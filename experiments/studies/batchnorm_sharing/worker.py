@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.config_fields import to_dict
-from dnas_ens.genotype import Genotype
+from dnas_ens.config.fields import to_dict
+from dnas_ens.space.genotype import Genotype
 from studies.batchnorm_sharing.options import SETTINGS, Study
 from studies.from_scratch import load, train_from_scratch
 from studies.steering import rank_correlation
@@ -25,7 +25,7 @@ def run_search(study: Study, setting: str, seed: int) -> dict[str, Any]:
     """Run one search, measure it and score its pool."""
     import torch
 
-    from dnas_ens.cost import CostMeter
+    from dnas_ens.run.cost import CostMeter
     from dnas_ens.search.candidates import Candidate, score
     from dnas_ens.search.loop import SearchLoop
 
@@ -124,7 +124,7 @@ def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> dic
     """Train one genotype from scratch; what comes out depends on its isomorphism class and the seed alone."""
     import torch
 
-    from dnas_ens.analysis.metrics import accuracy, nll
+    from dnas_ens.metrics.scores import accuracy, nll
 
     torch.set_num_threads(1)
     recipe = study.recipe(seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.genotype import Genotype
+from dnas_ens.space.genotype import Genotype
 from studies.diversity_sweep.options import (
     BASE_SETTING,
     RETRAINED_LIMITS,

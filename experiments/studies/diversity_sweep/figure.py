@@ -29,7 +29,7 @@ def plot(figures: Figures, path: Path) -> None:
     """Draw paths on the left, ensembles and samples in the middle, schedules and search curves on the right."""
     from matplotlib.lines import Line2D
 
-    from dnas_ens.analysis.style import MUTED_COLOUR, font, new_figure
+    from dnas_ens.figures.style import MUTED_COLOUR, font, new_figure
 
     figure = new_figure(980, 500)
     axes = figure.subplots(2, 4)
@@ -57,13 +57,13 @@ def plot(figures: Figures, path: Path) -> None:
 
 
 def _colour(setting: str) -> str:
-    from dnas_ens.analysis.style import BLUE, VERMILION
+    from dnas_ens.figures.style import BLUE, VERMILION
 
     return BLUE if setting.startswith(STEERED[0]) else VERMILION
 
 
 def _title(axis: Axes, text: str) -> None:
-    from dnas_ens.analysis.style import font
+    from dnas_ens.figures.style import font
 
     axis.set_title(text, fontproperties=font(9.5, bold=True), loc="left")
 
@@ -109,7 +109,7 @@ def _line(
 def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
+    from dnas_ens.figures.style import MUTED_COLOUR, font, style_axis
 
     top, bottom = axes
     records = figures.results.searches(way)
@@ -144,7 +144,7 @@ def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
 
 
 def _limits(figures: Figures, axis: Axes) -> None:
-    from dnas_ens.analysis.style import style_axis
+    from dnas_ens.figures.style import style_axis
 
     for position, way in enumerate(STEERED):
         for weights, shares in zip(WEIGHTS, (LIMITS, RETRAINED_LIMITS), strict=True):
@@ -158,7 +158,7 @@ def _limits(figures: Figures, axis: Axes) -> None:
 def _deviations(figures: Figures, axis: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.analysis.style import style_axis
+    from dnas_ens.figures.style import style_axis
 
     for position, way in enumerate(STEERED):
         numbers = sorted(
@@ -188,7 +188,7 @@ def _deviations(figures: Figures, axis: Axes) -> None:
 def _curves(figures: Figures, axis: Axes) -> None:
     from matplotlib.lines import Line2D
 
-    from dnas_ens.analysis.style import MUTED_COLOUR, font, style_axis
+    from dnas_ens.figures.style import MUTED_COLOUR, font, style_axis
 
     epochs: list[int] = []
     for setting in SETTINGS:
@@ -217,7 +217,7 @@ def _curves(figures: Figures, axis: Axes) -> None:
 
 
 def _schedules(figures: Figures, axis: Axes) -> None:
-    from dnas_ens.analysis.style import style_axis
+    from dnas_ens.figures.style import style_axis
 
     changes = ("", f", {CONSTANT}", f", {COLD}")
     for side, way in zip((-0.1, 0.1), STEERED, strict=True):

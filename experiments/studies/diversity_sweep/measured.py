@@ -13,7 +13,7 @@ from studies.diversity_sweep.results import ALL, TOGETHER, Group, Key, Results
 from studies.report import markdown_table
 
 if TYPE_CHECKING:
-    from dnas_ens.analysis.significance import PairedDifference
+    from dnas_ens.metrics.significance import PairedDifference
 
 #: Where the published tables of ensembles are from.
 CIFAR = "accuracy %; published: CIFAR-100, one cell searched, two stacked"
@@ -72,7 +72,7 @@ class Figures:
         return f"{100 * (means[0] - means[1]):+.2f}"
 
     def _spread(self, key: Key, figure: str, *, factor: float, digits: int) -> str:
-        from dnas_ens.analysis.significance import mean_and_deviation
+        from dnas_ens.metrics.significance import mean_and_deviation
 
         if key not in self.groups:
             return ""
@@ -108,7 +108,7 @@ def beside(rows: Mapping[str, Sequence[str]], of: str = "accuracy %") -> str:
 
 def mean(values: Sequence[float], digits: int) -> str:
     """Return mean ± standard deviation over seeds as text."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     return mean_and_deviation(values, digits=digits)
 

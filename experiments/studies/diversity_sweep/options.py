@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config_fields import with_fields
-from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
 from studies.options import PRESETS, RESULTS
 
 #: Gives hypernet its base, the first of EdgeNES's two stages; plain DARTS.

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.config_fields import to_dict
-from dnas_ens.files import with_ending
-from dnas_ens.genotype import Genotype
+from dnas_ens.config.fields import to_dict
+from dnas_ens.run.files import with_ending
+from dnas_ens.space.genotype import Genotype
 from studies.diversity_sweep.choosing import to_retrain
 from studies.diversity_sweep.options import BASE_SETTING, SETTINGS, STEERED, Study
 from studies.diversity_sweep.searching import Unit, run_search, run_training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 from studies.comparisons import how_to_read
 from studies.diversity_sweep.figure import plot
 from studies.diversity_sweep.measured import Figures
@@ -18,7 +18,7 @@ from studies.report import provenance, write_results
 
 def report(records: Records, command: Sequence[str]) -> str:
     """Write tables and plot of a finished study and return the tables."""
-    from dnas_ens.environment import environment
+    from dnas_ens.run.environment import environment
 
     study = records.study
     seeds = range(study.seeds)
@@ -58,7 +58,7 @@ def report(records: Records, command: Sequence[str]) -> str:
 
 def cost(results: Results) -> str:
     """Say what searches and trainings took."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     units = [unit for unit in results.records.units.values() if unit["seed"] in results.seeds]
     trainings = [unit["cpu_seconds"] for unit in units if unit["kind"] == "training"]

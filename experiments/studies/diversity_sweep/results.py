@@ -94,8 +94,8 @@ class Results:
 
     def group(self, by_seed: Mapping[int, Sequence[Probs]]) -> Group:
         """Measure predictors; seeds without any are left out."""
-        from dnas_ens.analysis.calibration import per_image_calibrated_nll
-        from dnas_ens.analysis.metrics import accuracy, nll
+        from dnas_ens.metrics.calibration import per_image_calibrated_nll
+        from dnas_ens.metrics.scores import accuracy, nll
 
         val_labels, test_labels = self.labels
         figures: dict[str, list[float]] = {

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.config_fields import to_dict
-from dnas_ens.genotype import Genotype
+from dnas_ens.config.fields import to_dict
+from dnas_ens.space.genotype import Genotype
 from studies.diversity_sweep.choosing import chosen_on_other_half, limited_ensemble, matched_samples
 from studies.diversity_sweep.options import (
     BASE_SETTING,
@@ -36,8 +36,8 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
     """
     import torch
 
-    from dnas_ens.analysis.metrics import accuracy, nll, per_image_nll
-    from dnas_ens.cost import CostMeter
+    from dnas_ens.metrics.scores import accuracy, nll, per_image_nll
+    from dnas_ens.run.cost import CostMeter
     from dnas_ens.search.candidates import drop_doubles
     from dnas_ens.search.loop import SearchLoop
 
@@ -173,8 +173,8 @@ def sweep(loop: SearchLoop, num_lambdas: int) -> list[Candidate]:
 
 def inherited(loop: SearchLoop, genotypes: Iterable[Genotype], splits: Sequence[Split]) -> list[np.ndarray]:
     """Return the probabilities (P, N, K) of networks with inherited weights on each split."""
-    from dnas_ens.inference import predict_log_probs
     from dnas_ens.search.candidates import inherited_networks
+    from dnas_ens.training.prediction import predict_log_probs
 
     networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
     by_network = [
@@ -188,7 +188,7 @@ def run_training(study: Study, genotype: Genotype, seed: int) -> Unit:
     """Train one genotype from scratch and predict val and test; nothing is chosen by them."""
     import torch
 
-    from dnas_ens.inference import predict_log_probs
+    from dnas_ens.training.prediction import predict_log_probs
 
     torch.set_num_threads(1)
     recipe, config = study.recipe(seed), study.configuration(STEERED[0], seed).data

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from timing import synchronise
 
-from dnas_ens.config_fields import with_fields
-from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
 from studies.gpu.sections import Session
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from dnas_ens.config import RetrainConfig
     from dnas_ens.data import ImageData
-    from dnas_ens.genotype import Genotype
-    from dnas_ens.retrain.training import NetworkTraining
+    from dnas_ens.space.genotype import Genotype
+    from dnas_ens.training.trainer import NetworkTraining
 
 MEMBERS = 3
 #: A larger size is taken while its step takes at most so many times the smallest's.
@@ -99,8 +99,8 @@ def compare(session: Session) -> None:
 
 
 def _random_cells(session: Session) -> list[Genotype]:
-    from dnas_ens.genotype import random_genotype
-    from dnas_ens.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
 
     return [
         random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS)
@@ -138,7 +138,7 @@ def _reference(session: Session, data: ImageData, name: str) -> Kind:
 def _trainings(
     session: Session, data: ImageData, recipe: RetrainConfig, kind: Kind, size: int
 ) -> list[NetworkTraining[nn.Module]]:
-    from dnas_ens.retrain.training import NetworkTraining
+    from dnas_ens.training.trainer import NetworkTraining
 
     return [
         NetworkTraining(
@@ -154,7 +154,7 @@ def _trainings(
 
 def _plan(session: Session, data: ImageData, recipe: RetrainConfig, kind: Kind) -> dict[str, Any]:
     """Time a step of the members side by side in every size; return what was found and the size to take."""
-    from dnas_ens.interleaving import in_turns, on_streams
+    from dnas_ens.training.interleaving import in_turns, on_streams
 
     steps = session.scaled(20, 1)
     found: dict[int, dict[str, float]] = {}
@@ -216,7 +216,7 @@ def _run(
 
 
 def _train(session: Session, trainings: Sequence[NetworkTraining[nn.Module]]) -> None:
-    from dnas_ens.interleaving import in_turns, on_streams
+    from dnas_ens.training.interleaving import in_turns, on_streams
 
     def whole(training: NetworkTraining[nn.Module]) -> Any:
         for _ in range(training.recipe.epochs):
@@ -228,7 +228,7 @@ def _train(session: Session, trainings: Sequence[NetworkTraining[nn.Module]]) ->
 
 def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
     """Search for so many seconds, timing a few pairs of steps first; return genotypes along the paths."""
-    from dnas_ens.cost import CostMeter
+    from dnas_ens.run.cost import CostMeter
     from dnas_ens.search.loop import SearchLoop
     from dnas_ens.search.run import conclude
 
@@ -273,7 +273,7 @@ def _keep_predictions(
     record: dict[str, Any],
 ) -> None:
     """Write log-probabilities in half precision, and the record with each member's NLL on val."""
-    from dnas_ens.inference import predict_log_probs
+    from dnas_ens.training.prediction import predict_log_probs
 
     test = data.test.to(session.device)
     log_probs: dict[str, Any] = {}

@@ -20,16 +20,16 @@ import search_step
 import side_by_side
 from timing import in_turn, peak_memory, spread, synchronise, timed
 
-from dnas_ens.config_fields import with_fields
-from dnas_ens.execution import Execution
-from dnas_ens.presets import retrain_preset, search_preset
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.nn.execution import Execution
 
 if TYPE_CHECKING:
     import torch
 
     from dnas_ens.config import RetrainConfig, SearchConfig
     from dnas_ens.data import ImageData
-    from dnas_ens.retrain.training import MemberTraining
+    from dnas_ens.training.trainer import MemberTraining
 
 PROJECT = Path(__file__).parents[3]
 
@@ -94,7 +94,7 @@ def machine(session: Session) -> None:
     """Versions, and the two ceilings: bandwidth of a large copy, rate of a large bfloat16 product on random data."""
     import torch
 
-    from dnas_ens.environment import environment
+    from dnas_ens.run.environment import environment
 
     # Without the folders of the machine.
     session.keep("environment", environment(["python", "experiments/gpu_session.py"]))
@@ -153,9 +153,9 @@ def recipe_of(session: Session, execution: Execution, *, batch_size: int, **fiel
 
 def member(session: Session, data: ImageData, recipe: RetrainConfig, *, index: int = 0) -> MemberTraining:
     """Return the training of a random genotype, the same for the same index."""
-    from dnas_ens.genotype import random_genotype
-    from dnas_ens.retrain.training import MemberTraining
-    from dnas_ens.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.training.trainer import MemberTraining
 
     genotype = random_genotype(np.random.default_rng(index), operations=DARTS_OPERATIONS)
     return MemberTraining(genotype, data, recipe, index=index, device=session.device)
@@ -451,7 +451,7 @@ def compiled_member(session: Session) -> None:
     """A member compiled by TorchInductor: seconds to compile, and a step beside ours."""
     import torch
 
-    from dnas_ens.training import TrainingStep, build_sgd
+    from dnas_ens.training.step import TrainingStep, build_sgd
 
     data, device = session.data(), session.device
     sides, first = {}, {}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.analysis.calibration import apply_temperature, fit_temperature
-from dnas_ens.analysis.metrics import accuracy, nll
-from dnas_ens.files import write_atomic
+from dnas_ens.metrics.calibration import apply_temperature, fit_temperature
+from dnas_ens.metrics.scores import accuracy, nll
+from dnas_ens.run.files import write_atomic
 from studies.records import read_lines
 
 TEXTBOOK_PAIR, TEXTBOOK = "textbook, same images", "textbook"

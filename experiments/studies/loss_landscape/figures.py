@@ -11,8 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from dnas_ens.analysis.diversity import pairwise_disagreement
-from dnas_ens.analysis.style import (
+from dnas_ens.figures.style import (
     BLUE,
     CYCLE,
     GREEN,
@@ -23,6 +22,7 @@ from dnas_ens.analysis.style import (
     new_figure,
     style_axis,
 )
+from dnas_ens.metrics.diversity import pairwise_disagreement
 from studies.loss_landscape.found import Found
 from studies.loss_landscape.panels import draw_pairs, draw_plane, draw_sizes, draw_title
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.analysis.diversity import pairwise_disagreement
-from dnas_ens.analysis.member_groups import PairContrast
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.diversity import pairwise_disagreement
+from dnas_ens.metrics.member_groups import PairContrast
 from studies.loss_landscape.measures import (
     Landscape,
     contrasts,

@@ -6,13 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from dnas_ens.analysis.diversity_accuracy import (
-    disagreement_bounds,
-    independent_disagreement,
-    perturbed_disagreement,
-)
-from dnas_ens.analysis.member_groups import pair_values
-from dnas_ens.analysis.style import (
+from dnas_ens.figures.style import (
     BLACK,
     BLUE,
     GREEN,
@@ -24,6 +18,12 @@ from dnas_ens.analysis.style import (
     font,
     style_axis,
 )
+from dnas_ens.metrics.diversity_accuracy import (
+    disagreement_bounds,
+    independent_disagreement,
+    perturbed_disagreement,
+)
+from dnas_ens.metrics.member_groups import pair_values
 from studies.loss_landscape.found import KINDS, SEEDS, Found
 from studies.loss_landscape.measures import PAIR_MEASURES
 

@@ -170,7 +170,7 @@ def evolve_kind(
 def with_own_statistics(study: Study, bench: Bench, state: Any) -> dict[str, Any]:
     """Return a state with BatchNorm statistics recomputed as those of a candidate are."""
     from dnas_ens.ensembles.averaging import averaged_model, copied_to_cpu
-    from dnas_ens.inference import one_pass
+    from dnas_ens.training.prediction import one_pass
 
     def batches() -> Any:
         return islice(one_pass(bench.statistics_batches), study.batch_norm_batches)

@@ -34,7 +34,7 @@ def published_table(records: Sequence[dict[str, Any]]) -> str:
 
 def found_sentences(study: Study, records: Sequence[dict[str, Any]]) -> str:
     """Say what the evolutions found: e, the coefficients' spread, the barrier."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     lines = []
     for kind in KINDS:
@@ -62,7 +62,7 @@ def plot(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw accuracy and NLL on val over e, a column a kind of networks, a colour a seed."""
     from matplotlib.lines import Line2D
 
-    from dnas_ens.analysis.style import CYCLE, MUTED_COLOUR, font, new_figure, style_axis
+    from dnas_ens.figures.style import CYCLE, MUTED_COLOUR, font, new_figure, style_axis
 
     figure = new_figure(720, 470)
     axes = figure.subplots(2, len(KINDS), sharex=True, squeeze=False)

@@ -66,13 +66,13 @@ def choose(
     import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
-    from dnas_ens.analysis.metrics import accuracy, nll
-    from dnas_ens.cost import CostMeter
     from dnas_ens.ensembles.averaging import CoefficientKind, averaged_model, coefficients
     from dnas_ens.ensembles.loss_barrier import BarrierCheck, loss_barrier
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
-    from dnas_ens.files import load_tensors
-    from dnas_ens.inference import predict_members
+    from dnas_ens.metrics.scores import accuracy, nll
+    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.files import load_tensors
+    from dnas_ens.training.prediction import predict_members
 
     with torch.random.fork_rng(devices=[]):
         shell = build_model(study, problem, task.model)

@@ -15,9 +15,9 @@ from studies.weight_averaging.problem import Problem
 
 def evaluate(study: Study, problem: Problem, task: Task, place: Path) -> None:
     """Choose on val, then predict test once; write predictions.npz and, last, record.json."""
-    from dnas_ens.analysis.metrics import accuracy, nll
-    from dnas_ens.files import read_json, write_json
-    from dnas_ens.inference import predict_batches
+    from dnas_ens.metrics.scores import accuracy, nll
+    from dnas_ens.run.files import read_json, write_json
+    from dnas_ens.training.prediction import predict_batches
 
     chosen, curves = choose(study, problem, task, place)
     trained = read_json(place / "training.json")

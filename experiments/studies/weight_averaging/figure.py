@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def plot(groups: Sequence[Group], path: Path) -> None:
     """Draw a row a model: val NLL over i under both schedules, and every method's difference on test."""
-    from dnas_ens.analysis.style import font, new_figure
+    from dnas_ens.figures.style import font, new_figure
 
     height = 70 + 290 * len(groups)
     figure = new_figure(960, height)
@@ -44,7 +44,7 @@ def _plot_curves(axis: Axes, group: Group, schedule: str) -> None:
     """Draw val NLL over i minus that of the same training's last model: mean and standard deviation over seeds."""
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.analysis.style import BLUE, GREEN, MUTED_COLOUR, PURPLE, VERMILION, font, style_axis
+    from dnas_ens.figures.style import BLUE, GREEN, MUTED_COLOUR, PURPLE, VERMILION, font, style_axis
 
     lines = {
         "single": ("model i from the end, alone", MUTED_COLOUR, "-"),
@@ -77,7 +77,7 @@ def _plot_curves(axis: Axes, group: Group, schedule: str) -> None:
 
 def _plot_differences(axis: Axes, group: Group) -> None:
     """Draw each method's calibrated NLL on test minus the last model's, with both intervals."""
-    from dnas_ens.analysis.style import BLUE, MUTED_COLOUR, TEXT_COLOUR, VERMILION, font, style_axis
+    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, TEXT_COLOUR, VERMILION, font, style_axis
 
     methods = [method for method in group.methods if method != LAST]
     ends = []

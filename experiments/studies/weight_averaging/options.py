@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dnas_ens.config import RetrainConfig, require
-from dnas_ens.config_fields import to_dict
-from dnas_ens.genotype import Genotype, load_genotype, random_genotype
-from dnas_ens.search_space import SearchSpace
+from dnas_ens.config.fields import to_dict
+from dnas_ens.space.genotype import Genotype, load_genotype, random_genotype
+from dnas_ens.space.search_space import SearchSpace
 from studies.options import RESULTS
 from studies.weight_averaging.methods import SCHEDULES
 
@@ -146,7 +146,7 @@ class Study:
 
     def learning_rate_at(self, schedule: str, epoch: int) -> float:
         """Return the learning rate of an epoch (from 0)."""
-        from dnas_ens.training import cosine_learning_rate, cosine_to_constant
+        from dnas_ens.training.step import cosine_learning_rate, cosine_to_constant
 
         if schedule == "cosine":
             return cosine_learning_rate(self.recipe, epoch)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from dnas_ens.inference import Batches
+    from dnas_ens.training.prediction import Batches
     from studies.batches import TrainingPass
 
 
@@ -87,7 +87,7 @@ def draw_problem(study: Study) -> Problem:
 
 def load_images(study: Study) -> Problem:
     """Load images as the commands of the package do."""
-    from dnas_ens.commands import load_configured_data
+    from dnas_ens.commands.options import load_configured_data
 
     data = load_configured_data(
         DataConfig(

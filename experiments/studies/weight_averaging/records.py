@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dnas_ens.errors import UserError
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 from studies.comparisons import compare_pairs
 from studies.predictors import losses
 from studies.records import other_settings, read_lines
@@ -17,7 +17,7 @@ from studies.weight_averaging.methods import ACROSS, LAST, PAIRS, SCHEDULES
 from studies.weight_averaging.options import Study, Task
 
 if TYPE_CHECKING:
-    from dnas_ens.analysis.significance import PairedDifference
+    from dnas_ens.metrics.significance import PairedDifference
 
 #: A method under a schedule.
 Entry = tuple[str, str]
@@ -30,7 +30,7 @@ def finished_records(study: Study, fingerprint: str) -> dict[Task, dict[str, Any
     Raises:
         UserError: Run folder or OUTPUT.jsonl holds other settings, or the latter more than the former.
     """
-    from dnas_ens.files import as_json, read_json
+    from dnas_ens.run.files import as_json, read_json
 
     def check(task: Task, settings: Mapping[str, Any], place: Path, option: str) -> None:
         if settings != as_json(study.settings(task, fingerprint)):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.files import with_ending
+from dnas_ens.run.files import with_ending
 from studies.comparisons import how_to_read
 from studies.report import markdown_table, provenance, write_results
 from studies.weight_averaging.figure import plot
@@ -24,7 +24,7 @@ def report(
     study: Study, problem: Problem, records: Mapping[Task, dict[str, Any]], command: Sequence[str]
 ) -> str:
     """Write OUTPUT.md, .png and .jsonl and return the tables."""
-    from dnas_ens.environment import environment
+    from dnas_ens.run.environment import environment
 
     models = dict.fromkeys([*study.models, *(task.model for task in sorted(records))])
     groups = [group for model in models if (group := Group(records, model, study.folder)).seeds]
@@ -70,7 +70,7 @@ def report(
 
 def table(group: Group, schedule: str) -> str:
     """Return every method of a schedule as Markdown."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     header = (
         "method",
@@ -154,7 +154,7 @@ def bounded(group: Group, schedule: str) -> str:
 
 def section(group: Group) -> str:
     """Return everything on one model as Markdown."""
-    from dnas_ens.analysis.significance import mean_and_deviation
+    from dnas_ens.metrics.significance import mean_and_deviation
 
     parts = [f"## {group.model}, {group.records[SCHEDULES[0]][0]['parameters']:,} parameters\n"]
     for schedule in SCHEDULES:

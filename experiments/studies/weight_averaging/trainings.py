@@ -15,7 +15,7 @@ from studies.weight_averaging.problem import Problem, build_model
 
 def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Training:
     """Return a training from fresh weights; the branch decides order and augmentation, branch 0 also initialises."""
-    from dnas_ens.training import MemberSeeds
+    from dnas_ens.training.step import MemberSeeds
 
     return Training(
         lambda: build_model(study, problem, task.model),
@@ -28,13 +28,13 @@ def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Tra
 
 def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
     """Train a model with its branches and running averages and save everything; training.json comes last."""
-    from dnas_ens.cost import CostMeter
     from dnas_ens.ensembles.running_averages import (
         ExponentialMovingAverage,
         PolyakAverage,
         StochasticWeightAverage,
     )
-    from dnas_ens.files import save_tensors, write_json
+    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.files import save_tensors, write_json
 
     epochs, begin = study.recipe.epochs, study.recipe.epochs - study.kept
     # What an interrupted training left could be of other settings.

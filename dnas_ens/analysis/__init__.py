@@ -1,1 +1,0 @@
-"""What a finished search or ensemble is worth: metrics, diversity, significance, and its pictures."""

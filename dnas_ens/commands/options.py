@@ -1,0 +1,255 @@
+"""What the commands share: their common options, reading presets and files, finding data and device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
+from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
+from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.run.folder import RunFolder
+
+#: Flags read before the others, because they decide the defaults of the others.
+EARLY_OPTIONS = ("--preset", "--regime", "--base", "--config")
+
+
+@dataclass(frozen=True)
+class EarlyOptions:
+    """Preset, regime, base and configuration file, and what is left of the command line."""
+
+    preset: str | None
+    regime: str | None
+    base: Path | None
+    config: Path | None
+    rest: list[str]
+
+    @classmethod
+    def read(cls, argv: Sequence[str]) -> EarlyOptions:
+        """Take the early options out of a command line; presets and regimes are checked where they are used."""
+        from dnas_ens.commands.parse import pop_option
+
+        chosen, rest = pop_option(argv, "--preset", None)
+        regime, rest = pop_option(rest, "--regime", None)
+        base, rest = pop_option(rest, "--base", None)
+        config, rest = pop_option(rest, "--config", None)
+        return cls(
+            preset=chosen,
+            regime=regime,
+            base=None if base is None else Path(base),
+            config=None if config is None else Path(config),
+            rest=rest,
+        )
+
+    def defaults(self, *, section: str | None = None) -> tuple[SearchConfig, RetrainConfig]:
+        """Return search and recipe as preset, regime and configuration file set them.
+
+        Args:
+            section: The one the file's fields belong to where it has no sections; None if it has both.
+        """
+        from dnas_ens.config.file import override
+        from dnas_ens.run.files import read_json
+
+        values = {} if self.config is None else read_json(self.config)
+        if section is not None and not (isinstance(values, dict) and set(values) & {"search", "retrain"}):
+            values = {section: values}
+        if not isinstance(values, dict) or set(values) - {"search", "retrain"}:
+            raise UserError(
+                f"{self.config} has parts other than search and retrain.",
+                'Write it as {"search": {...}, "retrain": {...}}, like the config.json of a run.',
+            )
+        stored = values.get("search", {})
+        if not isinstance(stored, dict):
+            raise UserError(f"The part search of {self.config} is no object.", "Write it as {...}.")
+        # A file may name preset and regime, as a run's own config.json does; a flag beats it.
+        hypernetwork = stored.get("hypernetwork", {})
+        base = self.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
+        search = search_preset(
+            self.preset or stored.get("preset", "smoke"),
+            self.regime or stored.get("regime", "star"),
+            base=None if base is None else Path(base),
+        )
+        fields = {name: value for name, value in stored.items() if name not in ("preset", "regime")}
+        search = override(search, fields)
+        if self.base is not None:
+            search = with_fields(search, base=self.base)
+        return search, override(retrain_preset(search.preset), values.get("retrain", {}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of the commands that begin a run."""
+
+    run_dir: Path | None = None
+    """Run folder; default: a fresh numbered one under runs/."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    resume: bool = False
+    """Go on with an interrupted run in --run-dir."""
+    dry_run: bool = False
+    """Print the resolved configuration and what it will take, then stop."""
+
+
+def begin_run(
+    options: RunOptions, config: SearchConfig, data: ImageData, *, device: torch.device, command: list[str]
+) -> RunFolder:
+    """Make the run folder of a search, or open it again, and note environment, data and splits in it.
+
+    Its configuration names the data by their full path, so that it is continued from any directory.
+    """
+    from dnas_ens.run.folder import RunFolder
+
+    print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
+    run = RunFolder.create(
+        options.run_dir,
+        config=to_dict(with_full_paths(config)),
+        command=command,
+        resume=options.resume,
+        name=Path(config.data.data).name,
+    )
+    try:
+        if run.file("splits.json").exists():
+            _require_same_data(run, data, config.data.data)
+        run.write_env({"device": str(device), "data": data.describe()})
+        run.write_json("splits.json", {**data.describe(), "indices": data.splits})
+    except BaseException:
+        run.close()
+        raise
+    return run
+
+
+def read_splits(run: RunFolder) -> dict[str, Any]:
+    """Return the splits.json of a run: name and fingerprint of its data, and which image is in which split."""
+    from dnas_ens.run.files import read_checked
+
+    found: dict[str, Any] = read_checked(run.file("splits.json"), {"name": str, "fingerprint": str})
+    return found
+
+
+def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
+    stored = read_splits(run)
+    if stored["fingerprint"] != data.fingerprint:
+        raise UserError(
+            f"The data {named} are not those {run.path} was made with: their fingerprint is "
+            f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
+            "Bring the images back as they were, or search anew with another --run-dir.",
+        )
+
+
+@contextmanager
+def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
+    """Let an interruption tell the command that goes on with the run.
+
+    Args:
+        run: Its folder, which the command may not name.
+        command: What was typed.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        names_it = any(
+            word.startswith(("--run-dir", "--run_dir")) or Path(word) == run.path for word in command
+        )
+        more = [] if names_it else ["--run-dir", str(run.path)]
+        more += [] if "--resume" in command else ["--resume"]
+        interrupt.add_note(f"continue with: {shlex.join([*command, *more])}")
+        raise
+
+
+def load_configured_data(config: DataConfig) -> ImageData:
+    """Load the data a configuration names."""
+    from dnas_ens.data import load_data
+
+    return load_data(
+        config.data,
+        data_root=config.data_root,
+        limit_train=config.limit_train,
+        image_size=config.image_size,
+        seed=config.split_seed,
+        skip_bad_images=config.skip_bad_images,
+        flip=config.flip,
+    )
+
+
+def with_full_paths(config: SearchConfig) -> SearchConfig:
+    """Name the folders of the data so that they are found from any directory; names of data sets stay."""
+    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.names import SOURCE_NAMES
+
+    data, root = config.data.data, config.data.data_root
+    if data not in SOURCE_NAMES:
+        data = os.path.abspath(find_folder(data, data_root=root or default_data_root()))
+    return with_fields(
+        config, data=data, data_root=None if root is None else Path(os.path.abspath(root.expanduser()))
+    )
+
+
+def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
+    """Load the data of a run folder and check that they are the ones it was made with.
+
+    Args:
+        run: Its folder.
+        moved_to: Where the images lie now, if they have moved; noted in the run where they are the same.
+
+    Raises:
+        UserError: If the images are not where they were, or images, labels or splits have changed since.
+    """
+    from dnas_ens.config.file import override
+    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.names import SOURCE_NAMES
+
+    config = override(DataConfig(), run.section("search").get("data", {}))
+    # Before the images are read, which may take long.
+    stored = read_splits(run)
+    if moved_to is not None:
+        config = dataclasses.replace(config, data=moved_to)
+    elif config.data not in SOURCE_NAMES:
+        try:
+            find_folder(config.data, data_root=config.data_root or default_data_root())
+        except UserError as error:
+            raise UserError(
+                f"The images that {run.path} was made with are not at {config.data} any more.",
+                "Say where they are with --data FOLDER.",
+            ) from error
+    # As in the search, whatever class names would decide today.
+    data = load_configured_data(dataclasses.replace(config, flip=stored.get("flip", config.flip)))
+    _require_same_data(run, data, config.data)
+    if moved_to is not None:
+        searched = override(SearchConfig(), run.section("search"))
+        run.replace_config("search", to_dict(with_full_paths(with_fields(searched, data=moved_to))))
+    return data
+
+
+def preset_help() -> str:
+    """Return the lines on presets for the help of a command."""
+    return "Presets: " + "; ".join(f"{name} = {cost}" for name, cost in PRESET_COSTS.items()) + "."
+
+
+def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) -> None:
+    """Print what a dry run shows: the resolved configuration and what it will take."""
+    print(json.dumps(to_dict(config), indent=2))
+    for name, value in facts.items():
+        print(
+            f"{name.replace('_', ' ')}: {value:,.0f}"
+            if isinstance(value, int | float)
+            else f"{name}: {value}"
+        )
+
+
+def print_next(run_dir: Path, module: str) -> None:
+    """Print the run folder and the exact next command, a module of this package on that folder."""
+    print(f"run folder: {run_dir}")
+    print(f"next: {shlex.join(['python', '-m', module, str(run_dir)])}")

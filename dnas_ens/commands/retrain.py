@@ -1,0 +1,109 @@
+"""Command: ``python -m dnas_ens.retrain R``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from dnas_ens.commands.options import data_of_run, print_next, print_resolved, resumable
+from dnas_ens.commands.parse import parse
+from dnas_ens.config import RetrainConfig
+from dnas_ens.config.fields import to_dict
+from dnas_ens.config.file import override
+from dnas_ens.config.presets import retrain_preset
+
+PROG = "python -m dnas_ens.retrain"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainCommand:
+    """Options of the command."""
+
+    run_dir: Positional[Path]
+    """Run folder of a search."""
+    config: OmitArgPrefixes[RetrainConfig]
+    data: str | None = None
+    """Where the images of the run are now, if they have moved."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
+    stream of its own, 0 for one."""
+    resume: bool = False
+    """Go on with an interrupted training."""
+    members: int = 0
+    """Members to train, in the order of the search's ranking; 0 for those it selected. An ensemble grows without
+    another search where more are asked for with --resume."""
+    dry_run: bool = False
+    """Print the resolved recipe and what it will take, then stop."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    from dnas_ens.commands.parse import pop_option
+    from dnas_ens.run.files import read_json
+    from dnas_ens.run.folder import RunFolder
+
+    preset, rest = pop_option(argv, "--preset", None)
+    config_file, rest = pop_option(rest, "--config", None)
+    preset = preset or _stored_preset(rest)
+    default = retrain_preset(preset)
+    if config_file is not None:
+        values = read_json(Path(config_file))
+        default = override(default, values.get("retrain", values) if isinstance(values, dict) else values)
+    command = parse(
+        RetrainCommand,
+        rest,
+        prog=PROG,
+        description="Train the members a search has chosen from scratch, each with seeds of its own. "
+        "Also: --preset NAME (default: the search's own), --config FILE.",
+        default=RetrainCommand(run_dir=tyro.MISSING, config=default),
+        extra_options=("--preset", "--config"),
+    )
+    from dnas_ens.run.device import resolve_device
+    from dnas_ens.space.genotype import ranked_genotypes, read_genotypes
+    from dnas_ens.training.members import train_members
+    from dnas_ens.training.trainer import MemberTraining
+
+    device = resolve_device(command.device)
+    typed = [*PROG.split(), *argv]
+    with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
+        found = read_genotypes(run.file("genotypes.json"))
+        genotypes = ranked_genotypes(found, command.members or None)
+        data = data_of_run(run, moved_to=command.data)
+        if command.dry_run:
+            training = MemberTraining(genotypes[0], data, command.config, index=0)
+            parameters = sum(parameter.numel() for parameter in training.network.parameters())
+            steps = training.steps_per_epoch * command.config.epochs
+            facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
+            print_resolved(command.config, facts)
+            return
+        run.record_config("retrain", to_dict(command.config), resume=command.resume)
+        run.write_env({"device": str(device), "data": data.describe()})
+        train_members(
+            genotypes, data, command.config, device=device, folder=run.path, workers=command.workers
+        )
+        for index in range(len(genotypes)):
+            member = run.read_json(f"members/{index}/member.json")
+            print(
+                f"member {index}: val accuracy {100 * member['val_accuracy']:.2f} %, val NLL "
+                f"{member['val_nll']:.4f}, {member['parameters']:,} parameters, {member['wall_seconds']:.0f} s"
+            )
+        print_next(run.path, "dnas_ens.evaluate")
+
+
+def _stored_preset(argv: list[str]) -> str:
+    """Return the preset of the search whose run folder is named on the command line."""
+    from dnas_ens.run.files import read_json
+
+    for argument in argv:
+        path = Path(argument) / "config.json"
+        if not argument.startswith("-") and path.is_file():
+            config = read_json(path)
+            search = config.get("search") if isinstance(config, dict) else None
+            # What is wrong with the folder is told when it is opened.
+            return str(search.get("preset", "smoke")) if isinstance(search, dict) else "smoke"
+    return "smoke"

@@ -1,0 +1,88 @@
+"""Command: ``python -m dnas_ens``, the whole way: search, retrain, evaluate, in one run folder."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+from tyro.conf import OmitArgPrefixes
+
+from dnas_ens.commands.options import (
+    EARLY_OPTIONS,
+    EarlyOptions,
+    RunOptions,
+    begin_run,
+    load_configured_data,
+    preset_help,
+    print_next,
+    print_resolved,
+    resumable,
+)
+from dnas_ens.commands.parse import parse
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.fields import to_dict
+from dnas_ens.space.search_space import stack_cell_types
+
+PROG = "python -m dnas_ens"
+DESCRIPTION = "Search an ensemble of different networks, retrain its members from scratch, evaluate it. "
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeWayCommand(RunOptions):
+    """Options of the command."""
+
+    search: OmitArgPrefixes[SearchConfig]
+    retrain: RetrainConfig
+    workers: int = 0
+    """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
+    stream of its own, 0 for one."""
+
+    def __post_init__(self) -> None:
+        searched, trained = self.search.supernet.num_cells, self.retrain.num_cells
+        missing = set(stack_cell_types(trained)) - set(stack_cell_types(searched))
+        # Else it would show after the search only.
+        require(
+            not missing,
+            f"A supernet of {searched} cell{'s' if searched > 1 else ''} finds no {'/'.join(sorted(missing))} cell, "
+            f"which a network of {trained} cells has.",
+            "Give --num-cells 3 or more, or --retrain.num-cells as --num-cells.",
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    early = EarlyOptions.read(argv)
+    search_default, retrain_default = early.defaults()
+    command = parse(
+        WholeWayCommand,
+        early.rest,
+        prog=PROG,
+        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
+        default=WholeWayCommand(search=search_default, retrain=retrain_default),
+        extra_options=EARLY_OPTIONS,
+    )
+    from dnas_ens.evaluate.run import evaluate_folder
+    from dnas_ens.nn.operations import require_operations
+    from dnas_ens.report import write_report
+    from dnas_ens.run.device import resolve_device
+    from dnas_ens.search.run import estimate, run_search
+    from dnas_ens.training.members import train_members
+
+    config, recipe, device = command.search, command.retrain, resolve_device(command.device)
+    require_operations(config.supernet.operations)
+    data = load_configured_data(config.data)
+    if command.dry_run:
+        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
+        print_resolved(recipe, {"members": config.candidates.members})
+        return
+    typed = [*PROG.split(), *argv]
+    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
+        run.record_config("retrain", to_dict(recipe), resume=command.resume)
+        result = run_search(config, data, device=device, run=run, resume=command.resume)
+        train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
+        evaluate_folder(run.path, data, device=device)
+        print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
+        print(run.file("results.md").read_text(), end="")
+        print(f"report: {write_report(run.path)}")
+        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
+        print_next(run.path, "dnas_ens.report")

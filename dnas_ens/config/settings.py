@@ -1,0 +1,368 @@
+"""The configuration: frozen dataclasses, one a concern.
+
+Every field is a command-line flag and a key of ``--config FILE``. Importing this module does not import torch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from dnas_ens.errors import UserError
+from dnas_ens.space.search_space import DARTS_OPERATIONS
+
+Preset = Literal["smoke", "micro", "fast", "paper"]
+Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
+PENALTIES = Literal[
+    "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
+]
+PRECISION = Literal["auto", "measured", "float32", "bfloat16"]
+LAYOUT = Literal["auto", "measured", "channels_last", "contiguous"]
+CUDA_GRAPH = Literal["auto", "on", "off"]
+
+
+def require(condition: bool, cause: str, remedy: str) -> None:
+    """Raise a ``UserError`` unless the condition holds."""
+    if not condition:
+        raise UserError(cause, remedy)
+
+
+def _require_finite(config: Any) -> None:
+    """Check all numbers of a section: JSON and the command line both know NaN and infinity."""
+    for each in fields(config):
+        value = getattr(config, each.name)
+        flag = "--" + each.name.replace("_", "-")
+        numbers = value if isinstance(value, tuple) else (value,)
+        # An infinite gradient norm clips nothing, which studies ask for; it is checked to be above 0.
+        may_be_infinite = each.name == "gradient_clip"
+        finite = may_be_infinite or all(
+            math.isfinite(number) for number in numbers if isinstance(number, float)
+        )
+        require(finite, f"{flag} is {value}.", f"Give {flag} a finite number.")
+
+
+def _require_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(value > 0, f"{flag} is {value}; it must be positive.", f"Give {flag} a value above 0.")
+
+
+def _require_from_zero(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(value >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
+
+
+def _require_share(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        flag = "--" + name.replace("_", "-")
+        require(0 <= value < 1, f"{flag} is {value}; it must be in [0, 1).", f"Give {flag} such a value.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which images."""
+
+    data: str = "digits"
+    """digits, fashion-mnist, mnist, cifar10, cifar100, svhn, or a path to a folder of images."""
+    data_root: Path | None = None
+    """Where data sets lie or are downloaded to; default $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
+    limit_train: int | None = None
+    """Use a stratified subset of this many training images; val and test stay whole."""
+    image_size: int | None = None
+    """Side in pixels to which images are resized; default: their own, in a folder the median, but 64 at most."""
+    split_seed: int = 0
+    """Seed of the stratified splits."""
+    skip_bad_images: bool = False
+    """Leave out files of a folder that cannot be read, instead of refusing the folder."""
+    flip: bool | None = None
+    """Mirror training images left to right at random, or --no-flip; default: where that keeps the meaning, which class
+    names such as left and right deny."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupernetConfig:
+    """The space and the supernet."""
+
+    num_cells: int = 3
+    """Cells in the stack; reduction cells stand at one and two thirds of it."""
+    channels: int = 8
+    """C, channels of the first cell."""
+    num_nodes: int = 4
+    """N, intermediate nodes of a cell."""
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+    """Candidate operations, by registered name."""
+    partial_channels: int = 1
+    """K: 1/K of a node's channels go through the operations, the rest passes by (PC-DARTS); 1 for all."""
+    form: Literal["fast", "reference"] = "fast"
+    """How it is computed: edges together by source, or one operation at a time; the result is the same."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(self, "num_cells", "channels", "num_nodes", "partial_channels")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HypernetworkConfig:
+    """The map from lambda and direction to an architecture."""
+
+    hypernetwork: Literal["star", "mlp"] = "star"
+    """Piecewise-linear paths or a small perceptron."""
+    directions: int = 5
+    """R, paths that start from the base."""
+    num_knots: int = 5
+    """K, knots of a path."""
+    max_lambda: float = 0.8
+    """Largest lambda: a distance in [0, 1], or a number of shared edges for edge-overlap."""
+    lambda_margin: float = 0.05
+    """Overhang of the drawn lambdas on both sides of the range, clipped."""
+    train_knot_positions: bool = False
+    """Learn where on the lambda axis the inner knots stand."""
+    base: Path | None = None
+    """File of a given base: a genotype (JSON, or as DARTS repositories print it), or the genotypes.json of an earlier
+    search; default: learnt."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(self, "directions", "max_lambda")
+        require(self.num_knots >= 2, f"--num-knots is {self.num_knots}.", "Give --num-knots 2 or more.")
+        require(self.lambda_margin >= 0, "--lambda-margin is negative.", "Give --lambda-margin 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What an architecture step minimises."""
+
+    likelihood: Literal["member", "ensemble"] = "member"
+    """Mean cross-entropy of the drawn members, or -log of their averaged probability."""
+    penalty: PENALTIES = "js-pairwise"
+    """Penalty on similarity between the drawn members."""
+    penalty_weight: tuple[float, float] = (1.0, 20.0)
+    """c at the first and the last step, linear in between."""
+    commitment: tuple[float, float] = (0.0, 1.0)
+    """Weight of the distance between members and their discretisations, at the first and the last step."""
+    operation_balance: tuple[float, float] = (5.0, 5.0)
+    """Weight of how unevenly the cells of a type use the operations, at the first and the last step."""
+    relaxation: Literal["softmax", "gumbel-softmax"] = "softmax"
+    """How logits become mixture weights."""
+    temperature: tuple[float, float] = (1.0, 0.4)
+    """Temperature at the first and the last step, linear in between."""
+    drawn_members: int = 4
+    """m, members drawn for each step."""
+    penalty_draws: int = 32
+    """Points of the star at which distances between architectures are penalised; they need no images."""
+    passes: Literal["slices", "separate"] = "slices"
+    """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes."""
+    predictive_scale: float = 0.3
+    """Distance between predictions asked for per unit of lambda (js-predictive)."""
+    base_smoothing: float = 0.1
+    """tau, the share of uniform probability mixed into a given base."""
+    fixed_lambda: float | None = None
+    """Draw this lambda only."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(self, "drawn_members", "penalty_draws")
+        for name in ("penalty_weight", "commitment", "operation_balance"):
+            flag = "--" + name.replace("_", "-")
+            value = getattr(self, name)
+            require(min(value) >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
+        require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
+        require(
+            0 < self.base_smoothing < 1,
+            f"--base-smoothing is {self.base_smoothing}.",
+            "Give --base-smoothing between 0 and 1.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BilevelConfig:
+    """How supernet and hypernetwork are trained."""
+
+    epochs: int = 20
+    """Epochs over the weight half of the training images."""
+    warmup_epochs: int = 2
+    """First epochs that train the weights alone."""
+    batch_size: int = 64
+    """Images of a weight step and of an architecture step."""
+    learning_rate: float = 0.05
+    """SGD learning rate of the weights, annealed by a cosine to --min-learning-rate."""
+    min_learning_rate: float = 0.001
+    """Learning rate at the end."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 3e-4
+    """Weight decay of the weights."""
+    gradient_clip: float = 5.0
+    """Largest gradient norm of a weight step."""
+    architecture_learning_rate: float = 0.03
+    """Adam learning rate of the hypernetwork."""
+    architecture_weight_decay: float = 1e-3
+    """Weight decay of the hypernetwork."""
+    second_order: bool = False
+    """Differentiate through one weight step (DARTS second order) instead of the first-order step."""
+    augment: bool = True
+    """Pad-crop and, where it keeps the meaning, flip the training images."""
+    auxiliary_skip: float = 0.0
+    """Weight of an extra skip on every edge, decayed linearly to 0 (DARTS-)."""
+    max_skips: int | None = None
+    """Stop early once a base cell holds more skip connections than this (DARTS+)."""
+    precision: PRECISION = "auto"
+    """float32 (never TF32), bfloat16 (autocast), or measured: the faster in a short trial. auto: bfloat16 on a GPU that
+    computes in it, else float32."""
+    layout: LAYOUT = "auto"
+    """Memory layout, or measured likewise; the fast form of the supernet is always channels_last."""
+    cuda_graph: CUDA_GRAPH = "auto"
+    """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
+        _require_positive(self, "gradient_clip")
+        _require_share(self, "momentum")
+        _require_from_zero(
+            self, "min_learning_rate", "weight_decay", "architecture_weight_decay", "auxiliary_skip"
+        )
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"{self.warmup_epochs} warm-up epochs leave none of {self.epochs} for the search.",
+            "Give --warmup-epochs less than --epochs.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CandidateConfig:
+    """From the hypernetwork to the members of the ensemble."""
+
+    members: int = 5
+    """M, members of the ensemble."""
+    pool_size: int = 30
+    """Candidates drawn from the hypernetwork before doubles are dropped."""
+    edges_per_node: int = 2
+    """Incoming edges a node keeps (EdgeNES: 1)."""
+    selection: Literal["greedy", "greedy-replacement", "exhaustive"] = "greedy"
+    """How M candidates are chosen on the ensemble's validation NLL with inherited weights."""
+    candidate_epochs: int = 0
+    """Train every candidate this long with its inherited weights before it is scored."""
+    replaced_edges: int = 3
+    """Edges of the base replaced at random in each candidate (regime random)."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(self, "members", "pool_size", "edges_per_node")
+        _require_from_zero(self, "candidate_epochs", "replaced_edges")
+        require(
+            self.members <= self.pool_size,
+            f"{self.members} members are more than the {self.pool_size} candidates they are chosen from.",
+            "Raise --pool-size or lower --members.",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """One search: everything that decides its result."""
+
+    preset: Preset = "smoke"
+    """Scale; sets the defaults of the fields below."""
+    regime: Regime = "star"
+    """Published method; sets the defaults of the fields below."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and draws."""
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    supernet: OmitArgPrefixes[SupernetConfig] = field(default_factory=SupernetConfig)
+    hypernetwork: OmitArgPrefixes[HypernetworkConfig] = field(default_factory=HypernetworkConfig)
+    objective: OmitArgPrefixes[ObjectiveConfig] = field(default_factory=ObjectiveConfig)
+    bilevel: OmitArgPrefixes[BilevelConfig] = field(default_factory=BilevelConfig)
+    candidates: OmitArgPrefixes[CandidateConfig] = field(default_factory=CandidateConfig)
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a step can be replayed as a CUDA graph: it draws nothing within and reads no value of the device."""
+        return not self.bilevel.second_order and "gumbel" not in self.objective.relaxation
+
+    def __post_init__(self) -> None:
+        given = self.hypernetwork.base is not None
+        require(
+            given or (self.objective.penalty != "edge-overlap" and self.regime not in ("edges", "random")),
+            f"The regime {self.regime} with penalty {self.objective.penalty} compares with a given base.",
+            "Search one with --regime optimal, then give --base RUN/genotypes.json.",
+        )
+        if self.objective.penalty.startswith("js-p"):
+            require(
+                self.hypernetwork.max_lambda <= 1,
+                f"--max-lambda is {self.hypernetwork.max_lambda}, but {self.objective.penalty} reads lambda "
+                "as a distance in [0, 1].",
+                "Give --max-lambda 1 or less.",
+            )
+        require(
+            self.supernet.form == "reference" or self.bilevel.layout != "contiguous",
+            "The fast form of the supernet is computed channels_last.",
+            "Leave --layout out, or give --form reference.",
+        )
+        require(
+            self.bilevel.cuda_graph != "on" or self.recordable,
+            "Second-order steps and the noise of gumbel-softmax cannot be replayed as a CUDA graph.",
+            "Leave --cuda-graph out.",
+        )
+        if self.bilevel.batch_size % self.objective.drawn_members:
+            raise UserError(
+                f"{self.objective.drawn_members} drawn members do not divide a batch of "
+                f"{self.bilevel.batch_size} images.",
+                f"Give --batch-size a multiple of {self.objective.drawn_members}.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrainConfig:
+    """The recipe a genotype is trained from scratch with."""
+
+    num_cells: int = 3
+    """Cells in the stack."""
+    channels: int = 16
+    """C, channels of the first cell."""
+    epochs: int = 30
+    """Epochs over all the training images."""
+    batch_size: int = 64
+    """Images of a step."""
+    learning_rate: float = 0.05
+    """SGD learning rate, annealed by a cosine to 0."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 3e-4
+    """Weight decay."""
+    gradient_clip: float = 5.0
+    """Largest gradient norm."""
+    label_smoothing: float = 0.0
+    """Share of uniform probability in the targets."""
+    drop_path: float = 0.0
+    """Drop-path probability at the end; it rises linearly from 0."""
+    auxiliary_weight: float = 0.0
+    """Weight of the auxiliary head's loss; 0 builds no head."""
+    cutout: int = 0
+    """Side of the square cut out of training images, in pixels; 0 cuts none."""
+    augment: bool = True
+    """Pad-crop and, where it keeps the meaning, flip the training images."""
+    seed: int = 0
+    """Root of the members' separate seeds for initialisation, order and augmentation."""
+    precision: PRECISION = "auto"
+    """float32 (never TF32), bfloat16 (autocast), or measured: the faster in a short trial. auto: bfloat16 on a GPU that
+    computes in it, else float32."""
+    layout: LAYOUT = "auto"
+    """Memory layout of images and convolutions, or measured likewise; auto: channels_last."""
+    cuda_graph: CUDA_GRAPH = "auto"
+    """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
+
+    def __post_init__(self) -> None:
+        _require_finite(self)
+        _require_positive(
+            self, "num_cells", "channels", "epochs", "batch_size", "learning_rate", "gradient_clip"
+        )
+        _require_share(self, "label_smoothing", "drop_path", "momentum")
+        _require_from_zero(self, "weight_decay", "auxiliary_weight", "cutout")

@@ -1,0 +1,1 @@
+"""Pictures: the house style, drawn cells, and the plots of searches and studies."""

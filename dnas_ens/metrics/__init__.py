@@ -1,0 +1,1 @@
+"""Figures computed from arrays of probabilities and labels: scores, calibration, diversity, significance."""

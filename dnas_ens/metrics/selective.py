@@ -1,0 +1,130 @@
+"""Selective prediction: how accurate a classifier is on the images that it is surest of.
+
+A classifier that may abstain answers the most confident share of the images, its coverage; its risk is the share of
+errors among them. The better confidence tells right answers from wrong ones, the faster risk falls with coverage.
+
+Images of equal confidence stand in no order. Their errors are spread evenly over them, which is the mean over all
+orders that they could come in, so that nothing depends on the order of the images. Legend: N images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dnas_ens.metrics.scores import FloatArray, check_predictions
+
+#: Coverage in exact arithmetic is a whole number of images; this much above it is rounding.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskCoverage:
+    """The risk-coverage curve of a classifier (Geifman and El-Yaniv, arXiv 1705.08500).
+
+    Args:
+        coverage: Share of the images that are answered, shape (N,), 1/N to 1 in steps of 1/N.
+        risk: Share of errors among them, shape (N,), range [0, 1]; the last is the error rate.
+    """
+
+    coverage: FloatArray
+    risk: FloatArray
+
+    @property
+    def aurc(self) -> float:
+        """Area under the curve, 1/N sum_n risk_n, in [0, 1]; the smaller the better (arXiv 1805.08206)."""
+        return float(self.risk.mean())
+
+    def accuracy_at(self, coverage: float) -> float:
+        """Accuracy on the fewest images that make up at least this coverage, in [0, 1].
+
+        Args:
+            coverage: In (0, 1].
+
+        Raises:
+            ValueError: A coverage outside (0, 1].
+        """
+        if not 0.0 < coverage <= 1.0:
+            raise ValueError(f"coverage must lie in (0, 1], got {coverage}")
+        answered = max(1, int(np.ceil(coverage * len(self.risk) - _ROUNDING)))
+        return float(1.0 - self.risk[answered - 1])
+
+
+def risk_coverage(
+    probs: npt.ArrayLike, labels: npt.ArrayLike, *, confidence: npt.ArrayLike | None = None
+) -> RiskCoverage:
+    """Return the risk-coverage curve of predicted class probabilities.
+
+    Args:
+        probs: Class probabilities, shape (N, K), range [0, 1]; the most probable class is the answer.
+        labels: Class indices, shape (N,), integers in 0..K-1.
+        confidence: How sure the classifier is of each answer, shape (N,), any finite numbers of which only the order
+            counts, such as the negative entropy; None for the probability of the answer.
+
+    Returns:
+        The curve.
+
+    Raises:
+        ValueError: Scores of a wrong shape or that are not finite; else see
+            `dnas_ens.metrics.scores.check_predictions`.
+    """
+    checked, classes = check_predictions(probs, labels)
+    scores = checked.max(axis=1) if confidence is None else np.asarray(confidence, dtype=np.float64)
+    if scores.shape != classes.shape:
+        raise ValueError(f"confidence must have shape {classes.shape}, one an image, got {scores.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"confidence must be finite, {int((~np.isfinite(scores)).sum())} values are not")
+    errors = checked.argmax(axis=1) != classes
+    # Images and errors at every distinct confidence, the highest first.
+    _, group = np.unique(-scores, return_inverse=True)
+    images_until = np.cumsum(np.bincount(group))
+    errors_until = np.cumsum(np.bincount(group, weights=errors))
+    answered = np.arange(1, len(classes) + 1)
+    expected = np.interp(answered, [0, *images_until], [0.0, *errors_until])
+    return RiskCoverage(coverage=answered / len(classes), risk=expected / answered)
+
+
+def aurc(probs: npt.ArrayLike, labels: npt.ArrayLike, *, confidence: npt.ArrayLike | None = None) -> float:
+    """Area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, arXiv 1805.08206).
+
+    Args:
+        probs: See `risk_coverage`.
+        labels: See `risk_coverage`.
+        confidence: See `risk_coverage`.
+
+    Returns:
+        Mean risk over all coverages, in [0, 1]; the smaller the better. It falls with the error rate too: 0 without
+        errors, and the error rate itself where all answers are equally sure.
+
+    Raises:
+        ValueError: See `risk_coverage`.
+    """
+    return risk_coverage(probs, labels, confidence=confidence).aurc
+
+
+def selective_accuracy(
+    probs: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    coverages: Sequence[float],
+    confidence: npt.ArrayLike | None = None,
+) -> FloatArray:
+    """Accuracy on the most confident images, at given coverages.
+
+    Args:
+        probs: See `risk_coverage`.
+        labels: See `risk_coverage`.
+        coverages: Shares of the images that are answered, each in (0, 1].
+        confidence: See `risk_coverage`.
+
+    Returns:
+        Accuracies in [0, 1], one a coverage.
+
+    Raises:
+        ValueError: See `risk_coverage` and `RiskCoverage.accuracy_at`.
+    """
+    curve = risk_coverage(probs, labels, confidence=confidence)
+    return np.array([curve.accuracy_at(coverage) for coverage in coverages])

@@ -1,0 +1,225 @@
+"""How a network is computed: layout, precision, CUDA graph, as settings say or as a short measured trial finds best."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dnas_ens.errors import UserError
+from dnas_ens.nn.cuda_graph import GraphedStep
+
+LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+#: AUTO is what wins on a device (experiments/results/benchmarks.md and gpu.md); MEASURED leaves the choice to a trial.
+AUTO, MEASURED = "auto", "measured"
+#: Steps of a trial; the first ones are slow, and a CUDA graph is not recorded before the fourth.
+_WARM_UP, _ROUNDS = 5, 5
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """A memory layout, a precision, and whether steps are replayed as CUDA graphs.
+
+    Args:
+        layout: channels_last or contiguous, of images and of convolutions' weights.
+        precision: float32, with all of its 24 bits also in a GPU's convolutions; or bfloat16 for autocast:
+            parameters, BatchNorm's statistics, architecture weights and losses stay float32.
+        cuda_graph: Whether a training step is recorded once and replayed; the result is the same.
+    """
+
+    layout: str = "channels_last"
+    precision: str = "float32"
+    cuda_graph: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.layout} {self.precision}" + (" CUDA graph" if self.cuda_graph else "")
+
+    def graphed(
+        self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()
+    ) -> Callable[..., None]:
+        """Return a step as it is to be called: recorded and replayed, or itself.
+
+        Args:
+            step: Takes tensors alone, see `GraphedStep`.
+            device: Where it is computed.
+            generators: What it draws from, but for the device's default generator.
+
+        Raises:
+            UserError: CUDA graphs are asked for on another device.
+        """
+        if not self.cuda_graph:
+            return step
+        if device.type != "cuda":
+            raise UserError(f"CUDA graphs do not run on the device {device}.", "Leave --cuda-graph out.")
+        return GraphedStep(step, device, generators=generators)
+
+    def to_dict(self) -> dict[str, str | bool]:
+        """Return the fields, JSON-ready."""
+        return asdict(self)
+
+    def settings(self) -> dict[str, str]:
+        """Return the settings of a search or a recipe that ask for this."""
+        return {
+            "layout": self.layout,
+            "precision": self.precision,
+            "cuda_graph": "on" if self.cuda_graph else "off",
+        }
+
+    def place(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in the layout; inputs of another shape are left as they are."""
+        return images.contiguous(memory_format=LAYOUTS[self.layout]) if images.dim() == 4 else images
+
+    def place_module(self, module: Module, device: torch.device | str) -> Module:
+        """Move a module to a device, its convolutions' weights in the layout; returns it.
+
+        On a GPU cuDNN is told once and for all to compute float32 convolutions in float32: by default it rounds to
+        TF32, whose 11 bits nobody asked for.
+        """
+        if torch.device(device).type == "cuda":
+            # The older of PyTorch's two switches: once the newer is set, PyTorch refuses to read the older one,
+            # as its own torch.backends.cudnn.flags does.
+            torch.backends.cudnn.allow_tf32 = False
+        module.to(device=device, memory_format=LAYOUTS[self.layout])  # type: ignore[call-overload]
+        return module
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """Return the context of a forward pass; the backward pass and the loss belong outside of it."""
+        if self.precision == "float32":
+            return without_autocast(device)
+        return torch.autocast(
+            device.type,
+            dtype=PRECISIONS[self.precision],
+            # A recorded step must not read weights that were cast before the recording.
+            cache_enabled=not self.cuda_graph,
+        )
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which operations keep the precision of their inputs."""
+    # The meta device, which counts without computing, has none.
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
+#: As members are computed when nothing is said: what wins on CPUs (experiments/results/benchmarks.md).
+PLAIN = Execution()
+
+
+def candidates(
+    *,
+    layout: str,
+    precision: str,
+    device: torch.device,
+    layouts: Iterable[str] = tuple(LAYOUTS),
+    cuda_graph: str = "off",
+    recordable: bool = True,
+) -> list[Execution]:
+    """Return the ways to compute that the settings leave open, the one to take unmeasured first.
+
+    Args:
+        layout: auto, measured, channels_last or contiguous.
+        precision: auto, measured, float32 or bfloat16.
+        device: Decides what ``auto`` is, which leaves nothing open: a seed then means the same course in every run.
+        layouts: Those the network can be computed in.
+        cuda_graph: auto, on or off.
+        recordable: Whether ``auto`` may record steps.
+    """
+    on_gpu = device.type == "cuda"
+    has_bfloat16 = (
+        on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    fast = "bfloat16" if has_bfloat16 else "float32"
+
+    def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:
+        if value == MEASURED:
+            return list(every)
+        return [plain if value == AUTO else value]
+
+    return [
+        Execution(
+            layout=chosen_layout,
+            precision=chosen_precision,
+            cuda_graph=cuda_graph == "on" or (cuda_graph == AUTO and on_gpu and recordable),
+        )
+        for chosen_layout, chosen_precision in itertools.product(
+            open_values(layout, layouts, PLAIN.layout), open_values(precision, PRECISIONS, fast)
+        )
+    ]
+
+
+def fastest(
+    choices: Sequence[Execution],
+    build_step: Callable[[Execution], Callable[[], object]],
+    *,
+    device: torch.device,
+    rounds: int = _ROUNDS,
+) -> Execution:
+    """Return the choice whose step takes the least time, all timed in turn; one choice is not timed.
+
+    The trial draws no random numbers from the global stream and says on stderr what it measured. A choice that fails
+    is left out, and said to be.
+
+    Args:
+        choices: At least one.
+        build_step: Gives one step of a network that is thrown away afterwards.
+        device: Where it is computed.
+        rounds: Timed steps of every choice; the median counts.
+
+    Raises:
+        RuntimeError: All choices fail.
+    """
+    if len(choices) == 1:
+        return choices[0]
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seconds = _step_seconds(choices, build_step, device=device, rounds=rounds)
+    chosen = min(seconds, key=lambda choice: seconds[choice])
+    measured = ", ".join(f"{choice} {1000 * taken:.1f} ms" for choice, taken in seconds.items())
+    print(f"measured a step: {measured}; taking {chosen}", file=sys.stderr, flush=True)
+    return chosen
+
+
+def _step_seconds(
+    choices: Sequence[Execution],
+    build_step: Callable[[Execution], Callable[[], object]],
+    *,
+    device: torch.device,
+    rounds: int,
+) -> Mapping[Execution, float]:
+    steps: dict[Execution, Callable[[], object]] = {}
+    for choice in choices:
+        try:
+            steps[choice] = build_step(choice)
+            for _ in range(_WARM_UP):
+                steps[choice]()
+            _wait_for(device)
+        except RuntimeError as error:
+            # A device may lack kernels for a layout or precision, or the memory; another choice may have both.
+            steps.pop(choice, None)
+            if choice == choices[-1] and not steps:
+                raise
+            print(f"{choice} does not run here: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+    taken: dict[Execution, list[float]] = {choice: [] for choice in steps}
+    for _ in range(rounds):
+        for choice, step in steps.items():
+            _wait_for(device)
+            start = time.perf_counter()
+            step()
+            _wait_for(device)
+            taken[choice].append(time.perf_counter() - start)
+    return {choice: statistics.median(values) for choice, values in taken.items()}
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

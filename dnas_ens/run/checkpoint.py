@@ -1,0 +1,254 @@
+"""Whole training states that survive a crash, and the newest two of them.
+
+Tensors are kept as safetensors and everything else as JSON in the same file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.errors import DivergedError, UserError
+from dnas_ens.run.files import tensors_to_bytes, unreadable, write_atomic
+
+if TYPE_CHECKING:
+    import torch
+
+_FORMAT = "dnas_ens-state-1"
+
+
+def save_state(path: Path, state: Any) -> str:
+    """Write a nested training state to one .safetensors file, atomically.
+
+    Args:
+        path: The file.
+        state: Dicts (keys int or str), lists and tuples of tensors, numbers, strings, booleans and None,
+            nested at will: what `state_dict()` of a module, an optimiser or a schedule returns. Dtypes,
+            shapes and values come back bit-equal; tensors that shared memory come back apart, and all on the
+            CPU.
+
+    Returns:
+        The SHA-256 of the file, in hexadecimal.
+
+    Raises:
+        TypeError: Something else is in the state; the message names where.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
+    data = tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_state(path: Path) -> Any:
+    """Read what `save_state` wrote.
+
+    Raises:
+        UserError: The file is missing, damaged, or was not written by `save_state`.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return _state_from_bytes(data, path)
+
+
+class CheckpointStore:
+    """The newest resumable states of one part of a run, as `<name>-<step>.safetensors` with a manifest each.
+
+    The manifest `<name>-<step>.json` holds the SHA-256 and is written after the state, so a state without one
+    was interrupted and does not count. Saving at a step drops later ones: their course was abandoned.
+
+    Args:
+        folder: Where they lie, usually `checkpoints/` of a run folder.
+        name: What they are states of: letters, digits, `_`, `.` and `-`.
+        keep: How many of the newest to keep, at least 2.
+    """
+
+    def __init__(self, folder: Path, *, name: str = "state", keep: int = 2) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"name must be letters, digits, '_', '.' and '-', not {name!r}")
+        if keep < 2:
+            raise ValueError(
+                f"keep must be at least 2, not {keep}: a damaged state falls back to the one before"
+            )
+        self.folder = Path(folder)
+        self.name = name
+        self.keep = keep
+
+    def save(self, step: int, state: Any) -> Path:
+        """Save a state (see `save_state`) under its step, and drop all but the newest `keep`.
+
+        Args:
+            step: Steps taken so far, >= 0.
+            state: What to resume from.
+
+        Returns:
+            The state's file.
+
+        Raises:
+            DivergedError: A tensor holds NaN or infinity; nothing is written.
+        """
+        if step < 0:
+            raise ValueError(f"step must be >= 0, not {step}")
+        _require_finite(state, f"the state of '{self.name}' at step {step}")
+        path = self._file(step, "safetensors")
+        digest = save_state(path, state)
+        manifest = {"step": step, "file": path.name, "sha256": digest}
+        write_atomic(self._file(step, "json"), json.dumps(manifest, indent=2).encode())
+        earlier = [other for other in self.steps() if other < step]
+        self._drop_all_but({*earlier[len(earlier) - self.keep + 1 :], step})
+        return path
+
+    def steps(self) -> list[int]:
+        """The steps whose save was completed, ascending."""
+        return self._steps("json")
+
+    def load_newest(self) -> tuple[int, Any] | None:
+        """The newest state whose content matches its manifest and is finite.
+
+        Another one is passed over with a warning.
+
+        Returns:
+            Its step and the state, or None where nothing was ever saved.
+
+        Raises:
+            UserError: States were saved, but every one of them is damaged.
+        """
+        steps = self.steps()
+        for orphan in set(self._steps("safetensors")) - set(steps):
+            self._warn(orphan, "its manifest is missing, so saving it was interrupted")
+        for step in reversed(steps):
+            try:
+                return step, self._load(step)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._warn(step, str(error))
+            except UserError as error:
+                self._warn(step, error.cause)
+        if steps:
+            raise UserError(
+                f"None of the {len(steps)} saved states of '{self.name}' in {self.folder} is valid.",
+                "Restore the folder from a copy, or start again with another --run-dir.",
+            )
+        return None
+
+    def _load(self, step: int) -> Any:
+        path = self._file(step, "safetensors")
+        expected = json.loads(self._file(step, "json").read_bytes())["sha256"]
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != expected:
+            raise ValueError("its SHA-256 is not the one in its manifest")
+        state = _state_from_bytes(data, path)
+        _require_finite(state, "it")
+        return state
+
+    def _file(self, step: int, suffix: str) -> Path:
+        return self.folder / f"{self.name}-{step:08d}.{suffix}"
+
+    def _steps(self, suffix: str) -> list[int]:
+        pattern = re.compile(rf"{re.escape(self.name)}-(\d{{8,}})\.{suffix}")
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return sorted(int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+    def _warn(self, step: int, reason: str) -> None:
+        path = self._file(step, "safetensors")
+        warnings.warn(f"Checkpoint {path} is passed over: {reason}.", RuntimeWarning, stacklevel=3)
+
+    def _drop_all_but(self, kept: set[int]) -> None:
+        # The manifest goes first: a state without one does not count, a manifest without a state is damage.
+        for suffix in ("json", "safetensors"):
+            for step in set(self._steps(suffix)) - kept:
+                self._file(step, suffix).unlink(missing_ok=True)
+        left_over = re.compile(rf"\.{re.escape(self.name)}-\d{{8,}}\.(json|safetensors)\.[0-9a-f]{{8}}\.tmp")
+        for name in os.listdir(self.folder):
+            if left_over.fullmatch(name):
+                (self.folder / name).unlink(missing_ok=True)
+
+
+def first_not_finite(state: Any, name: str = "") -> str:
+    """Return the dotted name of the first tensor of a nested state that holds NaN or infinity; empty if none does."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return "" if not state.is_floating_point() or bool(state.isfinite().all()) else name
+    parts: Iterable[tuple[Any, Any]] = ()
+    if isinstance(state, Mapping):
+        parts = state.items()
+    elif isinstance(state, list | tuple):
+        parts = enumerate(state)
+    found = (first_not_finite(part, f"{name}.{key}".lstrip(".")) for key, part in parts)
+    return next(filter(None, found), "")
+
+
+def _require_finite(state: Any, what: str) -> None:
+    if tensor := first_not_finite(state):
+        raise DivergedError(f"{tensor} of {what} is not finite.")
+
+
+def _encode(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """The JSON form of a state; its tensors go into `tensors` under the names that the form refers to."""
+    import torch
+
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {"float": repr(float(value))}
+    if isinstance(value, torch.Tensor):
+        name = place.encode("ascii", "backslashreplace").decode()
+        while name in tensors:
+            name += "#"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, list | tuple):
+        items = [_encode(item, f"{place}.{index}", tensors) for index, item in enumerate(value)]
+        return items if isinstance(value, list) else {"tuple": items}
+    if isinstance(value, dict):
+        for key in value:
+            if type(key) not in (int, str):
+                raise TypeError(f"{place} has the key {key!r}; keys must be int or str")
+        return {"dict": [[key, _encode(item, f"{place}.{key}", tensors)] for key, item in value.items()]}
+    raise TypeError(f"{place} is a {type(value).__name__}, which a saved state cannot hold")
+
+
+def _decode(form: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(form, list):
+        return [_decode(item, tensors) for item in form]
+    if not isinstance(form, dict):
+        return form
+    ((kind, content),) = form.items()
+    if kind == "float":
+        return float(content)
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content}
+    raise ValueError(f"unknown part {kind!r}")
+
+
+def _state_from_bytes(data: bytes, path: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        tensors = load(data)
+        # safetensors checks the header; its metadata is then the only part it does not hand out from bytes.
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = header.get("__metadata__", {})
+        if metadata.get("format") != _FORMAT:
+            raise ValueError(f"it is not a saved state of the format {_FORMAT}")
+        return _decode(json.loads(metadata["structure"]), tensors)
+    except (SafetensorError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
+        raise unreadable(path, error) from error

@@ -1,0 +1,315 @@
+"""The run folder: what was asked, on which machine, what came of it, and who may write to it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.errors import UserError
+from dnas_ens.run.checkpoint import CheckpointStore
+from dnas_ens.run.environment import environment
+from dnas_ens.run.files import (
+    ABSENT,
+    as_json,
+    first_difference,
+    read_checked,
+    read_json,
+    remove_leftovers,
+    unreadable,
+    unwritable,
+    write_json,
+)
+from dnas_ens.run.metrics_log import MetricsLog
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OTHER_FOLDER = "Name another folder with --run-dir"
+
+
+class RunFolder:
+    """One run's folder, held by one process at a time. Made by `create` or `open`; a context manager.
+
+    Args:
+        path: The folder, which exists.
+        command: The command line, for env.json.
+
+    Attributes:
+        path: The folder.
+        config: What config.json holds: a section a command, such as `{"search": {...}, "retrain": {...}}`.
+        metrics: The run's own metrics.jsonl and TensorBoard folder.
+    """
+
+    def __init__(self, path: Path, *, command: Sequence[str] | None = None) -> None:
+        self.path = Path(path)
+        self.config: dict[str, Any] = {}
+        self.metrics = MetricsLog(self.path)
+        self._command = list(sys.argv if command is None else command)
+        self._lock: int | None = _lock(self.path)
+        remove_leftovers(self.path)
+
+    @classmethod
+    def create(
+        cls,
+        run_dir: Path | None,
+        *,
+        config: Mapping[str, Any],
+        section: str = "search",
+        command: Sequence[str] | None = None,
+        resume: bool = False,
+        name: str = "run",
+        root: Path = Path("runs"),
+    ) -> RunFolder:
+        """Make a run folder, or go on with the one of the same configuration.
+
+        Args:
+            run_dir: The folder; None makes a fresh `<root>/<NNN>-<name>`.
+            config: The configuration, which config.json holds under `section`.
+            section: The command it belongs to.
+            command: The command line; this process's own by default.
+            resume: Go on with a folder that holds the same configuration.
+            name: Last part of a numbered folder's name.
+            root: Where numbered folders lie.
+
+        Raises:
+            UserError: The folder holds something else, belongs to another configuration (the first field that
+                differs is named), would be continued without `resume`, or is in use by another process.
+        """
+        if run_dir is None:
+            if resume:
+                newest = next((path for _, path in sorted(_numbered(root), reverse=True)), root / "001-run")
+                raise UserError(
+                    "--resume does not say which run.",
+                    f"Name it, such as --run-dir {shlex.quote(str(newest))}.",
+                )
+            run_dir = _fresh_folder(root, name)
+        elif _is_foreign(run_dir):
+            raise UserError(f"{run_dir} exists and is not a run folder.", f"{_OTHER_FOLDER}.")
+        run = cls(_made(run_dir), command=command)
+        try:
+            if run.file("config.json").exists():
+                run.config = _read_config(run.path)
+                run._compare(section, config, resume=resume, otherwise=_OTHER_FOLDER)
+            else:
+                run._write_section(section, config)
+        except BaseException:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def open(cls, run_dir: Path, *, command: Sequence[str] | None = None) -> RunFolder:
+        """Open the folder of an earlier command.
+
+        Raises:
+            UserError: It is not a run folder, or it is in use by another process.
+        """
+        _read_config(Path(run_dir))
+        run = cls(run_dir, command=command)
+        # Read again: whoever held the lock until now may have added a section.
+        run.config = _read_config(run.path)
+        return run
+
+    def record_config(self, section: str, config: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Add the configuration of one more command to config.json; `create`'s rules of refusal hold for it.
+
+        Args:
+            section: The command, such as `retrain`.
+            config: Its configuration.
+            resume: Go on where the section holds the same configuration already.
+        """
+        if section in self.config:
+            # A later command has no folder of its own to name.
+            self._compare(section, config, resume=resume, otherwise="Search into another folder")
+        else:
+            self._write_section(section, config)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """The configuration of one command.
+
+        Raises:
+            UserError: config.json has none, or not an object.
+        """
+        section = self.config.get(name)
+        if not isinstance(section, dict):
+            raise unreadable(self.file("config.json"), f"it has no object {name!r}")
+        return section
+
+    def replace_config(self, section: str, config: Mapping[str, Any]) -> None:
+        """Replace a section of config.json by one that means the same, as with data that have moved."""
+        self._write_section(section, config)
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the folder.
+
+        Raises:
+            UserError: The name, perhaps read from another file, leads out of the folder.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(
+                f"The file name {name!r} leads out of {self.path}.", "Correct the file that names it."
+            )
+        return self.path / name
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Write a JSON file of the folder; see `dnas_ens.run.files.write_json`."""
+        write_json(self.file(name), obj)
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file of the folder; see `dnas_ens.run.files.read_json`."""
+        return read_json(self.file(name))
+
+    def checkpoints(self, name: str) -> CheckpointStore:
+        """The resumable states of one part of the run, in checkpoints/."""
+        return CheckpointStore(self.path / "checkpoints", name=name)
+
+    def log(self, scalars: Mapping[str, float], *, step: int, phase: str, epoch: int | None = None) -> None:
+        """Log scalars; see `MetricsLog.log`."""
+        self.metrics.log(scalars, step=step, phase=phase, epoch=epoch)
+
+    def truncate_metrics(self, phase: str, *, step: int) -> int:
+        """Drop what a phase logged after the step it resumes from; see `MetricsLog.truncate`."""
+        return self.metrics.truncate(phase, step=step)
+
+    def add_figure(self, tag: str, figure: Figure, *, step: int, phase: str) -> None:
+        """Add a figure to TensorBoard; see `MetricsLog.add_figure`."""
+        self.metrics.add_figure(tag, figure, step=step, phase=phase)
+
+    def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
+        """Append this command's versions, device, command line and git revision to env.json.
+
+        Args:
+            extra: More to note, such as the data set's name and fingerprint.
+        """
+        path = self.file("env.json")
+        entries = self._env(path) if path.exists() else []
+        write_json(path, [*entries, {**environment(self._command), **(extra or {})}])
+
+    def _env(self, path: Path) -> list[Any]:
+        """Return the entries of env.json; a damaged file is set aside, for it decides no result."""
+        try:
+            read_json(path)
+        except UserError as error:
+            aside = path.with_name("env.damaged.json")
+            path.replace(aside)
+            print(f"{error.cause} It is kept as {aside.name}, and begun anew.", file=sys.stderr, flush=True)
+            return []
+        entries: list[Any] = read_checked(path, [dict])
+        return entries
+
+    def close(self) -> None:
+        """Close the files and let other processes write."""
+        self.metrics.close()
+        if self._lock is not None:
+            # Unlocked, not merely closed: forked data workers hold the same open file.
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write_section(self, section: str, config: Mapping[str, Any]) -> None:
+        self.config = {**self.config, section: as_json(config)}
+        self.write_json("config.json", self.config)
+
+    def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
+        stored = self.config.get(section, ABSENT)
+        difference = first_difference(stored, as_json(config), section)
+        if difference is not None:
+            field, there, asked = difference
+            raise UserError(
+                f"{self.path} belongs to another configuration: {field} is {there} there and {asked} here.",
+                f"{otherwise}, or give {field} the value it has there.",
+            )
+        if not resume:
+            raise UserError(
+                f"{self.path} already holds a {section} of this configuration.",
+                f"Continue it with --resume. {otherwise} to start afresh.",
+            )
+
+
+def _lock(folder: Path) -> int:
+    """Take the folder's lock; the kernel lets go of it when the process ends, however it ends.
+
+    The folder itself is locked, for a file can be removed while it is. run.lock only tells who holds it.
+    """
+    path = folder / "run.lock"
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.write_text(f"{os.getpid()}\n")
+    except BlockingIOError as error:
+        os.close(descriptor)
+        holder = ""
+        with contextlib.suppress(OSError):
+            holder = path.read_bytes()[:32].decode(errors="replace").strip()
+        raise UserError(
+            f"{folder} is in use by process {holder or 'that has just started'}.",
+            f"Wait for it to end, or stop it. {_OTHER_FOLDER} otherwise.",
+        ) from error
+    except OSError as error:
+        os.close(descriptor)
+        raise unwritable(path, error) from error
+    return descriptor
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return folder
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a path holds something other than a run; what a killed start leaves behind does not count."""
+    if not folder.is_dir():
+        return folder.exists()
+    names = os.listdir(folder)
+    ours = re.compile(r"run\.lock|\.config\.json\.[0-9a-f]{8}\.tmp")
+    return "config.json" not in names and not all(ours.fullmatch(name) for name in names)
+
+
+def _numbered(root: Path) -> list[tuple[int, Path]]:
+    names = os.listdir(root) if root.is_dir() else []
+    return [(int(match[1]), root / name) for name in names if (match := re.match(r"(\d{3,})-", name))]
+
+
+def _fresh_folder(root: Path, name: str) -> Path:
+    _made(root)
+    number = max((number for number, _ in _numbered(root)), default=0) + 1
+    while True:
+        try:
+            (root / f"{number:03d}-{name}").mkdir()
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise unwritable(root, error) from error
+        else:
+            return root / f"{number:03d}-{name}"
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"{folder} is not a run folder: it has no config.json.", "Name a folder that a search has made."
+        )
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise unreadable(path, "it does not hold an object")
+    return config

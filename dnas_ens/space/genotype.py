@@ -1,0 +1,357 @@
+"""Genotypes: the discrete cells a search ends in, what makes two of them equal, and random ones.
+
+No torch. `dnas_ens.space.cells` says what a single cell is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.errors import UserError
+from dnas_ens.run.files import read_checked, unreadable
+from dnas_ens.space.cells import (
+    CELL_PATTERN,
+    CELL_TYPES,
+    NUM_INPUTS,
+    Cell,
+    Edge,
+    Node,
+    canonical_cell,
+    cell_graph,
+    check_cell_type,
+    checked_cell,
+    deviated_cell,
+    drawable_operations,
+    most_shared_edges,
+    random_cell,
+    shown,
+)
+from dnas_ens.space.flat_genotype import flat_fields, is_flat, nested_cells, printed_fields
+
+if TYPE_CHECKING:
+    import networkx
+    import numpy as np
+
+__all__ = [
+    "CELL_TYPES",
+    "NUM_INPUTS",
+    "Cell",
+    "Edge",
+    "Genotype",
+    "Node",
+    "load_genotype",
+    "random_deviation",
+    "random_genotype",
+    "ranked_genotypes",
+    "read_genotypes",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Genotype:
+    """The cells of one network; equality is literal, `canonical` compares up to renumbering.
+
+    Args:
+        normal: N nodes of (operation, source) edges, the cell that keeps the resolution, or empty.
+        reduction: The same for the cell that halves it; a network of one cell has only this one.
+
+    Raises:
+        UserError: Both cells are empty or differ in N, or an edge is malformed, comes from a source that
+            does not precede its node, or repeats a source of its node.
+    """
+
+    normal: Cell = ()
+    reduction: Cell = ()
+
+    def __post_init__(self) -> None:
+        for cell_type in CELL_TYPES:
+            object.__setattr__(self, cell_type, checked_cell(getattr(self, cell_type), cell_type))
+        if not self.cell_types:
+            raise UserError("The genotype has neither a normal nor a reduction cell.", CELL_PATTERN)
+        if self.normal and self.reduction and len(self.normal) != len(self.reduction):
+            raise UserError(
+                f"The normal cell has {len(self.normal)} nodes and the reduction cell {len(self.reduction)}.",
+                "Give both cells the same number of nodes, or leave one of them empty.",
+            )
+
+    @property
+    def cell_types(self) -> tuple[str, ...]:
+        """The cell types that are not empty, in the order of `CELL_TYPES`."""
+        return tuple(cell_type for cell_type in CELL_TYPES if self.cell(cell_type))
+
+    @property
+    def num_nodes(self) -> int:
+        """N, the number of intermediate nodes of each cell."""
+        return len(self.cell(self.cell_types[0]))
+
+    @property
+    def num_edges(self) -> int:
+        """The number of edges in all cells."""
+        return sum(len(self.edges(cell_type)) for cell_type in self.cell_types)
+
+    @property
+    def operations(self) -> frozenset[str]:
+        """The names of the operations in use."""
+        return frozenset(operation for operation, _ in self.edges("normal") + self.edges("reduction"))
+
+    def cell(self, cell_type: str) -> Cell:
+        """Return the cell of a type, empty if the genotype has none; UserError for an unknown type."""
+        check_cell_type(cell_type)
+        cell: Cell = getattr(self, cell_type)
+        return cell
+
+    def edges(self, cell_type: str) -> list[Edge]:
+        """Return the edges of a cell, node after node."""
+        return [edge for node in self.cell(cell_type) for edge in node]
+
+    def skip_counts(self) -> dict[str, int]:
+        """Count the skip_connect edges of each cell: the sign of a collapsing search."""
+        names = {cell_type: [name for name, _ in self.edges(cell_type)] for cell_type in self.cell_types}
+        return {cell_type: found.count("skip_connect") for cell_type, found in names.items()}
+
+    def to_dict(self) -> dict[str, list[list[list[str | int]]]]:
+        """Return the JSON form, {"normal": [[["sep_conv_3x3", 0], ...], ...], "reduction": [...]}."""
+        cells = {cell_type: self.cell(cell_type) for cell_type in CELL_TYPES}
+        return {
+            cell_type: [[list(edge) for edge in node] for node in cell] for cell_type, cell in cells.items()
+        }
+
+    def to_flat_dict(self) -> dict[str, list[Any]]:
+        """Return the flat form of DARTS repositories as JSON holds it; see `dnas_ens.space.flat_genotype`.
+
+        {"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat": [...]}.
+
+        Raises:
+            UserError: A node has another number of edges than two.
+        """
+        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        return {
+            field: [list(value) if isinstance(value, tuple) else value for value in values]
+            for field, values in fields.items()
+        }
+
+    def to_flat_text(self) -> str:
+        """Return the flat form as DARTS repositories print it and write it into their genotypes.py.
+
+        Raises:
+            UserError: See `to_flat_dict`.
+        """
+        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        return f"Genotype({', '.join(f'{field}={values!r}' for field, values in fields.items())})"
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Genotype:
+        """Read the JSON form, in which a missing cell is an empty one, or the flat form of DARTS repositories.
+
+        Args:
+            value: What `to_dict` or `to_flat_dict` returns, the namedtuple of a DARTS repository, or its printed text.
+
+        Raises:
+            UserError: It is malformed, or has a cell that does not concatenate all its nodes.
+        """
+        if isinstance(value, str):
+            value = printed_fields(value)
+        elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+            value = value._asdict()
+        if not isinstance(value, dict) or not value:
+            raise UserError(
+                f"A genotype is an object of cells, not {shown(value)}.", "Use the keys normal and reduction."
+            )
+        if is_flat(value):
+            value = nested_cells(value)
+        for key in value:
+            check_cell_type(key)
+        return cls(**value)
+
+    def to_graph(self, cell_type: str) -> networkx.DiGraph:
+        """Return a cell as a graph whose nodes are the source indices.
+
+        Nodes 0 and 1 are the inputs, 2 .. N+1 the intermediate nodes and N+2 the output, told apart by the
+        attribute `role` (input0, input1, intermediate, output). Edges carry `operation`, None on the N edges
+        into the output, where the cell concatenates.
+
+        Raises:
+            UserError: The genotype has no cell of this type.
+        """
+        if not self.cell(cell_type):
+            raise UserError(f"The genotype has no {cell_type} cell.", f"Use its {self.cell_types[0]} cell.")
+        return cell_graph(self.cell(cell_type))
+
+    def canonical(self) -> Genotype:
+        """Return the one genotype that stands for all isomorphic ones.
+
+        The output concatenates every node, so renumbering the nodes only permutes its channels. Of all
+        topological orders this takes the one whose cell, edges sorted by source, is lexicographically
+        smallest. Exact: equal canonical forms are isomorphic cells, and the other way round.
+        """
+        return Genotype(**{cell_type: canonical_cell(self.cell(cell_type)) for cell_type in self.cell_types})
+
+    def canonical_hash(self) -> str:
+        """Return a name for the isomorphism class: 16 hexadecimal digits, SHA-256 of the canonical JSON."""
+        text = json.dumps(self.canonical().to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def shared_edges(self, other: Genotype) -> int:
+        """Count the (node, source, operation) triples two genotypes share when their nodes are matched best.
+
+        The maximum runs over every one-to-one matching of the intermediate nodes. Topological renumberings of
+        one side alone would make the count depend on how the other happens to be numbered.
+
+        Returns:
+            The sum over the cell types both have, in 0 .. min(num_edges): symmetric, invariant under
+            isomorphism of either side, and num_edges exactly for isomorphic genotypes.
+        """
+        both = [cell_type for cell_type in self.cell_types if other.cell(cell_type)]
+        return sum(most_shared_edges(self.cell(cell_type), other.cell(cell_type)) for cell_type in both)
+
+
+def load_genotype(path: str | Path) -> Genotype:
+    """Read a genotype from JSON, or from the text that DARTS repositories print.
+
+    Args:
+        path: A file holding one genotype, in any form of `Genotype.from_dict`, or a run's genotypes.json (its base is
+            taken), or the run folder.
+
+    Raises:
+        UserError: The file is missing, is neither, or holds no valid genotype.
+    """
+    path = Path(path)
+    file = path / "genotypes.json" if path.is_dir() else path
+    remedy = "Give the genotypes.json of a finished search, or a JSON file of one genotype."
+    try:
+        text = file.read_text(encoding="utf-8")
+        # JSON has no such call.
+        value = text if text.lstrip()[:1] not in ("{", "[", '"') and "Genotype(" in text else json.loads(text)
+    except OSError as error:
+        raise UserError(f"Cannot read the genotype {file}: {error.strerror or error}.", remedy) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"The genotype {file} is not JSON: {error}.", remedy) from error
+    if isinstance(value, dict) and "base" in value:
+        value = value["base"].get("genotype") if isinstance(value["base"], dict) else value["base"]
+    try:
+        return Genotype.from_dict(value)
+    except UserError as error:
+        raise UserError(f"In {file}: {error.cause}", error.remedy) from error
+
+
+def read_genotypes(path: Path) -> dict[str, Any]:
+    """Read the genotypes.json of a search.
+
+    Raises:
+        UserError: It is missing or malformed.
+    """
+    form = {
+        "base": {"genotype": dict},
+        "selected": [int],
+        "candidates": [{"genotype": dict}],
+        "temperature": (int, float),
+        "report": dict,
+        "curve": (dict, NoneType),
+    }
+    found: dict[str, Any] = read_checked(path, form)
+    named = [*found["selected"], *(found.get("ranking") or [])]
+    if not found["selected"] or not all(
+        type(index) is int and 0 <= index < len(found["candidates"]) for index in named
+    ):
+        raise unreadable(path, f"it names candidates other than its {len(found['candidates'])}")
+    return found
+
+
+def ranked_genotypes(found: Mapping[str, Any], members: int | None = None) -> list[Genotype]:
+    """Return the genotypes of an ensemble from the content of genotypes.json.
+
+    Args:
+        found: Candidates, their ranking, and the selected ones, which the ranking begins with.
+        members: How many are taken in the order of the ranking; None for as many as the search selected.
+
+    Raises:
+        UserError: Fewer were found, or they were not ranked.
+    """
+    chosen = found["selected"]
+    if members not in (None, len(chosen)):
+        ranking = found.get("ranking")
+        if ranking is None:
+            raise UserError(
+                "The search of an earlier version left no ranking of its candidates.",
+                "Run the same search once more with --resume, which ranks them without searching again.",
+            )
+        if not 1 <= members <= len(ranking):
+            raise UserError(
+                f"{members} members were asked for, but the search holds {len(ranking)} candidates.",
+                f"Ask for 1 to {len(ranking)}, or search with a larger --pool-size.",
+            )
+        chosen = ranking[:members]
+    candidates = found["candidates"]
+    if outside := [index for index in chosen if not 0 <= index < len(candidates)]:
+        raise UserError(
+            f"The search's result names candidate {outside[0]} of {len(candidates)}.",
+            "Restore genotypes.json from a copy, or search again.",
+        )
+    return [Genotype.from_dict(candidates[index]["genotype"]) for index in chosen]
+
+
+def random_genotype(
+    generator: np.random.Generator,
+    *,
+    operations: Sequence[str],
+    num_nodes: int = 4,
+    edges_per_node: int = 2,
+    cell_types: Sequence[str] = CELL_TYPES,
+) -> Genotype:
+    """Draw a genotype: every node takes distinct sources and an operation for each, all uniformly.
+
+    Args:
+        generator: The source of randomness.
+        operations: Names to draw from; "none" is never drawn.
+        num_nodes: N, at least 1.
+        edges_per_node: At least 1; a node with fewer sources than this takes them all.
+        cell_types: The cells to draw, from `CELL_TYPES`.
+
+    Raises:
+        UserError: Nothing to draw from, or a count below 1.
+    """
+    cells = {
+        cell_type: random_cell(generator, num_nodes, edges_per_node=edges_per_node, operations=operations)
+        for cell_type in cell_types
+    }
+    return Genotype.from_dict(cells)
+
+
+def random_deviation(
+    genotype: Genotype, *, num_edges: int, operations: Sequence[str], generator: np.random.Generator
+) -> Genotype:
+    """Replace a number of edges by random others: the "random deviation" regime of EdgeNES.
+
+    A replacement has another operation, another source or both, and is none of its node's original edges,
+    so exactly `num_edges` (node, source, operation) triples of the genotype are gone from the result as
+    numbered. (`shared_edges`, which may renumber, can find that more of them survive.)
+
+    Args:
+        genotype: The base to deviate from.
+        num_edges: How many edges over all cells to replace, in 0 .. genotype.num_edges.
+        operations: At least two names to draw from; "none" is never drawn.
+        generator: The source of randomness.
+
+    Raises:
+        UserError: `num_edges` is out of range, or fewer than two operations are given.
+    """
+    names = drawable_operations(operations, at_least=2)
+    if not 0 <= num_edges <= genotype.num_edges:
+        raise UserError(
+            f"Cannot replace {num_edges} edges of a genotype that has {genotype.num_edges}.",
+            f"Choose a number of edges from 0 to {genotype.num_edges}.",
+        )
+    replaced = iter(generator.permutation([True] * num_edges + [False] * (genotype.num_edges - num_edges)))
+    cells = {
+        cell_type: deviated_cell(
+            genotype.cell(cell_type), replaced=replaced, operations=names, generator=generator
+        )
+        for cell_type in genotype.cell_types
+    }
+    return Genotype(**cells)

@@ -1,0 +1,98 @@
+"""The space a search moves in: cell types, nodes, edges and candidate operations, without tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from dnas_ens.errors import UserError
+from dnas_ens.space.genotype import CELL_TYPES
+
+#: The largest stack anyone asks for by intent; a number in a file must not take hours.
+MOST_CELLS = 1000
+NONE = "none"
+SKIP_CONNECT = "skip_connect"
+#: The candidate operations of DARTS (arXiv 1806.09055) without ``none``.
+DARTS_OPERATIONS = (
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    SKIP_CONNECT,
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
+
+def reduction_positions(num_cells: int) -> tuple[int, ...]:
+    """Return the indices of the reduction cells of a stack, at one and two thirds of its depth (DARTS)."""
+    return tuple(sorted({num_cells // 3, 2 * num_cells // 3}))
+
+
+def stack_cell_types(num_cells: int) -> tuple[str, ...]:
+    """Return the type of every cell of a stack of ``num_cells``, the first cell first.
+
+    Raises:
+        UserError: There is none, or more than MOST_CELLS.
+    """
+    if not 1 <= num_cells <= MOST_CELLS:
+        raise UserError(f"A stack of {num_cells} cells.", f"Give 1 to {MOST_CELLS} cells.")
+    reductions = reduction_positions(num_cells)
+    return tuple("reduction" if index in reductions else "normal" for index in range(num_cells))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSpace:
+    """T cell types, N intermediate nodes, E edges and O candidate operations.
+
+    Node n (counted from 0) of a cell receives an edge from both inputs of the cell and from every
+    earlier node, so E = sum over n of (2 + n). Edges are ordered by node, then by source, and the
+    edges of one node are contiguous.
+
+    Args:
+        operations: Names of the candidate operations, in the order of the last axis of alpha.
+        num_nodes: N, at least 1.
+        cell_types: Types that are searched, a subset of ``CELL_TYPES`` in that order.
+    """
+
+    operations: tuple[str, ...] = DARTS_OPERATIONS
+    num_nodes: int = 4
+    cell_types: tuple[str, ...] = CELL_TYPES
+
+    def __post_init__(self) -> None:
+        if self.num_nodes < 1:
+            raise UserError(f"A cell of {self.num_nodes} nodes is empty.", "Give --num-nodes 1 or more.")
+        if len(set(self.operations)) != len(self.operations):
+            raise UserError(
+                f"The operations {', '.join(self.operations)} name one twice.", "Name each operation once."
+            )
+        if not set(self.operations) - {NONE}:
+            raise UserError("There is no operation to choose from.", "Give --operations at least one name.")
+
+    @classmethod
+    def for_stack(cls, num_cells: int, *, operations: tuple[str, ...], num_nodes: int) -> SearchSpace:
+        """Return the space of a stack of cells, holding only the cell types that occur in it."""
+        present = set(stack_cell_types(num_cells))
+        types = tuple(cell_type for cell_type in CELL_TYPES if cell_type in present)
+        return cls(operations=operations, num_nodes=num_nodes, cell_types=types)
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """All (node, source) pairs of a cell; sources 0 and 1 are its inputs, 2 + n is node n."""
+        return tuple((node, source) for node in range(self.num_nodes) for source in range(node + 2))
+
+    @cached_property
+    def node_slices(self) -> tuple[slice, ...]:
+        """For every node the slice of its incoming edges on the edge axis."""
+        starts = [sum(range(2, 2 + node)) for node in range(self.num_nodes)]
+        return tuple(slice(start, start + node + 2) for node, start in enumerate(starts))
+
+    @property
+    def num_edges(self) -> int:
+        """E, edges of one cell."""
+        return len(self.edges)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(T, E, O), the shape of the operation logits alpha."""
+        return (len(self.cell_types), self.num_edges, len(self.operations))

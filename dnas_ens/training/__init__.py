@@ -1,0 +1,1 @@
+"""Training networks: steps, epochs, members side by side, and prediction."""

@@ -1,0 +1,270 @@
+"""Training a network: one epoch, the schedules, the seeds of a member, and the guard on numbers."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dnas_ens.config import RetrainConfig
+from dnas_ens.errors import DivergedError
+from dnas_ens.nn.execution import PLAIN, Execution
+from dnas_ens.nn.network import Network
+from dnas_ens.run.checkpoint import first_not_finite
+from dnas_ens.training.interleaving import Steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSeeds:
+    """Independent seeds of one member."""
+
+    initialisation: int
+    order: int
+    augmentation: int
+
+    @classmethod
+    def derive(cls, root: int, member: int) -> MemberSeeds:
+        """Derive the seeds of a member from the recipe's seed; any two members' are independent."""
+        words = np.random.SeedSequence([root, member]).generate_state(3)
+        return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
+
+
+def build_sgd(
+    parameters: Iterable[Tensor], *, learning_rate: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
+    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads anew at every replay."""
+    weights = list(parameters)
+    if weights[0].device.type == "cuda":
+        return torch.optim.SGD(
+            weights,
+            lr=torch.tensor(learning_rate, device=weights[0].device),
+            momentum=momentum,
+            weight_decay=weight_decay,
+            fused=True,
+        )
+    return torch.optim.SGD(weights, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Set the learning rate of all parameters, in place where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state; where and how the optimiser steps stays its own, so that a run may go on on another device."""
+    own = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        learning_rate = float(group["lr"])
+        group.update(kept)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(learning_rate)
+        else:
+            group["lr"] = learning_rate
+
+
+class FiniteWatch:
+    """Keeps on the device whether the gradients of all steps were finite, and how many came before the first bad one.
+
+    It is read once an epoch: reading at every step would make a GPU wait.
+
+    Args:
+        device: Of the numbers.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._all_finite = torch.ones((), dtype=torch.int64, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def note(self, norm: Tensor) -> None:
+        """Take note of a step's gradient norm, before the update it is for."""
+        self._all_finite.mul_(torch.isfinite(norm))
+        self._good_steps.add_(self._all_finite)
+
+    def require_finite(self, module: nn.Module, *, where: str) -> None:
+        """Check the steps since the last call, and what they left of a module.
+
+        Raises:
+            DivergedError: Naming the first step whose gradient was not finite, or the first tensor that is not.
+        """
+        finite, good_steps = bool(self._all_finite), int(self._good_steps)
+        self._all_finite.fill_(1)
+        self._good_steps.zero_()
+        tensors = [*module.parameters(), *module.buffers()]
+        each = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+        # Names, as a saved state has them, only where one is wanted.
+        unharmed = not each or bool(torch.stack(each).all())
+        tensor = "" if unharmed else first_not_finite(module.state_dict())
+        if not finite:
+            left = f"; {tensor} is not finite after it" if tensor else ""
+            raise DivergedError(f"The gradient of step {good_steps + 1} in {where} is not finite{left}.")
+        if tensor:
+            raise DivergedError(f"{tensor} is not finite after the last step in {where}.")
+
+
+class TrainingStep:
+    """A step of the optimiser on the loss of a classifier (B, C, H, W) -> logits (B, K), and sums over steps.
+
+    Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
+
+    Args:
+        network: On its device, in the layout of ``execution``.
+        optimizer: Of the network's parameters.
+        recipe: Loss and clipping.
+        execution: How the network is computed; a recording lasts as long as this object.
+        prepare: Makes images and labels of a step's tensors; None takes them as they are.
+        generators: What ``prepare`` and the network draw from on the device, but for its default generator.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        recipe: RetrainConfig,
+        *,
+        execution: Execution = PLAIN,
+        prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        generators: Iterable[torch.Generator] = (),
+    ) -> None:
+        self.network, self.optimizer, self.recipe, self.execution = network, optimizer, recipe, execution
+        self.device = next(network.parameters()).device
+        self._prepare = prepare
+        self._total_loss, self._hits = (
+            torch.zeros((), device=self.device),
+            torch.zeros((), device=self.device),
+        )
+        self._num_images = 0
+        self._watch = FiniteWatch(self.device)
+        self._run = execution.graphed(self._step, self.device, generators=generators)
+
+    def __call__(self, *tensors: Tensor) -> int:
+        """Take a step on images (B, C, H, W) and labels (B,), or what ``prepare`` makes them of; returns B."""
+        self._run(*tensors)
+        count = len(tensors[-1])
+        self._num_images += count
+        return count
+
+    def _step(self, *tensors: Tensor) -> None:
+        images, labels = tensors if self._prepare is None else self._prepare(*tensors)
+        with self.execution.autocast(self.device):
+            placed = self.execution.place(images)
+            if isinstance(self.network, Network):
+                logits, auxiliary_logits = self.network.forward_with_auxiliary(placed)
+            else:
+                logits, auxiliary_logits = self.network(placed), None
+        loss = nll = self._cross_entropy(logits, labels)
+        if auxiliary_logits is not None:
+            loss = nll + self.recipe.auxiliary_weight * self._cross_entropy(auxiliary_logits, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._watch.note(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip))
+        self.optimizer.step()
+        # Kept on the device: reading them here would make a GPU wait at every step.
+        self._total_loss.add_(nll.detach() * len(labels))
+        self._hits.add_((logits.argmax(-1) == labels).sum())
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+
+    def scalars(self, *, where: str = "the training") -> dict[str, float]:
+        """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.
+
+        Args:
+            where: What was trained, for the error.
+
+        Raises:
+            DivergedError: A gradient or a weight is not finite.
+        """
+        self._watch.require_finite(self.network, where=where)
+        found = {
+            "train_loss": float(self._total_loss) / max(1, self._num_images),
+            "train_accuracy": float(self._hits) / max(1, self._num_images),
+        }
+        self._total_loss.zero_()
+        self._hits.zero_()
+        self._num_images = 0
+        return found
+
+
+def training_steps(
+    step: TrainingStep,
+    batches: Iterable[tuple[Tensor, ...]],
+    *,
+    on_step: Callable[[int], None] | None = None,
+    where: str = "the training",
+) -> Steps[dict[str, float]]:
+    """Take a step on each of the given batches, pausing after it; ``exhaust`` of it trains without a pause.
+
+    Args:
+        step: What trains.
+        batches: The tensors of each step, on its device.
+        on_step: Called after every step with the number of its images.
+        where: What is trained, for the error.
+
+    Returns:
+        The step's ``scalars``.
+
+    Raises:
+        DivergedError: A gradient or a weight is not finite, seen after the last batch.
+    """
+    step.network.train()
+    for batch in batches:
+        count = step(*batch)
+        if on_step is not None:
+            on_step(count)
+        yield
+    return step.scalars(where=where)
+
+
+def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
+    """Return the drop-path probability of an epoch (from 0): linear from 0 to ``drop_path`` (DARTS)."""
+    return recipe.drop_path * epoch / recipe.epochs
+
+
+def cosine_learning_rate(recipe: RetrainConfig, epoch: int) -> float:
+    """Return the learning rate of an epoch (from 0): half a cosine from ``learning_rate`` towards 0."""
+    return float(0.5 * recipe.learning_rate * (1 + np.cos(np.pi * epoch / recipe.epochs)))
+
+
+def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, begin: int) -> float:
+    """Return the learning rate of an epoch (from 0) of a training whose last models are averaged.
+
+    Half a cosine leads from ``learning_rate`` to ``constant``, which is reached in the epoch ``begin`` and kept, as
+    averages over the end of a training want it (SWA, arXiv 1803.05407).
+    """
+    if epoch >= begin:
+        return constant
+    return constant + 0.5 * (learning_rate - constant) * (1 + math.cos(math.pi * epoch / begin))
+
+
+def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:
+    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite, and worthless."""
+    if val_nll > 2 * math.log(num_classes):
+        print(
+            f"{what} is far worse than guessing on val: NLL {val_nll:.2f}, and ln {num_classes} is "
+            f"{math.log(num_classes):.2f}. Lower the learning rate.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def require_finite(values: Mapping[str, float], *, where: str) -> None:
+    """Check that no value is NaN or infinite.
+
+    Raises:
+        DivergedError: Naming the values and where they were seen.
+    """
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise DivergedError(f"{', '.join(bad)} not finite in {where}.")

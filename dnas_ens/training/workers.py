@@ -1,0 +1,112 @@
+"""Processes that work side by side on a CPU, each on its share of the cores."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from typing import TypeVar
+
+from dnas_ens.errors import UserError
+from dnas_ens.run.allocator import keep_freed_memory
+
+R = TypeVar("R")
+
+
+@contextmanager
+def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Give a pool of fresh processes that share this process's threads evenly and do not outlive the block.
+
+    A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
+    what they run must be importable. Ctrl-C is left to the caller, whose leaving the block ends them: at once where
+    it is left by an exception, and after what was submitted otherwise.
+
+    Args:
+        num_workers: How many, at least 1.
+
+    Yields:
+        An executor; `completed` gives results as they come, `map` of the executor in the order of the tasks.
+
+    Raises:
+        UserError: A worker was killed, perhaps for want of memory, or could not start.
+    """
+    import torch
+
+    # These compiled modules swallow a Ctrl-C that comes while they are imported: now, before there is work to end.
+    importlib.import_module("numpy.random")
+    threads = max(1, torch.get_num_threads() // num_workers)
+    context = multiprocessing.get_context("spawn")
+    # Held open here alone: workers end when it is closed, by us or by our own end, whatever they are doing.
+    ears, lifeline = context.Pipe(duplex=False)
+    # Made before a thread blocks interrupts: its first lock starts a process of Python's own, which lets them through.
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(threads, ears))
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(_start_deaf, pool, num_workers).result()
+        yield pool
+    except BrokenProcessPool as error:
+        raise UserError(
+            "A worker process ended before its work was done: killed, as happens where memory runs out, or by an error "
+            "of its own start, which is then told above.",
+            'Take fewer with --workers or a smaller --batch-size; a script needs `if __name__ == "__main__":` before '
+            "what it does.",
+        ) from error
+    except BaseException:
+        lifeline.close()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        lifeline.close()
+        ears.close()
+
+
+def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
+    """Run tasks and yield what they return in the order in which it comes.
+
+    Args:
+        pool: From `worker_pool`.
+        tasks: Importable functions, or a ``functools.partial`` of one each, called without arguments.
+
+    Yields:
+        What a task returns; an exception of it is raised here.
+    """
+    for future in as_completed([pool.submit(task) for task in tasks]):
+        yield future.result()
+
+
+def _start_deaf(pool: ProcessPoolExecutor, num_workers: int) -> None:
+    """Start the workers of a pool deaf to Ctrl-C; called in a thread of its own, which ends with that.
+
+    A terminal sends Ctrl-C to the workers, too, and one that hears it while it still imports dies of it with a
+    traceback. What a thread blocks is inherited by the processes it starts. In the main thread it would not do: while
+    that blocks an interrupt, any other thread may take it, and none of them wakes a main thread that waits for results.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # A worker is started for each task that finds none idle.
+    for _ in range(num_workers):
+        pool.submit(os.getpid)
+
+
+def _begin(num_threads: int, ears: Connection) -> None:
+    import torch
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    torch.set_num_threads(num_threads)
+    keep_freed_memory()
+    threading.Thread(target=_end_with_parent, args=(ears,), daemon=True).start()
+
+
+def _end_with_parent(ears: Connection) -> None:
+    """End this process at once when its parent has closed the other end, or was killed."""
+    ears.poll(None)
+    os._exit(1)

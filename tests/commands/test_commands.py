@@ -1,0 +1,444 @@
+"""The commands as a user types them, in processes of their own, on real digits."""
+
+import csv
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import dnas_ens as de
+
+TINY = (
+    "--num-cells 1 --channels 2 --num-nodes 2 --directions 3 --epochs 3 --warmup-epochs 1 --limit-train 96 "
+    "--batch-size 24 --drawn-members 2 --members 3 --pool-size 9 --architecture-learning-rate 0.1 --device cpu"
+).split()
+TINY_RECIPE = "--num-cells 1 --channels 4 --epochs 2 --batch-size 16 --device cpu".split()
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(*arguments, cwd):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def run(*arguments, cwd, code=0):
+    process = start(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, f"{arguments}\n{out}\n{err}"
+    return out, err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run folder that went the whole way, and what each command printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    printed = []
+    command = ["-m", "dnas_ens.search", *TINY]
+    while command:
+        out, _ = run(*command, cwd=folder)
+        printed.append(out)
+        # Exactly what the command said to type next.
+        told = re.search(r"^next: python (.*)$", out, re.MULTILINE)
+        following = shlex.split(told[1]) if told else []
+        command = [*following, *(TINY_RECIPE if "dnas_ens.retrain" in following else [])]
+    return folder / "runs" / "001-digits", printed
+
+
+def test_each_command_names_the_next_and_the_last_one_the_report(finished):
+    _, printed = finished
+    assert len(printed) == 4
+    assert "next: python -m dnas_ens.report runs/001-digits" in printed[2]
+
+
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    run_dir, _ = finished
+    names = (
+        "config.json env.json splits.json metrics.jsonl genotypes.json hypernetwork.safetensors "
+        "supernet.safetensors ensemble.json predictions.npz results.csv results.md results.json "
+        "cells/base.svg cells/diversity.svg cells/member-2.svg members/2/model.safetensors "
+        "members/2/member.json members/2/metrics.jsonl"
+    )
+    for name in names.split():
+        assert (run_dir / name).stat().st_size > 0, name
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["search"]["bilevel"]["epochs"] == 3
+    assert config["retrain"]["channels"] == 4
+    environment = json.loads((run_dir / "env.json").read_text())
+    assert [entry["command"][2] for entry in environment] == [
+        "dnas_ens.search",
+        "dnas_ens.retrain",
+        "dnas_ens.evaluate",
+    ]
+    splits = json.loads((run_dir / "splits.json").read_text())
+    assert len(splits["indices"]["train"]) == 96
+    found = json.loads((run_dir / "genotypes.json").read_text())
+    assert len(found["selected"]) == 3
+    assert set(found["candidates"][0]) >= {"genotype", "lam", "direction", "distance_to_base", "shared_edges"}
+
+
+def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "grown")
+
+    def retrain(members, code=0):
+        arguments = ["grown", "--resume", "--members", members, *TINY_RECIPE]
+        return run("-m", "dnas_ens.retrain", *arguments, cwd=tmp_path, code=code)
+
+    found = json.loads((tmp_path / "grown/genotypes.json").read_text())
+    assert found["ranking"][:3] == found["selected"]
+    chosen = de.load(tmp_path / "grown")
+    logs = [tmp_path / f"grown/members/{index}/metrics.jsonl" for index in range(3)]
+    before = [file.stat().st_mtime_ns for file in logs]
+    retrain(4)
+    assert [file.stat().st_mtime_ns for file in logs] == before
+    fourth = json.loads((tmp_path / "grown/members/3/member.json").read_text())["spec"]["genotype"]
+    assert fourth == found["candidates"][found["ranking"][3]]["genotype"]
+    assert fourth not in [found["candidates"][index]["genotype"] for index in found["selected"]]
+    grown = de.load(tmp_path / "grown")
+    images = torch.zeros(2, 1, 8, 8)
+    assert grown.num_members == 4
+    assert torch.equal(grown.member_probs(images)[:3], chosen.member_probs(images))
+    retrain(2)
+    shrunk = de.load(tmp_path / "grown")
+    assert torch.equal(shrunk.member_probs(images), grown.member_probs(images)[:2])
+    _, err = retrain(99, code=2)
+    assert f"99 members were asked for, but the search holds {len(found['ranking'])} candidates" in err
+
+    # Of an earlier version's search the candidates are ranked by the remedy that is named.
+    del found["ranking"]
+    (tmp_path / "grown/genotypes.json").write_text(json.dumps(found))
+    _, err = retrain(4, code=2)
+    assert "no ranking" in err
+    assert "--resume" in err
+    run("-m", "dnas_ens.search", *TINY, "--run-dir", "grown", "--resume", cwd=tmp_path)
+    again, first = (
+        json.loads((folder / "genotypes.json").read_text()) for folder in (tmp_path / "grown", finished[0])
+    )
+    for one in (again, first):
+        one["report"] = {key: value for key, value in one["report"].items() if not key.endswith("seconds")}
+    assert again == first
+
+
+def test_results_can_be_recomputed_from_the_predictions_alone(finished):
+    run_dir, printed = finished
+    with np.load(run_dir / "predictions.npz") as arrays:
+        probs, labels = arrays["test_probs"], arrays["test_labels"]
+    assert probs.shape == (3, 359, 10)
+    rows = {row["name"]: row for row in json.loads((run_dir / "results.json").read_text())}
+    averaged = probs.astype(np.float64).mean(0)
+    nll = -np.log(averaged[np.arange(359), labels]).mean()
+    assert rows["ensemble"]["nll"] == pytest.approx(nll, rel=1e-5)
+    assert rows["ensemble"]["accuracy"] == (averaged.argmax(1) == labels).mean()
+    assert rows["ensemble"]["nll"] <= rows["average member"]["nll"]
+    assert f"{rows['ensemble']['nll']:.4f}" in printed[2]
+
+
+def test_tensorboard_holds_the_scalars_and_figures(finished):
+    run_dir, _ = finished
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    events = EventAccumulator(str(run_dir / "tensorboard" / "search"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("search/train_loss")]
+    assert logged == pytest.approx([line["train_loss"] for line in lines if line["phase"] == "search"])
+    assert "search/diversity" in events.Tags()["images"]
+    members = EventAccumulator(str(run_dir / "tensorboard" / "members"))
+    members.Reload()
+    assert "members/cells" in members.Tags()["images"]
+
+
+def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
+    run_dir, _ = finished
+    for index in range(5):
+        path = tmp_path / "pictures" / ("more" if index > 2 else "") / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(digits.test.images[index, 0].numpy()).save(path)
+    (tmp_path / "pictures" / "broken.png").write_text("no image")
+    (tmp_path / "pictures" / "notes.txt").write_text("no image either")
+    command = ("-m", "dnas_ens.predict", str(run_dir), "pictures")
+    printed, err = run(*command, cwd=tmp_path, code=2)
+    assert "broken.png cannot be read" in err
+    assert not printed
+    printed, err = run(*command, "--skip-bad-images", "--batch-size", "2", cwd=tmp_path)
+    assert "left out: pictures/broken.png cannot be read" in err
+    assert "5 images classified by 3 members, 1 left out" in err
+    run(*command, "--skip-bad-images", "--output", "out/labels.csv", cwd=tmp_path)
+    assert (tmp_path / "out/labels.csv").read_text() == printed
+    rows = list(csv.DictReader(printed.splitlines()))
+    names = [f"pictures/{name}" for name in ("0.png", "1.png", "2.png", "more/3.png", "more/4.png")]
+    assert [row["path"] for row in rows] == names
+    ensemble = de.load(run_dir)
+    probs = ensemble.predict_probs(digits.test.images[:5]).astype(float)
+    averaged = probs.mean(axis=0) ** (1 / float(ensemble.temperature))
+    averaged /= averaged.sum(axis=1, keepdims=True)
+    assert [int(row["label"]) for row in rows] == averaged.argmax(axis=1).tolist()
+    assert [float(row["probability"]) for row in rows] == pytest.approx(averaged.max(axis=1), abs=1e-4)
+    entropy = -(averaged * np.log(averaged)).sum(axis=1)
+    assert [float(row["entropy"]) for row in rows] == pytest.approx(entropy, abs=1e-4)
+    votes = (probs.argmax(axis=2) == averaged.argmax(axis=1)).sum(axis=0)
+    assert [int(row["votes"]) for row in rows] == votes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("given", "cause"),
+    [
+        ([], "No image was given"),
+        (["nowhere.png"], "nowhere.png does not exist"),
+        (["."], ". holds no images"),
+        ([".", "--batch-size", "0"], "--batch-size is 0"),
+    ],
+)
+def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, given, cause):
+    run_dir, _ = finished
+    _, err = run("-m", "dnas_ens.predict", str(run_dir), *given, cwd=tmp_path, code=2)
+    assert cause in err
+    assert "remedy: " in err
+
+
+def test_a_run_folder_loads_as_an_ensemble_and_classifies_files(finished, tmp_path, digits):
+    run_dir, _ = finished
+    ensemble = de.load(run_dir)
+    with np.load(run_dir / "predictions.npz") as arrays:
+        np.testing.assert_allclose(ensemble.predict_probs(digits.test), arrays["test_probs"], atol=1e-5)
+    path = tmp_path / "digit.png"
+    Image.fromarray(digits.test.images[0, 0].numpy()).save(path)
+    (row,) = ensemble.predict([path])
+    measured = ensemble.evaluate(digits.test)
+    assert row["label"] in digits.classes
+    assert 0 <= row["votes"] <= 3
+    assert measured["accuracy"] == json.loads((run_dir / "results.json").read_text())[-1]["accuracy"]
+
+
+def test_nothing_is_overwritten(finished):
+    run_dir, _ = finished
+    folder = run_dir.parent.parent
+    _, err = run("-m", "dnas_ens.search", *TINY, "--run-dir", "runs/001-digits", cwd=folder, code=2)
+    assert "already holds a search" in err
+    assert "--resume" in err
+    _, err = run(
+        "-m", "dnas_ens.search", *TINY, "--run-dir", "runs/001-digits", "--seed", "5", cwd=folder, code=2
+    )
+    assert "search.seed is 0 there and 5 here" in err
+    before = (run_dir / "members/0/model.safetensors").read_bytes()
+    run("-m", "dnas_ens.retrain", "runs/001-digits", *TINY_RECIPE, "--resume", cwd=folder)
+    assert (run_dir / "members/0/model.safetensors").read_bytes() == before
+
+
+def test_an_interrupted_search_resumes_to_the_same_genotypes(finished, tmp_path):
+    run_dir, _ = finished
+    process = start("-m", "dnas_ens.search", *TINY, cwd=tmp_path)
+    while process.poll() is None and not list(tmp_path.glob("runs/001-*/checkpoints/search-00000001.json")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.fail("the search ended before it could be interrupted")
+    assert process.returncode == 130
+    # What it says is what goes on with it, the numbered folder named.
+    python, *told = shlex.split(re.search(r"interrupted; continue with: (.*)", err)[1])
+    assert (python, told[-3:]) == ("python", ["--run-dir", "runs/001-digits", "--resume"])
+    run(*told, cwd=tmp_path)
+    again = tmp_path / "runs/001-digits"
+    ours, theirs = (json.loads((folder / "genotypes.json").read_text()) for folder in (again, run_dir))
+    assert ours["candidates"] == theirs["candidates"]
+    assert ours["selected"] == theirs["selected"]
+    lines = [json.loads(line) for line in (again / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["phase"] == "search"] == [1, 2, 3]
+
+
+def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path):
+    settings = {
+        "search": {
+            "supernet": {"num_cells": 1, "channels": 2, "num_nodes": 2},
+            "bilevel": {"epochs": 2, "warmup_epochs": 0, "architecture_learning_rate": 0.1},
+            "candidates": {"members": 2, "pool_size": 4},
+            "data": {"limit_train": 96},
+        },
+        "retrain": {"num_cells": 1, "channels": 2, "epochs": 1},
+    }
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    command = ["-m", "dnas_ens", "--config", "settings.json", "--retrain.batch-size", "24", "--device", "cpu"]
+    out, _ = run(*command, "--dry-run", cwd=tmp_path)
+    assert '"batch_size": 24' in out
+    assert "memory mib" in out
+    assert not (tmp_path / "runs").exists()
+    out, _ = run(*command, cwd=tmp_path)
+    assert "| ensemble " in out
+    stored = json.loads((tmp_path / "runs/001-digits/config.json").read_text())
+    assert stored["retrain"]["batch_size"] == 24
+    assert stored["search"]["supernet"]["channels"] == 2
+
+
+def test_pictures_in_a_folder_go_the_whole_way(tmp_path):
+    generator = np.random.default_rng(0)
+    for label, shade in (("dark", 40), ("light", 200)):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for index in range(30):
+            pixels = generator.integers(shade - 40, shade + 40, (20, 24, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{index}.png")
+    arguments = [*TINY, "--data", "photos", "--image-size", "16", "--limit-train", "36", "--batch-size", "8"]
+    out, _ = run("-m", "dnas_ens.search", *arguments, cwd=tmp_path)
+    run("-m", "dnas_ens.retrain", "runs/001-photos", *TINY_RECIPE, cwd=tmp_path)
+    out, _ = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path)
+    assert "photos, 12 test images" in out
+    # Continued from another directory, and after the folder has moved, of which the run takes note.
+    (tmp_path / "elsewhere").mkdir()
+    run("-m", "dnas_ens.evaluate", "../runs/001-photos", cwd=tmp_path / "elsewhere")
+    (tmp_path / "photos").rename(tmp_path / "my photos")
+    command = ("-m", "dnas_ens.evaluate", "runs/001-photos")
+    _, err = run(*command, cwd=tmp_path, code=2)
+    assert f"are not at {tmp_path}/photos any more" in err
+    assert "--data" in err
+    run(*command, "--data", "my photos", cwd=tmp_path)
+    run(*command, cwd=tmp_path)
+    _, err = run(*command, "--data", "digits", cwd=tmp_path, code=2)
+    assert "are not those" in err
+    (tmp_path / "my photos").rename(tmp_path / "photos")
+    run(*command, "--data", "photos", cwd=tmp_path)
+    # The same folder with another picture is another data set.
+    Image.fromarray(pixels).save(tmp_path / "photos/light/more.png")
+    _, err = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path, code=2)
+    assert "are not those" in err
+
+
+def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_flip(tmp_path):
+    generator = np.random.default_rng(0)
+    for label in ("left", "right"):
+        (tmp_path / "my photos" / label).mkdir(parents=True)
+        for index in range(12):
+            pixels = generator.integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "my photos" / label / f"{index}.png")
+    tiny = [word for word in TINY if word not in ("--limit-train", "96")]
+    tiny[tiny.index("--batch-size") + 1] = "4"
+    command = ["-m", "dnas_ens.search", *tiny, "--data", "my photos", "--run-dir", "my run"]
+    _, err = run(*command, cwd=tmp_path)
+    assert "does not mirror" in err
+    out = run("-m", "dnas_ens.retrain", "my run", *TINY_RECIPE, cwd=tmp_path)[0]
+    for following in ("dnas_ens.evaluate", "dnas_ens.report"):
+        told = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1]
+        assert following in told
+        out = run(*shlex.split(told), cwd=tmp_path)[0]
+    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "my run/env.json").read_text())] == [
+        False
+    ] * 3
+    # What the search was told holds for what follows.
+    run(*command[:-1], "mirrored", "--flip", cwd=tmp_path)
+    run("-m", "dnas_ens.retrain", "mirrored", *TINY_RECIPE, cwd=tmp_path)
+    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "mirrored/env.json").read_text())] == [
+        True
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "remedy"),
+    [
+        (["photos"], "Unexpected argument 'photos'", "--data photos"),
+        (["--data", "fashion-mnits"], "fashion-mnits", "fashion-mnist"),
+        (["--data", "empty"], "empty has no class folders", ""),
+        (["--data", "hollow"], "cats", ""),
+        (["--operations", "sep_conv_3x3", "warp"], "Unknown operation 'warp'", "Known are"),
+        (["--epochz", "3"], "Unknown option --epochz", "Did you mean --epochs?"),
+        (["--epochs", "many"], "whole number", "--epochs"),
+        (["--members", "50"], "50 members are more than the 30 candidates", "--pool-size"),
+        (["--device", "cuda:77"], "cuda:77 is not there", "--device cpu"),
+        (["--preset", "huge"], "Unknown preset 'huge'", "smoke"),
+        (["--regime", "random"], "compares with a given base", "--base"),
+        (["--base", "absent.json"], "absent.json", ""),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_of_cause_and_one_of_remedy(tmp_path, arguments, cause, remedy):
+    (tmp_path / "empty").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / "hollow" / name).mkdir(parents=True)
+    for index in range(3):
+        Image.new("L", (8, 8)).save(tmp_path / "hollow/dogs" / f"{index}.png")
+    out, err = run("-m", "dnas_ens.search", *arguments, cwd=tmp_path, code=2)
+    lines = err.strip().splitlines()
+    assert len(lines) == 2, err
+    assert lines[0].startswith("error: ")
+    assert lines[1].startswith("remedy: ")
+    assert cause in lines[0]
+    assert remedy in lines[1]
+    assert not list(tmp_path.glob("runs/*/genotypes.json"))
+    assert "Traceback" not in out + err
+
+
+def test_other_commands_refuse_what_is_no_run_folder(tmp_path):
+    for command in ("retrain", "evaluate"):
+        _, err = run("-m", f"dnas_ens.{command}", ".", cwd=tmp_path, code=2)
+        assert "not a run folder" in err
+        _, err = run("-m", f"dnas_ens.{command}", cwd=tmp_path, code=2)
+        assert len(err.strip().splitlines()) == 2
+
+
+def test_help_does_not_import_torch(tmp_path):
+    script = (
+        "import sys, runpy\n"
+        "sys.argv = ['search', '--help']\n"
+        "try:\n    runpy.run_module('dnas_ens.search', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    out, _ = run("-c", script, cwd=tmp_path)
+    assert "--max-lambda" in out
+
+
+def test_python_interface_from_the_readme(few_digits, tiny_search):
+    found = de.search(few_digits, config=tiny_search, members=2, device="cpu")
+    assert len(found.genotypes) == 2
+    assert found.plot().axes
+    ensemble = de.retrain(found, few_digits, device="cpu", num_cells=1, channels=2, epochs=1)
+    assert ensemble.num_members == 2
+    one = de.retrain(found, few_digits, members=1, device="cpu", num_cells=1, channels=2, epochs=1)
+    images = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])
+    with pytest.raises(de.UserError, match="3 members were asked for, but 2 genotypes were given"):
+        de.retrain(found.genotypes, few_digits, members=3, device="cpu")
+    rows = de.evaluate(ensemble, few_digits, device="cpu")["rows"]
+    assert rows[-1]["accuracy"] == ensemble.evaluate(few_digits.test)["accuracy"]
+    with pytest.raises(de.UserError, match="no field 'epocs'"):
+        de.search(few_digits, epocs=3)
+
+
+def readme_regimes():
+    """The commands of the README's table of regimes."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    return re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", readme, re.MULTILINE)
+
+
+def test_every_regime_of_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+    from dnas_ens.commands.search import main
+
+    monkeypatch.chdir(tmp_path)
+    regimes = readme_regimes()
+    assert [name for name, _ in regimes] == ["optimal", "edges", "random", "hypernet", "js", "star"]
+    # Small, and one member, since some regimes are about one architecture; the rest is the regime's own.
+    scale = (
+        "--num-cells 1 --channels 2 --num-nodes 2 --epochs 3 --warmup-epochs 1 --limit-train 96 --members 1 "
+        "--batch-size 24 --drawn-members 2 --architecture-learning-rate 0.1 --device cpu"
+    ).split()
+    for name, arguments in regimes:
+        main([*arguments.split(), *scale])
+        assert "next: python -m dnas_ens.retrain" in capsys.readouterr().out, name
+    found = json.loads(next(tmp_path.glob("runs/*-digits/genotypes.json")).read_text())
+    base = json.loads((tmp_path / "runs/base/genotypes.json").read_text())["base"]
+    assert found["base"] == base

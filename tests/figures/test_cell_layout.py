@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+
+import networkx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnas_ens.figures.cell_layout import CellLayout, layout_cell
+from dnas_ens.space.genotype import random_genotype
+
+
+def random_layout(seed: int, num_nodes: int, edges_per_node: int) -> CellLayout:
+    genotype = random_genotype(
+        np.random.default_rng(seed),
+        operations=("a",),
+        num_nodes=num_nodes,
+        edges_per_node=edges_per_node,
+        cell_types=("normal",),
+    )
+    return layout_cell(genotype.to_graph("normal"), label_width=80.0)
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 3))
+def test_layouts_keep_their_promises(seed: int, num_nodes: int, edges_per_node: int) -> None:
+    layout = random_layout(seed, num_nodes, edges_per_node)
+    boxes = [*layout.nodes.values(), *layout.labels.values()]
+    assert set(layout.nodes) == set(range(num_nodes + 3))
+    assert len(layout.paths) == len(layout.labels) + num_nodes
+    for box in boxes:
+        assert box.width / 2 <= box.x <= layout.width - box.width / 2 + 1e-6
+        assert box.height / 2 - 1e-6 <= box.y <= layout.height - box.height / 2 + 1e-6
+    for one, other in combinations(boxes, 2):
+        apart_x = abs(one.x - other.x) - (one.width + other.width) / 2
+        apart_y = abs(one.y - other.y) - (one.height + other.height) / 2
+        assert max(apart_x, apart_y) > 5
+    assert layout.nodes[0].y < layout.nodes[1].y
+    for (source, target), points in layout.paths.items():
+        end = layout.labels.get((source, target), layout.nodes[target])
+        assert points[0] == layout.nodes[source].right
+        assert points[-1] == end.left
+        assert all(start[0] < stop[0] for start, stop in pairwise(points))
+        lanes = list(zip(points[1:-1:2], points[2:-1:2], strict=True))
+        assert all(start[1] == stop[1] for start, stop in lanes)
+        for start, stop in lanes:
+            for box in boxes:
+                beside = box.x + box.width / 2 <= start[0] or stop[0] <= box.x - box.width / 2
+                assert beside or abs(box.y - start[1]) > box.height / 2 + 5
+
+
+def test_layout_does_not_depend_on_anything_but_the_cell() -> None:
+    assert random_layout(4, 4, 2) == random_layout(4, 4, 2)
+
+
+def test_long_edges_run_straight() -> None:
+    """Of a chain in which every node also takes the first input, all long edges can be level."""
+    graph = networkx.DiGraph()
+    graph.add_node(0, role="input0")
+    graph.add_node(1, role="input1")
+    for node in (2, 3, 4):
+        graph.add_node(node, role="intermediate")
+    graph.add_edges_from([(1, 2), (2, 3), (3, 4), (0, 4)], operation="a")
+    graph.add_node(5, role="output")
+    graph.add_edges_from([(2, 5), (3, 5), (4, 5)], operation=None)
+    layout = layout_cell(graph, label_width=80.0)
+    heights = [y for _, y in layout.paths[0, 4]]
+    assert heights == pytest.approx([heights[0]] * len(heights))
+
+
+def test_wider_labels_move_columns_apart() -> None:
+    genotype = random_genotype(np.random.default_rng(0), operations=("a",), cell_types=("normal",))
+    narrow = layout_cell(genotype.to_graph("normal"), label_width=80.0)
+    wide = layout_cell(genotype.to_graph("normal"), label_width=180.0)
+    num_columns = len({node.x for node in narrow.nodes.values()}) - 2
+    assert wide.width == pytest.approx(narrow.width + 100 * num_columns)
+    assert wide.height == pytest.approx(narrow.height)

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
+
+from dnas_ens.errors import UserError
+from dnas_ens.figures.plots import plot_diversity_curve
+from dnas_ens.figures.style import CYCLE, to_svg
+
+LAM = [0.5, 0.0, 1.0, 0.25, 0.75]
+DISTANCE = [0.45, 0.0, 0.9, 0.2, 0.7]
+SHARED = [9, 16, 2, 12, 5]
+DIRECTIONS = [2, 2, 1, 1, 2]
+
+
+def line(axis: Axes, name: str) -> Line2D:
+    (found,) = [line for line in axis.lines if line.get_gid() == name]
+    return found
+
+
+def points(axis: Axes, name: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in np.asarray(line(axis, name).get_xydata())]
+
+
+def test_one_line_holds_all_points_in_the_order_of_lambda() -> None:
+    (axis,) = plot_diversity_curve(LAM, DISTANCE).axes
+    assert points(axis, "distance_to_base-direction-0") == sorted(zip(LAM, DISTANCE, strict=True))
+    assert len(axis.lines) == 2
+
+
+def test_diagonal_is_dashed_and_ends_where_both_scales_end() -> None:
+    (axis,) = plot_diversity_curve(LAM, DISTANCE).axes
+    assert points(axis, "diagonal") == [(0, 0), (1, 1)]
+    assert line(axis, "diagonal").get_linestyle() == "--"
+    (axis,) = plot_diversity_curve([0.0, 4.0], [0.0, 0.8]).axes
+    assert points(axis, "diagonal") == [(0, 0), (1, 1)]
+    (axis,) = plot_diversity_curve([0.0, 0.5], [0.0, 0.4]).axes
+    assert points(axis, "diagonal") == [(0, 0), (0.5, 0.5)]
+
+
+def test_every_direction_has_its_line_in_both_panels() -> None:
+    distances, shared = plot_diversity_curve(LAM, DISTANCE, SHARED, directions=DIRECTIONS).axes
+    assert points(distances, "distance_to_base-direction-1") == [(0.25, 0.2), (1.0, 0.9)]
+    assert points(distances, "distance_to_base-direction-2") == [(0.0, 0.0), (0.5, 0.45), (0.75, 0.7)]
+    assert points(shared, "shared_edges-direction-1") == [(0.25, 12), (1.0, 2)]
+    assert points(shared, "shared_edges-direction-2") == [(0.0, 16), (0.5, 9), (0.75, 5)]
+    assert distances.get_position().y0 > shared.get_position().y1
+    assert distances.get_xlim() == shared.get_xlim()
+    for number in (1, 2):
+        names = (f"distance_to_base-direction-{number}", f"shared_edges-direction-{number}")
+        assert line(distances, names[0]).get_color() == line(shared, names[1]).get_color()
+
+
+def test_every_point_is_visible() -> None:
+    for axis, values in zip(
+        plot_diversity_curve(LAM, DISTANCE, SHARED).axes, (DISTANCE, SHARED), strict=True
+    ):
+        assert axis.get_xlim()[0] < min(LAM)
+        assert axis.get_xlim()[1] > max(LAM)
+        assert axis.get_ylim()[0] < min(values)
+        assert axis.get_ylim()[1] > max(values)
+
+
+def test_many_directions_are_told_apart() -> None:
+    directions = np.repeat(np.arange(9), 2)
+    (axis,) = plot_diversity_curve(np.tile([0, 1], 9), np.zeros(18), directions=directions).axes
+    looks = [(drawn.get_color(), drawn.get_marker()) for drawn in axis.lines if drawn.get_gid() != "diagonal"]
+    assert len(set(looks)) == 9
+    assert len(set(CYCLE)) == len(CYCLE)
+
+
+def test_texts_are_inside_the_figure_and_apart() -> None:
+    figure = plot_diversity_curve(LAM, DISTANCE, SHARED, directions=DIRECTIONS, title="Architectures along λ")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    legend = figure.axes[0].get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["D = λ", "direction 1", "direction 2"]
+    texts = [*figure.texts, *legend.get_texts()]
+    for axis in figure.axes:
+        texts += [axis.xaxis.label, axis.yaxis.label]
+        for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
+            ticks = side.get_major_ticks()
+            texts += [
+                tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()
+            ]
+    extents = {id(text): text.get_window_extent(canvas.get_renderer()) for text in texts if text.get_text()}
+    assert len(extents) > 15
+    for extent in extents.values():
+        assert figure.bbox.x0 <= extent.x0 < extent.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= extent.y0 < extent.y1 <= figure.bbox.y1
+    for one, other in combinations(extents.values(), 2):
+        assert not one.overlaps(other)
+
+
+def test_svg_is_valid_and_the_same_every_time() -> None:
+    drawn = [to_svg(plot_diversity_curve(LAM, DISTANCE, SHARED, directions=DIRECTIONS)) for _ in range(2)]
+    assert drawn[0] == drawn[1]
+    names = {
+        group.get("id") for group in ElementTree.fromstring(drawn[0]).iter("{http://www.w3.org/2000/svg}g")
+    }
+    assert {"diagonal", "distance_to_base-direction-1", "shared_edges-direction-2"} <= names
+    assert "&lt;&amp;" in to_svg(plot_diversity_curve(LAM, DISTANCE), title="<&")
+
+
+def test_drawing_leaves_pyplot_alone() -> None:
+    code = (
+        "import sys; from dnas_ens.figures.plots import plot_diversity_curve as plot; plot([0], [0]);"
+        "print({'torch', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"lam": [0.1]}, "'lam': 1"),
+        ({"shared_edges": [1]}, "'shared_edges': 1"),
+        ({"directions": [1]}, "'directions': 1"),
+        ({"lam": [], "distance_to_base": []}, "'lam': 0"),
+        ({"distance_to_base": [0.0, 0.1, float("nan"), 0.3, 0.4]}, "distance_to_base"),
+        ({"lam": [LAM]}, "(1, 5)"),
+    ],
+)
+def test_data_that_is_no_curve_is_refused(arguments: dict[str, Any], named: str) -> None:
+    with pytest.raises(UserError) as caught:
+        plot_diversity_curve(**{"lam": LAM, "distance_to_base": DISTANCE, **arguments})
+    assert named in caught.value.cause

@@ -1,0 +1,97 @@
+import math
+from itertools import combinations
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, log_loss
+
+from dnas_ens.metrics.calibration import fit_temperature
+from dnas_ens.metrics.ensemble_size import CURVE_METRICS, draw_subsets, ensemble_size_curve
+
+
+def predictions(num_members, seed=0, num_images=60, num_classes=4):
+    generator = np.random.default_rng(seed)
+
+    def draw():
+        labels = generator.integers(0, num_classes, num_images)
+        logits = generator.normal(size=(num_members, num_images, num_classes))
+        logits[:, np.arange(num_images), labels] += 1.0
+        odds = np.exp(3 * logits)
+        return odds / odds.sum(-1, keepdims=True), labels
+
+    return (*draw(), *draw())
+
+
+def test_against_scikit_learn_on_every_subset():
+    val, val_labels, test, test_labels = predictions(4)
+    curve = ensemble_size_curve(val, val_labels, test, test_labels)
+    assert curve.sizes.tolist() == [1, 2, 3, 4]
+    assert curve.subsets.tolist() == [4, 6, 4, 1]
+    for size in curve.sizes:
+        accuracies, losses, calibrated = [], [], []
+        for subset in combinations(range(4), size):
+            averaged = test[list(subset)].mean(0)
+            temperature = fit_temperature(val[list(subset)].mean(0), val_labels)
+            tempered = averaged ** (1 / temperature)
+            tempered /= tempered.sum(1, keepdims=True)
+            accuracies.append(accuracy_score(test_labels, averaged.argmax(1)))
+            losses.append(log_loss(test_labels, averaged, labels=range(4)))
+            calibrated.append(log_loss(test_labels, tempered, labels=range(4)))
+        for name, values in zip(CURVE_METRICS, (accuracies, losses, calibrated), strict=True):
+            assert curve.mean[name][size - 1] == pytest.approx(np.mean(values))
+            if size < 4:
+                assert curve.deviation[name][size - 1] == pytest.approx(np.std(values, ddof=1))
+            else:
+                assert math.isnan(curve.deviation[name][size - 1])
+
+
+def test_more_members_never_have_a_higher_mean_nll():
+    # Jensen: the average of k members is an average of averages of k - 1 of them.
+    curve = ensemble_size_curve(*predictions(6, seed=3))
+    assert (np.diff(curve.mean["nll"]) < 0).all()
+
+
+def test_copies_of_one_member_gain_nothing():
+    val, val_labels, test, test_labels = predictions(1)
+    curve = ensemble_size_curve(val.repeat(3, 0), val_labels, test.repeat(3, 0), test_labels)
+    for name in CURVE_METRICS:
+        assert curve.mean[name] == pytest.approx(curve.mean[name][:1].repeat(3))
+        assert curve.deviation[name][:2] == pytest.approx(0, abs=1e-12)
+
+
+def test_a_sample_is_seeded_and_has_no_subset_twice():
+    first, again = (draw_subsets(12, 5, 40, generator=np.random.default_rng(7)) for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 40
+    assert all(len(set(subset)) == 5 and max(subset) < 12 for subset in first)
+    assert draw_subsets(12, 5, 40, generator=np.random.default_rng(8)) != first
+    assert draw_subsets(4, 2, 6, generator=np.random.default_rng(0)) == list(combinations(range(4), 2))
+
+
+def test_a_sample_in_the_curve():
+    data = predictions(6)
+    curve = ensemble_size_curve(*data, max_subsets=5)
+    assert curve.subsets.tolist() == [5, 5, 5, 5, 5, 1]
+    whole = ensemble_size_curve(*data)
+    assert curve.mean["nll"][-1] == whole.mean["nll"][-1]
+
+
+def test_rows_are_ready_for_json():
+    rows = ensemble_size_curve(*predictions(2)).to_rows()
+    assert [row["size"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {
+        "size",
+        "subsets",
+        *CURVE_METRICS,
+        *(f"{name}_deviation" for name in CURVE_METRICS),
+    }
+    assert rows[0]["nll_deviation"] > 0
+    assert rows[1]["nll_deviation"] is None
+
+
+def test_what_does_not_fit():
+    val, val_labels, test, test_labels = predictions(3)
+    with pytest.raises(ValueError, match="same members"):
+        ensemble_size_curve(val[:2], val_labels, test, test_labels)
+    with pytest.raises(ValueError, match="max_subsets"):
+        ensemble_size_curve(val, val_labels, test, test_labels, max_subsets=0)

@@ -1,0 +1,155 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dnas_ens.config import RetrainConfig
+from dnas_ens.data import Split
+from dnas_ens.data.batches import Augmentation
+from dnas_ens.errors import DivergedError, UserError
+from dnas_ens.run.device import resolve_device
+from dnas_ens.training.prediction import (
+    accuracy_under_batch_statistics,
+    batch_statistics,
+    predict_log_probs,
+    recalibrate,
+)
+from dnas_ens.training.step import (
+    FiniteWatch,
+    MemberSeeds,
+    cosine_learning_rate,
+    drop_path_at,
+    require_finite,
+)
+
+PLAIN = Augmentation(pad=0, flip=False, cutout=0, mean=(0.0,), std=(1.0,))
+
+
+def split(count=300, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Split(images=images, labels=torch.arange(count) % 3)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3))
+
+
+def test_recalibrated_statistics_are_those_of_the_images():
+    net, images = network(), split()
+    recalibrate(net, images, augmentation=PLAIN)
+    features = net[0](images.images.float() / 255)
+    # Batches of 256 and 44 count alike, so the averages are close to, not equal to, those of all images.
+    torch.testing.assert_close(net[1].running_mean, features.mean((0, 2, 3)).detach(), rtol=0.02, atol=1e-3)
+    torch.testing.assert_close(net[1].running_var, features.var((0, 2, 3)).detach(), rtol=0.1, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_images", [5_000, 512])
+def test_recalibrated_statistics_are_those_of_all_classes_where_images_come_sorted(num_images):
+    # As a folder's do. A batch of one class has the variance within that class, a tenth of the whole one here.
+    net = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.BatchNorm2d(1))
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat_interleave(512)
+    noise = torch.randint(-35, 36, (1024, 1, 4, 4), generator=generator)
+    images = (60 + 120 * labels.view(-1, 1, 1, 1) + noise).to(torch.uint8)
+    recalibrate(net, Split(images, labels), augmentation=PLAIN, num_images=num_images)
+    features = net[0](images.float() / 255).detach()
+    torch.testing.assert_close(net[1].running_var, features.var().view(1), rtol=0.02, atol=0)
+    torch.testing.assert_close(net[1].running_mean, features.mean().view(1), rtol=0.05, atol=0)
+
+
+def test_batch_statistics_normalise_each_batch_and_change_nothing():
+    net, images = network(), split(64).images.float() / 255
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    net.eval()
+    with batch_statistics(net):
+        normalised = net[1](net[0](images))
+    assert float(normalised.mean((0, 2, 3)).detach().abs().max()) < 1e-5
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert not net.training
+    assert not net[1].training
+    assert net[1].track_running_stats
+
+
+def test_predictions_keep_the_order_and_the_mode():
+    net, images = network(), split(700)
+    log_probs = predict_log_probs(net.train(), images, augmentation=PLAIN)
+    assert net.training
+    with torch.no_grad():
+        expected = net.eval()(images.images.float() / 255).log_softmax(-1)
+    torch.testing.assert_close(log_probs, expected)
+
+
+def test_accuracy_counts_right_answers():
+    labels = split(30).labels
+
+    class Oracle(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot(answers[: len(images)], 3).float()
+
+    answers = labels.clone()
+    answers[:6] = (answers[:6] + 1) % 3
+    oracle = Oracle()
+    measured = accuracy_under_batch_statistics(oracle, oracle, split(30), augmentation=PLAIN)
+    assert measured == pytest.approx(24 / 30)
+
+
+def test_schedules_against_the_formulas():
+    recipe = RetrainConfig(epochs=10, learning_rate=0.2, drop_path=0.3)
+    rates = [cosine_learning_rate(recipe, epoch) for epoch in range(10)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates[5] == pytest.approx(0.1)
+    reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 10)
+    for rate in rates:
+        assert rate == pytest.approx(schedule.get_last_lr()[0])
+        reference.step()
+        schedule.step()
+    np.testing.assert_allclose([drop_path_at(recipe, e) for e in (0, 5, 9)], [0.0, 0.15, 0.27])
+
+
+def test_members_seeds_are_independent():
+    seeds = [MemberSeeds.derive(root, member) for root in range(3) for member in range(20)]
+    numbers = [number for entry in seeds for number in vars(entry).values()]
+    assert len(set(numbers)) == len(numbers)
+    assert MemberSeeds.derive(1, 2) == MemberSeeds.derive(1, 2)
+
+
+def test_non_finite_values_are_named():
+    require_finite({"loss": 1.0}, where="epoch 1")
+    with pytest.raises(FloatingPointError, match="loss not finite in epoch 3"):
+        require_finite({"loss": math.nan, "accuracy": 0.5}, where="epoch 3")
+
+
+def test_devices():
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    for name, cause in (
+        ("tpu", "Unknown device 'tpu'"),
+        ("cuda:99", "is not there"),
+        ("cuda:x", "Unknown device"),
+    ):
+        with pytest.raises(UserError) as caught:
+            resolve_device(name)
+        assert cause in caught.value.cause
+        assert "--device" in caught.value.remedy
+
+
+def test_the_first_step_that_is_not_finite_is_named():
+    watch, module = FiniteWatch(torch.device("cpu")), torch.nn.Linear(2, 2)
+    for norm in (1.0, 2.0):
+        watch.note(torch.tensor(norm))
+    watch.require_finite(module, where="epoch 1")
+    # Counted from there anew.
+    for norm in (1.0, math.inf, 3.0, math.nan):
+        watch.note(torch.tensor(norm))
+    with pytest.raises(DivergedError, match=r"gradient of step 2 in epoch 2 is not finite\."):
+        watch.require_finite(module, where="epoch 2")
+    watch.require_finite(module, where="epoch 3")
+    with torch.no_grad():
+        module.bias[1] = math.inf
+    with pytest.raises(DivergedError, match="bias is not finite after the last step in epoch 4"):
+        watch.require_finite(module, where="epoch 4")

@@ -1,0 +1,215 @@
+import io
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from dnas_ens.errors import UserError
+from dnas_ens.training.workers import completed, worker_pool
+
+PARENT = """
+import os, time
+from dnas_ens.training.workers import worker_pool
+
+if __name__ == "__main__":
+    with worker_pool(2) as pool:
+        # Every worker has begun once a task has come back.
+        print(*{pool.submit(os.getpid).result() for _ in range(20)}, flush=True)
+        time.sleep(60)
+"""
+
+
+INTERRUPTED = """
+import multiprocessing, os, signal, threading, time
+from dnas_ens.training.workers import worker_pool
+
+def interrupt():
+    while not multiprocessing.active_children():
+        time.sleep(0.001)
+    # To the whole group, as a terminal sends it.
+    os.killpg(os.getpgrp(), signal.SIGINT)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=interrupt).start()
+    try:
+        with worker_pool(3) as pool:
+            print("the pool is there")
+            list(pool.map(print, range(3)))
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(len(multiprocessing.active_children()))
+"""
+
+
+MASKS = """
+import multiprocessing, signal, threading, time
+from pathlib import Path
+from dnas_ens.training.workers import worker_pool
+
+def look():
+    seen = set()
+    while len(seen) < 3:
+        time.sleep(0.001)
+        for worker in multiprocessing.active_children():
+            if worker.pid not in seen:
+                status = dict(line.split(":") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
+                print(bool(int(status["SigBlk"], 16) & 1 << signal.SIGINT - 1))
+                seen.add(worker.pid)
+
+if __name__ == "__main__":
+    looking = threading.Thread(target=look)
+    looking.start()
+    with worker_pool(3):
+        looking.join()
+"""
+
+
+UNGUARDED = """
+from dnas_ens.training.workers import worker_pool
+
+with worker_pool(1) as pool:
+    print(list(pool.map(abs, [-1])))
+"""
+
+
+def kill_worker():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail():
+    raise ZeroDivisionError
+
+
+def sleep():
+    time.sleep(600)
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while path is not None and not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return path
+
+
+def threads_of_worker(_):
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return torch.get_num_threads(), ignored and signal.SIGINT not in blocked
+
+
+def progress_of_worker(_):
+    return list(tqdm(range(2), file=io.StringIO()))
+
+
+def test_workers_leave_nothing_behind():
+    with worker_pool(2) as pool:
+        # A bar makes a semaphore in its process.
+        assert list(pool.map(progress_of_worker, range(4))) == [[0, 1]] * 4
+        workers = list(multiprocessing.active_children())
+    assert len(workers) == 2
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_workers_share_the_threads_and_leave_ctrl_c_to_the_caller():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        with worker_pool(2) as pool:
+            found = list(pool.map(threads_of_worker, range(4)))
+    finally:
+        torch.set_num_threads(before)
+    assert found == [(2, True)] * 4
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert workers
+        assert all(is_running(pid) for pid in workers)
+        os.kill(parent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.1)
+
+
+def test_ctrl_c_while_workers_start_is_heard(tmp_path):
+    script = tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    found = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, start_new_session=True
+    )
+    assert found.stdout.splitlines()[-2:] == ["interrupted", "0"], found.stderr
+    assert "Traceback" not in found.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
+def test_workers_do_not_hear_ctrl_c_from_their_first_moment(tmp_path):
+    script = tmp_path / "masks.py"
+    script.write_text(MASKS)
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert found.stdout.splitlines() == ["True"] * 3, found.stderr
+
+
+def test_a_worker_that_is_killed_is_told_of():
+    with (
+        pytest.raises(UserError, match="A worker process ended before its work was done"),
+        worker_pool(2) as pool,
+    ):
+        for _ in completed(pool, [kill_worker] * 4):
+            pass
+    assert multiprocessing.active_children() == []
+
+
+def test_a_script_that_workers_cannot_import_ends_with_an_error(tmp_path):
+    script = tmp_path / "unguarded.py"
+    script.write_text(UNGUARDED)
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 1
+    assert "UserError: A worker process ended before its work was done" in found.stderr
+    assert '`if __name__ == "__main__":`' in found.stderr
+
+
+def test_leaving_the_block_by_an_exception_ends_busy_workers_at_once():
+    workers = []
+
+    def leave():
+        with worker_pool(2) as pool:
+            workers.extend(multiprocessing.active_children())
+            list(completed(pool, [fail, sleep, sleep, sleep]))
+
+    with pytest.raises(ZeroDivisionError):
+        leave()
+    assert multiprocessing.active_children() == []
+    # One that had been waited for would have ended with 0.
+    assert len(workers) == 2
+    assert 0 not in [worker.exitcode for worker in workers]
+
+
+def test_results_come_as_they_are_finished(tmp_path):
+    received = tmp_path / "received"
+    with worker_pool(2) as pool:
+        results = completed(pool, [partial(wait_for, received), partial(wait_for, None)])
+        assert next(results) is None
+        received.touch()
+        assert next(results) == received
+
+
+def is_running(pid):
+    """Whether a process is there and not only waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
