@@ -17,9 +17,10 @@ import torch
 
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import FloatArray, check_labels, check_probs, labels_digest, nll
+from dnas_ens.metrics.scores import check_labels, check_probs, labels_digest, nll
 from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.space.genotype import Genotype
+from dnas_ens.types import FloatArray
 
 #: Trains a genotype; the index decides its seeds. Returns its class probabilities (N, K) on the validation images.
 TrainFunction = Callable[[Genotype, int], npt.ArrayLike]

@@ -27,9 +27,10 @@ from dnas_ens.baselines.evolution_state import EvolutionConfig, Individual, read
 from dnas_ens.baselines.mutation import mutate
 from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray
+from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.types import FloatArray
 
 STATE = "evolution.json"
 EVALUATIONS = "evaluations"

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dnas_ens.data.dataset import Split
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.diversity import normalise_weights
-from dnas_ens.metrics.scores import IntArray
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel
 from dnas_ens.training.prediction import Outputs, check_outputs
+from dnas_ens.types import IntArray
 
 
 def as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import FloatArray
 from dnas_ens.nn.network import Network
 from dnas_ens.training.prediction import (
     Batches,
@@ -30,6 +29,7 @@ from dnas_ens.training.prediction import (
     one_pass,
     statistics_norms,
 )
+from dnas_ens.types import FloatArray
 
 State = Mapping[str, Tensor]
 CoefficientKind = Literal["equal", "linear", "exponential"]

@@ -36,7 +36,7 @@ from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.metrics.diversity import evaluate_members, normalise_weights
-from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray
+from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.nn.network import Network
 from dnas_ens.run.device import resolve_device
 from dnas_ens.training.prediction import (
@@ -49,6 +49,7 @@ from dnas_ens.training.prediction import (
     no_batches,
     one_pass,
 )
+from dnas_ens.types import FloatArray, IntArray
 
 
 class Ensemble(nn.Module):

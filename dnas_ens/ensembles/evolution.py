@@ -34,9 +34,10 @@ from dnas_ens.ensembles.averaging import (
 from dnas_ens.ensembles.evolution_scores import DECIMALS, Candidate, Scores
 from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray, accuracy, labels_digest, nll
+from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, labels_digest, nll
 from dnas_ens.run.files import tensors_to_bytes
 from dnas_ens.training.prediction import Batches, one_pass, predict_batches, predict_members
+from dnas_ens.types import FloatArray, IntArray
 
 WHOLE_NETWORK = "network"
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import FloatArray
 from dnas_ens.run.files import read_json, unreadable, write_json
+from dnas_ens.types import FloatArray
 
 #: Coefficients that agree in so many decimals are one candidate, so that a start that scipy scaled back and
 #: forth is itself again.

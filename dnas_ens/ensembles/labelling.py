@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dnas_ens.metrics.calibration import apply_temperature
 from dnas_ens.metrics.diversity import entropy, mutual_information
-from dnas_ens.metrics.scores import FloatArray
+from dnas_ens.types import FloatArray
 
 
 def labelled(

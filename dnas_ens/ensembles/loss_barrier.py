@@ -10,8 +10,9 @@ from torch import nn
 
 from dnas_ens.ensembles.averaging import State, averaged_model
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import FloatArray, accuracy, nll
+from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.training.prediction import Batches, predict_batches
+from dnas_ens.types import FloatArray
 
 BARRIER_THRESHOLD = 0.05
 """Nats a barrier must exceed for a warning; this package's choice (arXiv 1912.05671 has 2 points of error)."""

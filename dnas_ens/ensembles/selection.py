@@ -16,14 +16,8 @@ import numpy.typing as npt
 
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
-from dnas_ens.metrics.scores import (
-    PROB_FLOOR,
-    FloatArray,
-    accuracy,
-    check_labels,
-    check_probs,
-    nll,
-)
+from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, check_labels, check_probs, nll
+from dnas_ens.types import FloatArray
 
 Criterion = Literal["nll", "calibrated_nll", "accuracy"]
 

@@ -22,7 +22,8 @@ from scipy.optimize import Bounds, LinearConstraint, differential_evolution, min
 
 from dnas_ens.ensembles import selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, FloatArray, IntArray, check_labels, check_probs
+from dnas_ens.metrics.scores import PROB_FLOOR, check_labels, check_probs
+from dnas_ens.types import FloatArray, IntArray
 
 Criterion = Literal["nll", "accuracy"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.metrics.scores import IntArray, balanced_accuracy
+from dnas_ens.metrics.scores import balanced_accuracy
+from dnas_ens.types import IntArray
 
 #: Rows of a table a person reads; of more classes those of the lowest recall are shown.
 MAX_SHOWN = 20

@@ -16,8 +16,8 @@ import numpy as np
 
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
 from dnas_ens.metrics.diversity import normalise_weights
-from dnas_ens.metrics.scores import FloatArray
 from dnas_ens.run.files import read_json
+from dnas_ens.types import FloatArray
 
 if TYPE_CHECKING:
     import torch

@@ -13,14 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from dnas_ens.metrics.scores import (
-    PROB_FLOOR,
-    FloatArray,
-    check_predictions,
-    check_probs,
-    nll,
-    per_image_nll,
-)
+from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, check_probs, nll, per_image_nll
+from dnas_ens.types import FloatArray
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0

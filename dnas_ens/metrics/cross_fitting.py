@@ -16,13 +16,8 @@ import numpy.typing as npt
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.metrics.calibration import apply_temperature, fit_temperature
 from dnas_ens.metrics.diversity import normalise_weights
-from dnas_ens.metrics.scores import (
-    FloatArray,
-    IntArray,
-    check_labels,
-    check_probs,
-    per_image_nll,
-)
+from dnas_ens.metrics.scores import check_labels, check_probs, per_image_nll
+from dnas_ens.types import FloatArray, IntArray
 
 #: Members' probabilities (M, N, K) and labels (N,) -> combining weights (M,).
 WeightFit = Callable[[FloatArray, IntArray], npt.ArrayLike]

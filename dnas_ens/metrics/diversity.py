@@ -13,14 +13,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import (
-    PROB_FLOOR,
-    FloatArray,
-    IntArray,
-    check_labels,
-    check_probs,
-    evaluate_probs,
-)
+from dnas_ens.metrics.scores import PROB_FLOOR, check_labels, check_probs, evaluate_probs
+from dnas_ens.types import FloatArray, IntArray
 
 
 def normalise_weights(weights: npt.ArrayLike | None, num_members: int) -> FloatArray:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import FloatArray, check_labels, check_probs
+from dnas_ens.metrics.scores import check_labels, check_probs
+from dnas_ens.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)

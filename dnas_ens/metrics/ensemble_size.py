@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
-from dnas_ens.metrics.scores import FloatArray, IntArray, accuracy, check_labels, check_probs, nll
+from dnas_ens.metrics.scores import accuracy, check_labels, check_probs, nll
+from dnas_ens.types import FloatArray, IntArray
 
 #: What is measured at every size.
 CURVE_METRICS = ("accuracy", "nll", "calibrated_nll")

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import FloatArray
 from dnas_ens.metrics.significance import NUM_RESAMPLES
+from dnas_ens.types import FloatArray
 
 #: Differences of means below this are rounding.
 _ROUNDING = 1e-12

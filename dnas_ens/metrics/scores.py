@@ -10,8 +10,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from dnas_ens.types import FloatArray, IntArray
 
 PROB_FLOOR = 1e-12
 """Smallest probability a logarithm is taken of; bounds the NLL of one image by 27.6 nats."""

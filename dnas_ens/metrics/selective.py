@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import FloatArray, check_predictions
+from dnas_ens.metrics.scores import check_predictions
+from dnas_ens.types import FloatArray
 
 #: Coverage in exact arithmetic is a whole number of images; this much above it is rounding.
 _ROUNDING = 1e-9

@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.metrics.diversity import entropy, mutual_information, normalise_weights
-from dnas_ens.metrics.scores import FloatArray, check_probs, evaluate_probs
+from dnas_ens.metrics.scores import check_probs, evaluate_probs
+from dnas_ens.types import FloatArray
 
 ENSEMBLE, AVERAGE_MEMBER, BEST_SINGLE = "ensemble", "average member", "best single"
 #: What a row of a corruption holds.

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import bootstrap, monte_carlo_test, permutation_test, ttest_1samp
 
-from dnas_ens.metrics.scores import FloatArray
+from dnas_ens.types import FloatArray
 
 #: Level of every interval, and 1 minus the corrected p-value below which a difference counts.
 CONFIDENCE = 0.95

@@ -17,8 +17,9 @@ from scipy.stats import binomtest, bootstrap
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import apply_temperature
-from dnas_ens.metrics.scores import FloatArray, per_image_nll
+from dnas_ens.metrics.scores import per_image_nll
 from dnas_ens.metrics.significance import CONFIDENCE
+from dnas_ens.types import FloatArray
 
 NUM_BINS = 15
 #: Resamples for the intervals of a table's rows; a tenth of those of a test, for a page is written in seconds.

@@ -12,7 +12,7 @@ from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.figures import style
 from dnas_ens.metrics.diversity import pairwise_disagreement
-from dnas_ens.metrics.scores import FloatArray, ece15
+from dnas_ens.metrics.scores import ece15
 from dnas_ens.metrics.selective import risk_coverage
 from dnas_ens.report.figures_members import (
     MAX_COLOURED_CLASSES,
@@ -26,6 +26,7 @@ from dnas_ens.report.parts import Picture, Section
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.report.tables import classes_table, confusion_table
 from dnas_ens.report.wording import NARROW, count, percent
+from dnas_ens.types import FloatArray
 
 
 def classes_section(files: RunFiles) -> Section | None:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import Split
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import FloatArray, IntArray
+from dnas_ens.types import FloatArray, IntArray
 
 #: Images of a pass without gradients.
 EVALUATION_BATCH = 256

@@ -15,7 +15,7 @@ from methods.results import Result
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions
     from dnas_ens.metrics.cross_fitting import WeightFit
-    from dnas_ens.metrics.scores import FloatArray, IntArray
+    from dnas_ens.types import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
 #: error of a good ensemble, which leaves the temperature without a minimum.

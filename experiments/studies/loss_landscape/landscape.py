@@ -17,7 +17,8 @@ from dnas_ens.ensembles.averaging import State, check_same_architecture
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.diversity import pairwise_disagreement
 from dnas_ens.metrics.diversity_accuracy import accuracies_of, independent_disagreement
-from dnas_ens.metrics.scores import FloatArray, check_probs
+from dnas_ens.metrics.scores import check_probs
+from dnas_ens.types import FloatArray
 
 
 class ArchitectureMismatchError(UserError):
