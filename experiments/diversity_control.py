@@ -13,24 +13,32 @@ so that an interrupted study goes on and more seeds add to it.
 
 from __future__ import annotations
 
-import sys
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.options import RESULTS
-from studies.records import append_line, other_settings, read_lines
-from studies.steering import rank_correlation
+from studies.steering import steering
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record, Records
+from dnas_ens.compare.report import Column, markdown_table, provenance
+from dnas_ens.compare.study import (
+    RESULTS,
+    require_positive,
+    run_missing,
+    run_script,
+    tasks_of,
+    write_study,
+)
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.run.files import with_ending
-from dnas_ens.training.workers import worker_pool
 
+PROG = "python experiments/diversity_control.py"
 #: As the objective was before operations were balanced.
 UNBALANCED = {"operation_balance": (0.0, 0.0)}
 #: Directions of the star in this study, as the fields each setting changes.
@@ -48,8 +56,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
 NUM_MEMBERS = 4
 #: Seeds below this one were looked at while the objective was chosen (experiments/LOG.md); those from it on were not.
 FIRST_FRESH_SEED = 5
-#: |D - lambda| is judged up to here.
-JUDGED_LAMBDA = 0.7
+COLUMNS = {
+    field: Column(heading, digits=3)
+    for field, heading in {
+        "spearman_distance": "Spearman(λ, D to base)",
+        "spearman_shared": "Spearman(λ, shared edges)",
+        "tracking_error": "mean abs(D−λ), λ ≤ 0.7",
+        "between_over_lambda": "D between / λ",
+        "between_over_lambda_min": "its minimum",
+        "disagreement": "disagreement",
+        "predictive_js": "predictive JS",
+        "shared_error_fraction": "shared errors",
+        "average_member_nll": "member NLL",
+        "ensemble_nll": "ensemble NLL",
+        "val_accuracy": "relaxed accuracy",
+    }.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,64 +92,75 @@ class Study:
     def __post_init__(self) -> None:
         for name in self.settings:
             require(name in SETTINGS, f"There is no setting {name!r}.", f"Choose from {', '.join(SETTINGS)}.")
-        for name in ("seeds", "workers"):
-            require(
-                getattr(self, name) > 0, f"--{name} is {getattr(self, name)}.", f"Give --{name} 1 or more."
-            )
+        require_positive(self, "seeds", "workers")
         require(bool(self.settings), "No setting was given.", f"Choose from {', '.join(SETTINGS)}.")
 
+    @property
+    def bases(self) -> Path:
+        """Where the given bases of EdgeNES's two stages are."""
+        return self.output.parent / f"{self.output.name}-bases"
 
-def configuration(setting: str, seed: int, *, epochs: int | None, base: Path | None = None) -> SearchConfig:
-    """Return the search of a setting and a seed."""
-    fields = dict(SETTINGS[setting])
-    config = search_preset("smoke", fields.pop("regime", "star"), base=base)
-    if epochs is not None:
-        fields["epochs"] = epochs
-    return with_fields(config, seed=seed, **fields)
+    def base_file(self, setting: str, seed: int) -> Path | None:
+        """Return where the given base of a setting is, that of an ordinary search; None where it is learnt."""
+        two_stages = SETTINGS[setting].get("regime") == "hypernet"
+        return self.bases / f"optimal-{seed}.json" if two_stages else None
+
+    def configuration(self, setting: str, seed: int) -> SearchConfig:
+        """Return the search of a setting and a seed."""
+        fields = dict(SETTINGS[setting])
+        regime = fields.pop("regime", "star")
+        config = search_preset("smoke", regime, base=self.base_file(setting, seed))
+        if self.epochs is not None:
+            fields["epochs"] = self.epochs
+        return with_fields(config, seed=seed, **fields)
+
+    def settings_of(self, record: Record) -> Record:
+        """Return the configuration that a record must have."""
+        return {"config": stored(self.configuration(record["setting"], record["seed"]))}
 
 
-def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[str, Any]:
+def stored(config: SearchConfig) -> Record:
+    """Return a configuration as it is kept: where the folder of the given base is, is no setting."""
+    fields = to_dict(config)
+    if config.hypernetwork.base is not None:
+        fields["hypernetwork"]["base"] = config.hypernetwork.base.name
+    return fields
+
+
+def run_one(study: Study, setting: str, seed: int) -> Record:
     """Run one search and measure it."""
     import torch
 
     from dnas_ens.data import load_data
     from dnas_ens.metrics.diversity import evaluate_members
+    from dnas_ens.run.environment import environment
     from dnas_ens.run.files import write_json
     from dnas_ens.search.candidates import inherited_networks
     from dnas_ens.search.discretise import discretise
     from dnas_ens.search.draws import Draw
     from dnas_ens.search.loop import SearchLoop
-    from dnas_ens.search.steering import diversity_curve, mixtures_at
+    from dnas_ens.search.steering import mixtures_at
     from dnas_ens.space.genotype import load_genotype
     from dnas_ens.training.prediction import predict_log_probs
 
     torch.set_num_threads(1)
     start = time.perf_counter()
     data = load_data("digits")
-    given = base_file(setting, seed, bases)
+    given = study.base_file(setting, seed)
     if given is not None and not given.exists():
         optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
-        first = SearchLoop(optimal if epochs is None else with_fields(optimal, epochs=epochs), data)
+        first = SearchLoop(
+            optimal if study.epochs is None else with_fields(optimal, epochs=study.epochs), data
+        )
         for _ in range(first.config.bilevel.epochs):
             first.run_epoch()
         write_json(given, first.star.base_genotype().to_dict())
-    config = configuration(setting, seed, epochs=epochs, base=given)
+    config = study.configuration(setting, seed)
     loop = SearchLoop(config, data, base=None if given is None else load_genotype(given))
     for _ in range(config.bilevel.epochs):
         scalars = loop.run_epoch()
     hyper, temperature = config.hypernetwork, loop.star.natural_temperature
-    curve = diversity_curve(
-        loop.star.hypernetwork,
-        reference=loop.star.reference(),
-        base=loop.star.base_genotype(),
-        temperature=temperature,
-        edges_per_node=config.candidates.edges_per_node,
-    )
-    shape = (hyper.directions, -1)
-    lam, distance, shared = (
-        np.array(values, dtype=float).reshape(shape)
-        for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
-    )
+    steered = steering(loop)
 
     # Members: one a direction at half the range, or spread along the only path.
     if hyper.directions > 1:
@@ -149,21 +182,15 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
         ]
     )
     predictive = evaluate_members(probs, loop.val.labels.numpy())
-    between = np.array(curve.distance_between[1:])
-    settings = to_dict(config)
-    if given is not None:
-        # Its folder belongs to this machine, not to the result.
-        settings["hypernetwork"]["base"] = given.name
+    ratios = np.array(steered["between"][1:]) / np.array(steered["lam"][1:]) if steered["between"] else None
     return {
         "setting": setting,
         "seed": seed,
         "epochs": config.bilevel.epochs,
-        "config": settings,
-        "spearman_distance": rank_correlation(lam[0], distance),
-        "spearman_shared": rank_correlation(lam[0], shared),
-        "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
-        "between_over_lambda": float((between / lam[0, 1:]).mean()) if len(between) else None,
-        "between_over_lambda_min": float((between / lam[0, 1:]).min()) if len(between) else None,
+        "config": stored(config),
+        **steered,
+        "between_over_lambda": None if ratios is None else float(ratios.mean()),
+        "between_over_lambda_min": None if ratios is None else float(ratios.min()),
         "different_genotypes": len({genotype.canonical() for genotype in genotypes}),
         "disagreement": predictive["disagreement"],
         "predictive_js": predictive["predictive_js"],
@@ -173,81 +200,23 @@ def run_one(setting: str, seed: int, epochs: int | None, bases: Path) -> dict[st
         "val_accuracy": scalars["val_accuracy"],
         "entropy": scalars["entropy"],
         "seconds": time.perf_counter() - start,
-        "lam": lam[0].tolist(),
-        "distance": distance.tolist(),
-        "shared": shared.tolist(),
-        "between": curve.distance_between,
+        "revision": environment([])["git_revision"],
     }
 
 
-COLUMNS = {
-    "spearman_distance": "Spearman(λ, D to base)",
-    "spearman_shared": "Spearman(λ, shared edges)",
-    "tracking_error": "mean abs(D−λ), λ ≤ 0.7",
-    "between_over_lambda": "D between / λ",
-    "between_over_lambda_min": "its minimum",
-    "disagreement": "disagreement",
-    "predictive_js": "predictive JS",
-    "shared_error_fraction": "shared errors",
-    "average_member_nll": "member NLL",
-    "ensemble_nll": "ensemble NLL",
-    "val_accuracy": "relaxed accuracy",
-}
-
-
-def is_done(runs: list[dict[str, Any]], setting: str, seed: int, study: Study, bases: Path) -> bool:
-    """Say whether a search was run before, and refuse to mix it with one of another configuration.
-
-    Raises:
-        UserError: If it was run with other settings.
-    """
-    wanted = to_dict(configuration(setting, seed, epochs=study.epochs, base=base_file(setting, seed, bases)))
-    for run in runs:
-        if (run["setting"], run["seed"]) == (setting, seed):
-            # Where the base's file lies is no setting.
-            run["config"]["hypernetwork"]["base"] = wanted["hypernetwork"]["base"]
-            if run["config"] != wanted:
-                raise other_settings(
-                    with_ending(study.output, ".jsonl"), f"{setting}, seed {seed},", "output"
-                )
-            return True
-    return False
-
-
-def run_task(task: tuple[str, int, int | None, Path]) -> dict[str, Any]:
-    """Run one search, its arguments packed for a pool."""
-    return run_one(*task)
-
-
-def base_file(setting: str, seed: int, bases: Path) -> Path | None:
-    """Return where the given base of a setting lies: for EdgeNES's two stages that of an ordinary search."""
-    two_stages = SETTINGS[setting].get("regime") == "hypernet"
-    return bases / f"optimal-{seed}.json" if two_stages else None
-
-
-def table(runs: list[dict[str, Any]]) -> str:
-    """Return mean ± standard deviation over seeds of every setting as Markdown."""
-    from dnas_ens.metrics.significance import mean_and_deviation
-
-    lines = [
-        "| setting | seeds | " + " | ".join(COLUMNS.values()) + " |",
-        "|:--" * 2 + "|--:" * len(COLUMNS) + "|",
-    ]
-    groups = []
+def table(runs: list[Record]) -> str:
+    """Return mean ± standard deviation over seeds of every setting as Markdown, fresh seeds in rows of their own."""
+    lines = []
     for setting in SETTINGS:
         of_setting = [run for run in runs if run["setting"] == setting]
         fresh = [run for run in of_setting if run["seed"] >= FIRST_FRESH_SEED]
-        groups.append((setting, [run for run in of_setting if run not in fresh]))
-        groups.append((f"{setting}, fresh seeds", fresh))
-    for setting, chosen in groups:
-        if not chosen:
-            continue
-        cells = []
-        for column in COLUMNS:
-            values = [run[column] for run in chosen if run[column] is not None]
-            cells.append(mean_and_deviation(values, digits=3) if values else "")
-        lines.append(f"| {setting} | {len(chosen)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        seen = [run for run in of_setting if run not in fresh]
+        for name, chosen in ((setting, seen), (f"{setting}, fresh seeds", fresh)):
+            if chosen:
+                cells = [column.cell(run[field] for run in chosen) for field, column in COLUMNS.items()]
+                lines.append([name, str(len(chosen)), *cells])
+    header = ["setting", "seeds", *(column.heading for column in COLUMNS.values())]
+    return markdown_table(header, lines, text_columns=(0, 1))
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
@@ -287,43 +256,27 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the study."""
-    study = parse(
-        Study,
-        argv,
-        prog="python experiments/diversity_control.py",
-        description=__doc__ or "",
-        default=Study(),
-    )
-    from studies.report import provenance
-
+    study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     from dnas_ens.run.environment import environment
+    from dnas_ens.training.workers import worker_pool
 
-    env = environment(["python", "experiments/diversity_control.py", *argv])
     log = with_ending(study.output, ".jsonl")
-    done = read_lines(log)
-    bases = study.output.parent / f"{study.output.name}-bases"
-    missing = [
-        (setting, seed)
-        # Seed by seed, so that an interrupted study has all settings.
-        for seed in range(study.seeds)
-        for setting in study.settings
-        if not is_done(done, setting, seed, study, bases)
-    ]
-    tasks = [(setting, seed, study.epochs, bases) for setting, seed in missing]
+    records = Records(log, key=("setting", "seed"), settings=study.settings_of)
     with worker_pool(study.workers) as pool:
-        for run in pool.map(run_task, tasks):
-            run["revision"] = env["git_revision"]
-            done.append(run)
-            append_line(log, run)
-            print(
+        run_missing(
+            records,
+            tasks_of(functools.partial(run_one, study), study.settings, range(study.seeds)),
+            pool=pool,
+            said=lambda run: (
                 f"{run['setting']}, seed {run['seed']}: Spearman {run['spearman_distance']:.3f} / "
-                f"{run['spearman_shared']:.3f}, error {run['tracking_error']:.3f}, {run['seconds']:.0f} s",
-                flush=True,
-            )
+                f"{run['spearman_shared']:.3f}, error {run['tracking_error']:.3f}, {run['seconds']:.0f} s"
+            ),
+        )
+    done = list(records)
     revisions = sorted({str(run.get("revision", "not noted")) for run in done})
     text = (
         "# Does lambda steer diversity? (digits, preset smoke)\n\n"
-        + provenance(env, hardware="no GPU, one thread a search")
+        + provenance(environment([*PROG.split(), *argv]), hardware="no GPU, one thread a search")
         + " Runs that were finished before are kept; the command is the last one's. Revisions of all runs: "
         f"{', '.join(revisions)}.\n\n"
         "Mean ± standard deviation over seeds, 21 values of lambda on every direction. From "
@@ -332,11 +285,8 @@ def main(argv: list[str]) -> None:
         "For edge-overlap lambda counts shared edges, so its correlations have the other sign; for js-base it weighs "
         "the divergence. For neither it is a distance, and abs(D−λ) means nothing.\n\n" + table(done)
     )
-    with_ending(study.output, ".md").write_text(text)
-    plot(done, with_ending(study.output, ".png"))
-    print(table(done))
-    print(f"wrote {study.output}.md, .png and .jsonl")
+    write_study(study.output, text, figure=lambda path: plot(done, path), shown=table(done))
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

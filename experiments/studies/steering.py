@@ -3,8 +3,46 @@
 from __future__ import annotations
 
 import statistics
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from dnas_ens.search.loop import SearchLoop
+
+#: |D - lambda| is judged up to here.
+JUDGED_LAMBDA = 0.7
+
+
+def steering(loop: SearchLoop) -> dict[str, Any]:
+    """Return how lambda steers distance and shared edges along the paths of a search, and the curves.
+
+    Returns:
+        Measures; ``lam`` (L,), ``distance`` and ``shared`` (R, L), and ``between``, the mean D between members of
+        equal lambda, (L,), empty for R = 1.
+    """
+    from dnas_ens.search.steering import diversity_curve
+
+    curve = diversity_curve(
+        loop.star.hypernetwork,
+        reference=loop.star.reference(),
+        base=loop.star.base_genotype(),
+        temperature=loop.star.natural_temperature,
+        edges_per_node=loop.config.candidates.edges_per_node,
+    )
+    lam, distance, shared = (
+        np.array(values, dtype=float).reshape(loop.config.hypernetwork.directions, -1)
+        for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
+    )
+    return {
+        "spearman_distance": rank_correlation(lam[0], distance),
+        "spearman_shared": rank_correlation(lam[0], shared),
+        "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
+        "lam": lam[0].tolist(),
+        "distance": distance.tolist(),
+        "shared": shared.tolist(),
+        "between": curve.distance_between,
+    }
 
 
 def rank_correlation(lam: np.ndarray, values: np.ndarray) -> float:
