@@ -136,10 +136,8 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
     from dnas_ens.run.environment import environment
     from dnas_ens.run.files import write_json
     from dnas_ens.search.candidates import inherited_networks
-    from dnas_ens.search.discretise import discretise
-    from dnas_ens.search.draws import Draw
+    from dnas_ens.search.family import Points
     from dnas_ens.search.loop import SearchLoop
-    from dnas_ens.search.steering import mixtures_at
     from dnas_ens.space.genotype import load_genotype
     from dnas_ens.training.prediction import predict_log_probs
 
@@ -154,25 +152,23 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
         )
         for _ in range(first.config.bilevel.epochs):
             first.run_epoch()
-        write_json(given, first.star.base_genotype().to_dict())
+        write_json(given, first.family.base_genotype().to_dict())
     config = study.configuration(setting, seed)
     loop = SearchLoop(config, data, base=None if given is None else load_genotype(given))
     for _ in range(config.bilevel.epochs):
         scalars = loop.run_epoch()
-    hyper, temperature = config.hypernetwork, loop.star.natural_temperature
+    hyper = config.hypernetwork
     steered = steering(loop)
 
     # Members: one a direction at half the range, or spread along the only path.
     if hyper.directions > 1:
-        points = Draw(torch.full((NUM_MEMBERS,), hyper.max_lambda / 2), torch.arange(NUM_MEMBERS))
+        points = Points(torch.full((NUM_MEMBERS,), hyper.max_lambda / 2), torch.arange(NUM_MEMBERS))
     else:
         spread = torch.linspace(0, hyper.max_lambda, NUM_MEMBERS)
-        points = Draw(spread, torch.zeros(NUM_MEMBERS, dtype=torch.int64))
-    mixtures = mixtures_at(loop.star.hypernetwork, points.lam, points.direction, temperature=temperature)
-    genotypes = [
-        discretise(mixture, loop.space, edges_per_node=config.candidates.edges_per_node)
-        for mixture in mixtures
-    ]
+        points = Points(spread, torch.zeros(NUM_MEMBERS, dtype=torch.int64))
+    with torch.no_grad():
+        mixtures = loop.family.distributions(points)
+    genotypes = loop.family.discretised(mixtures)
     probs = np.stack(
         [
             predict_log_probs(network, loop.val, augmentation=loop.augmentation).exp().numpy()

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from dnas_ens.baselines.evaluations import Evaluations, FoundEnsemble, TrainFunction, forward_select
 from dnas_ens.errors import UserError
-from dnas_ens.search.discretise import genotype_mixture
 from dnas_ens.search.divergence import architecture_distance
+from dnas_ens.search.relaxation import genotype_mixture
 from dnas_ens.space.genotype import Genotype, random_deviation, random_genotype
 from dnas_ens.space.search_space import SearchSpace
 

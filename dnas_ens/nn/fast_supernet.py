@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.batched_edges import EdgesOfSource
-from dnas_ens.nn.partial_channels import pass_by, shuffle_channels, split_channels
-from dnas_ens.nn.stack import CellPlan, build_preprocessing, edge_stride
+from dnas_ens.nn.stack import build_preprocessing, pass_by, shuffle_channels, split_channels
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.stack import CellPlan, StackSpec
 
 
 class FastSupernetCell(nn.Module):
@@ -37,7 +37,7 @@ class FastSupernetCell(nn.Module):
                 space.operations,
                 len(edges),
                 plan.channels // partial_channels,
-                edge_stride(plan.cell_type, source),
+                plan.stride(source),
             )
             for source, edges in enumerate(self.leaving)
         )
@@ -81,23 +81,15 @@ class FastSupernet(Supernet):
 
     cell_class = FastSupernetCell
 
-    def __init__(self, space: SearchSpace, **options: Any) -> None:
-        super().__init__(space, **options)
+    def __init__(self, space: SearchSpace, stack: StackSpec) -> None:
+        super().__init__(space, stack)
         self.register_state_dict_post_hook(_to_reference)
         self.register_load_state_dict_pre_hook(_from_reference)
 
     @classmethod
     def from_reference(cls, reference: Supernet) -> FastSupernet:
         """Return the fast form of a reference supernet, with a copy of its weights and statistics."""
-        fast = cls(
-            reference.space,
-            num_cells=reference.num_cells,
-            channels=reference.channels,
-            in_channels=reference.in_channels,
-            num_classes=reference.num_classes,
-            large_images=reference.large_images,
-            partial_channels=reference.partial_channels,
-        ).to(reference.classifier.weight)
+        fast = cls(reference.space, reference.stack).to(reference.classifier.weight)
         fast.load_state_dict(reference.state_dict())
         return fast.train(reference.training)
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.operations import build_operation, require_operations
-from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
-from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
+from dnas_ens.nn.stack import build_preprocessing, build_stem, pass_by, shuffle_channels, split_channels
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import stack_cell_types
+from dnas_ens.space.stack import CellPlan, StackSpec
 
 
 def drop_path(
@@ -46,7 +46,7 @@ class NetworkCell(nn.Module):
         super().__init__()
         self.partial_channels = partial_channels
         cell = genotype.cell(plan.cell_type)
-        self.strides = [edge_stride(plan.cell_type, source) for source in range(len(cell) + 1)]
+        self.strides = [plan.stride(source) for source in range(len(cell) + 1)]
         self.sources = [[source for _, source in node] for node in cell]
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
         self.nodes = nn.ModuleList(
@@ -116,60 +116,41 @@ class Network(nn.Module):
 
     Args:
         genotype: The cells; it must hold every cell type that occurs in the stack.
-        num_cells: Cells in the stack; reduction cells stand at one and two thirds of it.
-        channels: C of the first cell.
-        in_channels: Channels of the images.
-        num_classes: K.
+        stack: Size of the stack and of the images; partial channels inherit from a supernet that has them.
         auxiliary: Whether to add the auxiliary head.
         affine: Whether BatchNorm in the cells has a learnt scale and shift.
-        large_images: Whether the stem reduces the images fourfold first.
-        partial_channels: K; 1/K of the channels go through the operations, to inherit from such a supernet.
 
     Raises:
-        UserError: If the genotype lacks a cell type of the stack or names an unknown operation, or K does not
-            divide C.
+        UserError: If the genotype lacks a cell type of the stack or names an unknown operation.
     """
 
     def __init__(
-        self,
-        genotype: Genotype,
-        *,
-        num_cells: int,
-        channels: int,
-        in_channels: int,
-        num_classes: int,
-        auxiliary: bool = False,
-        affine: bool = True,
-        large_images: bool = False,
-        partial_channels: int = 1,
+        self, genotype: Genotype, stack: StackSpec, *, auxiliary: bool = False, affine: bool = True
     ) -> None:
         super().__init__()
-        require_divisible(channels, partial_channels)
-        self.partial_channels = partial_channels
-        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=genotype.num_nodes)
+        plans, out_channels = stack.plan(genotype.num_nodes)
         missing = {plan.cell_type for plan in plans} - set(genotype.cell_types)
         if missing:
             raise UserError(
-                f"A stack of {num_cells} cells has {missing.pop()} cells, but the genotype has none.",
+                f"A stack of {stack.num_cells} cells has {missing.pop()} cells, but the genotype has none.",
                 "Search with as many cells, or choose --num-cells so that both kinds are used.",
             )
         require_operations(genotype.operations)
-        self.genotype = genotype
-        self.num_cells, self.channels, self.affine = num_cells, channels, affine
-        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
+        self.genotype, self.stack, self.affine = genotype, stack, affine
         #: Probability that a path is dropped, in [0, 1), as in ``drop_path``; the training raises it linearly.
         self.drop_path_probability: float | Tensor = 0.0
         #: What decides which paths are dropped; None for the global stream.
         self.drop_path_generator: torch.Generator | None = None
-        self.stem = build_stem(in_channels, channels, large_images=large_images)
+        self.stem = build_stem(stack)
         self.cells = nn.ModuleList(
-            NetworkCell(genotype, plan, affine=affine, partial_channels=partial_channels) for plan in plans
+            NetworkCell(genotype, plan, affine=affine, partial_channels=stack.partial_channels)
+            for plan in plans
         )
-        self.classifier = nn.Linear(out_channels, num_classes)
+        self.classifier = nn.Linear(out_channels, stack.num_classes)
         reductions = [index for index, plan in enumerate(plans) if plan.cell_type == "reduction"]
         self.auxiliary_position = reductions[-1]
         self.auxiliary = (
-            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, num_classes)
+            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, stack.num_classes)
             if auxiliary
             else None
         )
@@ -194,14 +175,9 @@ class Network(nn.Module):
         return {
             "kind": "network",
             "genotype": self.genotype.to_dict(),
-            "num_cells": self.num_cells,
-            "channels": self.channels,
-            "in_channels": self.in_channels,
-            "num_classes": self.num_classes,
+            **vars(self.stack),
             "auxiliary": self.auxiliary is not None,
             "affine": self.affine,
-            "large_images": self.large_images,
-            "partial_channels": self.partial_channels,
         }
 
     @classmethod
@@ -211,14 +187,15 @@ class Network(nn.Module):
         Raises:
             UserError: If a field is missing or unknown, or the genotype is malformed.
         """
-        fields = {key: value for key, value in spec.items() if key not in ("kind", "genotype")}
         if spec.get("kind") != "network" or "genotype" not in spec:
             raise UserError(
                 f"The description of a member is of kind {spec.get('kind')!r}, not 'network'.",
                 "Load the folder with members=[...] that holds the fresh modules to fill.",
             )
+        fields = {key: value for key, value in spec.items() if key not in ("kind", "genotype")}
+        own = {key: fields.pop(key) for key in ("auxiliary", "affine") if key in fields}
         try:
-            return cls(Genotype.from_dict(spec["genotype"]), **fields)
+            return cls(Genotype.from_dict(spec["genotype"]), StackSpec(**fields), **own)
         except TypeError as error:
             raise UserError(
                 f"The description of a member does not fit: {error}.", "Use a folder this version wrote."
@@ -231,16 +208,7 @@ def inherit(supernet: Supernet, genotype: Genotype) -> Network:
     Its forward equals the supernet's with mixture weight 1 on every (edge, operation) of the genotype and 0
     elsewhere.
     """
-    network = Network(
-        genotype,
-        num_cells=supernet.num_cells,
-        channels=supernet.channels,
-        in_channels=supernet.in_channels,
-        num_classes=supernet.num_classes,
-        affine=False,
-        large_images=supernet.large_images,
-        partial_channels=supernet.partial_channels,
-    ).to(supernet.classifier.weight)
+    network = Network(genotype, supernet.stack, affine=False).to(supernet.classifier.weight)
     space = supernet.space
     weights = supernet.state_dict()
 
@@ -253,7 +221,7 @@ def inherit(supernet: Supernet, genotype: Genotype) -> Network:
     copy(network.stem, "stem")
     copy(network.classifier, "classifier")
     for position, (cell_type, cell) in enumerate(
-        zip(stack_cell_types(supernet.num_cells), network.cells, strict=True)
+        zip(stack_cell_types(supernet.stack.num_cells), network.cells, strict=True)
     ):
         assert isinstance(cell, NetworkCell)
         for name in ("preprocess_before_last", "preprocess_last"):

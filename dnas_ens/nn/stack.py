@@ -1,69 +1,23 @@
-"""What the supernet and the discrete network have in common: stem, plan of the stack, input preprocessing."""
+"""What the supernet and the discrete network have in common: stem, input preprocessing, partial channels.
+
+Partial channel connections (PC-DARTS, arXiv 1907.05737): 1/K of the channels go through the operations. The rest passes
+by unchanged, pooled where the edge has stride 2, and a channel shuffle behind every node lets the next one see other
+channels. A supernet step then takes about 1/K of the time and memory.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dnas_ens.nn.operations import FactorizedReduce, ReluConvBn
-from dnas_ens.space.search_space import stack_cell_types
-
-#: Side in pixels up to which images go through the small-image stem.
-SMALL_IMAGE = 64
-#: Channels of the small-image stem, as a multiple of C (DARTS).
-STEM_MULTIPLIER = 3
+from dnas_ens.space.stack import CellPlan, StackSpec
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellPlan:
-    """Channels and type of one cell of a stack.
-
-    Args:
-        cell_type: "normal" or "reduction".
-        before_last: Channels of the output of the cell before the last one.
-        last: Channels of the output of the last cell.
-        channels: C of this cell's nodes; its output has N * C.
-        after_reduction: Whether the last cell was a reduction cell, so that the two inputs differ in size.
-    """
-
-    cell_type: str
-    before_last: int
-    last: int
-    channels: int
-    after_reduction: bool
-
-
-def plan_stack(num_cells: int, *, channels: int, num_nodes: int) -> tuple[list[CellPlan], int]:
-    """Plan a DARTS stack: C doubles at every reduction cell.
-
-    Returns:
-        The plan of every cell, and the number of channels of the stack's output.
-    """
-    before_last = last = STEM_MULTIPLIER * channels
-    current, after_reduction = channels, False
-    plans = []
-    for cell_type in stack_cell_types(num_cells):
-        if cell_type == "reduction":
-            current *= 2
-        plans.append(
-            CellPlan(
-                cell_type=cell_type,
-                before_last=before_last,
-                last=last,
-                channels=current,
-                after_reduction=after_reduction,
-            )
-        )
-        before_last, last = last, num_nodes * current
-        after_reduction = cell_type == "reduction"
-    return plans, last
-
-
-def build_stem(in_channels: int, channels: int, *, large_images: bool) -> nn.Sequential:
-    """Build the stem: one 3x3 convolution, or three with a total stride of 4 for images past 64 pixels."""
-    out_channels = STEM_MULTIPLIER * channels
-    if not large_images:
+def build_stem(stack: StackSpec) -> nn.Sequential:
+    """Build the stem: one 3x3 convolution, or three with a total stride of 4 for large images."""
+    in_channels, out_channels = stack.in_channels, stack.stem_channels
+    if not stack.large_images:
         return nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False), nn.BatchNorm2d(out_channels)
         )
@@ -90,6 +44,19 @@ def build_preprocessing(plan: CellPlan, *, affine: bool) -> tuple[nn.Module, nn.
     return before_last, ReluConvBn(plan.last, plan.channels, affine=affine)
 
 
-def edge_stride(cell_type: str, source: int) -> int:
-    """Return the stride of an edge: 2 where it leaves an input of a reduction cell, else 1."""
-    return 2 if cell_type == "reduction" and source < 2 else 1
+def split_channels(features: Tensor, partial_channels: int) -> tuple[Tensor, Tensor | None]:
+    """Return the first C/K channels, and the rest of (B, C, H, W); None where K is 1 and there is no rest."""
+    if partial_channels == 1:
+        return features, None
+    share = features.shape[1] // partial_channels
+    return features[:, :share], features[:, share:]
+
+
+def pass_by(features: Tensor, stride: int) -> Tensor:
+    """Bring the channels that pass by to the size of the others, (B, C', ceil(H / stride), ceil(W / stride))."""
+    return features if stride == 1 else F.max_pool2d(features, 2, 2, ceil_mode=True)
+
+
+def shuffle_channels(features: Tensor, partial_channels: int) -> Tensor:
+    """Interleave K blocks of channels: channel k * C/K + c comes to place c * K + k."""
+    return features if partial_channels == 1 else F.channel_shuffle(features, partial_channels)

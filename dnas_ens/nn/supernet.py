@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.operations import Zero, build_operation, require_operations
-from dnas_ens.nn.partial_channels import pass_by, require_divisible, shuffle_channels, split_channels
-from dnas_ens.nn.stack import CellPlan, build_preprocessing, build_stem, edge_stride, plan_stack
+from dnas_ens.nn.stack import build_preprocessing, build_stem, pass_by, shuffle_channels, split_channels
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.stack import CellPlan, StackSpec
 
 
 class MixedOperation(nn.Module):
@@ -58,12 +58,7 @@ class SupernetCell(nn.Module):
         self.type_index = space.cell_types.index(plan.cell_type)
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
         self.edges = nn.ModuleList(
-            MixedOperation(
-                space,
-                plan.channels,
-                edge_stride(plan.cell_type, source),
-                partial_channels=partial_channels,
-            )
+            MixedOperation(space, plan.channels, plan.stride(source), partial_channels=partial_channels)
             for _, source in space.edges
         )
 
@@ -100,44 +95,25 @@ class Supernet(nn.Module):
 
     Args:
         space: Cell types, nodes and operations.
-        num_cells: Cells in the stack; reduction cells stand at one and two thirds of it.
-        channels: C of the first cell.
-        in_channels: Channels of the images.
-        num_classes: K.
-        large_images: Whether the stem reduces the images fourfold first.
-        partial_channels: K; 1/K of the channels go through the operations, see ``partial_channels``.
+        stack: Size of the stack and of the images.
 
     Raises:
-        UserError: If an operation is unknown or K does not divide C.
+        UserError: If an operation is unknown.
     """
 
     #: What computes a cell: called with space, plan and partial_channels.
     cell_class: type[nn.Module] = SupernetCell
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        num_cells: int,
-        channels: int,
-        in_channels: int,
-        num_classes: int,
-        large_images: bool = False,
-        partial_channels: int = 1,
-    ) -> None:
+    def __init__(self, space: SearchSpace, stack: StackSpec) -> None:
         super().__init__()
         require_operations(space.operations)
-        require_divisible(channels, partial_channels)
-        self.partial_channels = partial_channels
-        self.space = space
-        self.num_cells, self.channels = num_cells, channels
-        self.in_channels, self.num_classes, self.large_images = in_channels, num_classes, large_images
-        plans, out_channels = plan_stack(num_cells, channels=channels, num_nodes=space.num_nodes)
-        self.stem = build_stem(in_channels, channels, large_images=large_images)
+        self.space, self.stack = space, stack
+        plans, out_channels = stack.plan(space.num_nodes)
+        self.stem = build_stem(stack)
         self.cells = nn.ModuleList(
-            self.cell_class(space, plan, partial_channels=partial_channels) for plan in plans
+            self.cell_class(space, plan, partial_channels=stack.partial_channels) for plan in plans
         )
-        self.classifier = nn.Linear(out_channels, num_classes)
+        self.classifier = nn.Linear(out_channels, stack.num_classes)
 
     def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
         """Classify images under given mixture weights.

@@ -19,7 +19,6 @@ from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
-from dnas_ens.search.draws import Draw
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.space.genotype import Genotype, random_deviation
 from dnas_ens.training.interleaving import exhaust
@@ -81,28 +80,25 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
     """
     config, hyper = loop.config.candidates, loop.config.hypernetwork
     fixed = loop.config.objective.fixed_lambda
-    base = loop.star.base_genotype()
+    family = loop.family
+    base = family.base_genotype()
     pool: list[Candidate] = []
     for density in _DENSER:
         num_lambdas = 1 if fixed is not None else max(1, density * config.pool_size // hyper.directions)
         steps = torch.arange(1, num_lambdas + 1) / num_lambdas * hyper.max_lambda
-        lam = (steps if fixed is None else torch.tensor([fixed])).repeat(hyper.directions)
-        direction = torch.arange(hyper.directions).repeat_interleave(num_lambdas)
-        # The path's own start; with a reference-only base it is another architecture than the base.
-        lam = torch.cat([torch.tensor([fixed or 0.0]), lam]).to(loop.device)
-        direction = torch.cat([torch.zeros(1, dtype=torch.int64), direction]).to(loop.device)
-        mixtures = loop.star.distributions(Draw(lam, direction))
-        distances = architecture_distance(mixtures, loop.star.reference(), loop.space)
-        genotypes = [loop.star.genotype(mixture) for mixture in mixtures]
+        # The paths' own start comes first; with a base that is only compared with it is another architecture.
+        points = family.start_point().joined(family.grid(steps if fixed is None else torch.tensor([fixed])))
+        mixtures = family.distributions(points)
+        distances = architecture_distance(mixtures, family.reference(), family.space)
         pool = drop_doubles(
             Candidate(
                 genotype=genotype,
-                lam=round(float(lam[index]), 6),
-                direction=int(direction[index]),
+                lam=round(float(points.lam[index]), 6),
+                direction=int(points.direction[index]),
                 distance_to_base=float(distances[index]),
                 shared_edges=genotype.shared_edges(base),
             )
-            for index, genotype in enumerate(genotypes)
+            for index, genotype in enumerate(family.discretised(mixtures))
         )
         if len(pool) >= config.members:
             return pool[: max(config.pool_size + 1, config.members)]

@@ -60,7 +60,7 @@ class Hypernetwork(nn.Module, ABC):
         return (cell_types, edges, operations + 1)
 
     def forward(self, lam: Tensor, direction: Tensor, *, detach_base: bool = False) -> tuple[Tensor, Tensor]:
-        """Return the logits at m points of the star.
+        """Return the logits at m points.
 
         Args:
             lam: (m,) diversity parameters; clipped to [0, max_lambda].
@@ -84,7 +84,7 @@ class Hypernetwork(nn.Module, ABC):
         return self.base[..., :-1], self.base[..., -1]
 
 
-class StarHypernetwork(Hypernetwork):
+class PiecewiseLinearHypernetwork(Hypernetwork):
     """R continuous piecewise-linear paths through K knots each, which share the knot at lambda = 0.
 
     Equation: theta(lambda, r) = sum over k of hat_k(lambda) * knot_{k, r} with the hat functions of the knot
@@ -207,7 +207,7 @@ def build_hypernetwork(
     generator: torch.Generator | None = None,
     base_logits: tuple[Tensor, Tensor] | None = None,
 ) -> Hypernetwork:
-    """Build a hypernetwork of the given kind; knots concern the star alone."""
+    """Build a hypernetwork of the given kind; knots concern the piecewise-linear one, "star", alone."""
     if kind == "mlp":
         return MlpHypernetwork(
             space,
@@ -216,7 +216,7 @@ def build_hypernetwork(
             generator=generator,
             base_logits=base_logits,
         )
-    return StarHypernetwork(
+    return PiecewiseLinearHypernetwork(
         space,
         num_directions=num_directions,
         num_knots=num_knots,

@@ -15,16 +15,13 @@ from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.nn.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
-from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search.discretise import normalised_entropy
 from dnas_ens.search.divergence import pairwise_architecture_distance
-from dnas_ens.search.draws import Draw
-from dnas_ens.search.schedules import Schedules
-from dnas_ens.search.star import Star
-from dnas_ens.search.steps import Batch, SearchSteps
+from dnas_ens.search.family import ArchitectureFamily
+from dnas_ens.search.relaxation import normalised_entropy
+from dnas_ens.search.steps import Batch, Schedules, SearchSteps
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.prediction import accuracy_under_batch_statistics
 from dnas_ens.training.step import load_optimizer, require_finite
 
@@ -50,10 +47,7 @@ class SearchLoop:
         base: Genotype | None = None,
     ) -> None:
         self.config, self.device = config, torch.device(device)
-        supernet = config.supernet
-        self.space = SearchSpace.for_stack(
-            supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
-        )
+        self.family = ArchitectureFamily(config, base=base, device=device)
         if len(data.train) < 4:
             raise UserError(
                 f"There are {len(data.train)} training images, which the search halves.",
@@ -65,18 +59,16 @@ class SearchLoop:
         self.val = data.val.to(self.device)
         self.augmentation = Augmentation.for_data(data, augment=config.bilevel.augment)
 
-        self.star = Star(config, self.space, base=base, device=device)
+        supernet = config.supernet
+        stack = StackSpec.for_data(
+            data,
+            num_cells=supernet.num_cells,
+            channels=supernet.channels,
+            partial_channels=supernet.partial_channels,
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            reference = Supernet(
-                self.space,
-                num_cells=supernet.num_cells,
-                channels=supernet.channels,
-                in_channels=data.num_channels,
-                num_classes=data.num_classes,
-                large_images=data.image_size > SMALL_IMAGE,
-                partial_channels=supernet.partial_channels,
-            )
+            reference = Supernet(self.family.space, stack)
         # Both forms start from the same weights, so that a seed means the same search.
         self.supernet = FastSupernet.from_reference(reference) if supernet.form == "fast" else reference
         # Separate streams, so that another batch size or number of members does not shift the others.
@@ -103,8 +95,7 @@ class SearchLoop:
         self.supernet = execution.place_module(self.supernet, self.device)
         self.steps = SearchSteps(
             config=config,
-            space=self.space,
-            star=self.star,
+            family=self.family,
             supernet=self.supernet,
             generator=self.generators["draws"],
             schedules=self.schedules,
@@ -130,7 +121,7 @@ class SearchLoop:
             first = slice(0, self.config.bilevel.batch_size)
             images, _ = self._whole_slices(self.weight_half.images[first], self.weight_half.labels[first])
             images = self.augmentation.normalise(images)
-            mixtures = torch.full((num_members, *self.space.shape), 0.1, device=self.device)
+            mixtures = torch.full((num_members, *self.family.space.shape), 0.1, device=self.device)
             mixtures.requires_grad_()
 
             def step() -> None:
@@ -203,12 +194,12 @@ class SearchLoop:
             if on_step is not None:
                 on_step(len(training_batch[1]) + (len(validation_batch[1]) if search_architecture else 0))
         where = f"epoch {self.epoch + 1} of the search"
-        for module in (self.supernet, self.star.hypernetwork):
+        for module in (self.supernet, self.family.hypernetwork):
             self.steps.watch.require_finite(module, where=where)
         scalars = {name: float(total) / max(1, steps) for name, total in self.steps.totals.items()}
         require_finite(scalars, where=where)
         self.epoch += 1
-        self.star.temperature = self.schedules.temperature
+        self.family.temperature = self.schedules.temperature
         return scalars | self.measure()
 
     @torch.no_grad()
@@ -219,12 +210,11 @@ class SearchLoop:
             num_images: How many validation images are looked at.
         """
         hyper = self.config.hypernetwork
-        lam = torch.full((hyper.directions,), 0.5 * hyper.max_lambda, device=self.device)
-        members = self.star.distributions(Draw(lam, torch.arange(hyper.directions, device=self.device)))
-        distances = pairwise_architecture_distance(members, self.space)
+        members = self.family.distributions(self.family.grid(torch.tensor([0.5 * hyper.max_lambda])))
+        distances = pairwise_architecture_distance(members, self.family.space)
         pairs = max(1, hyper.directions * (hyper.directions - 1))
-        base = self.star.start()
-        genotype = self.star.base_genotype()
+        base = self.family.start()
+        genotype = self.family.base_genotype()
         return {
             "val_accuracy": accuracy_under_batch_statistics(
                 lambda images: self.supernet(images, base),
@@ -234,14 +224,14 @@ class SearchLoop:
             ),
             "member_distance": float(distances.sum()) / pairs,
             "skips": float(max(genotype.skip_counts().values())),
-            "entropy": normalised_entropy(base.cpu(), self.space),
+            "entropy": normalised_entropy(base.cpu(), self.family.space),
             "temperature": self.schedules.temperature,
         }
 
     def should_stop(self) -> bool:
         """Say whether a base cell holds more skip connections than allowed (DARTS+, arXiv 1909.06035)."""
         limit = self.config.bilevel.max_skips
-        return limit is not None and max(self.star.base_genotype().skip_counts().values()) > limit
+        return limit is not None and max(self.family.base_genotype().skip_counts().values()) > limit
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that decides how the search goes on."""
@@ -249,7 +239,7 @@ class SearchLoop:
             "epoch": self.epoch,
             "execution": self.steps.execution.to_dict(),
             "supernet": self.supernet.state_dict(),
-            "hypernetwork": self.star.hypernetwork.state_dict(),
+            "hypernetwork": self.family.hypernetwork.state_dict(),
             "weight_optimizer": self.steps.weight_optimizer.state_dict(),
             "architecture_optimizer": self.steps.architecture_optimizer.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
@@ -258,9 +248,9 @@ class SearchLoop:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a saved state."""
         self.epoch = state["epoch"]
-        self.star.temperature = self.schedules.temperature
+        self.family.temperature = self.schedules.temperature
         self.supernet.load_state_dict(state["supernet"])
-        self.star.hypernetwork.load_state_dict(state["hypernetwork"])
+        self.family.hypernetwork.load_state_dict(state["hypernetwork"])
         load_optimizer(self.steps.weight_optimizer, state["weight_optimizer"])
         self.steps.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
         # Last, for a recorded step holds the tensors of the optimisers.

@@ -21,7 +21,7 @@ from dnas_ens.search.divergence import (
     pairwise_architecture_distance,
     pairwise_predictive_distance,
 )
-from dnas_ens.search.draws import Draw
+from dnas_ens.search.family import Points
 from dnas_ens.space.search_space import NONE, SearchSpace
 
 Likelihood = Literal["member", "ensemble"]
@@ -65,9 +65,9 @@ def likelihood_nll(kind: Likelihood, logits: Tensor, labels: Tensor) -> Tensor:
     return ensemble_nll(logits, labels) if kind == "ensemble" else member_nll(logits, labels)
 
 
-def pair_targets(draw: Draw) -> Tensor:
+def pair_targets(points: Points) -> Tensor:
     """Return the distance asked for between each pair of drawn members, (m, m) in units of lambda."""
-    lam, direction = draw.lam, draw.direction
+    lam, direction = points.lam, points.direction
     largest = torch.maximum(lam[:, None], lam[None, :])
     along_path = (lam[:, None] - lam[None, :]).abs()
     return torch.where(direction[:, None] == direction[None, :], along_path, largest)
@@ -99,7 +99,7 @@ def base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace
     return (lam - architecture_distance(mixtures, base, space)).square().mean()
 
 
-def js_base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
+def js_base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor) -> Tensor:
     """Return mean_i of -lam_i * JS(base, theta_i), the penalty of EdgeNES's first version.
 
     JS is the Jensen-Shannon divergence between the operation distributions, a mean over edges, in [0, 1].
@@ -109,7 +109,6 @@ def js_base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSp
         mixtures: (m, T, E, O) distributions of the drawn members.
         base: (T, E, O) smoothed distribution of the base.
         lam: (m,), >= 0.
-        space: The space.
     """
     terms = jensen_shannon_terms(per_edge(mixtures), per_edge(base))
     return -(lam * terms.sum(-1).mean(dim=(-2, -1))).mean()
@@ -155,7 +154,7 @@ def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space
     return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
 
 
-def predictive_penalty(logits: Tensor, draw: Draw, *, scale: float) -> Tensor:
+def predictive_penalty(logits: Tensor, points: Points, *, scale: float) -> Tensor:
     """Return the pair penalty on predicted class distributions, the predictive part of ``js-predictive``.
 
     Equation: mean_{i<j} relu(scale * target_ij - J_ij)^2 with J_ij the mean over images of the Jensen-Shannon
@@ -163,11 +162,11 @@ def predictive_penalty(logits: Tensor, draw: Draw, *, scale: float) -> Tensor:
 
     Args:
         logits: (m, B, K) on the same images.
-        draw: The m points of the members.
+        points: The m points of the members.
         scale: Predictive distance asked for per unit of lambda.
     """
     distances = pairwise_predictive_distance(logits.log_softmax(-1))
-    return pair_penalty(distances, scale * pair_targets(draw))
+    return pair_penalty(distances, scale * pair_targets(points))
 
 
 def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:
@@ -245,7 +244,7 @@ def diversity_penalty(
     distributions: Tensor,
     samples: Tensor,
     base: Tensor,
-    draw: Draw,
+    points: Points,
     space: SearchSpace,
 ) -> Tensor:
     """Return the part of a penalty that reads architectures alone, a scalar.
@@ -255,17 +254,17 @@ def diversity_penalty(
         distributions: (m, T, E, O) natural distributions of the drawn members.
         samples: (m, T, E, O) relaxed samples (equal to the distributions for the softmax relaxation).
         base: (T, E, O) natural distribution of the base; 1 on the base's triples for ``edge-overlap``.
-        draw: The m points.
+        points: The m points.
         space: The space.
     """
     if kind == "none":
         return distributions.new_zeros(())
     if kind == "js-base":
-        return js_base_penalty(distributions, base, draw.lam, space)
+        return js_base_penalty(distributions, base, points.lam)
     if kind == "edge-overlap":
-        return edge_overlap_penalty(samples, base, draw.lam, space)
-    penalty = base_penalty(distributions, base, draw.lam, space)
+        return edge_overlap_penalty(samples, base, points.lam, space)
+    penalty = base_penalty(distributions, base, points.lam, space)
     if "js-pairwise" in kind:
         distances = pairwise_architecture_distance(distributions, space)
-        penalty = penalty + pair_penalty(distances, pair_targets(draw))
+        penalty = penalty + pair_penalty(distances, pair_targets(points))
     return penalty

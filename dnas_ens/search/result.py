@@ -5,14 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from dnas_ens.config import SearchConfig
 from dnas_ens.errors import UserError
 from dnas_ens.search.candidates import Candidate
-from dnas_ens.search.discretise import discretise
+from dnas_ens.search.family import ArchitectureFamily, DiversityCurve
 from dnas_ens.search.hypernetwork import Hypernetwork
-from dnas_ens.search.steering import DiversityCurve, mixtures_at
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
 
 if TYPE_CHECKING:
@@ -31,8 +28,8 @@ class SearchResult:
         candidates: The pool, with scores.
         ranking: Positions in the pool in the order that larger ensembles take them in, the chosen members first.
         curve: The sweep of lambda; None for random deviations, which have no hypernetwork.
-        hypernetwork: The star; None for random deviations.
-        temperature: Temperature of the hypernetwork's distributions at the end of the search.
+        family: All architectures the search learnt; None for random deviations.
+        temperature: Temperature of the family's distributions at the end of the search.
         report: Scalars: discretisation gap, entropy, seconds, ensemble NLL with inherited weights.
         execution: Layout and precision the supernet was computed in; empty where there was none.
     """
@@ -42,7 +39,7 @@ class SearchResult:
     candidates: list[Candidate]
     ranking: list[int]
     curve: DiversityCurve | None = None
-    hypernetwork: Hypernetwork | None = None
+    family: ArchitectureFamily | None = None
     temperature: float = 1.0
     report: dict[str, float] = field(default_factory=dict)
     execution: dict[str, str | bool] = field(default_factory=dict)
@@ -54,6 +51,11 @@ class SearchResult:
             f"SearchResult(regime {self.config.regime!r}: {len(self.selected)} members of {len(self.candidates)} "
             f"candidates: {members}{more})"
         )
+
+    @property
+    def hypernetwork(self) -> Hypernetwork | None:
+        """The map from (lambda, direction) to architecture logits; None for random deviations."""
+        return None if self.family is None else self.family.hypernetwork
 
     @property
     def selected(self) -> list[int]:
@@ -77,7 +79,7 @@ class SearchResult:
         return ranked_genotypes(self.to_dict(), members)
 
     def sample(self, lam: float, direction: int = 0) -> Genotype:
-        """Return the genotype at a point of the star.
+        """Return the genotype at a point of the family.
 
         Args:
             lam: Diversity parameter, clipped to [0, max_lambda].
@@ -86,24 +88,17 @@ class SearchResult:
         Raises:
             UserError: If there is no hypernetwork or no such direction.
         """
-        if self.hypernetwork is None:
+        if self.family is None:
             raise UserError(
                 "A search by random deviations has no hypernetwork.", "Search with --regime star."
             )
-        if not 0 <= direction < self.hypernetwork.num_directions:
+        num_directions = self.config.hypernetwork.directions
+        if not 0 <= direction < num_directions:
             raise UserError(
                 f"There is no direction {direction}.",
-                f"Give one of 0 to {self.hypernetwork.num_directions - 1}.",
+                f"Give one of 0 to {num_directions - 1}.",
             )
-        mixture = mixtures_at(
-            self.hypernetwork,
-            torch.tensor([lam], device=self.hypernetwork.base.device),
-            torch.tensor([direction], device=self.hypernetwork.base.device),
-            temperature=self.temperature,
-        )[0]
-        return discretise(
-            mixture, self.hypernetwork.space, edges_per_node=self.config.candidates.edges_per_node
-        )
+        return self.family.genotypes(self.family.point(lam, direction))[0]
 
     def plot(self) -> Figure:
         """Draw lambda against D to the base and against the shared edges, one line a direction.

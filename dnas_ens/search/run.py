@@ -16,16 +16,14 @@ from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.operations import require_operations
-from dnas_ens.nn.stack import SMALL_IMAGE, plan_stack
 from dnas_ens.run.cost import CostMeter
 from dnas_ens.run.progress import Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
+from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
-from dnas_ens.search.star import Star
-from dnas_ens.search.steering import diversity_curve
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
-from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.stack import SMALL_IMAGE
 from dnas_ens.training.step import tell_if_guessing
 
 if TYPE_CHECKING:
@@ -99,13 +97,10 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     file = run.file("hypernetwork.safetensors")
     if not file.exists():
         return result
-    supernet = config.supernet
-    space = SearchSpace.for_stack(
-        supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
-    )
-    hypernetwork = Star(config, space, base=base).hypernetwork
-    hypernetwork.load_state_dict(load_tensors(file))
-    return replace(result, hypernetwork=hypernetwork)
+    family = ArchitectureFamily(config, base=base)
+    family.hypernetwork.load_state_dict(load_tensors(file))
+    family.temperature = result.temperature
+    return replace(result, family=family)
 
 
 def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
@@ -176,15 +171,7 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
     pool, probs = score(loop, draw_pool(loop), recipe=recipe)
     labels = loop.val.labels.cpu().numpy()
     selected = select(probs, labels, config.candidates)
-    base = loop.star.base_genotype()
-    reference = loop.star.reference()
-    curve = diversity_curve(
-        loop.star.hypernetwork,
-        reference=reference,
-        base=base,
-        temperature=loop.star.natural_temperature,
-        edges_per_node=config.candidates.edges_per_node,
-    )
+    curve = diversity_curve(loop.family)
     selected_val_nll = nll(np.mean(probs[selected], axis=0), labels)
     tell_if_guessing(selected_val_nll, probs.shape[-1], "the ensemble with inherited weights")
     relaxed = loop.measure(num_images=2000)
@@ -197,12 +184,12 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
     }
     return SearchResult(
         config=config,
-        base=base,
+        base=loop.family.base_genotype(),
         candidates=pool,
         ranking=rank(probs, labels, selected),
         curve=curve,
-        hypernetwork=loop.star.hypernetwork,
-        temperature=loop.star.natural_temperature,
+        family=loop.family,
+        temperature=loop.family.natural_temperature,
         report=report,
         execution=loop.steps.execution.to_dict(),
     )
@@ -224,7 +211,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
 def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
     from dnas_ens.run.files import save_tensors
 
-    save_tensors(run.file("hypernetwork.safetensors"), loop.star.hypernetwork.state_dict())
+    save_tensors(run.file("hypernetwork.safetensors"), loop.family.hypernetwork.state_dict())
     save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
 
 
@@ -252,15 +239,15 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     """
     loop = SearchLoop(config, data)
     num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
-    plans, _ = plan_stack(
-        config.supernet.num_cells, channels=config.supernet.channels, num_nodes=loop.space.num_nodes
-    )
+    plans, _ = loop.supernet.stack.plan(loop.family.space.num_nodes)
     side = data.image_size if data.image_size <= SMALL_IMAGE else data.image_size // 4
     values = 0
     for plan in plans:
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += loop.space.num_edges * len(loop.space.operations) * plan.channels * side * side
+        values += (
+            loop.family.space.num_edges * len(loop.family.space.operations) * plan.channels * side * side
+        )
     values //= config.supernet.partial_channels
     kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
     return {

@@ -1,7 +1,8 @@
-"""The two steps of the bilevel search: one for the supernet's weights, one for the hypernetwork."""
+"""The two steps of the bilevel search, for the supernet's weights and for the hypernetwork, and their schedules."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from dnas_ens.nn.cuda_graph import GraphedStep
 from dnas_ens.nn.execution import PLAIN, Execution
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
-from dnas_ens.search.draws import Draw, moved
+from dnas_ens.search.family import ArchitectureFamily, Points, moved
 from dnas_ens.search.objective import (
     discretisation_distance,
     diversity_penalty,
@@ -24,23 +25,73 @@ from dnas_ens.search.objective import (
     predictive_penalty,
 )
 from dnas_ens.search.relaxation import add_auxiliary_skip
-from dnas_ens.search.schedules import Schedules
-from dnas_ens.search.star import Star
-from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.training.step import FiniteWatch, build_sgd, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(eq=False, kw_only=True)
-class SearchSteps:
-    """Supernet and star with their optimisers.
+@dataclass(frozen=True)
+class Schedules:
+    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last.
 
     Args:
         config: The search's configuration.
-        space: The search space.
-        star: Its hypernetwork is the architecture.
-        supernet: On the star's device.
+        epoch: From 0.
+    """
+
+    config: SearchConfig
+    epoch: int
+
+    @property
+    def progress(self) -> float:
+        """Where the schedules stand, in [0, 1]: 0 in the first architecture epoch, 1 in the last and after it."""
+        warmup, epochs = self.config.bilevel.warmup_epochs, self.config.bilevel.epochs
+        return min(1.0, max(0.0, (self.epoch - warmup) / max(1, epochs - warmup - 1)))
+
+    @property
+    def temperature(self) -> float:
+        """Temperature of the relaxation."""
+        return self._between(self.config.objective.temperature)
+
+    @property
+    def penalty_weight(self) -> float:
+        """c, weight of the penalty on similarity."""
+        return self._between(self.config.objective.penalty_weight)
+
+    @property
+    def commitment(self) -> float:
+        """Weight of the distance between members and their discretisations."""
+        return self._between(self.config.objective.commitment)
+
+    @property
+    def operation_balance(self) -> float:
+        """Weight of how unevenly an architecture uses its operations."""
+        return self._between(self.config.objective.operation_balance)
+
+    @property
+    def auxiliary_skip(self) -> float:
+        """Weight of the extra skip on every edge (DARTS-, arXiv 2009.01027)."""
+        return self.config.bilevel.auxiliary_skip * (1 - self.progress)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the weights: half a cosine over all epochs."""
+        bilevel = self.config.bilevel
+        cosine = 0.5 * (1 + math.cos(math.pi * self.epoch / bilevel.epochs))
+        return bilevel.min_learning_rate + (bilevel.learning_rate - bilevel.min_learning_rate) * cosine
+
+    def _between(self, ends: tuple[float, float]) -> float:
+        return ends[0] + (ends[1] - ends[0]) * self.progress
+
+
+@dataclass(eq=False, kw_only=True)
+class SearchSteps:
+    """Supernet and family of architectures with their optimisers.
+
+    Args:
+        config: The search's configuration.
+        family: Its hypernetwork is the architecture.
+        supernet: On the family's device.
         generator: On the CPU; every draw of a step comes from it.
         schedules: Values of the current epoch; the loop sets them.
         execution: How the supernet is computed; ``execute`` changes it.
@@ -51,8 +102,7 @@ class SearchSteps:
     """
 
     config: SearchConfig
-    space: SearchSpace
-    star: Star
+    family: ArchitectureFamily
     supernet: Supernet
     generator: torch.Generator
     schedules: Schedules
@@ -60,9 +110,9 @@ class SearchSteps:
     totals: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        bilevel, device = self.config.bilevel, self.star.device
+        bilevel, device = self.config.bilevel, self.family.device
         self.weights = list(self.supernet.parameters())
-        self.architecture = [p for p in self.star.hypernetwork.parameters() if p.requires_grad]
+        self.architecture = [p for p in self.family.hypernetwork.parameters() if p.requires_grad]
         self.weight_optimizer = build_sgd(
             self.weights,
             learning_rate=bilevel.learning_rate,
@@ -79,7 +129,7 @@ class SearchSteps:
         self.totals = {name: torch.zeros((), device=device) for name in names}
         self.watch = FiniteWatch(device)
         self._noise_seed = 0
-        self._draws: deque[Draw] = deque()
+        self._draws: deque[Points] = deque()
         self._seeds: deque[int] = deque()
         self.execute(self.execution)
 
@@ -89,7 +139,7 @@ class SearchSteps:
         for group in self.architecture_optimizer.param_groups:
             # Counts its steps on the device, where a recorded step can.
             group["capturable"] = execution.cuda_graph
-        device = self.star.device
+        device = self.family.device
         self._update_weights = execution.graphed(self._weight_update, device)
         self._update_architecture = execution.graphed(self._architecture_update, device)
 
@@ -104,7 +154,7 @@ class SearchSteps:
             with_architecture: Whether the epoch takes steps of the architecture.
         """
         self.schedules = schedules
-        self.star.temperature = schedules.temperature
+        self.family.temperature = schedules.temperature
         set_learning_rate(self.weight_optimizer, schedules.learning_rate)
         for total in self.totals.values():
             total.zero_()
@@ -117,11 +167,11 @@ class SearchSteps:
         draws = []
         for kind in ([*architecture, "members"] if with_architecture else ["members"]) * num_pairs:
             if kind == "members":
-                draws.append(self.star.draw(objective.drawn_members, self.generator))
+                draws.append(self.family.draw(objective.drawn_members, self.generator))
                 self._seeds.append(self._new_seed())
             else:
-                draws.append(self.star.draw(objective.penalty_draws, self.generator))
-        self._draws.extend(moved(draws, self.star.device))
+                draws.append(self.family.draw(objective.penalty_draws, self.generator))
+        self._draws.extend(moved(draws, self.family.device))
 
     def weight_step(self, batch: Batch) -> None:
         """Take a step of the weights on the loss of drawn members."""
@@ -141,7 +191,7 @@ class SearchSteps:
     # Updates take tensors alone and read what an epoch leaves as it is, so that they can be replayed.
 
     def _weight_update(self, images: Tensor, labels: Tensor, lam: Tensor, direction: Tensor) -> None:
-        loss = self._training_loss((images, labels), Draw(lam, direction), self._noise_seed)
+        loss = self._training_loss((images, labels), Points(lam, direction), self._noise_seed)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.watch.note(nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip))
@@ -158,8 +208,8 @@ class SearchSteps:
         penalised_direction: Tensor,
     ) -> None:
         def validation_loss() -> Tensor:
-            penalised = Draw(penalised_lam, penalised_direction)
-            return self._objective((images, labels), Draw(lam, direction), penalised)
+            penalised = Points(penalised_lam, penalised_direction)
+            return self._objective((images, labels), Points(lam, direction), penalised)
 
         # Else the backward pass would compute gradients of the weights and throw them away.
         with frozen(self.supernet):
@@ -167,7 +217,7 @@ class SearchSteps:
         self._descend(loss, gradients)
 
     def _second_order_update(
-        self, batch: Batch, training_batch: Batch, members: Draw, penalised: Draw
+        self, batch: Batch, training_batch: Batch, members: Points, penalised: Points
     ) -> None:
         training_members, training_seed = self._draw(), self._draw_seed()
         state = self.weight_optimizer.state
@@ -195,7 +245,7 @@ class SearchSteps:
     def member_logits(self, images: Tensor, mixtures: Tensor, *, same_images: bool) -> Tensor:
         """Return logits (m, b, K): of m slices of the batch, or of m passes over the first b = B/m images."""
         num_members = len(mixtures)
-        weights = add_auxiliary_skip(mixtures, self.space, weight=self.schedules.auxiliary_skip)
+        weights = add_auxiliary_skip(mixtures, self.family.space, weight=self.schedules.auxiliary_skip)
         images = self.execution.place(images)
         if same_images:
             images = images[: len(images) // num_members]
@@ -213,23 +263,23 @@ class SearchSteps:
         return logits.view(num_members, -1, logits.shape[-1])
 
     def _training_loss(
-        self, batch: Batch, members: Draw, noise_seed: int, *, with_architecture: bool = False
+        self, batch: Batch, members: Points, noise_seed: int, *, with_architecture: bool = False
     ) -> Tensor:
         images, labels = batch
         with torch.set_grad_enabled(with_architecture):
-            mixtures = self.star.relaxed(members, noise_seed=noise_seed)
+            mixtures = self.family.relaxed(members, noise_seed=noise_seed)
         logits = self.member_logits(images, mixtures, same_images=False)
         return likelihood_nll("member", logits, labels.unflatten(0, (len(mixtures), -1)))
 
-    def _objective(self, batch: Batch, members: Draw, penalised: Draw) -> Tensor:
+    def _objective(self, batch: Batch, members: Points, penalised: Points) -> Tensor:
         """Return L_val of the drawn members + c * the penalty on their similarity.
 
-        Distances between architectures need no images, so they are penalised at many more points of the star.
+        Distances between architectures need no images, so they are penalised at many more points.
         """
         images, labels = batch
         objective, now = self.config.objective, self.schedules
         same = needs_same_images(objective.likelihood, objective.penalty)
-        mixtures = self.star.relaxed(members, noise_seed=self._noise_seed)
+        mixtures = self.family.relaxed(members, noise_seed=self._noise_seed)
         logits = self.member_logits(images, mixtures, same_images=same)
         num_members = len(members)
         if same:
@@ -237,35 +287,35 @@ class SearchSteps:
         else:
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
-        distributions = self.star.distributions(penalised, detach_base=False)
+        distributions = self.family.distributions(penalised, detach_base=False)
         undecided = discretisation_distance(
-            distributions, self.space, edges_per_node=self.config.candidates.edges_per_node
+            distributions, self.family.space, edges_per_node=self.config.candidates.edges_per_node
         ).mean()
         self.totals["undecided"] += undecided.detach()
         loss = loss + now.commitment * undecided
-        imbalance = operation_imbalance(distributions, self.space).mean()
+        imbalance = operation_imbalance(distributions, self.family.space).mean()
         self.totals["imbalance"] += imbalance.detach()
         loss = loss + now.operation_balance * imbalance
         if objective.penalty == "none":
             return loss
         penalty = diversity_penalty(
             objective.penalty,
-            distributions=self.star.distributions(penalised, detach_base=True),
-            samples=self.star.relaxed(penalised, noise_seed=self._noise_seed + 1, detach_base=True),
-            base=self.star.compared_with(),
-            draw=penalised,
-            space=self.space,
+            distributions=self.family.distributions(penalised, detach_base=True),
+            samples=self.family.relaxed(penalised, noise_seed=self._noise_seed + 1, detach_base=True),
+            base=self.family.compared_with(),
+            points=penalised,
+            space=self.family.space,
         )
         if "js-predictive" in objective.penalty:
             penalty = penalty + predictive_penalty(logits, members, scale=objective.predictive_scale)
         self.totals["penalty"] += penalty.detach()
         return loss + now.penalty_weight * penalty
 
-    def _draw(self, num_members: int | None = None) -> Draw:
+    def _draw(self, num_members: int | None = None) -> Points:
         if self._draws:
             return self._draws.popleft()
-        draw = self.star.draw(num_members or self.config.objective.drawn_members, self.generator)
-        return moved([draw], self.star.device)[0]
+        draw = self.family.draw(num_members or self.config.objective.drawn_members, self.generator)
+        return moved([draw], self.family.device)[0]
 
     def _draw_seed(self) -> int:
         return self._seeds.popleft() if self._seeds else self._new_seed()

@@ -17,9 +17,9 @@ from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import Execution, candidates, fastest
 from dnas_ens.nn.network import Network
-from dnas_ens.nn.stack import SMALL_IMAGE
 from dnas_ens.run.progress import Progress
 from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.interleaving import Steps, exhaust
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import (
@@ -335,15 +335,13 @@ class MemberTraining(NetworkTraining[Network]):
         device: torch.device | str = "cpu",
         execution: Execution | None = None,
     ) -> None:
-        def build() -> Network:
-            return Network(
-                genotype,
-                num_cells=recipe.num_cells,
-                channels=recipe.channels,
-                in_channels=data.num_channels,
-                num_classes=data.num_classes,
-                auxiliary=recipe.auxiliary_weight > 0,
-                large_images=data.image_size > SMALL_IMAGE,
-            )
-
-        super().__init__(build, data, recipe, index=index, device=device, execution=execution)
+        stack = StackSpec.for_data(data, num_cells=recipe.num_cells, channels=recipe.channels)
+        auxiliary = recipe.auxiliary_weight > 0
+        super().__init__(
+            lambda: Network(genotype, stack, auxiliary=auxiliary),
+            data,
+            recipe,
+            index=index,
+            device=device,
+            execution=execution,
+        )

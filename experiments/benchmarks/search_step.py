@@ -109,21 +109,21 @@ def _inputs(
     import torch
 
     from dnas_ens.nn.fast_supernet import FastSupernet
-    from dnas_ens.nn.stack import SMALL_IMAGE
     from dnas_ens.nn.supernet import Supernet
     from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+    from dnas_ens.space.stack import SMALL_IMAGE, StackSpec
 
     torch.manual_seed(0)
     space = SearchSpace.for_stack(options.num_cells, operations=DARTS_OPERATIONS, num_nodes=4)
     form = FastSupernet if fast else Supernet
-    supernet = form(
-        space,
+    stack = StackSpec(
         num_cells=options.num_cells,
         channels=options.channels,
         in_channels=options.in_channels,
         num_classes=NUM_CLASSES,
         large_images=options.image_size > SMALL_IMAGE,
-    ).to(device)
+    )
+    supernet = form(space, stack).to(device)
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch_size, options.in_channels, options.image_size, options.image_size)
     images = torch.randn(shape, generator=generator).to(device)

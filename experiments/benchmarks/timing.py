@@ -379,9 +379,11 @@ def _start_libraries(device: torch.device) -> None:
     from dnas_ens.nn.fast_supernet import FastSupernet
     from dnas_ens.nn.supernet import Supernet
     from dnas_ens.space.search_space import SearchSpace
+    from dnas_ens.space.stack import StackSpec
 
     space = SearchSpace.for_stack(1, operations=("max_pool_3x3", "sep_conv_5x5"), num_nodes=1)
-    reference = Supernet(space, num_cells=1, channels=2, in_channels=1, num_classes=2).to(device)
+    stack = StackSpec(num_cells=1, channels=2, in_channels=1, num_classes=2)
+    reference = Supernet(space, stack).to(device)
     mixture, images = torch.ones(space.shape, device=device), torch.zeros(4, 1, 8, 8, device=device)
     for form in (reference, FastSupernet.from_reference(reference)):
         form(images, mixture).sum().backward()

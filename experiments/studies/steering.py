@@ -21,15 +21,9 @@ def steering(loop: SearchLoop) -> dict[str, Any]:
         Measures; ``lam`` (L,), ``distance`` and ``shared`` (R, L), and ``between``, the mean D between members of
         equal lambda, (L,), empty for R = 1.
     """
-    from dnas_ens.search.steering import diversity_curve
+    from dnas_ens.search.family import diversity_curve
 
-    curve = diversity_curve(
-        loop.star.hypernetwork,
-        reference=loop.star.reference(),
-        base=loop.star.base_genotype(),
-        temperature=loop.star.natural_temperature,
-        edges_per_node=loop.config.candidates.edges_per_node,
-    )
+    curve = diversity_curve(loop.family)
     lam, distance, shared = (
         np.array(values, dtype=float).reshape(loop.config.hypernetwork.directions, -1)
         for values in (curve.lam, curve.distance_to_base, curve.shared_edges)

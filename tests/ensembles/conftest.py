@@ -13,6 +13,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.nn.network import Network
 from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.stack import StackSpec
 
 PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CLASSES = ("ant", "bee", "cat")
@@ -34,10 +35,7 @@ def _own_network(seed: int) -> Network:
     torch.manual_seed(seed)
     return Network(
         Genotype(normal=CELL, reduction=CELL),
-        num_cells=3,
-        channels=2,
-        in_channels=3,
-        num_classes=3,
+        StackSpec(num_cells=3, channels=2, in_channels=3, num_classes=3),
         auxiliary=True,
     )
 

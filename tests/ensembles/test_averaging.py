@@ -268,14 +268,7 @@ def test_modules_of_other_classes_are_refused() -> None:
 
 def test_networks_of_other_genotypes_are_refused(own_network: Callable[[int], Network]) -> None:
     first = own_network(0)
-    other = Network(
-        Genotype(normal=first.genotype.normal, reduction=OTHER_CELL),
-        num_cells=3,
-        channels=2,
-        in_channels=3,
-        num_classes=3,
-        auxiliary=True,
-    )
+    other = Network(Genotype(normal=first.genotype.normal, reduction=OTHER_CELL), first.stack, auxiliary=True)
     # The tensors alone do not tell them apart: an edge has another source.
     check_same_architecture([first.state_dict(), other.state_dict()])
     with pytest.raises(UserError, match="Model 1 has another genotype than model 0"):

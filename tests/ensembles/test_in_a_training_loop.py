@@ -13,6 +13,7 @@ from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.prediction import predict_members
 
 
@@ -72,7 +73,7 @@ def test_a_resnet_and_a_cell_train_save_load_and_predict_the_same(few_digits, tm
     genotype = random_genotype(
         np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
     )
-    cell = Network(genotype, num_cells=1, channels=4, in_channels=1, num_classes=10)
+    cell = Network(genotype, StackSpec(num_cells=1, channels=4, in_channels=1, num_classes=10))
     members = [resnet(), cell]
     small = Split(images=few_digits.train.images[:32], labels=few_digits.train.labels[:32])
     for network in members:

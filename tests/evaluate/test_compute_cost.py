@@ -7,6 +7,7 @@ from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, infere
 from dnas_ens.nn.network import Network
 from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.space.stack import StackSpec
 
 
 def small_network():
@@ -34,7 +35,9 @@ def test_flops_of_a_cell_network_against_its_layers():
     genotype = random_genotype(
         np.random.default_rng(3), operations=DARTS_OPERATIONS, num_nodes=3, cell_types=("normal", "reduction")
     )
-    network = Network(genotype, num_cells=3, channels=4, in_channels=1, num_classes=10, auxiliary=True).eval()
+    network = Network(
+        genotype, StackSpec(num_cells=3, channels=4, in_channels=1, num_classes=10), auxiliary=True
+    ).eval()
     counted = []
 
     def note(layer, _, outputs):

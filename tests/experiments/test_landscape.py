@@ -17,6 +17,7 @@ from dnas_ens.metrics.diversity import pairwise_disagreement
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.stack import StackSpec
 
 
 class Direction(nn.Module):
@@ -94,7 +95,7 @@ def genotype(operation):
 
 
 def network(operation):
-    return Network(genotype(operation), num_cells=1, channels=4, in_channels=1, num_classes=3)
+    return Network(genotype(operation), StackSpec(num_cells=1, channels=4, in_channels=1, num_classes=3))
 
 
 def test_architectures_have_no_common_weights():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network
 from dnas_ens.space.genotype import Genotype, load_genotype
+from dnas_ens.space.stack import StackSpec
 
 FIELDS = "normal normal_concat reduce reduce_concat"
 #: The namedtuple of every DARTS repository.
@@ -137,7 +138,7 @@ class TestPublishedCells:
 
     def test_a_network_can_be_built(self, name: str) -> None:
         genotype = Genotype.from_dict(PUBLISHED[name])
-        network = Network(genotype, num_cells=3, channels=4, in_channels=3, num_classes=10).eval()
+        network = Network(genotype, StackSpec(num_cells=3, channels=4, in_channels=3, num_classes=10)).eval()
         assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 

@@ -110,15 +110,11 @@ def _random_cells(session: Session) -> list[Genotype]:
 
 def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]) -> Kind:
     from dnas_ens.nn.network import Network
+    from dnas_ens.space.stack import StackSpec
 
     def build(size: int, index: int) -> nn.Module:
-        return Network(
-            genotypes[index],
-            num_cells=session.scaled(3, 2),
-            channels=size,
-            in_channels=data.num_channels,
-            num_classes=data.num_classes,
-        )
+        stack = StackSpec.for_data(data, num_cells=session.scaled(3, 2), channels=size)
+        return Network(genotypes[index], stack)
 
     return Kind(name="cells", sizes=(2, 4) if session.rehearse else (16, 32), build=build)
 
