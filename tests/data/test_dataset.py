@@ -218,6 +218,7 @@ def test_what_a_notebook_shows_is_short(digits, make_data) -> None:
     shown = repr(digits)
     assert "1079 train, 359 val, 359 test" in shown
     assert digits.fingerprint[:12] in shown
+    assert len(shown.splitlines()) == 4
     assert len(shown) < 300
     assert repr(digits.train) == "Split(1079 images, 1x8x8, on cpu)"
     many = dataclasses.replace(digits, classes=tuple(f"class {index}" for index in range(1000)))
