@@ -348,9 +348,8 @@ class ImageData:
         sizes = ", ".join(f"{len(split)} {name}" for name, split in self.named_splits().items())
         return (
             f"ImageData({self.name!r})\n"
-            f"  images: {sizes}; {self.num_channels}x{self.image_size}x{self.image_size} on "
-            f"{self.train.labels.device}\n"
-            f"  classes: {self._named_classes()}\n"
+            f"  images: {sizes}; {self._shape()} on {self.train.labels.device}\n"
+            f"  {self._named_classes()}\n"
             f"  mirrored in training: {'yes' if self.flip else 'no'}; fingerprint {self.fingerprint[:12]}"
         )
 
@@ -361,15 +360,19 @@ class ImageData:
         )
         png = base64.b64encode(self._strip()).decode()
         return (
-            f"<b>{html.escape(self.name)}</b>: {self.num_channels}x{self.image_size}x{self.image_size} images"
+            f"<b>{html.escape(self.name)}</b>: images of {self._shape()}"
             f"<table><tr><th>split</th><th>images</th></tr>{rows}</table>"
-            f"<p>Classes: {html.escape(self._named_classes())}</p>"
-            f'<img alt="training images" src="data:image/png;base64,{png}">'
+            f"<p>{html.escape(self._named_classes())}</p>"
+            f'<img alt="training images" src="data:image/png;base64,{png}"/>'
         )
+
+    def _shape(self) -> str:
+        return f"{self.num_channels}x{self.image_size}x{self.image_size}"
 
     def _named_classes(self) -> str:
         names = ", ".join(self.classes[:_CLASSES_SHOWN])
-        return f"{self.num_classes}: {names}" + (", ..." if self.num_classes > _CLASSES_SHOWN else "")
+        more = ", ..." if self.num_classes > _CLASSES_SHOWN else ""
+        return f"{self.num_classes} classes: {names}{more}"
 
     def _strip(self) -> bytes:
         """A PNG of the first training image of each of the first classes, side by side."""
