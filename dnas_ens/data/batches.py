@@ -9,14 +9,40 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 
-from dnas_ens.data.checks import check_pixels
-from dnas_ens.data.dataset import ImageData, Split
-from dnas_ens.data.normalisation import normalise
+from dnas_ens.data.dataset import ImageData, Split, check_pixels
 from dnas_ens.errors import UserError
+
+
+def normalise(images: torch.Tensor, *, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    """(x / 255 - mean) / std for each channel.
+
+    Args:
+        images: uint8 (B, C, H, W).
+        mean: C means in [0, 1].
+        std: C standard deviations, above 0, in the same unit.
+
+    Returns:
+        float32 (B, C, H, W) on the device of `images`.
+    """
+    scale, shift = _scale_and_shift(mean, std, images.device)
+    return images.float().mul_(scale).add_(shift)
+
+
+@lru_cache(maxsize=32)
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """1 / (255 std) and -mean / std as (1, C, 1, 1); kept, so that no batch waits for a copy to a device."""
+    scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
+    shift = torch.tensor(
+        [-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device
+    )
+    return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -51,7 +77,7 @@ class Augmentation:
         std: C channel standard deviations, above 0, in the same unit.
 
     Raises:
-        UserError: If a number is out of range.
+        UserError: A number is out of range.
     """
 
     pad: int
@@ -76,13 +102,12 @@ class Augmentation:
     def for_data(cls, data: ImageData, *, augment: bool = True, cutout: int = 0) -> Augmentation:
         """The usual augmentation for a data set.
 
+        The padding is 4 pixels from 28 x 28 up, and one seventh of the side (at least 1) below.
+
         Args:
             data: Gives the size, the normalisation and whether flips keep the meaning.
             augment: False for normalisation only (`cutout` is then ignored).
             cutout: Side of the cutout square in pixels, 0 for none.
-
-        Returns:
-            Padding of 4 pixels from 28 x 28 up, one seventh of the side (at least 1) below.
         """
         if not augment:
             return cls(pad=0, flip=False, cutout=0, mean=data.mean, std=data.std)
@@ -90,27 +115,13 @@ class Augmentation:
         return cls(pad=pad, flip=data.flip, cutout=cutout, mean=data.mean, std=data.std)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
-        """(x / 255 - mean) / std for each channel.
-
-        Args:
-            images: uint8 (B, C, H, W).
-
-        Returns:
-            float32 (B, C, H, W) on the same device.
-        """
+        """(x / 255 - mean) / std for each channel: uint8 (B, C, H, W) to float32 (B, C, H, W)."""
         return normalise(images, mean=self.mean, std=self.std)
 
     def draw(
         self, num_images: int, *, height: int, width: int, generator: torch.Generator
     ) -> AugmentationDraws:
-        """Draw what one batch needs, for `apply`.
-
-        Args:
-            num_images: B.
-            height: H in pixels.
-            width: W in pixels.
-            generator: On the device of the images.
-        """
+        """Draw what a batch of B = `num_images` needs, for `apply`; the generator is on the images' device."""
 
         def integers(high: int) -> torch.Tensor:
             return torch.randint(high, (num_images,), generator=generator, device=generator.device)
@@ -141,15 +152,7 @@ class Augmentation:
         return normalised
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Augment each image of a batch by numbers of its own.
-
-        Args:
-            images: uint8 (B, C, H, W).
-            generator: On the device of the images.
-
-        Returns:
-            float32 (B, C, H, W) on the same device.
-        """
+        """Draw and apply: uint8 (B, C, H, W) to float32 (B, C, H, W); the generator is on the images' device."""
         height, width = images.shape[-2:]
         return self.apply(images, self.draw(len(images), height=height, width=width, generator=generator))
 
@@ -175,21 +178,18 @@ def iterate_batches(
     Args:
         split: The images.
         batch_size: B, at least 1.
-        generator: On the CPU; one permutation is drawn from it, before the first batch. None keeps
-            the order.
-        augmentation: Normalises, and augments if `augmentation_generator` is given. None only
-            scales to [0, 1].
-        augmentation_generator: On the split's device, drawn from for every batch; apart from `generator`, so
-            that order and augmentation have seeds of their own.
+        generator: On the CPU; one permutation is drawn from it, before the first batch. None keeps the order.
+        augmentation: Normalises, and augments if `augmentation_generator` is given. None only scales to [0, 1].
+        augmentation_generator: On the split's device, drawn from for every batch.
         drop_last: Leave out a smaller last batch, unless it is the only one.
-        first_batch: Batches of the order to pass over without drawing for them, to resume in mid-epoch with
-            `generator` as it was before the epoch and `augmentation_generator` as it was after that batch.
+        first_batch: Batches to skip without drawing for them, to resume in mid-epoch with `generator` as it was
+            before the epoch and `augmentation_generator` as it was after the last batch.
 
     Yields:
         float32 images (B, C, H, W) and int64 labels (B,).
 
     Raises:
-        UserError: If `batch_size` is below 1, `generator` is not on the CPU, or the images are not uint8.
+        UserError: `batch_size` is below 1, `generator` is not on the CPU, or the images are not uint8.
     """
     check_pixels(split, "a split")
     if generator is None:
@@ -212,16 +212,9 @@ def iterate_batches(
 def epoch_indices(
     split: Split, batch_size: int, *, generator: torch.Generator, drop_last: bool = False
 ) -> Iterator[torch.Tensor]:
-    """Yield the numbers of the images of each batch of an epoch in random order, int64 (B,) on the split's device.
+    """Yield the indices of the images of each batch of an epoch in random order; see `iterate_batches`.
 
-    Args:
-        split: The images.
-        batch_size: B, at least 1.
-        generator: On the CPU; one permutation is drawn from it.
-        drop_last: Leave out a smaller last batch, unless it is the only one.
-
-    Raises:
-        UserError: If `batch_size` is below 1 or `generator` is not on the CPU.
+    int64 (B,) each, on the split's device.
     """
     num_batches = count_batches(split, batch_size, drop_last=drop_last)
     if generator.device.type != "cpu":
@@ -233,11 +226,7 @@ def epoch_indices(
 
 
 def count_batches(split: Split, batch_size: int, *, drop_last: bool = False) -> int:
-    """How many batches `iterate_batches` gives in an epoch; 0 only for an empty split.
-
-    Raises:
-        UserError: If `batch_size` is below 1.
-    """
+    """How many batches `iterate_batches` gives in an epoch; 0 only for an empty split."""
     if batch_size < 1:
         raise UserError(f"The batch size is {batch_size}.", "Give --batch-size a number of images from 1 up.")
     full, rest = divmod(len(split), batch_size)

@@ -12,30 +12,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dnas_ens.data.corruption_names import SEVERITIES, check_severity
 from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.names import SEVERITIES, check_severity
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import unreadable
 
 #: What the benchmark's mean is over, in the paper's order; the four further files are its validation.
 PUBLISHED_NAMES = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "frost",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
+    *(
+        "gaussian_noise",
+        "shot_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "glass_blur",
+        "motion_blur",
+        "zoom_blur",
+    ),
+    *("snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
-LABELS = "labels.npy"
 
 
 class Cifar10C:
@@ -43,7 +37,7 @@ class Cifar10C:
 
     Args:
         folder: Holds ``labels.npy`` (5 N,) and ``<corruption>.npy`` uint8 (5 N, H, W, 3), N = 10,000 in the
-            published ones; as given, or below `data_root`.
+            published ones; a path, or a name below `data_root`.
         data: The run's data: its test split must be CIFAR-10's, whole and in the published order.
         data_root: Where else `folder` is looked for.
 
@@ -66,14 +60,7 @@ class Cifar10C:
         self.labels = self._checked_labels(data)
 
     def split(self, name: str, severity: int) -> Split:
-        """Read the test images under one corruption at one severity.
-
-        Args:
-            name: One of `names`.
-            severity: 1 to 5.
-
-        Returns:
-            Images uint8 (N, 3, H, W) and labels, in the order of the run's test split.
+        """Read the test images under one of `names` at one severity from 1 to 5, in the order of the run's test split.
 
         Raises:
             UserError: The severity is another, or the file is missing, damaged or of another form.
@@ -93,7 +80,7 @@ class Cifar10C:
 
     def _checked_labels(self, data: ImageData) -> NDArray[np.int64]:
         """The labels of one severity, which must be those of the run's test split in every block."""
-        labels = _read(self.folder / LABELS)
+        labels = _read(self.folder / "labels.npy")
         expected = data.test.labels.cpu().numpy()
         same = (
             data.num_channels == 3
@@ -121,7 +108,7 @@ def _find(folder: Path, data_root: Path | None) -> Path:
 
 
 def _read(path: Path) -> np.ndarray:
-    """One array, mapped and not read, so that a severity costs its own fifth of the file."""
+    """One array, memory-mapped, so that a severity reads only its own fifth of the file."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
+import html
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from dnas_ens.data.checks import check_image_data, check_pixels, check_split
-from dnas_ens.data.normalisation import measure_normalisation
 from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
 
 SPLIT_NAMES = ("train", "val", "test")
-_CLASSES_NAMED = 10
+# Classes that are shown, and the side in pixels of the picture shown of each.
+_CLASSES_SHOWN, _SHOWN_SIDE = 10, 48
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,19 +28,39 @@ class Split:
     """Labelled images that are used for one purpose.
 
     Args:
-        images: uint8 (N, C, H, W), 0 to 255; or floating, which are taken as normalised: networks of one's own can be
-            evaluated on them, but nothing is searched or trained on them.
-        labels: int64 (N,), class indices from 0.
+        images: uint8 (N, C, H, W), 0 to 255; or floating, taken as normalised: networks of one's own can be evaluated
+            on them, but nothing is searched or trained on them.
+        labels: int64 (N,), class indices from 0, on the same device.
 
     Raises:
-        UserError: If a tensor has another type or shape, or the two disagree in length or device.
+        UserError: A tensor has another type or shape, or the two disagree in length or device.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
 
     def __post_init__(self) -> None:
-        check_split(self.images, self.labels)
+        images, labels = self.images, self.labels
+        if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
+            raise UserError(
+                f"A split's images are {images.dtype} of shape {tuple(images.shape)}.",
+                "Give a torch.uint8 tensor of shape (N, C, H, W) with values 0 to 255, or normalised floats to be "
+                "predicted.",
+            )
+        if labels.dtype != torch.int64 or labels.ndim != 1:
+            raise UserError(
+                f"A split's labels are {labels.dtype} of shape {tuple(labels.shape)}.",
+                "Give a torch.int64 tensor of shape (N,).",
+            )
+        if len(images) != len(labels):
+            raise UserError(
+                f"A split has {len(images)} images but {len(labels)} labels.", "Give one label an image."
+            )
+        if images.device != labels.device:
+            raise UserError(
+                f"A split's images are on {images.device}, its labels on {labels.device}.",
+                "Move both to one device.",
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,14 +74,7 @@ class Split:
         return Split(self.images.to(device), self.labels.to(device))
 
     def subset(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> Split:
-        """The images at `indices`, in that order.
-
-        Args:
-            indices: Whole numbers (n,) into this split; not a mask.
-
-        Raises:
-            UserError: If `indices` is a mask.
-        """
+        """The images at whole-number `indices` (n,), in that order; UserError for a mask."""
         wanted = torch.as_tensor(indices)
         if wanted.dtype == torch.bool:
             raise UserError(
@@ -68,12 +84,9 @@ class Split:
         return Split(self.images[wanted], self.labels[wanted])
 
     def drawn(self, num_images: int | None = None) -> Split:
-        """Random images in random order, the same ones at every call, so that batches of them hold all classes.
+        """At most `num_images` images (None: all) in random order, the same ones at every call.
 
-        A folder's images come class by class; statistics of batches that hold one class each are those of no data.
-
-        Args:
-            num_images: How many at most; None for all of them.
+        A folder's images come class by class, and batches of one class give meaningless BatchNorm statistics.
         """
         generator = torch.Generator().manual_seed(0)
         return self.subset(torch.randperm(len(self), generator=generator)[:num_images])
@@ -84,6 +97,46 @@ class Split:
         digest.update(self.images.contiguous().cpu().numpy().data)
         digest.update(self.labels.cpu().numpy().astype("<i8").data)
         return digest.hexdigest()
+
+
+def check_pixels(split: Split, name: str) -> None:
+    """Raise UserError where images that will be normalised are not uint8."""
+    if split.images.dtype != torch.uint8:
+        raise UserError(
+            f"The images of {name} are {split.images.dtype}, but they are to be normalised here.",
+            "Give a torch.uint8 tensor of shape (N, C, H, W) with values 0 to 255.",
+        )
+
+
+def measure_normalisation(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and (population) standard deviation of every channel, exactly, from integer sums.
+
+    Args:
+        images: uint8 (N, C, H, W).
+
+    Returns:
+        C means and C standard deviations in units of [0, 1] pixels. The deviation of a constant channel is given as
+        1, so that dividing by it is safe.
+
+    Raises:
+        UserError: There are no images.
+    """
+    if images.numel() == 0:
+        raise UserError("There are no training images to measure.", "Give the train split some images.")
+    total = torch.zeros(images.shape[1], dtype=torch.int64)
+    total_of_squares = torch.zeros_like(total)
+    for chunk in images.split(1024):
+        values = chunk.to(torch.int32)
+        total += values.sum(dim=(0, 2, 3)).cpu()
+        total_of_squares += values.square().sum(dim=(0, 2, 3)).cpu()
+    count = images.numel() // images.shape[1]
+    mean = [int(value) / count for value in total]
+    # Whole numbers up to the last division: the textbook E[x^2] - E[x]^2 loses no digit this way.
+    spread = [
+        int(square) * count - int(value) ** 2 for value, square in zip(total, total_of_squares, strict=True)
+    ]
+    std = [value**0.5 / count / 255 if value else 1.0 for value in spread]
+    return tuple(value / 255 for value in mean), tuple(std)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,13 +153,13 @@ class ImageData:
         std: C standard deviations of the training pixels, in units of [0, 1] pixels, above 0.
         flip: Whether an image means the same after a horizontal flip.
         fingerprint: SHA-256 over pixels, labels and split indices.
-        splits: For "train", "val" and "test" each image's index in the source: the source's training
-            images in file order, then its own validation and test images, where it has any.
+        splits: For "train", "val" and "test" each image's index in the source: its training images in file order,
+            then its own validation and test images, where it has any.
         skipped: Files left out because they could not be read; they have no index.
         deep_bits: Bits, 8 to 16, of the greys of more than 8 bits that were scaled to 8; None where there were none.
 
     Raises:
-        UserError: If the parts contradict each other.
+        UserError: The parts contradict each other.
     """
 
     name: str
@@ -123,17 +176,36 @@ class ImageData:
     deep_bits: int | None = None
 
     def __post_init__(self) -> None:
-        check_image_data(self)
-
-    def __repr__(self) -> str:
-        names = ", ".join(self.classes[:_CLASSES_NAMED]) + (
-            ", ..." if self.num_classes > _CLASSES_NAMED else ""
-        )
-        sizes = ", ".join(f"{len(split)} {name}" for name, split in self.named_splits().items())
-        return (
-            f"ImageData({self.name!r}: {sizes} images, {self.num_channels}x{self.image_size}x{self.image_size}; "
-            f"{self.num_classes} classes: {names}; flip={self.flip}; fingerprint {self.fingerprint[:12]})"
-        )
+        shape = tuple(self.train.images.shape[1:])
+        if shape[1] != shape[2]:
+            raise UserError(f"The images are {shape[1]}x{shape[2]}.", "Crop or resize them to squares.")
+        if shape[0] not in (1, 3):
+            raise UserError(f"The images have {shape[0]} channels.", "Give images of one or three channels.")
+        if len(self.mean) != shape[0] or len(self.std) != shape[0] or min(self.std) <= 0:
+            raise UserError(
+                f"Mean {self.mean} and standard deviation {self.std} do not fit {shape[0]} channels.",
+                "Give one of each a channel, deviations above 0, or build with ImageData.from_splits.",
+            )
+        for name, split in self.named_splits().items():
+            check_pixels(split, name)
+            if len(split) == 0:
+                raise UserError(f"The {name} split is empty.", "Give every split some images.")
+            if tuple(split.images.shape[1:]) != shape:
+                raise UserError(
+                    f"Images of {name} are {tuple(split.images.shape[1:])}, of train {shape}.",
+                    "Give all the images one number of channels and one size.",
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise UserError(
+                    f"Labels of {name} reach from {low} to {high}, but there are {self.num_classes} classes.",
+                    "Give labels from 0 to the number of classes less one.",
+                )
+            if len(self.splits.get(name, ())) != len(split):
+                raise UserError(
+                    f"The split indices of {name} do not number {len(split)}.",
+                    "Give one source index an image in splits['train'], splits['val'] and splits['test'].",
+                )
 
     @classmethod
     def from_splits(
@@ -151,19 +223,10 @@ class ImageData:
     ) -> ImageData:
         """Measure normalisation on the training images, take the fingerprint, and build.
 
-        Args:
-            name: Name of the data set.
-            classes: K class names.
-            train: Training images.
-            val: Validation images.
-            test: Test images.
-            flip: Whether an image means the same after a horizontal flip.
-            splits: Source indices of each split; counted through train, val and test if not given.
-            skipped: Files left out because they could not be read.
-            deep_bits: Bits of the greys that were scaled to 8; None where there were none.
+        Arguments as for `ImageData`; `splits` counts through train, val and test where it is not given.
 
         Raises:
-            UserError: If the parts contradict each other.
+            UserError: The parts contradict each other.
         """
         parts = {"train": train, "val": val, "test": test}
         for key, part in parts.items():
@@ -208,6 +271,10 @@ class ImageData:
         """Number of classes, K."""
         return len(self.classes)
 
+    def named_splits(self) -> dict[str, Split]:
+        """The splits by name: "train", "val", "test"."""
+        return {"train": self.train, "val": self.val, "test": self.test}
+
     def to(self, device: torch.device | str) -> ImageData:
         """The same data with all images and labels on `device`."""
         return dataclasses.replace(
@@ -222,7 +289,7 @@ class ImageData:
 
         Returns:
             The weight split, with the extra image of an odd number, and the architecture split. Disjoint,
-            together all of `train`; per class their counts are within one image of its half.
+            together all of `train`; each class within one image of its half.
         """
         weight, architecture = halve(self.train.labels.cpu().numpy(), seed=seed)
         return self.train.subset(weight), self.train.subset(architecture)
@@ -238,7 +305,7 @@ class ImageData:
             New data, normalisation and fingerprint measured again.
 
         Raises:
-            UserError: If `num_train` is out of range.
+            UserError: `num_train` is out of range.
         """
         kept = draw_limited(self.train.labels.cpu().numpy(), num_train, classes=self.classes, seed=seed)
         return ImageData.from_splits(
@@ -277,6 +344,46 @@ class ImageData:
             },
         }
 
-    def named_splits(self) -> dict[str, Split]:
-        """The splits by name: "train", "val", "test"."""
-        return {"train": self.train, "val": self.val, "test": self.test}
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(split)} {name}" for name, split in self.named_splits().items())
+        return (
+            f"ImageData({self.name!r})\n"
+            f"  images: {sizes}; {self._shape()} on {self.train.labels.device}\n"
+            f"  {self._named_classes()}\n"
+            f"  mirrored in training: {'yes' if self.flip else 'no'}; fingerprint {self.fingerprint[:12]}"
+        )
+
+    def _repr_html_(self) -> str:
+        """A notebook's view: a table of the splits and a training image of each of the first ten classes."""
+        rows = "".join(
+            f"<tr><td>{name}</td><td>{len(split):,}</td></tr>" for name, split in self.named_splits().items()
+        )
+        png = base64.b64encode(self._strip()).decode()
+        return (
+            f"<b>{html.escape(self.name)}</b>: images of {self._shape()}"
+            f"<table><tr><th>split</th><th>images</th></tr>{rows}</table>"
+            f"<p>{html.escape(self._named_classes())}</p>"
+            f'<img alt="training images" src="data:image/png;base64,{png}"/>'
+        )
+
+    def _shape(self) -> str:
+        return f"{self.num_channels}x{self.image_size}x{self.image_size}"
+
+    def _named_classes(self) -> str:
+        names = ", ".join(self.classes[:_CLASSES_SHOWN])
+        more = ", ..." if self.num_classes > _CLASSES_SHOWN else ""
+        return f"{self.num_classes} classes: {names}{more}"
+
+    def _strip(self) -> bytes:
+        """A PNG of the first training image of each of the first classes, side by side."""
+        labels = self.train.labels
+        firsts = [(labels == label).nonzero()[0, 0] for label in labels.unique()[:_CLASSES_SHOWN]]
+        pictures = self.train.images[torch.stack(firsts)].cpu()
+        # (n, C, H, W) to (H, n W, 3)
+        pixels = pictures.expand(-1, 3, -1, -1).permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
+        shown = Image.fromarray(pixels).resize(
+            (_SHOWN_SIDE * len(pictures), _SHOWN_SIDE), Image.Resampling.NEAREST
+        )
+        buffer = io.BytesIO()
+        shown.save(buffer, format="PNG")
+        return buffer.getvalue()

@@ -29,31 +29,10 @@ from dnas_ens.data.images import (
 from dnas_ens.errors import UserError
 
 IMAGE_EXTENSIONS = (
-    ".apng",
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".heic",
-    ".heif",
-    ".hif",
-    ".j2k",
-    ".jfif",
-    ".jp2",
-    ".jpe",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".pnm",
-    ".ppm",
-    ".tga",
-    ".tif",
-    ".tiff",
-    ".webp",
+    *(".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
+    *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-
-# Formats whose first bytes tell them, looked for in files whose name has no ending.
+# Formats that the first bytes tell; a file without an ending is checked for them.
 _FORMATS_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 # What file managers leave behind.
 _CLUTTER = ("thumbs.db", "desktop.ini")
@@ -74,11 +53,10 @@ def load_folder(
 ) -> LabelledImages:
     """Read every image below `root`.
 
-    Classes are the folders' names, sorted. Files are taken in sorted order of their path inside the class,
-    at any depth; hidden files are ignored, other kinds of files left out and counted in a warning, as are images
-    beside the class folders. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB, with
-    transparency laid on white. Greys of more than 8 bits have one scale in all the set, see
-    `images.with_one_scale`.
+    Classes are the folders' names, sorted. Files are taken in sorted order of their path inside the class, at any
+    depth. Hidden files are ignored; other kinds of files, and images beside the class folders, are left out with a
+    warning. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB, with transparency laid on
+    white. Greys of more than 8 bits have one scale in the whole set, see `images.with_one_scale`.
 
     Args:
         root: Folder with one folder a class, or with `train` and perhaps `val` and `test` that each hold one
@@ -91,8 +69,8 @@ def load_folder(
         The images in the order train, val, test; in a split by class and path.
 
     Raises:
-        UserError: If the folder is missing or not laid out so, holds no image, has an empty class or one
-            class only, classes that differ between its parts, or an image that cannot be read.
+        UserError: The folder is missing or not laid out so, holds no image, has an empty class or one class only,
+            classes that differ between its parts, or an image that cannot be read.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -102,35 +80,34 @@ def load_folder(
             f"{root} is a file.", "Give --data the folder that holds one folder of images a class."
         )
     parts = _find_parts(root)
-    classes = _shared_classes(root, parts)
+    classes = _shared_classes(parts)
     paths: list[str] = []
-    labels: list[int] = []
     others: list[str] = []
-    ends = {}
-    for part, folder in parts.items():
+    labels: list[int] = []
+    part_of: list[int] = []
+    for index, folder in enumerate(parts.values()):
         for label, name in enumerate(classes):
             found, of_other_kinds = list_images(folder / name)
             paths += found
             others += of_other_kinds
             labels += [label] * len(found)
-        ends[part] = len(paths)
+            part_of += [index] * len(found)
     _tell_left_out(others, {root, *parts.values()})
     if not paths:
         raise UserError(
             f"{root} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) in its folders."
         )
-    part_of = np.searchsorted(list(ends.values()), np.arange(len(paths)), side="right")
     sizes = list(in_threads(_size_of, paths))
     side = image_size
     if side is None:
         side = common_side([size for size in sizes if size is not None] or [(1, 1)])
     pictures, readable, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images)
     kept_labels = np.asarray(labels, dtype=np.int64)[readable]
-    kept_parts = part_of[readable]
+    kept_parts = np.asarray(part_of)[readable]
     counts = {}
     for index, (part, folder) in enumerate(parts.items()):
         of_part = kept_labels[kept_parts == index]
-        counts[part] = len(of_part)
+        counts[f"num_{part}"] = len(of_part)
         _refuse_empty_classes(folder, classes, np.bincount(of_part, minlength=len(classes)))
     if image_size is None:
         tell_sizes([size for index in readable if (size := sizes[index]) is not None], side)
@@ -142,9 +119,7 @@ def load_folder(
         images=stack(arrays, image_size=side),
         labels=kept_labels,
         flip=True,
-        num_train=counts["train"],
-        num_val=counts.get("val", 0),
-        num_test=counts.get("test", 0),
+        **counts,
         skipped=tuple(skipped),
         deep_bits=deep_bits,
         paths=read,
@@ -191,78 +166,77 @@ def _find_parts(root: Path) -> dict[str, Path]:
 
 def _part_named(name: str) -> str | None:
     """The split that a folder's name means, such as train for Training or test for test_set; None for none."""
-    words = [word for word in re.split(r"[\W\d_]+", name.lower()) if word and word not in _WORDS_BESIDE]
+    words = [word for word in _words(name) if word and word not in _WORDS_BESIDE]
     return _SPLIT_WORDS.get(words[0]) if len(words) == 1 else None
 
 
-def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
-    """Refuse folders that are splits where classes should be, and say where that is likely.
+def _words(name: str) -> list[str]:
+    return re.split(r"[\W\d_]+", name.lower())
 
-    Args:
-        root: What should hold the class folders.
-        inner: The folders of each folder in it.
-    """
-    if len(inner) > 1 and all(map(_part_named, inner)):
+
+def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
+    """Refuse splits where classes should be, or warn of it; `inner` lists the folders of each folder of `root`."""
+    if len(inner) == 1:  # one folder too many, which `_shared_classes` tells
+        return
+    folders = _name_some(list(inner))
+    if all(map(_part_named, inner)):
         raise UserError(
-            f"The folders of {root}, {_name_some(list(inner))}, are splits that hold no class folders.",
+            f"The folders of {root}, {folders}, are splits that hold no class folders.",
             f"Put one folder a class into each, such as {root / next(iter(inner))}/cat.",
         )
     for name, below in inner.items():
         if len({part for part in map(_part_named, below) if part}) > 1:
-            if len(inner) == 1:
-                continue  # one folder too many, which is told elsewhere
             raise UserError(
                 f"{root / name} holds the splits {_name_some(below)}, inside a class.",
                 f"Put the splits outside and the classes inside, such as {root / below[0] / name}.",
             )
-    shared = set.intersection(*map(set, inner.values()))
-    if len(inner) > 1 and len(shared) > 1:
-        words = {word for name in inner for word in re.split(r"[\W\d_]+", name.lower())}
-        if words & _SPLIT_WORDS.keys():
+    shared = sorted(set.intersection(*map(set, inner.values())))
+    if len(shared) > 1:
+        if _SPLIT_WORDS.keys() & {word for name in inner for word in _words(name)}:
             raise UserError(
-                f"The folders of {root}, {_name_some(list(inner))}, look like splits, for each holds "
-                f"{_name_some(sorted(shared))}.",
+                f"The folders of {root}, {folders}, look like splits, for each holds {_name_some(shared)}.",
                 "Name them train, val and test.",
             )
         _logger.warning(
             "The classes of %s are taken to be %s, though each holds folders named %s. Where those are the classes, "
             "name the outer folders train, val and test, or give --data one of them.",
             root,
-            _name_some(list(inner)),
-            _name_some(sorted(shared)),
+            folders,
+            _name_some(shared),
         )
 
 
-def _shared_classes(root: Path, parts: dict[str, Path]) -> list[str]:
+def _shared_classes(parts: dict[str, Path]) -> list[str]:
     """Class names, refusing one class only and names that differ between the parts."""
-    classes = _list_folders(parts["train"])
+    train = parts["train"]
+    classes = _list_folders(train)
     for folder in parts.values():
         names = _list_folders(folder)
         for wrong, where, lacks in (
-            (sorted(set(names) - set(classes)), folder, parts["train"]),
-            (sorted(set(classes) - set(names)), parts["train"], folder),
+            (sorted(set(names) - set(classes)), folder, train),
+            (sorted(set(classes) - set(names)), train, folder),
         ):
             if wrong:
                 raise UserError(
                     f"Class {_name_some(wrong)} of {where} is not in {lacks}.",
                     f"Give {', '.join(path.name for path in parts.values())} the same class folders.",
                 )
-    if len(classes) == 1:
-        only = parts["train"] / classes[0]
-        below = _list_folders(only)
-        if len(below) > 1:
-            remedy = f"Give --data {shlex.quote(str(only))}."
-            if len(parts) > 1:
-                remedy = f"Move the folders in {only} up into {parts['train']}, and so in the other splits."
-            raise UserError(
-                f"{parts['train']} holds the single folder {classes[0]}, whose folders {_name_some(below)} seem to be "
-                f"the {'splits' if all(map(_part_named, below)) else 'classes'}.",
-                remedy,
-            )
+    if len(classes) > 1:
+        return classes
+    only = train / classes[0]
+    below = _list_folders(only)
+    if len(below) < 2:
         raise UserError(
-            f"{parts['train']} has the one class {classes[0]!r}.", "Give at least two classes, a folder each."
+            f"{train} has the one class {classes[0]!r}.", "Give at least two classes, a folder each."
         )
-    return classes
+    remedy = f"Give --data {shlex.quote(str(only))}."
+    if len(parts) > 1:
+        remedy = f"Move the folders in {only} up into {train}, and so in the other splits."
+    raise UserError(
+        f"{train} holds the single folder {classes[0]}, whose folders {_name_some(below)} seem to be "
+        f"the {'splits' if all(map(_part_named, below)) else 'classes'}.",
+        remedy,
+    )
 
 
 def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) -> None:
@@ -281,7 +255,7 @@ def _list_folders(folder: Path) -> list[str]:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Find the images below a folder; linked folders are followed, each only once, and hidden files passed over.
+    """Find the files below a folder; linked folders are followed, each only once, and hidden files passed over.
 
     Returns:
         The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
@@ -343,7 +317,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
 
 
 def _size_of(path: str) -> tuple[int, int] | None:
-    """Width and height in the file, in pixels; None where it cannot be read, which is told when it is decoded."""
+    """Width and height in the file, in pixels; None where it cannot be read, which `_decode_all` tells."""
     try:
         with open_image(path) as image:
             return image.size
@@ -367,22 +341,19 @@ def _decode_all(
         for decoded in in_threads(decode_some, chunks):
             results += decoded
             bar.update(len(decoded))
-    bad = [
-        (path, result) for path, result in zip(paths, results, strict=True) if isinstance(result, Exception)
-    ]
+    good = {index: result for index, result in enumerate(results) if not isinstance(result, Exception)}
+    bad = {paths[index]: result for index, result in enumerate(results) if isinstance(result, Exception)}
     if bad:
-        count = f"{len(bad)} of {len(paths)} images cannot be read: "
-        listed = ", ".join(f"{path} ({reason(error)})" for path, error in bad[:3])
-        message = count + listed + (f" and {len(bad) - 3} more." if len(bad) > 3 else ".")
+        listed = ", ".join(f"{path} ({reason(error)})" for path, error in list(bad.items())[:3])
+        more = f" and {len(bad) - 3} more." if len(bad) > 3 else "."
+        message = f"{len(bad)} of {len(paths)} images cannot be read: {listed}{more}"
         if not skip_bad_images:
-            remedy = remedy_for([path for path, _ in bad])
+            remedy = remedy_for(list(bad))
             if not remedy.startswith("Install"):
                 remedy = "Repair or delete them."
             raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
-    readable = [index for index, result in enumerate(results) if not isinstance(result, Exception)]
-    pictures = [result for result in results if not isinstance(result, Exception)]
-    return pictures, readable, [path for path, _ in bad]
+    return list(good.values()), list(good), list(bad)
 
 
 def _name_some(names: list[str]) -> str:

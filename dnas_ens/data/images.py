@@ -23,18 +23,17 @@ from dnas_ens.errors import UserError
 
 PixelArray = NDArray[np.uint8]
 
-#: The largest side that is chosen where none is asked for.
-DEFAULT_SIZE = 64
-
 #: Pictures that are not read. Pillow would take the thumbnail within some of them for the picture.
 FOREIGN_EXTENSIONS = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".pef", ".raf", ".raw", ".rw2", ".srw"),
     *(".dcm", ".dicom", ".eps", ".exr", ".jxl", ".psd", ".svg"),
 )
 
+#: The largest side that is chosen where none is asked for.
+_DEFAULT_SIZE = 64
 _DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _GREY_MODES = ("1", "L", "LA", "La")
-# A number with its highest bit of 16 set: where one occurs, the values are of 16 bits and no fewer.
+# A value this large needs all 16 bits.
 _HALF_OF_16_BITS = 1 << 15
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 _SIZES_NAMED = 3
@@ -61,7 +60,7 @@ class LabelledImages:
         max_val: See `splits.choose_splits`.
         skipped: Files left out because they could not be read.
         deep_bits: See `dataset.ImageData`.
-        paths: The images' files, where they have some each.
+        paths: The images' files, where each has one.
     """
 
     name: str
@@ -80,7 +79,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded file, its deep greys not yet brought to 8 bits, for their range is that of the whole set.
+    """A decoded file. Deep greys (of more than 8 bits) are still as in the file: their range is that of the whole set.
 
     Args:
         pixels: uint8 (H, H) or (H, H, 3); uint16 (H, H) for deep greys.
@@ -102,21 +101,20 @@ def read_image(
 ) -> torch.Tensor:
     """Read one image as a trained ensemble wants it.
 
-    A grey image is repeated over three channels; a colour image is accepted for one channel only if it is
-    grey in fact (its three channels equal).
+    A grey image is repeated over three channels; one in colour gives one channel only if its three are equal.
 
     Args:
         path: The image file.
         num_channels: 1 or 3.
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
         deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only
-            values that are plainly of 16 bits are accepted.
+            values that plainly use 16 bits are accepted.
 
     Returns:
         uint8 (C, H, H).
 
     Raises:
-        UserError: If the file is missing or unreadable, is in colour where one channel is wanted, or has values of
+        UserError: The file is missing or unreadable, is in colour where one channel is wanted, or has values of
             another range than the training images.
     """
     picture = decode_or_error(path, image_size=image_size)
@@ -132,11 +130,11 @@ def read_image(
                 "Convert the image to grey, or use an ensemble trained on colour images.",
             )
         pixels = np.ascontiguousarray(pixels[:, :, 0])
-    return torch.from_numpy(as_planes(pixels, num_channels=num_channels).copy())
+    return torch.from_numpy(_as_planes(pixels, num_channels=num_channels).copy())
 
 
 def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None) -> int:
-    """The bits of a single picture's values, refusing those that the training images do not tell."""
+    """The bits of a single picture's values; UserError where the training images do not tell them."""
     if picture.peak is None:
         return 8
     if picture.is_deep_grey and deep_bits is not None:
@@ -164,7 +162,7 @@ def remedy_for(paths: Sequence[str]) -> str:
 
 @functools.cache
 def _reads_heif() -> bool:
-    """Let Pillow read HEIC where pillow-heif is installed; say whether it is."""
+    """Let Pillow read HEIC where pillow-heif is installed, and say whether it is."""
     try:
         import pillow_heif
     except ImportError:
@@ -177,7 +175,7 @@ def open_image(path: str | os.PathLike[str], *, formats: tuple[str, ...] | None 
     """Open a file as Pillow does, HEIC included where pillow-heif is installed.
 
     Raises:
-        ValueError: If the file is of a kind whose pixels Pillow does not read.
+        ValueError: The file is one of `FOREIGN_EXTENSIONS`.
         Exception: Whatever Pillow raises on a damaged file.
     """
     ending = os.path.splitext(path)[1].lower()
@@ -188,30 +186,24 @@ def open_image(path: str | os.PathLike[str], *, formats: tuple[str, ...] | None 
 
 
 def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
-    """Decode an image file, the right way up, at the wanted size.
-
-    Args:
-        path: The image file; of an animation, the first frame.
-        image_size: Side in pixels, H.
-
-    Returns:
-        The picture, deep greys as they are in the file.
+    """Decode an image file (of an animation, the first frame), the right way up, at a side of `image_size` pixels.
 
     Raises:
-        Exception: Whatever Pillow raises on a damaged file; ValueError for pixels without a known range.
+        ValueError: The pixels have no known range.
+        Exception: Whatever Pillow raises on a damaged file.
     """
     with open_image(path) as image:
-        # Lets the JPEG decoder leave out detail far below the wanted size; nothing happens to other files.
+        # The JPEG decoder leaves out detail far below the wanted size; other files are decoded whole.
         image.draft(None, (2 * image_size, 2 * image_size))
         deep_colour = _is_deep_colour(image)
         upright = ImageOps.exif_transpose(image) if image.info.get("exif") else image
         flat = plain(upright)
+        peak = None
         if deep_colour:
             # The upper of two bytes, transparency left out.
-            upper = int(np.asarray(upright)[..., :3].max())
-            return Picture(np.asarray(fit(flat, image_size)), peak=257 * upper)
-        pixels = np.asarray(flat)
-        peak = int(pixels.max()) if pixels.dtype == np.uint16 else None
+            peak = 257 * int(np.asarray(upright)[..., :3].max())
+        elif flat.mode == "I;16":
+            peak = int(np.asarray(flat).max())
         return Picture(np.asarray(fit(flat, image_size)), peak=peak)
 
 
@@ -241,8 +233,7 @@ def plain(image: Image.Image) -> Image.Image:
     palettes included, are colour.
 
     Raises:
-        ValueError: If the pixels are floats, deep greys with transparency or outside 16 bits, so that their
-            range is unknown.
+        ValueError: The range is unknown: floats, or deep greys with transparency or outside 16 bits.
     """
     if image.mode in _DEEP_MODES:
         values = np.asarray(image).astype(np.int64)
@@ -286,7 +277,7 @@ def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[l
         N arrays (H, H) or (H, H, 3), and the bits; None where there is no deep grey.
 
     Raises:
-        UserError: If there are 16-bit colours that use fewer than 16 bits, of which Pillow keeps the upper 8.
+        UserError: 16-bit colours use fewer than 16 bits, of which Pillow keeps the upper 8.
     """
     colours = [
         (picture.peak, name)
@@ -322,7 +313,7 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def common_side(sizes: Sequence[tuple[int, int]]) -> int:
-    """The side that the images of a set are given where none is asked for.
+    """The side for a set of images where none is asked for.
 
     Args:
         sizes: Width and height of each, in pixels; at least one.
@@ -330,7 +321,7 @@ def common_side(sizes: Sequence[tuple[int, int]]) -> int:
     Returns:
         The median of their short sides, the lower one of two, but 64 at most: few odd images do not move it.
     """
-    return min(DEFAULT_SIZE, sorted(map(min, sizes))[(len(sizes) - 1) // 2])
+    return min(_DEFAULT_SIZE, sorted(map(min, sizes))[(len(sizes) - 1) // 2])
 
 
 def tell_sizes(sizes: Sequence[tuple[int, int]], side: int) -> None:
@@ -338,8 +329,9 @@ def tell_sizes(sizes: Sequence[tuple[int, int]], side: int) -> None:
     changed = Counter(size for size in sizes if size != (side, side))
     if not changed:
         return
-    named = [f"{count} of {width}x{height}" for (width, height), count in changed.most_common(_SIZES_NAMED)]
-    rest = changed.total() - sum(count for _, count in changed.most_common(_SIZES_NAMED))
+    most_common = changed.most_common(_SIZES_NAMED)
+    named = [f"{count} of {width}x{height}" for (width, height), count in most_common]
+    rest = changed.total() - sum(count for _, count in most_common)
     named += [f"{rest} of other sizes"] if rest else []
     enlarged = sum(count for size, count in changed.items() if min(size) < side)
     _logger.warning(
@@ -364,23 +356,21 @@ def stack(arrays: Sequence[PixelArray], *, image_size: int) -> PixelArray:
     Returns:
         (N, C, H, H), C = 1 if all are grey, otherwise 3.
     """
-    side = image_size
+    square = (image_size, image_size)
 
     def resized(array: PixelArray) -> PixelArray:
-        if array.shape[:2] == (side, side):
-            return array
-        return np.asarray(fit(Image.fromarray(array), side))
+        return array if array.shape[:2] == square else np.asarray(fit(Image.fromarray(array), image_size))
 
-    if any(array.shape[:2] != (side, side) for array in arrays):
+    if any(array.shape[:2] != square for array in arrays):
         arrays = list(in_threads(resized, arrays))
     num_channels = 3 if any(array.ndim == 3 for array in arrays) else 1
-    stacked = np.empty((len(arrays), num_channels, side, side), dtype=np.uint8)
+    stacked = np.empty((len(arrays), num_channels, *square), dtype=np.uint8)
     for index, array in enumerate(arrays):
-        stacked[index] = as_planes(array, num_channels=num_channels)
+        stacked[index] = _as_planes(array, num_channels=num_channels)
     return stacked
 
 
-def as_planes(array: PixelArray, *, num_channels: int) -> PixelArray:
+def _as_planes(array: PixelArray, *, num_channels: int) -> PixelArray:
     """(H, W) or (H, W, 3) to (C, H, W), a grey image repeated over `num_channels`."""
     if array.ndim == 3:
         return array.transpose(2, 0, 1)

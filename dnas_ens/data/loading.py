@@ -1,11 +1,18 @@
-"""The one way in: a data set by name, by folder, or from a torch Dataset."""
+"""The one way in: a data set by name, by folder, or from a torch Dataset.
+
+What may spoil a user's own images is said here: class names that a mirror image would change, equal images in
+different splits, and classes of unequal size.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
 import logging
 import os
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +20,40 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from dnas_ens.data.copies import first_equal, tell_copies
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.data.folder import load_folder
-from dnas_ens.data.images import LabelledImages
-from dnas_ens.data.mirrors import mirror_hint
+from dnas_ens.data.images import LabelledImages, PixelArray
 from dnas_ens.data.names import SOURCE_NAMES
 from dnas_ens.data.sources import load_source
 from dnas_ens.data.splits import choose_splits, draw_limited
 from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
+from dnas_ens.types import IntArray
 
-# How many times as large as the smallest class the largest is where that is said.
+# The largest class is reported where it is this many times as large as the smallest.
 _UNEQUAL = 4
+
+# Words of a side in the languages that folders are often named in.
+_SIDES = {
+    *("left", "right", "lefts", "rights", "lefthand", "righthand", "leftward", "rightward", "leftwards"),
+    *("rightwards", "lefthanded", "righthanded", "leftarrow", "rightarrow", "leftturn", "rightturn"),
+    *("leftside", "rightside", "links", "rechts", "linke", "rechte", "linker", "rechter", "gauche", "droite"),
+    *("droit", "izquierda", "derecha", "izquierdo", "derecho", "esquerda", "direita", "esquerdo", "direito"),
+    *("sinistra", "destra", "sinistro", "destro", "lewo", "prawo", "lewa", "prawa", "vlevo", "vpravo"),
+    *("vänster", "höger", "venstre", "høyre", "højre", "vasen", "oikea", "sol", "sağ", "влево", "вправо"),
+    *("лево", "право", "левый", "правый", "左", "右", "←", "→", "east", "west", "clockwise", "anticlockwise"),
+    *("counterclockwise", "cw", "ccw", "starboard", "sinister", "dexter"),
+}
+# Short for sides only where both are there.
+_SIDE_PAIRS = (
+    *(("l", "r"), ("lh", "rh"), ("lt", "rt"), ("lhs", "rhs")),
+    *(("os", "od"), ("e", "w"), ("esq", "dir")),
+)
+_WRITING = {
+    *("arrow", "arrows", "letter", "letters", "digit", "digits", "text", "texts", "character", "characters"),
+    *("alphabet", "word", "words", "handwriting", "font", "fonts", "glyph", "glyphs", "numeral", "numerals"),
+}
+_NUMBERS = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"}
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +78,7 @@ def load_data(
     Args:
         data: One of `SOURCE_NAMES`; the path of a folder ROOT/<class>/* or ROOT/{train,val?,test?}/<class>/*,
             or its name below `data_root`; a map-style torch Dataset of (image, label); or `ImageData`,
-            which comes back as it is but for `limit_train`.
+            which comes back as it is but for `limit_train` and `flip`.
         data_root: Where named data sets are kept; default $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
         limit_train: Keep a stratified subset of so many training images; val and test are unchanged.
         image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a named
@@ -59,14 +87,14 @@ def load_data(
         seed: At least 0; decides the splits and the subset, each from its own stream.
         download: Whether a named data set may be downloaded if its files are absent.
         skip_bad_images: Leave unreadable images of a folder out with a warning, instead of refusing it.
-        flip: Whether training mirrors images left to right at random. None does where that is known to keep the
-            meaning, and for folders and Datasets where no class name tells otherwise.
+        flip: Whether training mirrors images left to right at random. None does so where that is known to keep the
+            meaning, and for folders and Datasets unless a class name says otherwise.
 
     Returns:
         The data on the CPU.
 
     Raises:
-        UserError: If the data cannot be found, read or split as asked.
+        UserError: The data cannot be found, read or split as asked.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size is {image_size}.", "Give --image-size a side in pixels, such as 32.")
@@ -89,8 +117,7 @@ def load_data(
         else:
             folder = find_folder(data, data_root=root)
             source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images)
-    source = dataclasses.replace(source, flip=_decide_flip(source, flip, own=own))
-    return _split(source, limit_train=limit_train, seed=seed, own=own)
+    return _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
 
 
 def default_data_root() -> Path:
@@ -100,11 +127,7 @@ def default_data_root() -> Path:
 
 
 def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
-    """Find a folder of images by its path, or by its name below the data root.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Find a folder of images by its path, or by its name below the data root; UserError if there is none."""
     if str(data) in ("", "."):
         raise UserError(
             f"--data is {str(data)!r}.", f"Give a name ({', '.join(SOURCE_NAMES)}) or a path to a folder."
@@ -125,6 +148,40 @@ def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
     )
 
 
+def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed: int, own: bool) -> ImageData:
+    # The splits of data sets known by name are what others compare with, so equal images stay where they are.
+    first = first_equal(source.images) if own else None
+    chosen = choose_splits(
+        source.labels,
+        classes=source.classes,
+        num_train=source.num_train,
+        num_val=source.num_val,
+        num_test=source.num_test,
+        max_val=source.max_val,
+        first_equal=first,
+        seed=seed,
+    )
+    if first is not None:
+        _tell_copies(source, first, chosen)
+        _tell_imbalance(source)
+    if limit_train is not None:
+        train = chosen["train"]
+        kept = draw_limited(source.labels[train], limit_train, classes=source.classes, seed=seed)
+        chosen["train"] = train[kept]
+    everything = Split(torch.from_numpy(source.images), torch.from_numpy(source.labels))
+    return ImageData.from_splits(
+        source.name,
+        source.classes,
+        train=everything.subset(chosen["train"]),
+        val=everything.subset(chosen["val"]),
+        test=everything.subset(chosen["test"]),
+        flip=flip,
+        splits={key: indices.tolist() for key, indices in chosen.items()},
+        skipped=source.skipped,
+        deep_bits=source.deep_bits,
+    )
+
+
 def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bool:
     """Whether training mirrors a source's images, and say so where class names decide it."""
     if asked is not None:
@@ -138,6 +195,71 @@ def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bo
             hint,
         )
     return source.flip and hint is None
+
+
+def mirror_hint(classes: Sequence[str]) -> str | None:
+    """Say what in the names of the K classes suggests that a mirror changes the meaning; None where nothing does."""
+    words = {name: set(_words(name)) for name in classes}
+    if of_sides := [name for name, own in words.items() if any(map(_is_side, own))]:
+        return f"{_quoted(of_sides)} tell sides apart"
+    for pair in _SIDE_PAIRS:
+        if all(any(side in own for own in words.values()) for side in pair):
+            return f"{_quoted([name for name, own in words.items() if own & {*pair}])} tell sides apart"
+    if written := [name for name, own in words.items() if own & _WRITING]:
+        return f"{_quoted(written)} name writing or arrows"
+    signs = [name for name in classes if len(name) == 1 or name.isdigit() or name.lower() in _NUMBERS]
+    return f"{_quoted(signs)} are letters or digits" if 2 * len(signs) > len(classes) else None
+
+
+def _words(name: str) -> list[str]:
+    """The words of a name in lower case: those of turnLeft, turn_left and Turn-Left 2 are turn and left."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
+    return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
+
+
+def _is_side(word: str) -> bool:
+    # As in turnleft and keepright, but not in cleft, bright, upright or copyright.
+    return word in _SIDES or bool(re.search(r"[^c]left$|[^bfpwy]right$", word))
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:4])) + (" and others" if len(names) > 4 else "")
+
+
+def first_equal(images: PixelArray) -> IntArray:
+    """For each image (N, C, H, W) the index of the first that is equal to it, pixel for pixel; maybe its own."""
+    seen: dict[bytes, int] = {}
+    digests = (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
+    return np.array([seen.setdefault(digest, index) for index, digest in enumerate(digests)], dtype=np.int64)
+
+
+def _tell_copies(source: LabelledImages, first: IntArray, splits: Mapping[str, IntArray]) -> None:
+    """Say how many images are equal to others, and where that spoils what is measured."""
+    copies = np.flatnonzero(first != np.arange(len(first)))
+    if not len(copies):
+        return
+    example = ""
+    if source.paths:
+        example = f" (such as {source.paths[copies[0]]} of {source.paths[first[copies[0]]]})"
+    _logger.warning(
+        "%d of %d images are equal to others, pixel for pixel%s; random splits keep equal ones together.",
+        len(copies),
+        len(first),
+        example,
+    )
+    contradictory = int((source.labels[copies] != source.labels[first[copies]]).sum())
+    if contradictory:
+        _logger.warning("%d of them lie in another class than the image they are equal to.", contradictory)
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = int(np.isin(first[splits[other]], first[splits[one]]).sum())
+        if shared:
+            _logger.warning(
+                "%d of %d %s images are in %s too: what is measured on them says little.",
+                shared,
+                len(splits[other]),
+                other,
+                one,
+            )
 
 
 def _tell_imbalance(source: LabelledImages) -> None:
@@ -155,37 +277,3 @@ def _tell_imbalance(source: LabelledImages) -> None:
             source.classes[most],
             100 * counts[most] / len(source.labels),
         )
-
-
-def _split(source: LabelledImages, *, limit_train: int | None, seed: int, own: bool) -> ImageData:
-    # The splits of data sets known by name are what others compare with.
-    first = first_equal(source.images) if own else None
-    chosen = choose_splits(
-        source.labels,
-        classes=source.classes,
-        num_train=source.num_train,
-        num_val=source.num_val,
-        num_test=source.num_test,
-        max_val=source.max_val,
-        first_equal=first,
-        seed=seed,
-    )
-    if first is not None:
-        tell_copies(source, first, chosen)
-        _tell_imbalance(source)
-    if limit_train is not None:
-        train = chosen["train"]
-        kept = draw_limited(source.labels[train], limit_train, classes=source.classes, seed=seed)
-        chosen["train"] = train[kept]
-    everything = Split(torch.from_numpy(source.images), torch.from_numpy(source.labels))
-    return ImageData.from_splits(
-        source.name,
-        source.classes,
-        train=everything.subset(chosen["train"]),
-        val=everything.subset(chosen["val"]),
-        test=everything.subset(chosen["test"]),
-        flip=source.flip,
-        splits={key: indices.tolist() for key, indices in chosen.items()},
-        skipped=source.skipped,
-        deep_bits=source.deep_bits,
-    )

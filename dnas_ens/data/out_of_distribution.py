@@ -1,4 +1,4 @@
-"""Images of other classes than a data set's own, brought into its form: what an uncertainty should tell apart.
+"""Images of other classes than a data set's own, brought into its form: an uncertainty should tell them apart.
 
 Images are resized as all images here are (short side bilinear and antialiased, centre cropped); grey ones are
 repeated over three channels, and colour becomes grey by luma (0.299 R + 0.587 G + 0.114 B, ITU-R BT.601).
@@ -25,22 +25,22 @@ _PATCH = 32
 def load_out_of_distribution(
     name: str, data: ImageData, *, data_root: Path | None = None, download: bool = True
 ) -> Tensor:
-    """Read the test images of another data set as if they were of a run's own.
+    """Read the test images of another data set in the form of a run's own.
 
-    Images of a class that the run's data have as well, by name, are left out: they are not of another kind.
+    Images of a class that the run's data have as well, by name, are left out.
 
     Args:
-        name: Whatever `load_data` knows: a name, or a path to a folder. Or "photographs": patches of the two
-            photographs that come with scikit-learn, which need no download.
+        name: A name or a path that `load_data` knows; or "photographs": patches of the two photographs that come with
+            scikit-learn, which need no download.
         data: The run's data, for size, channels and classes.
-        data_root: Where data sets are kept.
-        download: Whether a named data set may be downloaded.
+        data_root: See `load_data`.
+        download: See `load_data`.
 
     Returns:
         uint8 (N, C, H, W), N at least 1.
 
     Raises:
-        UserError: If the data cannot be read, or all of their classes are the run's own.
+        UserError: The data cannot be read, or all of their classes are the run's own.
     """
     if name == PHOTOGRAPHS:
         return _with_channels(_photograph_patches(data.image_size), data.num_channels)

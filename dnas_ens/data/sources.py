@@ -18,19 +18,12 @@ from dnas_ens.errors import UserError
 
 # Validation images cut off the training images of a source with its own test: Fashion-MNIST and MNIST
 # 50k/10k/10k, CIFAR 40k/10k/10k, SVHN 63,257/10k/26,032.
-NUM_VAL = 10_000
+_NUM_VAL = 10_000
 
 _SILENCE_BEFORE_GIVING_UP = 60.0  # seconds
 
 _READING_ERRORS = (
-    RuntimeError,
-    OSError,
-    AssertionError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    UnpicklingError,
+    *(RuntimeError, OSError, AssertionError, ValueError, EOFError, LookupError, TypeError, UnpicklingError),
 )
 
 
@@ -43,13 +36,13 @@ def load_source(
         name: One of `SOURCE_NAMES`.
         data_root: Folder in which torchvision keeps its data sets.
         image_size: Side in pixels to resize to; None keeps the data set's own.
-        download: Whether files that are absent, or whose MD5 is not torchvision's, may be downloaded.
+        download: Whether files that are absent, or have another MD5 than torchvision's, may be downloaded.
 
     Returns:
         The training images in file order, then the test images, if the source has its own.
 
     Raises:
-        UserError: If the files are absent and cannot be downloaded, or are damaged.
+        UserError: The files are absent and cannot be downloaded, or are damaged.
     """
     known = KNOWN_SOURCES[name]
     if known.torchvision_class is None:
@@ -77,7 +70,7 @@ def load_source(
         flip=known.flip,
         num_train=len(labels[0]),
         num_test=len(labels[1]),
-        max_val=NUM_VAL,
+        max_val=_NUM_VAL,
     )
 
 
@@ -120,8 +113,8 @@ def _open(known: KnownSource, *, data_root: Path, train: bool, download: bool) -
     from torchvision import datasets
 
     original = getattr(datasets, str(known.torchvision_class))
-    # torchvision would load a pre-2020 processed/training.pt with torch.load in place of the raw files. The
-    # name must stay, because torchvision takes the folder's name from it.
+    # Otherwise torchvision would torch.load a pre-2020 processed/training.pt instead of reading the raw files. The
+    # class keeps its name, because torchvision takes the folder's name from it.
     cls = type(original.__name__, (original,), {"_check_legacy_exist": lambda self: False})
     part = {"split": "train" if train else "test"} if original is datasets.SVHN else {"train": train}
     with warnings.catch_warnings():
@@ -147,7 +140,7 @@ def _damaged(name: str, known: KnownSource, data_root: Path, *, cause: str) -> U
 
 @contextmanager
 def _limited_silence() -> Iterator[None]:
-    """Downloads by torchvision have no timeout of their own, and would wait for ever without a network."""
+    """Give torchvision's downloads a timeout: they have none, and would wait for ever without a network."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE_BEFORE_GIVING_UP)
     try:

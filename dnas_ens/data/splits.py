@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dnas_ens.errors import UserError
-
-IntArray = NDArray[np.int64]
+from dnas_ens.types import IntArray
 
 _TEST_STREAM, _VAL_STREAM, _LIMIT_STREAM, _HALVES_STREAM = range(4)
 
@@ -43,15 +41,14 @@ def choose_splits(
         max_val: Where val is cut off train: the number of validation images, or a fifth of the
             training images if that is less; exact in total, each class within one image of its share.
         first_equal: For each image the index of the first that is equal to it. Where a part is cut off train, equal
-            images stay together and count once, but for a class that has too few different ones to be in every
-            part; None where they need not.
+            images then stay together and count once, except in a class with too few different ones for every part.
         seed: At least 0.
 
     Returns:
         "train", "val" and "test": disjoint, sorted indices that together cover all the images.
 
     Raises:
-        UserError: If a class has too few images to be in every split.
+        UserError: A class has too few images to be in every split.
     """
     _check_seed(seed)
     if num_train + num_val + num_test != len(labels):
@@ -72,7 +69,7 @@ def choose_splits(
         )
         parts["val"], train = _draw(train, labels, counts=counts, seed=seed, stream=_VAL_STREAM)
     parts["train"] = train
-    # What stood for its equals brings them along.
+    # The equals of a drawn image come with it.
     drawn = {name: np.flatnonzero(np.isin(first[:num_train], chosen)) for name, chosen in parts.items()}
     own = {
         "train": np.arange(num_train),
@@ -85,11 +82,11 @@ def choose_splits(
 def _standing_for(
     labels: IntArray, num_train: int, *, first_equal: IntArray | None, num_parts: int
 ) -> IntArray:
-    """For each image the index of the one that is drawn for it; its own where a class has too few different ones."""
+    """For each image the index of the equal one to draw for it; its own in a class with too few different ones."""
     own = np.arange(len(labels))
     if first_equal is None:
         return own
-    # A class whose images all equal those of others is there with them.
+    # An image that another class has too counts in both.
     different = np.unique(np.stack([labels[:num_train], first_equal[:num_train]]), axis=1)[0]
     too_few = np.bincount(different, minlength=labels.max() + 1) < num_parts
     return np.where(too_few[labels], own, first_equal)
@@ -108,7 +105,7 @@ def draw_limited(labels: IntArray, num_images: int, *, classes: Sequence[str], s
         Sorted indices (num_images,) into `labels`.
 
     Raises:
-        UserError: If `num_images` is out of range.
+        UserError: `num_images` is out of range.
     """
     _check_seed(seed)
     if not len(classes) <= num_images <= len(labels):
@@ -122,11 +119,7 @@ def draw_limited(labels: IntArray, num_images: int, *, classes: Sequence[str], s
 
 
 def halve(labels: IntArray, *, seed: int) -> tuple[IntArray, IntArray]:
-    """Stratified halves.
-
-    Args:
-        labels: (N,) class indices.
-        seed: At least 0.
+    """Stratified halves of N images, by their labels (N,).
 
     Returns:
         Sorted indices of N - N // 2 and of N // 2 images; each class within one image of its half.
@@ -138,10 +131,7 @@ def halve(labels: IntArray, *, seed: int) -> tuple[IntArray, IntArray]:
 
 
 def alternating_halves(labels: IntArray) -> tuple[IntArray, IntArray]:
-    """Stratified halves without chance: every other image of each class.
-
-    Args:
-        labels: (N,) class indices.
+    """Stratified halves without chance, every other image of each class, by their labels (N,).
 
     Returns:
         Sorted indices of both halves, disjoint, together all N; each class within one image of its half.
@@ -155,17 +145,10 @@ def alternating_halves(labels: IntArray) -> tuple[IntArray, IntArray]:
 
 
 def proportional_counts(class_sizes: IntArray, num_images: int, *, at_least_one: bool = False) -> IntArray:
-    """Share `num_images` among classes in proportion to their sizes, by largest remainders (Hamilton).
+    """Share `num_images` among K classes in proportion to their sizes (K,), by largest remainders (Hamilton).
 
-    Args:
-        class_sizes: (K,) images of each class.
-        num_images: Images to share, from 0 to the sum of `class_sizes`.
-        at_least_one: Raise every class from 0 to 1 at the expense of those furthest above their share;
-            `num_images` is then at least K.
-
-    Returns:
-        (K,) counts that sum to `num_images`, none above its class's size, each within one of its exact
-        share (unless `at_least_one` had to take more from a class).
+    `at_least_one` raises every class from 0 to 1 at the expense of those furthest above their share. The counts (K,)
+    sum to `num_images`; otherwise each is within one of its exact share.
     """
     total = int(class_sizes.sum())
     counts, remainders = np.divmod(class_sizes.astype(np.int64) * num_images, max(total, 1))

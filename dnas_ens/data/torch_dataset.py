@@ -28,16 +28,16 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     """Read every item of a Dataset once.
 
     Args:
-        dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor
-            (H, W) or (C, H, W) of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from
-            0. Class names come from its `classes`, or from those of the data set it is a Subset of.
+        dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor (H, W) or (C, H, W)
+            of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from 0. Class names come from its
+            `classes`, or from those of the data set it is a Subset of.
         image_size: As for `folder.load_folder`.
 
     Returns:
         The images in the Dataset's order, all of them for training, so that val and test are cut off it.
 
     Raises:
-        UserError: If there is no length, no item, another kind of item, or a class without items.
+        UserError: There is no length, no item, another kind of item, or a class without items.
     """
     if not hasattr(dataset, "__len__"):
         raise UserError(
@@ -58,8 +58,8 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
             )
         pictures.append(_to_picture(item[0], index=index))
         labels[index] = _to_label(item[1], index=index)
-    classes = _class_names(dataset, labels)
     source = _innermost(dataset)
+    classes = _class_names(getattr(dataset, "classes", None) or getattr(source, "classes", None), labels)
     arrays, deep_bits = with_one_scale(pictures, [f"item {index}" for index in range(num_images)])
     side = image_size
     if side is None:
@@ -125,8 +125,7 @@ def _to_label(label: Any, *, index: int) -> int:
     return int(number)
 
 
-def _class_names(dataset: Dataset[Any], labels: np.ndarray) -> tuple[str, ...]:
-    named = getattr(dataset, "classes", None) or getattr(_innermost(dataset), "classes", None)
+def _class_names(named: Any, labels: np.ndarray) -> tuple[str, ...]:
     classes = tuple(map(str, named)) if named else tuple(map(str, range(int(labels.max()) + 1)))
     if labels.max() >= len(classes):
         raise UserError(
@@ -135,11 +134,8 @@ def _class_names(dataset: Dataset[Any], labels: np.ndarray) -> tuple[str, ...]:
         )
     if len(classes) == 1:
         raise UserError(f"The Dataset has the one class {classes[0]!r}.", "Give at least two classes.")
-    empty = [
-        name
-        for name, count in zip(classes, np.bincount(labels, minlength=len(classes)), strict=True)
-        if not count
-    ]
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if not count]
     if empty:
         raise UserError(
             f"Class {', '.join(map(repr, empty[:5]))} has no images.",

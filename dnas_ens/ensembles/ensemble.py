@@ -15,9 +15,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
-from dnas_ens.data.normalisation import normalise
 from dnas_ens.ensembles.arguments import (
     as_classes,
     as_members,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dnas_ens.data.corruption_names import CORRUPTION_NAMES, SEVERITIES, check_corruption, check_severity
+from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, check_corruption, check_severity
 from dnas_ens.errors import UserError
 
 #: In place of a data set's name: those of `dnas_ens.data.names.OUT_OF_DISTRIBUTION` that are on the disk.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dnas_ens.data import ImageData, load_data
-from dnas_ens.data.copies import first_equal
+from dnas_ens.data.loading import first_equal
 from dnas_ens.data.splits import choose_splits
 
 

@@ -10,10 +10,8 @@ from hypothesis import strategies as st
 from scipy import ndimage, stats
 from torch import nn
 
-from dnas_ens.data.corruption_draws import CorruptionDraws
-from dnas_ens.data.corruption_names import CORRUPTION_NAMES, SEVERITIES, STRENGTHS
-from dnas_ens.data.corruptions import corrupt
-from dnas_ens.data.spatial_corruptions import elastic, motion_blur, pixelate, translation
+from dnas_ens.data.corruptions import CorruptionDraws, corrupt, elastic, motion_blur, pixelate, translation
+from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, STRENGTHS
 from dnas_ens.errors import UserError
 
 WITHOUT_DRAWS = {"gaussian_blur", "defocus_blur", "brightness", "contrast", "jpeg", "pixelate"}

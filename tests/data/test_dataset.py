@@ -1,9 +1,13 @@
+import base64
 import dataclasses
+import io
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dnas_ens.data import ImageData, Split, iterate_batches
 from dnas_ens.errors import UserError
@@ -218,8 +222,25 @@ def test_what_a_notebook_shows_is_short(digits, make_data) -> None:
     shown = repr(digits)
     assert "1079 train, 359 val, 359 test" in shown
     assert digits.fingerprint[:12] in shown
+    assert len(shown.splitlines()) == 4
     assert len(shown) < 300
     assert repr(digits.train) == "Split(1079 images, 1x8x8, on cpu)"
     many = dataclasses.replace(digits, classes=tuple(f"class {index}" for index in range(1000)))
     assert "1000 classes" in repr(many)
     assert len(repr(many)) < 400
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_notebooks_table_and_picture(make_data, channels: int) -> None:
+    data = dataclasses.replace(make_data(channels=channels), name="a<b")
+    shown = data._repr_html_()
+    assert len(shown) < 20_000
+    root = ElementTree.fromstring(f"<div>{shown}</div>")
+    assert "".join(root.itertext()).startswith(f"a<b: images of {channels}x8x8")
+    rows = [[cell.text for cell in row] for row in root.iter("tr")]
+    assert rows == [["split", "images"], ["train", "40"], ["val", "20"], ["test", "20"]]
+    source = root.find("img").get("src")
+    with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))) as picture:
+        pixels = np.asarray(picture.convert("RGB").resize((4 * 8, 8), Image.Resampling.NEAREST))
+    expected = data.train.images[:4].expand(-1, 3, -1, -1).permute(2, 0, 3, 1).reshape(8, 32, 3)
+    assert np.array_equal(pixels, expected)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import TensorDataset
 
 from dnas_ens.data import load_data
-from dnas_ens.data.mirrors import mirror_hint
+from dnas_ens.data.loading import mirror_hint
 
 
 @pytest.mark.parametrize(

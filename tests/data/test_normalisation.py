@@ -4,7 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from dnas_ens.data.normalisation import measure_normalisation, normalise
+from dnas_ens.data.batches import normalise
+from dnas_ens.data.dataset import measure_normalisation
 from dnas_ens.errors import UserError
 
 

@@ -11,8 +11,8 @@ from dnas_ens.commands.evaluate import main
 from dnas_ens.config import SearchConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.data import ImageData, Split
-from dnas_ens.data.corruption_names import CORRUPTION_NAMES
 from dnas_ens.data.corruptions import corrupt
+from dnas_ens.data.names import CORRUPTION_NAMES
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from scipy.special import softmax
 
 from dnas_ens.data import load_data
-from dnas_ens.data.normalisation import normalise
+from dnas_ens.data.batches import normalise
 from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.run.files import load_tensors
 

@@ -139,7 +139,7 @@ class MLP(ReferenceModel):
     """A multi-layer perceptron with ReLU; inputs of any shape are flattened.
 
     Args:
-        in_features: Numbers in one input: 2 for `dnas_ens.data.blobs.draw_blobs`, C * H * W for images.
+        in_features: Numbers in one input: 2 for points in the plane, C * H * W for images.
         num_classes: K.
         hidden: Units of each hidden layer; none makes it softmax regression.
 

@@ -55,7 +55,7 @@ def draw_problem(study: Study) -> Problem:
     """Draw the blobs; points are standardised by the training points."""
     import torch
 
-    from dnas_ens.data.blobs import draw_blobs
+    from studies.weight_averaging.blobs import draw_blobs
 
     blobs = draw_blobs(study.split_seed)
     splits = (blobs.train, blobs.val, blobs.test)

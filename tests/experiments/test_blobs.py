@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.datasets import make_blobs
 from sklearn.linear_model import LogisticRegression
+from studies.weight_averaging.blobs import draw_blobs
 
-from dnas_ens.data.blobs import draw_blobs
 from dnas_ens.errors import UserError
 from dnas_ens.nn.reference_models.small_networks import MLP
 
