@@ -44,36 +44,12 @@ def operation_label(operation: str) -> str:
     return re.sub(r"(?<=\d)x(?=\d)", "×", operation.replace("_", " ")).replace("$", r"\$")
 
 
-def draw_cell(
-    genotype: Genotype, cell_type: str, *, axis: Axes | None = None, title: str | None = None
-) -> Figure:
-    """Draw one cell from left to right: its inputs, its nodes with the operations before them, its output.
-
-    Grey lines are the concatenation of all nodes into the output.
-
-    Args:
-        genotype: The genotype the cell is taken from.
-        cell_type: "normal" or "reduction".
-        axis: Where to draw, scaled to fit; by default a new figure of the natural size.
-        title: A heading; "Normal cell" or "Reduction cell" by default, none if empty.
-
-    Returns:
-        The figure drawn on.
-
-    Raises:
-        UserError: The genotype has no such cell.
-    """
-    layout = _layout(genotype, cell_type)
-    if axis is None:
-        axis = style.new_figure(*_size(layout)).add_axes((0, 0, 1, 1))
-    _paint(axis, genotype, cell_type, layout=layout, title=title)
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    return figure
-
-
 def draw_genotype(genotype: Genotype, *, title: str | None = None) -> Figure:
-    """Draw all cells of a genotype, one above the other, under a common heading if one is given."""
+    """Draw all cells of a genotype, one above the other, under a common heading if one is given.
+
+    A cell runs from left to right: its inputs, its nodes with the operations before them, its output. Grey lines
+    are the concatenation of all nodes into the output.
+    """
     layouts = {cell_type: _layout(genotype, cell_type) for cell_type in genotype.cell_types}
     sizes = [_size(layout) for layout in layouts.values()]
     heading_width = style.text_width(title, TITLE_SIZE, bold=True) + 2 * MARGIN if title else 0.0
@@ -140,24 +116,16 @@ def _curve(points: tuple[Point, ...]) -> Outline:
     return Outline(vertices, codes)
 
 
-def _paint(
-    axis: Axes, genotype: Genotype, cell_type: str, *, layout: CellLayout, title: str | None = None
-) -> None:
+def _paint(axis: Axes, genotype: Genotype, cell_type: str, *, layout: CellLayout) -> None:
+    """Draw a cell on an axis of its natural size, so that a unit of the layout is a point on paper."""
     width, height = _size(layout)
     top = layout.height + MARGIN - height
     axis.set_axis_off()
     axis.set_xlim(-MARGIN, width - MARGIN)
     axis.set_ylim(layout.height + MARGIN, top)
-    axis.set_aspect("equal", adjustable="box")
-    figure = axis.get_figure(root=True)
-    assert figure is not None
-    # Text and lines are sized in points on paper, everything else in data units: keep them in step.
-    points = style.POINTS_PER_INCH / figure.dpi
-    brush = _Brush(axis, min(axis.bbox.width * points / width, axis.bbox.height * points / height), cell_type)
-
-    heading = f"{cell_type.capitalize()} cell" if title is None else title
-    if heading:
-        brush.text(heading, (0.0, top + MARGIN), TITLE_SIZE, name="title", bold=True, ha="left", va="top")
+    brush = _Brush(axis, cell_type)
+    heading = f"{cell_type.capitalize()} cell"
+    brush.text(heading, (0.0, top + MARGIN), TITLE_SIZE, name="title", bold=True, ha="left", va="top")
     graph = genotype.to_graph(cell_type)
     for (source, node), box in layout.labels.items():
         operation = graph.edges[source, node]["operation"]
@@ -190,19 +158,16 @@ def _paint(
 
 
 class _Brush:
-    """Draws shapes on an axis in layout units; texts and lines, sized on paper, follow its scale."""
+    """Draws shapes and texts on an axis, in points; names of texts begin with a prefix."""
 
-    def __init__(self, axis: Axes, scale: float, prefix: str) -> None:
+    def __init__(self, axis: Axes, prefix: str) -> None:
         self.axis = axis
-        self.scale = scale
         self.prefix = prefix
 
     def line(self, points: tuple[Point, ...], colour: str, width: float) -> None:
         path = _curve(points)
         order = 0.5 if colour == style.LINE_COLOUR else 1.0  # the concatenation lies below the operations
-        self.axis.add_patch(
-            PathPatch(path, fill=False, edgecolor=colour, linewidth=width * self.scale, zorder=order)
-        )
+        self.axis.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, zorder=order))
 
     def arrow(self, tip: Point, colour: str) -> None:
         x, y = tip
@@ -213,7 +178,7 @@ class _Brush:
         corner = (box.x - box.width / 2, box.y - box.height / 2)
         shape = BoxStyle.Round(pad=0, rounding_size=radius)
         patch = FancyBboxPatch(corner, box.width, box.height, boxstyle=shape, facecolor=fill, edgecolor=edge)
-        patch.set(linewidth=1.2 * self.scale, zorder=3)
+        patch.set(linewidth=1.2, zorder=3)
         self.axis.add_patch(patch)
 
     def text(
@@ -228,7 +193,7 @@ class _Brush:
         ha: Literal["left", "center"] = "center",
         va: Literal["top", "center_baseline"] = "center_baseline",
     ) -> None:
-        properties = style.font(size * self.scale, bold=bold)
+        properties = style.font(size, bold=bold)
         drawn = self.axis.text(
             *position, text, fontproperties=properties, color=colour, ha=ha, va=va, zorder=4
         )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from scipy.optimize import isotonic_regression
 
 from dnas_ens.run.files import write_atomic
 
@@ -57,6 +60,21 @@ def style_axis(axis: Axes, *, x_label: str = "", y_label: str = "") -> None:
     axis.tick_params(colors=MUTED_COLOUR, length=3, labelsize=9, labelfontfamily=FONT)
     axis.set_xlabel(x_label, fontproperties=font(10), color=TEXT_COLOUR)
     axis.set_ylabel(y_label, fontproperties=font(10), color=TEXT_COLOUR)
+
+
+def spread(wishes: Sequence[float], distances: Sequence[float]) -> list[float]:
+    """Place items of a row near to where they wish to be (least squares), in their order and far enough apart.
+
+    Args:
+        wishes: P wanted positions.
+        distances: P - 1 least distances of neighbours.
+
+    Returns:
+        P positions.
+    """
+    offsets = np.cumsum([0.0, *distances])
+    placed = isotonic_regression(np.asarray(wishes) - offsets).x + offsets
+    return [float(place) for place in placed]
 
 
 def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -> str:

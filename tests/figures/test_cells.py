@@ -4,24 +4,20 @@ import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.transforms import Bbox
 
-from dnas_ens.errors import UserError
 from dnas_ens.figures.cells import (
-    draw_cell,
     draw_genotype,
     operation_colour,
-    operation_label,
     save_cells,
 )
 from dnas_ens.figures.style import to_svg
@@ -63,6 +59,10 @@ CASES = {
 every_case = pytest.mark.parametrize("genotype", CASES.values(), ids=CASES.keys())
 
 
+def cell_axis(genotype: Genotype, cell_type: str) -> Axes:
+    return draw_genotype(genotype).axes[genotype.cell_types.index(cell_type)]
+
+
 def svg_texts(svg: str) -> dict[str, str]:
     """Return the text drawn in each named group of an SVG: matplotlib writes it as a comment."""
     parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
@@ -94,12 +94,11 @@ def contains(outer: Bbox, inner: Bbox) -> bool:
     )
 
 
-def assert_nothing_overlaps(figure: Figure, *, dots_per_point: float = 100 / 72, scale: float = 1.0) -> None:
+def assert_nothing_overlaps(figure: Figure, *, point: float = 100 / 72) -> None:
     """Check, on what the renderer measures, that texts, boxes and lines keep off each other."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     renderer = canvas.get_renderer()
-    point = dots_per_point * scale
     texts = {
         text.get_gid() or "heading": text.get_window_extent(renderer)
         for holder in (figure, *figure.axes)
@@ -156,7 +155,7 @@ def test_nothing_overlaps(genotype: Genotype) -> None:
 
 
 def test_overlaps_are_found_when_there_are_some() -> None:
-    figure = draw_cell(CASES["chain"], "reduction")
+    figure = draw_genotype(CASES["chain"])
     labels = [text for text in figure.axes[0].texts if "-edge-" in str(text.get_gid())]
     labels[0].set_position(labels[1].get_position())
     with pytest.raises(AssertionError):
@@ -166,7 +165,7 @@ def test_overlaps_are_found_when_there_are_some() -> None:
 def test_each_operation_stands_between_its_source_and_its_node() -> None:
     genotype = CASES["random 1"]
     for cell_type in genotype.cell_types:
-        axis = draw_cell(genotype, cell_type).axes[0]
+        axis = cell_axis(genotype, cell_type)
         places = {str(text.get_gid()): text.get_position() for text in axis.texts}
         for index, node in enumerate(genotype.cell(cell_type), start=2):
             x, y = places[f"{cell_type}-node-{index}"]
@@ -179,64 +178,23 @@ def test_each_operation_stands_between_its_source_and_its_node() -> None:
                 assert abs(label_y - y) < 40
 
 
-def test_lines_lead_from_sources_to_labels_to_nodes_to_the_output() -> None:
-    genotype = CASES["random 2"]
-    axis = draw_cell(genotype, "normal").axes[0]
-    lines = [patch for patch in axis.patches if isinstance(patch, PathPatch)]
-    # Each operation has a line to its label and one from there, each node one to the output.
-    assert len(lines) == 2 * len(genotype.edges("normal")) + genotype.num_nodes
-    colours = Counter(line.get_edgecolor()[:3] for line in lines)
-    for colour in {operation_colour(name) for name, _ in genotype.edges("normal")}:
-        names = [name for name, _ in genotype.edges("normal") if operation_colour(name) == colour]
-        assert colours[to_rgb(colour)] == 2 * len(names)
-
-
-def test_drawing_fits_a_given_axis() -> None:
-    figure = Figure(figsize=(6, 4))
-    axes = figure.subplots(2, 1)
-    assert draw_cell(CASES["random 0"], "normal", axis=axes[0]) is figure
-    draw_cell(CASES["random 0"], "reduction", axis=axes[1], title="")
-    assert_nothing_overlaps(figure, scale=0.3)
-    assert [text.get_text() for text in axes[0].texts if "title" in str(text.get_gid())] == ["Normal cell"]
-    assert not [text for text in axes[1].texts if "title" in str(text.get_gid())]
-
-
-def test_title_of_a_cell_can_be_given() -> None:
-    assert (
-        "A heading" in svg_texts(to_svg(draw_cell(CASES["chain"], "reduction", title="A heading"))).values()
-    )
-
-
 def test_unused_input_is_drawn_faintly() -> None:
-    axis = draw_cell(CASES["one node"], "normal").axes[0]
+    axis = cell_axis(CASES["one node"], "normal")
     colours = {text.get_gid(): text.get_color() for text in axis.texts}
     assert colours["normal-node-0"] != colours["normal-node-1"] == colours["normal-node-3"]
 
 
-def test_missing_cell_is_refused() -> None:
-    with pytest.raises(UserError, match="no normal cell"):
-        draw_cell(CASES["chain"], "normal")
-    with pytest.raises(UserError, match="middle"):
-        draw_cell(CASES["chain"], "middle")
-
-
 def test_families_have_their_own_colours() -> None:
-    families = [
-        {"sep_conv_3x3", "sep_conv_5x5"},
-        {"dil_conv_3x3", "dil_conv_5x5"},
-        {"max_pool_3x3", "avg_pool_3x3"},
-        {"skip_connect"},
-        {"none", "attention"},
-    ]
-    colours = [{operation_colour(name) for name in family} for family in families]
-    assert all(len(found) == 1 for found in colours)
-    assert len(set().union(*colours)) == len(families)
-
-
-def test_labels_read_as_people_write_them() -> None:
-    assert operation_label("sep_conv_3x3") == "sep conv 3×3"
-    assert operation_label("skip_connect") == "skip connect"
-    assert operation_label("max_box") == "max box"
+    families = (
+        "sep_conv_3x3 sep_conv_5x5",
+        "dil_conv_3x3",
+        "max_pool_3x3 avg_pool_3x3",
+        "skip_connect",
+        "none other",
+    )
+    colours = [{operation_colour(name) for name in family.split()} for family in families]
+    assert [len(found) for found in colours] == [1] * 5
+    assert len(set().union(*colours)) == 5
 
 
 def test_saved_file_is_the_same_every_time(tmp_path: Path) -> None:

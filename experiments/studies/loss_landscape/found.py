@@ -10,7 +10,6 @@ import numpy as np
 
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.metrics.diversity import pairwise_disagreement
-from dnas_ens.metrics.member_groups import PairContrast
 from studies.loss_landscape.measures import (
     Landscape,
     contrasts,
@@ -18,6 +17,7 @@ from studies.loss_landscape.measures import (
     subsets_of_groups,
     subsets_of_seeds,
 )
+from studies.loss_landscape.member_groups import PairContrast
 from studies.loss_landscape.solutions import Bench, Solution
 
 SEEDS, KINDS, TRAJECTORY = (

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from dnas_ens.ensembles.averaging import State, check_same_architecture
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.diversity import pairwise_disagreement
-from dnas_ens.metrics.diversity_accuracy import accuracies_of, independent_disagreement
 from dnas_ens.metrics.scores import check_probs
 from dnas_ens.types import FloatArray
+from studies.loss_landscape.diversity_accuracy import accuracies_of, independent_disagreement
 
 
 class ArchitectureMismatchError(UserError):
@@ -77,7 +77,7 @@ def normalised_disagreement(member_probs: npt.ArrayLike, labels: npt.ArrayLike) 
     """Disagreement of two solutions over the mean of their error rates, d_ij / ((e_i + e_j) / 2).
 
     Two solutions can only disagree where one of them errs, so d grows with the errors; the paper divides by
-    1 - accuracy for that. Its measure is towards a base, see `dnas_ens.metrics.diversity_accuracy`; this one is
+    1 - accuracy for that. Its measure is towards a base, see `studies.loss_landscape.diversity_accuracy`; this one is
     symmetric. It is about 2 where errors are few and independent of each other.
 
     Args:
@@ -100,7 +100,7 @@ def normalised_disagreement(member_probs: npt.ArrayLike, labels: npt.ArrayLike) 
 def share_of_independent(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
     """Disagreement of two solutions over that of two whose errors are independent, at their accuracies.
 
-    d_ij over `dnas_ens.metrics.diversity_accuracy.independent_disagreement` at a_i, a_j and K: a second way to
+    d_ij over `studies.loss_landscape.diversity_accuracy.independent_disagreement` at a_i, a_j and K: a second way to
     compare pairs of unequal accuracy.
 
     Args:

@@ -18,17 +18,17 @@ from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.metrics.diversity import pairwise_disagreement, pairwise_shared_errors, predictive_js
-from dnas_ens.metrics.diversity_accuracy import DiversityAccuracy, diversity_accuracy_plane
-from dnas_ens.metrics.member_groups import PairContrast, contrast_pairs
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.metrics.significance import holm
 from dnas_ens.training.prediction import EVALUATION_BATCH
+from studies.loss_landscape.diversity_accuracy import DiversityAccuracy, diversity_accuracy_plane
 from studies.loss_landscape.landscape import (
     embed_predictions,
     normalised_disagreement,
     share_of_independent,
     weight_cosines,
 )
+from studies.loss_landscape.member_groups import PairContrast, contrast_pairs
 from studies.loss_landscape.solutions import Bench, Solution
 
 #: Val images of the landscape; the whole split would tell no more and cost more.

@@ -18,14 +18,14 @@ from dnas_ens.figures.style import (
     font,
     style_axis,
 )
-from dnas_ens.metrics.diversity_accuracy import (
+from studies.loss_landscape.diversity_accuracy import (
     disagreement_bounds,
     independent_disagreement,
     perturbed_disagreement,
 )
-from dnas_ens.metrics.member_groups import pair_values
 from studies.loss_landscape.found import KINDS, SEEDS, Found
 from studies.loss_landscape.measures import PAIR_MEASURES
+from studies.loss_landscape.member_groups import pair_values
 
 
 def draw_title(axis: Axes, text: str) -> None:

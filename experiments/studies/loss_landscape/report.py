@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.metrics.member_groups import PairContrast
 from dnas_ens.metrics.scores import accuracy
 from dnas_ens.metrics.significance import CONFIDENCE, NUM_RESAMPLES, mean_and_deviation
 from dnas_ens.run.files import with_ending, write_atomic
 from studies.loss_landscape.found import KINDS, SEEDS, Found, records
 from studies.loss_landscape.measures import PAIR_MEASURES
+from studies.loss_landscape.member_groups import PairContrast
 
 
 def solutions_table(found: Found) -> str:

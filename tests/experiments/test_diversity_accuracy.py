@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from dnas_ens.metrics.diversity_accuracy import (
+from studies.loss_landscape.diversity_accuracy import (
     disagreement_bounds,
     diversity_accuracy_plane,
     independent_disagreement,

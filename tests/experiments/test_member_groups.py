@@ -2,8 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
-
-from dnas_ens.metrics.member_groups import contrast_pairs, pair_values
+from studies.loss_landscape.member_groups import contrast_pairs, pair_values
 
 
 def distances(points):
