@@ -1,9 +1,9 @@
-"""One network that is trained from scratch with the recipe, from seeds of its own."""
+"""One network that is trained from scratch with the recipe, from seeds of its own: the only trainer."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
-from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import Execution, candidates, fastest
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.stack import SMALL_IMAGE
@@ -35,39 +35,47 @@ from dnas_ens.training.step import (
 )
 
 Model = TypeVar("Model", bound=nn.Module)
+#: Starts an epoch, given the generators of order (on the CPU) and augmentation: the tensors of each step.
+TrainingBatches = Callable[[torch.Generator, torch.Generator], Iterator[tuple[Tensor, ...]]]
 
 
-class NetworkTraining(Generic[Model]):
-    """State and epochs of one network.
+class Training(Generic[Model]):
+    """Any module trained by SGD, epoch by epoch: its optimiser, its generators, its state.
 
     Args:
-        build: Makes the network with fresh weights from torch's global generator.
-        data: Images; ``train`` is learnt from and ``val`` measured on.
-        recipe: How to train.
-        index: Position in the ensemble; decides its seeds.
+        build: Makes the module with fresh weights from torch's global generator.
+        batches: Starts an epoch, given the generators of order and augmentation: the tensors of each step.
+        recipe: Learning rate, momentum, weight decay, loss, clipping.
+        seeds: Of initialisation, order and augmentation.
+        name: What an error calls it.
         device: Where to train.
-        execution: How the network is computed, where that is settled; None for what the recipe says.
+        execution: How the module is computed, where that is settled; None for what the recipe says.
+        prepare: Makes images (B, ...) and labels (B,) of a step's tensors, and is recorded with the step; None takes
+            the tensors as they are.
 
     Attributes:
-        execution: How the network is computed; what the recipe leaves open is measured before the first epoch.
-        num_classes: K.
+        network: The module.
+        epoch: Epochs done.
+        execution: How the module is computed; what the recipe leaves open is measured before the first epoch.
     """
 
     def __init__(
         self,
         build: Callable[[], Model],
-        data: ImageData,
+        batches: TrainingBatches,
         recipe: RetrainConfig,
+        seeds: MemberSeeds,
         *,
-        index: int,
+        name: str,
         device: torch.device | str = "cpu",
         execution: Execution | None = None,
+        prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> None:
-        self.recipe, self.index = recipe, index
-        self.device = torch.device(device)
-        self.seeds = MemberSeeds.derive(recipe.seed, index)
+        self.recipe, self.seeds, self.name = recipe, seeds, name
+        self.device, self.epoch = torch.device(device), 0
+        self._batches, self._prepare = batches, prepare
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seeds.initialisation)
+            torch.manual_seed(seeds.initialisation)
             network = build()
         self._open_choices = (
             candidates(
@@ -82,17 +90,20 @@ class NetworkTraining(Generic[Model]):
         self.execution = self._open_choices[0]
         self.network = self.execution.place_module(network, self.device)
         self.optimizer = self._new_optimizer(self.network)
-        self.train_split: Split = data.train.to(self.device)
-        self.val: Split = data.val.to(self.device)
-        self._fingerprint = data.fingerprint
-        self.num_classes = data.num_classes
-        self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
-        self.order = torch.Generator().manual_seed(self.seeds.order)
-        self.augmentation_generator = torch.Generator(self.device).manual_seed(self.seeds.augmentation)
+        self.order = torch.Generator().manual_seed(seeds.order)
+        self.augmentation_generator = torch.Generator(self.device).manual_seed(seeds.augmentation)
         self._drop_path_generator = torch.Generator(self.device)
-        self.epoch = 0
-        self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
         self._step = self._new_step()
+
+    @property
+    def num_parameters(self) -> int:
+        """How many parameters the network has."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
         return build_sgd(
@@ -103,17 +114,12 @@ class NetworkTraining(Generic[Model]):
         )
 
     def _new_step(self) -> TrainingStep:
-        # Gathered and augmented within the step, so that a recording holds that too.
-        def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
-            images, labels = self.train_split.images[index], self.train_split.labels[index]
-            return self.augmentation(images, self.augmentation_generator), labels
-
         return TrainingStep(
             self.network,
             self.optimizer,
             self.recipe,
             execution=self.execution,
-            prepare=prepare,
+            prepare=self._prepare,
             generators=[self.augmentation_generator, self._drop_path_generator],
         )
 
@@ -133,12 +139,18 @@ class NetworkTraining(Generic[Model]):
         def build_step(execution: Execution) -> Callable[[], object]:
             network = execution.place_module(copy.deepcopy(self.network), self.device)
             step = TrainingStep(network, self._new_optimizer(network), self.recipe, execution=execution)
-            first = self.train_split.subset(torch.arange(min(self.recipe.batch_size, len(self.train_split))))
-            return partial(step, self.augmentation.normalise(first.images), first.labels)
+            return partial(step, *self._trial_batch())
 
         if not self.execution_is_settled:
             self._execute(fastest(self._open_choices, build_step, device=self.device))
         return self.execution
+
+    def _trial_batch(self) -> tuple[Tensor, Tensor]:
+        """Return images and labels to time a step on, from generators that are thrown away."""
+        order, augmentation = torch.Generator(), torch.Generator(self.device)
+        tensors = next(iter(self._batches(order, augmentation)))
+        images, labels = tensors if self._prepare is None else self._prepare(*tensors)
+        return images, labels
 
     def run_epoch(
         self,
@@ -147,12 +159,12 @@ class NetworkTraining(Generic[Model]):
         learning_rate: float | None = None,
         on_step: Callable[[], object] | None = None,
     ) -> dict[str, float]:
-        """Train one epoch and return its scalars.
+        """Train one epoch and return its scalars: ``train_loss`` in nats, ``train_accuracy``, ``learning_rate``.
 
         Args:
             progress: Where to show how far it is.
             learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
-                cosine.
+                cosine. ``self.learning_rate`` goes on with that of the optimiser.
             on_step: Called after every step of the optimiser; a learning rate it sets by ``set_learning_rate``
                 holds for the next.
 
@@ -189,9 +201,8 @@ class NetworkTraining(Generic[Model]):
         set_learning_rate(self.optimizer, learning_rate)
         if isinstance(self.network, Network):
             self._set_drop_path(self.network)
-        order = epoch_indices(self.train_split, self.recipe.batch_size, generator=self.order, drop_last=True)
-        where = f"epoch {self.epoch + 1} of member {self.index}"
-        batches = ((index,) for index in order)
+        batches = self._batches(self.order, self.augmentation_generator)
+        where = f"epoch {self.epoch + 1} of {self.name}"
         scalars = yield from training_steps(self._step, batches, on_step=after_step, where=where)
         if isinstance(self.network, Network):
             # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
@@ -213,18 +224,8 @@ class NetworkTraining(Generic[Model]):
     def _epoch_seed(self) -> int:
         return self.seeds.augmentation + 1 + self.epoch
 
-    def val_probs(self) -> np.ndarray:
-        """Return probabilities (N, K) on the validation images, computed in float32."""
-        return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
-
-    def identity(self) -> dict[str, Any]:
-        """Return what a state of this training depends on: network, recipe and images, ready for JSON."""
-        spec = getattr(self.network, "spec", None)
-        network = spec() if callable(spec) else type(self.network).__name__
-        return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint}
-
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides how the training goes on."""
+        """Return everything that decides how the training goes on; it changes with the training."""
         return {
             "epoch": self.epoch,
             "execution": self.execution.to_dict(),
@@ -234,15 +235,82 @@ class NetworkTraining(Generic[Model]):
             "augmentation": self.augmentation_generator.get_state(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
-        self.epoch = state["epoch"]
-        self.network.load_state_dict(state["network"])
-        load_optimizer(self.optimizer, state["optimizer"])
-        # After them, for a recorded step holds the tensors of the optimiser.
-        self._execute(Execution(**state["execution"]))
+        self.branch_off(state)
         self.order.set_state(state["order"].cpu())
         self.augmentation_generator.set_state(state["augmentation"].cpu())
+
+    def branch_off(self, state: Mapping[str, Any]) -> None:
+        """Go on from the weights, momentum and epoch of a state, in an order and augmentation of its own."""
+        self.epoch = state["epoch"]
+        self.network.load_state_dict(state["network"])
+        # The optimiser takes over the tensors of a state, which another branch may begin from too.
+        load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]))
+        # After them, for a recorded step holds the tensors of the optimiser.
+        self._execute(Execution(**state["execution"]))
+
+
+class NetworkTraining(Training[Model]):
+    """A training on the images of a data set, measured on ``val``.
+
+    Args:
+        build: Makes the network with fresh weights from torch's global generator.
+        data: Images; ``train`` is learnt from and ``val`` measured on.
+        recipe: How to train.
+        index: Position in the ensemble; decides its seeds.
+        device: Where to train.
+        execution: How the network is computed, where that is settled; None for what the recipe says.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[], Model],
+        data: ImageData,
+        recipe: RetrainConfig,
+        *,
+        index: int,
+        device: torch.device | str = "cpu",
+        execution: Execution | None = None,
+    ) -> None:
+        self.index, self.num_classes, self._fingerprint = index, data.num_classes, data.fingerprint
+        self.train_split, self.val = data.train.to(device), data.val.to(device)
+        self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
+        self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
+
+        def batches(order: torch.Generator, _: torch.Generator) -> Iterator[tuple[Tensor]]:
+            indices = epoch_indices(self.train_split, recipe.batch_size, generator=order, drop_last=True)
+            return ((index,) for index in indices)
+
+        # Gathered and augmented within the step, so that a recording holds that too.
+        def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
+            images, labels = self.train_split.images[index], self.train_split.labels[index]
+            return self.augmentation(images, self.augmentation_generator), labels
+
+        super().__init__(
+            build,
+            batches,
+            recipe,
+            MemberSeeds.derive(recipe.seed, index),
+            name=f"member {index}",
+            device=device,
+            execution=execution,
+            prepare=prepare,
+        )
+
+    def _trial_batch(self) -> tuple[Tensor, Tensor]:
+        first = self.train_split.subset(torch.arange(min(self.recipe.batch_size, len(self.train_split))))
+        return self.augmentation.normalise(first.images), first.labels
+
+    def val_probs(self) -> np.ndarray:
+        """Return probabilities (N, K) on the validation images, computed in float32."""
+        return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state of this training depends on: network, recipe and images, ready for JSON."""
+        spec = getattr(self.network, "spec", None)
+        network = spec() if callable(spec) else type(self.network).__name__
+        return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint}
 
 
 class MemberTraining(NetworkTraining[Network]):
