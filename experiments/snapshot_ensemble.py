@@ -17,24 +17,19 @@ GPU. Finished trainings lie in the run folder and are not run again. Results: OU
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from studies.bench import Bench
-from studies.options import StudyOptions
-from studies.predictors import Row
-from studies.records import finish_seed, open_run, run_seeds
-from studies.report import comparisons, markdown_table, table, write_report
-from studies.snapshot_trainings import train
+from studies.reference_models import Bench, SeedStudy, StudyOptions, finished, table, train
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record
+from dnas_ens.compare.report import Row, markdown_table
+from dnas_ens.compare.study import Unit, run_script
 from dnas_ens.config import require
 from dnas_ens.data.splits import alternating_halves
-from dnas_ens.run.files import with_ending
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"
@@ -103,7 +98,7 @@ def cross_fitted(rule: Rule, probs: np.ndarray, labels: np.ndarray) -> np.ndarra
     return predicted
 
 
-def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, Any]:
+def run_one(study: Study, bench: Bench, folder: Path, seed: int) -> Unit:
     """Train both models of a seed, choose on val, evaluate on test."""
     from dnas_ens.ensembles.snapshot import CosineCycles
     from dnas_ens.metrics.scores import accuracy, nll
@@ -136,9 +131,8 @@ def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, An
     ]
     snapshots = val[: study.cycles]
     last = [snapshots[-count:].mean(axis=0) for count in range(1, study.cycles + 1)]
-    return finish_seed(
+    return finished(
         bench,
-        folder,
         seed,
         rows,
         val={
@@ -152,7 +146,7 @@ def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, An
     )
 
 
-def published_table(records: Sequence[dict[str, Any]]) -> str:
+def published_table(records: Sequence[Record]) -> str:
     """Return the published accuracies beside ours as Markdown."""
     rows = []
     for index, row in enumerate(records[0]["rows"]):
@@ -161,7 +155,7 @@ def published_table(records: Sequence[dict[str, Any]]) -> str:
     return markdown_table(["accuracy %", "published: CIFAR-10, WRN-16-4", "ours"], rows)
 
 
-def plot(study: Study, records: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(study: Study, records: Sequence[Record], path: Path) -> None:
     """Draw val NLL of each snapshot and of the last k over k, and the rows' calibrated NLL on test."""
     from matplotlib.ticker import MaxNLocator
 
@@ -203,42 +197,34 @@ def plot(study: Study, records: Sequence[dict[str, Any]], path: Path) -> None:
     right.set_ylim(-0.5, len(names) - 0.5)
     right.set_title("Dot: a seed, bar: their mean", fontproperties=font(10, bold=True), loc="left")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    bench = Bench.of(study)
-    with open_run(STUDY, study, bench, [*PROG.split(), *argv]) as run:
-        records = run_seeds(run, study, lambda folder, seed: measure(study, bench, folder, seed))
+    with SeedStudy.open(STUDY, study, [*PROG.split(), *argv]) as seeds:
+        records = seeds.records(lambda folder, seed: run_one(study, seeds.bench, folder, seed))
         pairs = [
             *((name, ONE) for name in (EQUAL, FITTED, study.last_name, SINGLE)),
             (FITTED, EQUAL),
             *([(study.last_name, EQUAL)] if study.last < study.cycles else []),
             (EQUAL, SINGLE),
         ]
-        body = (
-            f"{study.cycles} cycles, a snapshot at the end of each, against one cosine over the same epochs from the "
-            "same initial weights, order and augmentation. Chosen and fitted on val; temperatures on cross-fitted val "
-            "predictions; test was predicted once, after that. Mean ± standard deviation over seeds on test; NLL in "
-            "nats. CPU seconds: the whole training that a row needs, and fitting; without prediction.\n\n"
-            f"{table(records)}\n## Beside the published table\n\n{published_table(records)}\n"
-            f"## Comparisons\n\n{comparisons(run, records, pairs)}"
-        )
-        plot(study, records, with_ending(study.path(STUDY), ".png"))
-        write_report(
-            STUDY,
-            run,
-            bench,
+        seeds.write(
             records,
             title="Snapshot ensembles",
-            body=body,
+            body=f"{study.cycles} cycles, a snapshot at the end of each, against one cosine over the same epochs from "
+            "the same initial weights, order and augmentation. Chosen and fitted on val; temperatures on cross-fitted "
+            "val predictions; test was predicted once, after that. Mean ± standard deviation over seeds on test; NLL "
+            "in nats. CPU seconds: the whole training that a row needs, and fitting; without prediction.\n\n"
+            f"{table(records)}\n## Beside the published table\n\n{published_table(records)}\n"
+            f"## Comparisons\n\n{seeds.comparisons(records, pairs)}",
             waiting="Figures are not comparable with the published ones. The published scale, WRN-16-4 on CIFAR-10 "
             f"for 200 epochs, waits for a GPU: `{PROG} --device cuda`",
+            figure=lambda path: plot(study, records, path),
         )
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas_ens.data.batches import Augmentation, iterate_batches
-from dnas_ens.data.dataset import Split
+from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.types import FloatArray, IntArray
 
@@ -479,6 +479,17 @@ def predict_members(
     if first_labels is None:
         raise UserError("There are no members to predict with.", "Give at least one network.")
     return np.stack(parts), first_labels
+
+
+def plain_passes(data: ImageData, split: Split) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """Return passes over a split in its order, normalised as the data are and without augmentation."""
+    augmentation = Augmentation.for_data(data, augment=False)
+
+    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation):
+            yield images.contiguous(memory_format=torch.channels_last), labels
+
+    return one_pass
 
 
 def no_batches(purpose: str) -> UserError:
