@@ -192,7 +192,7 @@ def section_main(argv: list[str]) -> None:
         sections.gpu_tests,
         sections.recorded_losses,
         sections.kernel_variants,
-        sections.search_pair,
+        sections.search_steps,
         sections.training_step,
         sections.members_side_by_side,
         comparison.compare,

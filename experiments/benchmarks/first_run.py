@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.commands.parse import parse, run_main
+from timing import RESULTS, parse_benchmark
+
+from dnas_ens.commands.parse import run_main
 from dnas_ens.run.environment import environment
 from dnas_ens.run.files import read_json, with_ending, write_atomic
-
-PROG = "python experiments/benchmarks/first_run.py"
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +79,9 @@ def table(lines: list[dict[str, Any]]) -> str:
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    options = parse(FirstRun, argv, prog=PROG, description=__doc__ or "", default=FirstRun())
-    line = {**measure(options.config), "environment": environment([*PROG.split(), *argv])}
+    options = parse_benchmark("first_run", __doc__, FirstRun(), argv)
+    command = ["python", "experiments/benchmarks/first_run.py", *argv]
+    line = {**measure(options.config), "environment": environment(command)}
     lines_file = with_ending(options.output, ".jsonl")
     before = lines_file.read_text() if lines_file.exists() else ""
     text = before + json.dumps(line) + "\n"

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from search_step import OURS, SearchStep, our_step_of, parse_setting
-from timing import MEBIBYTE, Side, in_fresh_process, measure, prepare, report, tell, tell_sides, timed
+from steps import profile
+from timing import MEBIBYTE, Side, in_fresh_process, prepare, run_benchmark, tell, timed
 
 from dnas_ens.commands.parse import run_main
 
@@ -98,40 +99,31 @@ def build_side(side: str, options: Floor, device: torch.device) -> Side:
     return timed(copy, device)
 
 
-def profile(options: Floor) -> str:
-    """Return the step's operations by time, as PyTorch's profiler tables them."""
-    import torch
-
+def _profile(options: Floor) -> str:
     device = prepare(options)
-    step = our_step_of(options, device)
-    for _ in range(3):
-        step()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=activities) as found:
-        for _ in range(3):
-            step()
-    by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    return str(found.key_averages().table(sort_by=by, row_limit=25))
+    return profile(our_step_of(options, device), device, repeats=3, row_limit=25)
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    setting, options = parse_setting(
-        Floor, argv, prog="python experiments/benchmarks/floor.py", description=__doc__ or ""
-    )
+    setting, options = parse_setting(Floor, "floor", __doc__, argv)
     total, by_operation = in_fresh_process(_count, options)
-    tell(f"one step of the search, {setting}: {total / MEBIBYTE:,.0f} MiB read and written")
     for name, moved in list(by_operation.items())[:8]:
         tell(f"  {name}: {moved / MEBIBYTE:,.0f} MiB")
-    results = measure(build_side, options, (FLOOR, OURS), ours=OURS)
-    tell_sides(results)
     if options.profile is not None:
-        options.profile.write_text(in_fresh_process(profile, options))
+        options.profile.write_text(in_fresh_process(_profile, options))
         tell(f"wrote {options.profile}")
-    report(
-        "floor", argv, options, {"setting": setting, "bytes": total, "by_operation": by_operation, **results}
+    run_benchmark(
+        "floor",
+        argv,
+        options,
+        build_side,
+        (FLOOR, OURS),
+        ours=OURS,
+        heading=f"one step of the search, {setting}: {total / MEBIBYTE:,.0f} MiB read and written",
+        setting=setting,
+        bytes=total,
+        by_operation=by_operation,
     )
 
 

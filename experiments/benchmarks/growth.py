@@ -14,17 +14,26 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from search_step import OURS, SAME_IMAGES, SETTINGS, SearchStep, build_step
-from timing import MEBIBYTE, RESULTS, Side, TrainingOptions, measure, report, require_from, synchronise, tell
+from timing import (
+    MEBIBYTE,
+    RESULTS,
+    Build,
+    Side,
+    TrainingOptions,
+    measure,
+    parse_benchmark,
+    report,
+    synchronise,
+    tell,
+)
 
-from dnas_ens.commands.parse import parse, run_main
-from dnas_ens.config import require
+from dnas_ens.commands.parse import run_main
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.run.files import with_ending
@@ -35,8 +44,9 @@ if TYPE_CHECKING:
     from dnas_ens.data import ImageData, Split
 
 IN_LOOP = "reference in the loop"
+Axis = Literal["channels", "cells", "batch", "members", "directions"]
 #: Every axis by the option that gives its values, as it is called in table and plot.
-AXES = {
+AXES: dict[Axis, str] = {
     "channels": "channels C",
     "cells": "cells",
     "batch": "batch B",
@@ -55,7 +65,7 @@ class Growth(TrainingOptions):
     """Rounds timed at every point; both sides run once in each."""
     warmup: int = 2
     """Rounds before them, not counted."""
-    axes: tuple[str, ...] = tuple(AXES)
+    axes: tuple[Axis, ...] = tuple(AXES)
     """Axes to go along."""
     channels: tuple[int, ...] = (4, 8, 16)
     """C of the first cell."""
@@ -69,16 +79,6 @@ class Growth(TrainingOptions):
     """R of the hypernetwork."""
     output: Path = RESULTS / "growth"
     """Where table, plot and lines go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_from(1, self, *AXES)
-        unknown = [axis for axis in self.axes if axis not in AXES]
-        require(
-            bool(self.axes) and not unknown,
-            f"--axes is {' '.join(self.axes) or 'empty'}.",
-            f"There are {', '.join(AXES)}.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +148,10 @@ def measure_axes(options: Growth) -> list[dict[str, Any]]:
     points = []
     for axis in options.axes:
         for value in getattr(options, axis):
-            point: TrainingOptions
-            build: Callable[[str, Any, torch.device], Side]
-            if axis == "directions":
-                point, build, other = LoopStep(directions=value, **common), build_loop_step, IN_LOOP
-            else:
+            point: TrainingOptions = LoopStep(directions=value, **common)
+            build: Build = build_loop_step
+            other = IN_LOOP
+            if axis != "directions":
                 changed: dict[str, Any] = {STEP_FIELDS[axis]: value}
                 point, build, other = replace(centre, **changed), build_step, SAME_IMAGES
             if point not in known:
@@ -164,72 +163,66 @@ def measure_axes(options: Growth) -> list[dict[str, Any]]:
 
 def table(points: list[dict[str, Any]]) -> str:
     """Return all points as Markdown."""
-    columns = (
-        "other side, ms",
-        "ours, ms",
-        "time, other / ours (quartiles)",
-        "other, MiB added",
-        "ours, MiB added",
-        "memory, ours / other",
-    )
     lines = [
-        "| axis | value | other side | " + " | ".join(columns) + " |",
-        "|:--|--:|:--" + "|--:" * len(columns) + "|",
+        "| axis | value | other side | other side, ms | ours, ms | time, other / ours (quartiles) "
+        "| other, MiB added | ours, MiB added | memory, ours / other |",
+        "|:--|--:|:--" + "|--:" * 6 + "|",
     ]
     for point in points:
         sides = [point["sides"][name] for name in (point["other"], OURS)]
         (quotient,) = point["time_ratios"].values()
-        times = [f"{1000 * side['seconds']['median']:.1f}" for side in sides]
-        quartiles = f"{quotient['lower_quartile']:.2f} to {quotient['upper_quartile']:.2f}"
         memory = ["", "", ""]
         if point["memory_ratios"]:
             (share,) = point["memory_ratios"].values()
             memory = [f"{side['peak_memory']['added_bytes'] / MEBIBYTE:.1f}" for side in sides]
             memory.append("" if share is None else f"{share:.2f}")
-        cells = [AXES[point["axis"]], str(point["value"]), point["other"], *times]
-        cells += [f"{quotient['ratio']:.2f} ({quartiles})", *memory]
+        cells = [
+            AXES[point["axis"]],
+            str(point["value"]),
+            point["other"],
+            *(f"{1000 * side['seconds']['median']:.1f}" for side in sides),
+            f"{quotient['ratio']:.2f} ({quotient['lower_quartile']:.2f} to {quotient['upper_quartile']:.2f})",
+            *memory,
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
     """Draw time and memory against every axis, a column an axis, both scales logarithmic."""
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 
-    colours = {OURS: BLUE, SAME_IMAGES: VERMILION, IN_LOOP: VERMILION}
-    lines: dict[str, Any] = {OURS: "-", SAME_IMAGES: "-", IN_LOOP: "--"}
+    looks: dict[str, dict[str, Any]] = {
+        SAME_IMAGES: {"color": VERMILION, "linestyle": "-"},
+        IN_LOOP: {"color": VERMILION, "linestyle": "--"},
+        OURS: {"color": BLUE, "linestyle": "-"},
+    }
     axes = list(dict.fromkeys(point["axis"] for point in points))
     with_memory = all(point["memory_ratios"] for point in points)
     rows = ["milliseconds a step", "MiB a step adds"][: 2 if with_memory else 1]
-    figure = new_figure(max(165 * len(axes), 350), 190 * len(rows) + 50)
+    height = 190 * len(rows) + 50
+    figure = new_figure(max(165 * len(axes), 350), height)
     grid = figure.subplots(len(rows), len(axes), squeeze=False, sharey="row")
-    used = []
+    handles: dict[str, Any] = {}
     for column, axis in enumerate(axes):
         chosen = sorted(
             (point for point in points if point["axis"] == axis), key=lambda point: point["value"]
         )
         values = [point["value"] for point in chosen]
         for name in (chosen[0]["other"], OURS):
-            used.append(name)
-            sides = [point["sides"][name] for point in chosen]
-            style = {
-                "color": colours[name],
-                "linestyle": lines[name],
-                "marker": "o",
-                "markersize": 4,
-                "linewidth": 1.5,
-            }
-            seconds = [side["seconds"] for side in sides]
-            ends = [[1000 * entry[end] for entry in seconds] for end in ("lower_quartile", "upper_quartile")]
-            top = grid[0, column]
-            top.plot(values, [1000 * entry["median"] for entry in seconds], **style)
-            top.fill_between(values, *ends, color=colours[name], alpha=0.2, linewidth=0)
+            look = looks[name] | {"marker": "o", "markersize": 4, "linewidth": 1.5}
+            seconds = [point["sides"][name]["seconds"] for point in chosen]
+            median, lower, upper = (
+                [1000 * entry[key] for entry in seconds]
+                for key in ("median", "lower_quartile", "upper_quartile")
+            )
+            (handles[name],) = grid[0, column].plot(values, median, **look)
+            grid[0, column].fill_between(values, lower, upper, color=look["color"], alpha=0.2, linewidth=0)
             if with_memory:
-                added = [side["peak_memory"]["added_bytes"] / MEBIBYTE for side in sides]
-                grid[1, column].plot(values, added, **style)
+                peaks = [point["sides"][name]["peak_memory"] for point in chosen]
+                grid[1, column].plot(values, [peak["added_bytes"] / MEBIBYTE for peak in peaks], **look)
         for row, y_label in enumerate(rows):
             panel = grid[row, column]
             panel.set_xscale("log", base=2)
@@ -237,17 +230,13 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
             last = row == len(rows) - 1
             style_axis(panel, x_label=AXES[axis] if last else "", y_label=y_label if column == 0 else "")
             panel.xaxis.set_major_locator(FixedLocator(values))
-            panel.xaxis.set_minor_locator(NullLocator())
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            panel.yaxis.set_minor_locator(NullLocator())
             for scale in (panel.xaxis, panel.yaxis):
+                scale.set_minor_locator(NullLocator())
                 scale.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
-    shown = [name for name in (SAME_IMAGES, IN_LOOP, OURS) if name in used]
-    handles = [
-        Line2D([], [], color=colours[name], linestyle=lines[name], marker="o", markersize=4) for name in shown
-    ]
+    shown = [name for name in looks if name in handles]
     legend = figure.legend(
-        handles,
+        [handles[name] for name in shown],
         shown,
         loc="upper center",
         ncols=len(shown),
@@ -255,20 +244,14 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
         prop=font(9),
         labelcolor=MUTED_COLOUR,
     )
-    figure.tight_layout(rect=(0, 0, 1, 1 - 24 / (190 * len(rows) + 50)))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 24 / height))
     legend.set_in_layout(False)
     figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    options = parse(
-        Growth,
-        argv,
-        prog="python experiments/benchmarks/growth.py",
-        description=__doc__ or "",
-        default=Growth(),
-    )
+    options = parse_benchmark("growth", __doc__, Growth(), argv)
     points = measure_axes(options)
     lines = replace(options, output=with_ending(options.output, ".jsonl"))
     env = report("growth", argv, lines, {"points": points})

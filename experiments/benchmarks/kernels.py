@@ -15,21 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from timing import (
     TrainingOptions,
     conditions,
+    parse_benchmark,
     prepare,
     report,
-    require_from,
     spread,
     synchronise,
     tell,
     timed,
 )
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import run_main
 
 if TYPE_CHECKING:
     import torch
@@ -39,20 +39,22 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 #: Calls in one recording.
 REPEATS = 10
+#: Channels of a group and side of the images, in the first to the last cells.
+SIZES = ((16, 28), (32, 14), (64, 7))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kernels(TrainingOptions):
     """Options of the benchmark."""
 
+    rounds: int = 5
+    """Rounds timed; every variant runs once in each."""
+    warmup: int = 1
+    """Rounds before them, not counted."""
     batch_size: int = 64
     """B."""
-    parts: tuple[str, ...] = ("depthwise", "gram", "pointwise")
+    parts: tuple[Literal["depthwise", "gram", "pointwise"], ...] = ("depthwise", "gram", "pointwise")
     """Which parts to measure."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_from(1, self, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,10 +131,10 @@ def depthwise(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
     ):
         images = torch.randn(batch_size, channels, side, side, generator=generator, dtype=torch.float64)
         weight = torch.randn(channels, 1, kernel, kernel, generator=generator, dtype=torch.float64)
-        plain = partial(F.conv2d, padding=dilation * (kernel // 2), dilation=dilation, groups=channels)
+        plain: Any = partial(F.conv2d, padding=dilation * (kernel // 2), dilation=dilation, groups=channels)
         ours = partial(depthwise_conv, stride=1, dilation=dilation)
 
-        def of_five_edges(features: Tensor, kernels: Tensor, plain: Callable[..., Tensor] = plain) -> Tensor:
+        def of_five_edges(features: Tensor, kernels: Tensor, plain: Any = plain) -> Any:
             return plain(torch.cat([features] * 5, dim=1), kernels)
 
         made = partial(Variant, precision=precision, exact=plain)
@@ -162,23 +164,12 @@ def gram(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
     from dnas_ens.nn.moments import batched_gram, dense_gram
 
     generator = torch.Generator().manual_seed(0)
-    for (channels, side), precision in itertools.product(((16, 28), (32, 14), (64, 7)), TOLERANCE):
+    ways = {"batched": partial(batched_gram, groups=20), "dense": partial(dense_gram, groups=20)}
+    for (channels, side), precision in itertools.product(SIZES, TOLERANCE):
         rows = torch.randn(batch_size * side * side, 20 * channels, generator=generator, dtype=torch.float64)
-        ways = {"batched": partial(batched_gram, groups=20), "dense": partial(dense_gram, groups=20)}
-        yield (
-            f"Gram of 20 groups of {channels} channels, {side}x{side}, {precision}",
-            [
-                Variant(
-                    name=name,
-                    compute=way,
-                    exact=ways["batched"],
-                    inputs=(rows,),
-                    precision=precision,
-                    gradients=False,
-                )
-                for name, way in ways.items()
-            ],
-        )
+        made = partial(Variant, exact=ways["batched"], inputs=(rows,), precision=precision, gradients=False)
+        name = f"Gram of 20 groups of {channels} channels, {side}x{side}, {precision}"
+        yield name, [made(name=name, compute=way) for name, way in ways.items()]
 
 
 def pointwise(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
@@ -196,43 +187,30 @@ def pointwise(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
     def grouped(features: Tensor, matrices: Tensor) -> Tensor:
         return F.conv2d(features, matrices.flatten(0, 1)[..., None, None], groups=len(matrices))
 
-    def batched_slices(features: Tensor, matrices: Tensor) -> Tensor:
-        parts = zip(features.chunk(len(matrices)), matrices.unbind(), strict=True)
-        return torch.cat([batched_pointwise(part, own) for part, own in parts])
+    def by_slice(way: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def sliced(features: Tensor, matrices: Tensor) -> Tensor:
+            parts = zip(features.chunk(len(matrices)), matrices.unbind(), strict=True)
+            return torch.cat([way(part, own) for part, own in parts])
 
-    def grouped_slices(features: Tensor, matrices: Tensor) -> Tensor:
-        parts = zip(features.chunk(len(matrices)), matrices.unbind(), strict=True)
-        return torch.cat([grouped(part, own) for part, own in parts])
+        return sliced
 
     of_groups = {"batched": batched_pointwise, "dense": dense, "grouped convolution": grouped}
-    of_slices = {"batched": batched_slices, "dense": sliced_pointwise}
+    of_slices = {"batched": by_slice(batched_pointwise), "dense": sliced_pointwise}
     every: tuple[tuple[str, tuple[int, ...], int, dict[str, Any], Callable[..., Tensor]], ...] = (
         ("10 groups", (10,), 1, of_groups, grouped),
-        ("4 slices, 5 edges", (4, 5), 4, of_slices, grouped_slices),
+        ("4 slices, 5 edges", (4, 5), 4, of_slices, by_slice(grouped)),
     )
-    sizes = ((16, 28), (32, 14), (64, 7))
     for (what, groups, operations, ways, exact), (channels, side), precision in itertools.product(
-        every, sizes, TOLERANCE
+        every, SIZES, TOLERANCE
     ):
         inputs = operations * channels
         features = torch.randn(
             batch_size, groups[-1] * inputs, side, side, generator=generator, dtype=torch.float64
         )
         matrices = torch.randn(*groups, channels, inputs, generator=generator, dtype=torch.float64)
-        yield (
-            f"{what} of {channels} channels, {side}x{side}, {precision}",
-            [
-                Variant(
-                    name=name,
-                    compute=way,
-                    exact=exact,
-                    inputs=(features, matrices),
-                    precision=precision,
-                    context=cudnn,
-                )
-                for name, way in ways.items()
-            ],
-        )
+        made = partial(Variant, exact=exact, inputs=(features, matrices), precision=precision, context=cudnn)
+        name = f"{what} of {channels} channels, {side}x{side}, {precision}"
+        yield name, [made(name=name, compute=way) for name, way in ways.items()]
 
 
 PARTS = {"depthwise": depthwise, "gram": gram, "pointwise": pointwise}
@@ -301,13 +279,7 @@ def measure_kernels(options: Kernels, device: torch.device, keep: Callable[[dict
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    options = parse(
-        Kernels,
-        argv,
-        prog="python experiments/benchmarks/kernels.py",
-        description=__doc__ or "",
-        default=Kernels(rounds=5, warmup=1),
-    )
+    options = parse_benchmark("kernels", __doc__, Kernels(), argv)
     device = prepare(options)
     records: list[dict[str, Any]] = []
 

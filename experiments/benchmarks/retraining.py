@@ -17,18 +17,16 @@ peak memory is that of the training process alone, without the DataLoader's work
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from timing import ExecutedOptions, Side, measure, report, require_from, spread, tell, tell_sides, timed
+from steps import NetworkOptions, member_training, some_steps
+from timing import ExecutedOptions, Side, measure, parse_benchmark, report, spread, tell, tell_sides, timed
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import run_main
 from dnas_ens.config import require
-from dnas_ens.config.presets import retrain_preset
 
 if TYPE_CHECKING:
     import torch
@@ -43,26 +41,13 @@ OURS, TEXTBOOK = "ours", "textbook"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retraining(ExecutedOptions):
+class Retraining(NetworkOptions, ExecutedOptions):
     """Options of the benchmark."""
 
-    data: str = "digits"
-    """A data set by name, which must be there already, or a folder."""
     batches: int = 16
     """Batches of a round; the training images must suffice for them."""
     workers: int = 2
     """Worker processes of the textbook's DataLoader."""
-    channels: int = retrain_preset().channels
-    """C of the first cell."""
-    num_cells: int = retrain_preset().num_cells
-    """Cells in the stack."""
-    batch_size: int = retrain_preset().batch_size
-    """B."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_from(0, self, "workers")
-        require_from(1, self, "batches", "channels", "num_cells", "batch_size")
 
     @property
     def images_per_round(self) -> int:
@@ -127,7 +112,8 @@ def train_textbook(
     from dnas_ens.nn.depthwise import native_depthwise
 
     network.train()
-    total_loss, hits, num_images = torch.zeros((), device=device), torch.zeros((), device=device), 0
+    total_loss, hits = torch.zeros(2, device=device)
+    num_images = 0
     with native_depthwise():
         for cpu_images, cpu_labels in loader:
             images = cpu_images.to(device, non_blocking=True)
@@ -148,66 +134,39 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
     """Return the timed round of a side, with a network of its own."""
     import torch
 
-    from dnas_ens.config.fields import with_fields
-    from dnas_ens.data import load_data
     from dnas_ens.nn.execution import Execution
-    from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
-    from dnas_ens.training.trainer import MemberTraining
 
-    data = load_data(options.data, download=False)
+    data = options.images()
     require(
         len(data.train) >= options.images_per_round,
         f"A round of {options.batches} batches of {options.batch_size} images is more than the "
         f"{len(data.train)} training images of {options.data}.",
         "Lower --batches.",
     )
-    execution = options.execution if side == OURS else Execution(layout="contiguous")
-    recipe = with_fields(
-        retrain_preset(),
-        channels=options.channels,
-        num_cells=options.num_cells,
-        batch_size=options.batch_size,
-        **execution.settings(),
+    recipe = options.recipe(options.execution if side == OURS else Execution(layout="contiguous"))
+    training = member_training(data, recipe, device)
+    if side == OURS:
+        return timed(some_steps(training, options.batches), device)
+    network = training.network
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
     )
-    genotype = random_genotype(np.random.default_rng(0), operations=DARTS_OPERATIONS)
-    training = MemberTraining(genotype, data, recipe, index=0, device=device)
-    if side == TEXTBOOK:
-        network = training.network
-        optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        loader = textbook_loader(data, training.augmentation, options, device)
-        return timed(lambda: train_textbook(network, loader, optimizer, recipe, device), device)
-
-    def endless_steps() -> Iterator[None]:
-        while True:
-            yield from training.epoch_steps()
-
-    steps = endless_steps()
-    return timed(lambda: list(itertools.islice(steps, options.batches)), device)
+    loader = textbook_loader(data, training.augmentation, options, device)
+    return timed(lambda: train_textbook(network, loader, optimizer, recipe, device), device)
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    options = parse(
-        Retraining,
-        argv,
-        prog="python experiments/benchmarks/retraining.py",
-        description=__doc__ or "",
-        default=Retraining(),
-    )
+    options = parse_benchmark("retraining", __doc__, Retraining(), argv)
     tell(f"retraining on {options.data}: C={options.channels}, batch {options.batch_size}")
     results = measure(build_round, options, (TEXTBOOK, OURS), ours=OURS)
-    for side in results["sides"].values():
-        side["images_per_second"] = spread(
-            [options.images_per_round / taken for taken in side["seconds"]["values"]]
-        )
     tell_sides(results)
     for name, side in results["sides"].items():
+        speeds = [options.images_per_round / taken for taken in side["seconds"]["values"]]
+        side["images_per_second"] = spread(speeds)
         tell(f"{name}: {side['images_per_second']['median']:.0f} images a second")
     report("retraining", argv, options, {"images_per_round": options.images_per_round, **results})
 

@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from timing import ExecutedOptions, Side, measure, report, require_from, tell, tell_sides, timed
+from timing import ExecutedOptions, Side, parse_benchmark, run_benchmark, timed
 
-from dnas_ens.commands.parse import parse, pop_option, run_main
+from dnas_ens.commands.parse import pop_option, run_main
 from dnas_ens.config import require
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class SearchStep(ExecutedOptions):
             "The fast supernet is computed channels_last.",
             "Leave --layout out.",
         )
-        require_from(1, self, "image_size", "in_channels", "channels", "batch_size", "members", "num_cells")
         require(
             self.batch_size % self.members == 0,
             f"{self.members} members do not divide a batch of {self.batch_size} images.",
@@ -185,29 +184,22 @@ def our_step(
     loss(mixtures).backward()
 
 
-def parse_setting(kind: type[Step], argv: list[str], *, prog: str, description: str) -> tuple[str, Step]:
+def parse_setting(kind: type[Step], script: str, doc: str | None, argv: list[str]) -> tuple[str, Step]:
     """Parse options whose sizes default to those of --setting; returns its name and the options."""
     setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
     also = " Also: --setting {" + ",".join(SETTINGS) + "}, the defaults of the sizes."
-    return setting, parse(
-        kind,
-        rest,
-        prog=prog,
-        description=description + also,
-        default=kind(**SETTINGS[setting]),
-        extra_options=["--setting"],
-    )
+    default = kind(**SETTINGS[setting])
+    return setting, parse_benchmark(script, (doc or "") + also, default, rest, extra_options=["--setting"])
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    setting, options = parse_setting(
-        SearchStep, argv, prog="python experiments/benchmarks/search_step.py", description=__doc__ or ""
+    setting, options = parse_setting(SearchStep, "search_step", __doc__, argv)
+    sides = (WHOLE_BATCH, SAME_IMAGES, OURS)
+    heading = f"one step of the search, {setting}: {options.members} members, batch {options.batch_size}"
+    run_benchmark(
+        "search_step", argv, options, build_step, sides, ours=OURS, heading=heading, setting=setting
     )
-    tell(f"one step of the search, {setting}: {options.members} members, batch {options.batch_size}")
-    results = measure(build_step, options, (WHOLE_BATCH, SAME_IMAGES, OURS), ours=OURS)
-    tell_sides(results)
-    report("search_step", argv, options, {"setting": setting, **results})
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-from timing import Options, compared, in_turn, report, tell, tell_sides
+from timing import Options, compared, in_turn, parse_benchmark, report, tell, tell_sides
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import run_main
 
 OURS = "search --help"
 #: What each side hands to the interpreter.
@@ -26,11 +24,6 @@ SIDES: dict[str, tuple[str, ...]] = {
     "import torch": ("-c", "import torch"),
     OURS: ("-m", "dnas_ens.search", "--help"),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Startup(Options):
-    """Options of the benchmark."""
 
 
 def wall_time(arguments: tuple[str, ...]) -> float:
@@ -49,23 +42,15 @@ def imported_modules(arguments: tuple[str, ...]) -> set[str]:
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    options = parse(
-        Startup,
-        argv,
-        prog="python experiments/benchmarks/startup.py",
-        description=__doc__ or "",
-        default=Startup(),
-    )
+    options = parse_benchmark("startup", __doc__, Options(), argv)
     sides = {name: partial(wall_time, arguments) for name, arguments in SIDES.items()}
-    seconds = in_turn(sides, rounds=options.rounds, warmup=options.warmup)
-    results: dict[str, Any] = compared(seconds, {}, ours=OURS)
+    results = compared(in_turn(sides, rounds=options.rounds, warmup=options.warmup), {}, ours=OURS)
+    tell_sides(results)
     for name, arguments in SIDES.items():
         modules = imported_modules(arguments)
-        results["sides"][name] |= {"imports_torch": "torch" in modules, "modules": len(modules)}
-    tell_sides(results)
-    for name, side in results["sides"].items():
-        verb = "imports" if side["imports_torch"] else "does not import"
-        tell(f"{name}: {verb} torch; {side['modules']} modules")
+        with_torch = "torch" in modules
+        results["sides"][name] |= {"imports_torch": with_torch, "modules": len(modules)}
+        tell(f"{name}: {'imports' if with_torch else 'does not import'} torch; {len(modules)} modules")
     report("startup", argv, options, results)
 
 

@@ -13,11 +13,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.commands.parse import parse, run_main
+from timing import RESULTS, parse_benchmark
+
+from dnas_ens.commands.parse import run_main
 from dnas_ens.config import require
 from dnas_ens.run.files import write_atomic
 
-RESULTS = Path(__file__).parents[1] / "results"
+#: What a benchmark measured, in words.
+TITLES = {
+    "search_step": "search step, {members} members, {image_size}×{image_size}, C={channels}",
+    "retraining": "retraining, {data}, C={channels}",
+    "execution": "layout and precision of {step}, {data}, C={channels}",
+    "floor": "search step and its floor, {image_size}×{image_size}, C={channels}",
+    "side_by_side": "members side by side, {data}, C={channels}",
+    "startup": "`python -m dnas_ens.search --help`",
+}
+HEAD = """\
+# Benchmarks, the latest of each kind
+
+Both sides are timed in turn in one process: medians, of one step where there are steps, and the quartiles of the \
+ratio. Commands, versions and all timings are in benchmarks.jsonl.
+
+| what | beside | its ms | our ms | time, its / ours (quartiles) | memory, ours / its | when, where |
+|:--|:--|--:|--:|--:|--:|:--|
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,34 +50,20 @@ class Table:
 
 
 def title(line: dict[str, Any]) -> str:
-    """Return what a line measured, in words."""
+    """Return what a line measured, and how our side is computed where that is not the default."""
     options = line["options"]
-    # As our side is computed where that is not the default.
+    step = "a search step" if options.get("what") == "search" else "retraining"
     ways = [options.get(name) for name in ("layout", "precision")]
     ways = [way for way in ways if way not in (None, "channels_last", "float32")]
     ways += ["CUDA graph"] if options.get("cuda_graph") else []
     if "threads" in line:
         ways.append(f"{line['threads']} thread{'s' * (line['threads'] > 1)}")
-    how = "".join(f", {way}" for way in ways)
-    if line["benchmark"] == "search_step":
-        size = f"{options['image_size']}×{options['image_size']}"
-        return f"search step, {options['members']} members, {size}, C={options['channels']}{how}"
-    if line["benchmark"] == "retraining":
-        return f"retraining, {options['data']}, C={options['channels']}{how}"
-    if line["benchmark"] == "execution":
-        what = "a search step" if options["what"] == "search" else "retraining"
-        return f"layout and precision of {what}, {options['data']}, C={options['channels']}{how}"
-    if line["benchmark"] == "floor":
-        size = f"{options['image_size']}×{options['image_size']}"
-        return f"search step and its floor, {size}, C={options['channels']}{how}"
-    if line["benchmark"] == "side_by_side":
-        return f"members side by side, {options['data']}, C={options['channels']}{how}"
-    return "`python -m dnas_ens.search --help`"
+    return ", ".join([TITLES[line["benchmark"]].format(**options, step=step), *ways])
 
 
 def rows(lines: list[dict[str, Any]]) -> list[str]:
     """Return a table row for every ratio of the latest line of each kind."""
-    latest = {title(line): line for line in lines}
+    latest = {title(line): line for line in lines if line["benchmark"] in TITLES}
     result = []
     for name, line in latest.items():
         env = line["environment"]
@@ -83,23 +88,10 @@ def _times(quotient: float) -> str:
 
 def main(argv: list[str]) -> None:
     """Write the table."""
-    options = parse(
-        Table,
-        argv,
-        prog="python experiments/benchmarks/table.py",
-        description=__doc__ or "",
-        default=Table(),
-    )
+    options = parse_benchmark("table", __doc__, Table(), argv)
     require(options.results.exists(), f"There is no {options.results}.", "Run the benchmarks that write it.")
     lines = [json.loads(line) for line in options.results.read_text().splitlines()]
-    head = (
-        "# Benchmarks, the latest of each kind\n\n"
-        "Both sides are timed in turn in one process: medians, of one step where there are steps, and the quartiles "
-        "of the ratio. Commands, versions and all timings are in benchmarks.jsonl.\n\n"
-        "| what | beside | its ms | our ms | time, its / ours (quartiles) | memory, ours / its | when, where |\n"
-        "|:--|:--|--:|--:|--:|--:|:--|\n"
-    )
-    write_atomic(options.output, (head + "\n".join(rows(lines)) + "\n").encode())
+    write_atomic(options.output, (HEAD + "\n".join(rows(lines)) + "\n").encode())
     print(f"wrote {options.output}")
 
 

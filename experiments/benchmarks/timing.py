@@ -1,4 +1,4 @@
-"""What the benchmarks share: sides timed in turn, peak memory, processes of their own, and the line of results.
+"""What the benchmarks share: options, sides timed in turn, peak memory, processes of their own, the line of results.
 
 Every measurement runs in a fresh process, so that no side inherits memory or allocator settings of another, and the
 parent never imports torch before the last child has ended.
@@ -10,20 +10,18 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from dnas_ens.commands.parse import parse
 from dnas_ens.config import require
-from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +31,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 #: A side of a comparison: runs once and says how many seconds it took.
 Side = Callable[[], float]
+#: Builds a side from its name, the options and the device.
+Build = Callable[[str, Any, "torch.device"], Side]
 
 RESULTS = Path(__file__).parents[1] / "results"
 MEBIBYTE = 2**20
+#: Options that may be 0; every other count is 1 or more.
+MAY_BE_ZERO = ("warmup", "workers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options every benchmark has."""
+    """Options every benchmark has.
+
+    Raises:
+        UserError: A count is too small, or there are none.
+    """
 
     rounds: int = 20
     """Rounds timed; every side runs once in each."""
@@ -50,8 +56,17 @@ class Options:
     """File to which the line of results is appended."""
 
     def __post_init__(self) -> None:
-        require_from(0, self, "warmup")
-        require_from(1, self, "rounds")
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            values = value if isinstance(value, tuple) else (value,)
+            if any(type(each) is not int for each in values):
+                continue
+            flag, least = "--" + entry.name.replace("_", "-"), 0 if entry.name in MAY_BE_ZERO else 1
+            require(
+                bool(values) and min(values) >= least,
+                f"{flag} is {' '.join(map(str, values)) or 'empty'}.",
+                f"Give {flag} {least} or more.",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +84,6 @@ class TrainingOptions(Options):
     """Measure peak memory too, each side alone in a process."""
     memory_steps: int = 3
     """Runs of a side over which its peak memory is taken."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_from(1, self, "memory_steps", *(["threads"] if self.threads is not None else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,21 +105,10 @@ class ExecutedOptions(TrainingOptions):
         return Execution(layout=self.layout, precision=self.precision, cuda_graph=self.cuda_graph)
 
 
-def require_from(least: int, options: object, *names: str) -> None:
-    """Check that counts, or each of several, are not too small.
-
-    Raises:
-        UserError: Naming the flag of the first that is.
-    """
-    for name in names:
-        value = getattr(options, name)
-        counts = value if isinstance(value, tuple) else (value,)
-        flag = "--" + name.replace("_", "-")
-        require(
-            bool(counts) and min(counts) >= least,
-            f"{flag} is {' '.join(map(str, counts)) or 'empty'}.",
-            f"Give {flag} {least} or more.",
-        )
+def parse_benchmark(script: str, doc: str | None, default: T, argv: Sequence[str], **more: Any) -> T:
+    """Read a benchmark's options; its docstring is its help."""
+    prog = f"python experiments/benchmarks/{script}.py"
+    return parse(type(default), argv, prog=prog, description=doc or "", default=default, **more)
 
 
 # Time
@@ -141,13 +141,8 @@ def in_turn(sides: Mapping[str, Side], *, rounds: int, warmup: int) -> dict[str,
     Returns:
         Seconds of every round without the warm-up, for each side.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for index in range(warmup + rounds):
-        for name, side in sides.items():
-            taken = side()
-            if index >= warmup:
-                seconds[name].append(taken)
-    return seconds
+    taken = [{name: side() for name, side in sides.items()} for _ in range(warmup + rounds)]
+    return {name: [one[name] for one in taken[warmup:]] for name in sides}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -158,12 +153,11 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
     """Return the quotient of two sides' medians, and the quartiles of the quotients round by round."""
-    by_round = np.divide(slow, fast)
-    lower, upper = (float(value) for value in np.quantile(by_round, (0.25, 0.75)))
+    quartiles = spread(np.divide(slow, fast).tolist())
     return {
         "ratio": float(np.median(slow)) / float(np.median(fast)),
-        "lower_quartile": lower,
-        "upper_quartile": upper,
+        "lower_quartile": quartiles["lower_quartile"],
+        "upper_quartile": quartiles["upper_quartile"],
     }
 
 
@@ -203,11 +197,6 @@ def peak_memory(side: Callable[[], object], steps: int, device: torch.device) ->
     return {"before_bytes": before, "peak_bytes": peak, "added_bytes": peak - before}
 
 
-def memory_share(ours: Mapping[str, int], other: Mapping[str, int]) -> float | None:
-    """Return the memory our steps add over what another side's add; None if those add none that is seen."""
-    return ours["added_bytes"] / other["added_bytes"] if other["added_bytes"] else None
-
-
 # Processes
 
 
@@ -215,40 +204,17 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
     """Call a module's function in a new interpreter and return its result; the process ends with the call.
 
     Raises:
-        UserError: If the function raises it.
-        RuntimeError: If it fails in another way, with the traceback, or its process dies.
+        Exception: What the function raises.
+        BrokenProcessPool: Its process died.
     """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_call, args=(sender, function, arguments))
-    process.start()
-    # Now the child holds the only other end, so that its death ends the wait below.
-    sender.close()
-    try:
-        result, error = receiver.recv()
-    except EOFError:
-        process.join()
-        raise RuntimeError(f"A measuring process died with exit code {process.exitcode}.") from None
-    except BaseException:
-        process.terminate()
-        raise
-    finally:
-        process.join()
-    if error is not None:
-        raise error
-    return result  # type: ignore[no-any-return]
-
-
-def _call(sender: Connection, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    # Ctrl-C is the parent's to answer, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        answer: tuple[object, Exception | None] = (function(*arguments), None)
-    except UserError as error:
-        answer = (None, error)
-    except Exception:  # whatever it is, the parent raises it again with its traceback
-        answer = (None, RuntimeError(f"In a measuring process:\n{traceback.format_exc()}"))
-    sender.send(answer)
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as processes:
+        try:
+            return processes.submit(function, *arguments).result()
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
 
 
 def prepare(options: TrainingOptions) -> torch.device:
@@ -273,75 +239,32 @@ def conditions(device: torch.device) -> dict[str, Any]:
     return {"device": str(device), "threads": torch.get_num_threads(), "load_average": os.getloadavg()[0]}
 
 
-# Results
+# Comparisons
 
 
-def report(script: str, argv: Sequence[str], options: Options, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Print the results with options, hardware, versions and revision as one line of JSON, and append it to the file.
-
-    Args:
-        script: The script's name without its ending, which is the benchmark's too.
-        argv: What was typed after it.
-        options: As parsed.
-        results: What was measured.
-
-    Returns:
-        Hardware, versions, revision, command and date.
-    """
-    from dnas_ens.run.environment import environment
-
-    settings = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
-    env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])
-    line = json.dumps(
-        {
-            "benchmark": script,
-            "options": settings,
-            **results,
-            "environment": env,
-        }
-    )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("a") as file:
-        file.write(line + "\n")
-    print(line, flush=True)
-    return env
-
-
-def tell(text: str) -> None:
-    """Print a line for the human reader, apart from the results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def tell_sides(results: Mapping[str, Any]) -> None:
-    """Tell a human reader the times, memory and ratios of a comparison."""
-    for name, side in results["sides"].items():
-        seconds = side["seconds"]
-        text = f"{name}: {1000 * seconds['median']:.1f} ms " + _range(seconds, 1000, 1)
-        if side.get("peak_memory"):
-            text += f", {side['peak_memory']['added_bytes'] / MEBIBYTE:.1f} MiB added"
-        tell(text)
-    for name, quotient in results["time_ratios"].items():
-        tell(f"time, {name}: {quotient['ratio']:.2f} " + _range(quotient, 1, 2))
-    for name, share in results.get("memory_ratios", {}).items():
-        tell(f"memory, {name}: " + ("not seen" if share is None else f"{share:.2f}"))
-
-
-def _range(values: Mapping[str, float], unit: float, digits: int) -> str:
-    lower, upper = values["lower_quartile"] * unit, values["upper_quartile"] * unit
-    return f"(quartiles {lower:.{digits}f} to {upper:.{digits}f})"
-
-
-def measure(
-    build: Callable[[str, Any, torch.device], Side],
+def run_benchmark(
+    script: str,
+    argv: Sequence[str],
     options: TrainingOptions,
+    build: Build,
     sides: Sequence[str],
     *,
     ours: str,
-) -> dict[str, Any]:
+    heading: str,
+    **more: Any,
+) -> None:
+    """Compare sides in time and memory, tell the result, and append it to the file; see `measure` and `report`."""
+    tell(heading)
+    results = measure(build, options, sides, ours=ours)
+    tell_sides(results)
+    report(script, argv, options, {**more, **results})
+
+
+def measure(build: Build, options: TrainingOptions, sides: Sequence[str], *, ours: str) -> dict[str, Any]:
     """Compare sides in time and, if the options ask for it, in memory, each measurement in a fresh process.
 
     Args:
-        build: A module's function that builds a side, given its name, the options and the device.
+        build: A module's function.
         options: For timing and for ``build``.
         sides: Their names, in the order of their turns.
         ours: Which of them is ours.
@@ -356,7 +279,7 @@ def measure(
 
 
 def _time_sides(
-    build: Callable[[str, Any, torch.device], Side], options: TrainingOptions, sides: Sequence[str]
+    build: Build, options: TrainingOptions, sides: Sequence[str]
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
     device = prepare(options)
     built = {side: build(side, options, device) for side in sides}
@@ -364,9 +287,7 @@ def _time_sides(
     return seconds, conditions(device)
 
 
-def _memory_of_side(
-    build: Callable[[str, Any, torch.device], Side], options: TrainingOptions, side: str
-) -> dict[str, int]:
+def _memory_of_side(build: Build, options: TrainingOptions, side: str) -> dict[str, int]:
     device = prepare(options)
     _start_libraries(device)
     return peak_memory(build(side, options, device), options.memory_steps, device)
@@ -399,17 +320,72 @@ def compared(
 
     Args:
         seconds: Of every round, for each side.
-        memory: Peak memory of each side; empty if it was not measured.
+        memory: Peak memory of each side; empty if it was not measured. A ratio is None where the other side adds none
+            that is seen.
         ours: Which side is ours.
     """
     others = [name for name in seconds if name != ours]
+    added = {name: peak["added_bytes"] for name, peak in memory.items()}
     return {
         "sides": {
             name: {"seconds": spread(values), "peak_memory": memory.get(name)}
             for name, values in seconds.items()
         },
         "time_ratios": {f"{name} / {ours}": ratio(seconds[name], seconds[ours]) for name in others},
-        "memory_ratios": {f"{ours} / {name}": memory_share(memory[ours], memory[name]) for name in others}
-        if memory
-        else {},
+        "memory_ratios": {
+            f"{ours} / {name}": added[ours] / added[name] if added[name] else None
+            for name in others
+            if name in added
+        },
     }
+
+
+# Results
+
+
+def report(script: str, argv: Sequence[str], options: Options, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Print the results with options, hardware, versions and revision as one line of JSON, and append it to the file.
+
+    Args:
+        script: The script's name without its ending, which is the benchmark's too.
+        argv: What was typed after it.
+        options: As parsed.
+        results: What was measured.
+
+    Returns:
+        Hardware, versions, revision, command and date.
+    """
+    from dnas_ens.run.environment import environment
+
+    settings = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
+    env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])
+    line = json.dumps({"benchmark": script, "options": settings, **results, "environment": env})
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    with options.output.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+    return env
+
+
+def tell(text: str) -> None:
+    """Print a line for the human reader, apart from the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def tell_sides(results: Mapping[str, Any]) -> None:
+    """Tell a human reader the times, memory and ratios of a comparison."""
+    for name, side in results["sides"].items():
+        seconds = side["seconds"]
+        text = f"{name}: {1000 * seconds['median']:.1f} ms " + _range(seconds, 1000, 1)
+        if side.get("peak_memory"):
+            text += f", {side['peak_memory']['added_bytes'] / MEBIBYTE:.1f} MiB added"
+        tell(text)
+    for name, quotient in results["time_ratios"].items():
+        tell(f"time, {name}: {quotient['ratio']:.2f} " + _range(quotient, 1, 2))
+    for name, share in results.get("memory_ratios", {}).items():
+        tell(f"memory, {name}: " + ("not seen" if share is None else f"{share:.2f}"))
+
+
+def _range(values: Mapping[str, float], unit: float, digits: int) -> str:
+    lower, upper = values["lower_quartile"] * unit, values["upper_quartile"] * unit
+    return f"(quartiles {lower:.{digits}f} to {upper:.{digits}f})"

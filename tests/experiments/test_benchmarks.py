@@ -1,25 +1,42 @@
+"""Benchmarks at tiny sizes: what is derived agrees with what was timed, and tables show the lines."""
+
 import importlib
 import json
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from dnas_ens.commands.parse import run_main
+
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
+ONCE = ("--rounds", 1, "--warmup", 0, "--device", "cpu", "--no-memory", "--no-keep-memory")
 
 
-def benchmark(name, *arguments, code=0):
-    process = subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), *map(str, arguments)],
-        text=True,
-        capture_output=True,
-        timeout=240,
-    )
-    assert process.returncode == code, process.stderr
-    return process.stdout, process.stderr
+@pytest.fixture
+def load(monkeypatch):
+    """Import a benchmark as a script there does; what it measures in fresh processes is measured in this one."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    timing = importlib.import_module("timing")
+    monkeypatch.setattr(timing, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(BENCHMARKS) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def benchmark(load, capsys):
+    """Run a benchmark by its name; returns what it printed and told."""
+
+    def run(name, *arguments, code=0):
+        assert run_main(load(name).main, list(map(str, arguments))) == code
+        return capsys.readouterr()
+
+    return run
 
 
 def check_comparison(result, *, ours):
@@ -53,52 +70,99 @@ def check_line(stdout, output, *, name):
     return result
 
 
-def test_search_step(tmp_path):
+TINY_STEP = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sides", "told"),
+    [
+        (
+            "search_step",
+            ("--setting", "28x28", *TINY_STEP, "--one-graph"),
+            ["textbook, whole batch", "textbook, same images", "ours"],
+            "textbook, same images / ours",
+        ),
+        ("floor", TINY_STEP, ["copy of its bytes", "ours"], "MiB read and written"),
+        (
+            "retraining",
+            ("--channels", 2, "--batch-size", 8, "--batches", 2, "--workers", 0),
+            ["textbook", "ours"],
+            "images a second",
+        ),
+        (
+            "execution",
+            ("--what", "search", "--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1),
+            ["ours", "channels_last bfloat16"],
+            "channels_last bfloat16 / ours",
+        ),
+        (
+            "execution",
+            ("--what", "retraining", "--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1),
+            ["ours", "contiguous float32", "channels_last bfloat16", "contiguous bfloat16"],
+            "contiguous float32 / ours",
+        ),
+        (
+            # Three steps are more than the epoch of two batches.
+            "side_by_side",
+            ("--members", 2, "--channels", 2, "--num-cells", 1, "--batch-size", 512, "--batches", 3),
+            ["2 members", "one member"],
+            "2 members / one member",
+        ),
+    ],
+)
+def test_sides_are_compared(benchmark, tmp_path, name, arguments, sides, told):
     output = tmp_path / "new" / "lines.jsonl"
-    tiny = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
-    once = ("--rounds", 2, "--warmup", 0, "--memory-steps", 1, "--threads", 1, "--output", output)
-    stdout, stderr = benchmark("search_step", "--setting", "28x28", *tiny, *once, "--one-graph")
-    result = check_line(stdout, output, name="search_step")
-    check_comparison(result, ours="ours")
-    assert len(result["sides"]) == 3
-    assert len(result["memory_ratios"]) == 2
-    assert result["setting"] == "28x28"
-    assert (result["options"]["channels"], result["options"]["keep_memory"], result["threads"]) == (
-        2,
-        True,
-        1,
+    stdout, stderr = benchmark(name, *arguments, *ONCE, "--output", output)
+    result = check_line(stdout, output, name=name)
+    check_comparison(result, ours=sides[-1] if "ours" not in sides else "ours")
+    assert list(result["sides"]) == sides
+    assert result["memory_ratios"] == {}
+    assert result["options"]["keep_memory"] is False
+    assert told in stderr
+    if name == "search_step":
+        assert (result["setting"], result["options"]["channels"]) == ("28x28", 2)
+    if name == "floor":
+        assert result["bytes"] == sum(result["by_operation"].values()) > 0
+    if name == "retraining":
+        assert result["images_per_round"] == 16
+        for side in result["sides"].values():
+            speeds = [16 / seconds for seconds in side["seconds"]["values"]]
+            assert side["images_per_second"]["median"] == pytest.approx(statistics.median(speeds))
+
+
+def test_memory_is_taken_in_processes_of_their_own(run_script, tmp_path):
+    output = tmp_path / "lines.jsonl"
+    once = ("--rounds", 2, "--warmup", 0, "--memory-steps", 1, "--threads", 1, "--device", "cpu")
+    stdout, _ = run_script(
+        "benchmarks/floor", *TINY_STEP, *once, "--profile", tmp_path / "profile.txt", "--output", output
     )
-    assert "textbook, same images / ours" in stderr
-
-
-def test_mistakes_are_told(tmp_path):
-    _, err = benchmark("search_step", "--members", 3, code=2)
-    assert "3 members do not divide a batch of 64 images" in err
-    _, err = benchmark("search_step", "--rounds", 0, code=2)
-    assert "--rounds is 0" in err
-    # Raised in the measuring process.
-    _, err = benchmark("retraining", "--batches", 1000, "--output", tmp_path / "none", code=2)
+    result = check_line(stdout, output, name="floor")
+    check_comparison(result, ours="ours")
+    assert (result["options"]["keep_memory"], result["threads"]) == (True, 1)
+    assert len(result["memory_ratios"]) == 1
+    assert "convolution" in (tmp_path / "profile.txt").read_text()
+    # An error of a measuring process is told like one of ours.
+    _, err = run_script("benchmarks/retraining", "--batches", 1000, "--output", tmp_path / "none", code=2)
     assert "training images of digits" in err
     assert not (tmp_path / "none").exists()
 
 
-def test_retraining(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 2, "--workers", 1)
-    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--no-keep-memory", "--output", output)
-    stdout, stderr = benchmark("retraining", *tiny, *once)
-    result = check_line(stdout, output, name="retraining")
-    check_comparison(result, ours="ours")
-    assert result["images_per_round"] == 16
-    assert result["options"]["keep_memory"] is False
-    assert result["memory_ratios"] == {}
-    for side in result["sides"].values():
-        speeds = [16 / seconds for seconds in side["seconds"]["values"]]
-        assert side["images_per_second"]["median"] == pytest.approx(statistics.median(speeds))
-    assert "images a second" in stderr
+@pytest.mark.parametrize(
+    ("name", "arguments", "cause"),
+    [
+        ("search_step", ("--members", 3), "3 members do not divide a batch of 64 images"),
+        ("search_step", ("--rounds", 0), "--rounds is 0"),
+        ("search_step", ("--layout", "contiguous"), "The fast supernet is computed channels_last"),
+        ("retraining", ("--workers", -1), "--workers is -1"),
+        ("growth", ("--cells", 3, 0), "--cells is 3 0"),
+        ("table", ("--results", "nowhere"), "There is no nowhere"),
+    ],
+)
+def test_mistakes_are_told(benchmark, name, arguments, cause):
+    assert cause in benchmark(name, *arguments, code=2).err
 
 
-def test_startup_appends_to_what_is_there(tmp_path):
+def test_startup_appends_to_what_is_there(benchmark, tmp_path):
     output = tmp_path / "lines.jsonl"
     output.write_text("an earlier line\n")
     stdout, _ = benchmark("startup", "--rounds", 1, "--warmup", 0, "--output", output)
@@ -109,21 +173,21 @@ def test_startup_appends_to_what_is_there(tmp_path):
     assert not result["sides"]["search --help"]["imports_torch"]
 
 
-@pytest.mark.parametrize(("what", "sides"), [("search", 2), ("retraining", 4)])
-def test_execution(tmp_path, what, sides):
+@pytest.mark.filterwarnings("ignore")
+def test_kernels(benchmark, tmp_path):
     output = tmp_path / "lines.jsonl"
-    tiny = ("--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1)
-    once = ("--rounds", 1, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
-    stdout, stderr = benchmark("execution", "--what", what, *tiny, *once)
-    result = check_line(stdout, output, name="execution")
-    check_comparison(result, ours="ours")
-    assert len(result["sides"]) == sides
-    assert "channels_last bfloat16 / ours" in stderr
+    stdout, _ = benchmark("kernels", "--parts", "gram", "--batch-size", 1, *ONCE, "--output", output)
+    records = check_line(stdout, output, name="kernels")["records"]
+    assert len(records) == 6
+    for record in records:
+        assert list(record["variants"]) == ["batched", "dense"]
+        for variant in record["variants"].values():
+            assert variant["relative_error"] <= (1e-4 if "float32" in record["name"] else 3e-2)
+            assert variant["seconds"]["median"] > 0
 
 
-def test_bytes_of_known_operations(monkeypatch):
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    moved_bytes = importlib.import_module("floor").moved_bytes
+def test_bytes_of_known_operations(load):
+    moved_bytes = load("floor").moved_bytes
     values, other = torch.zeros(3, 5), torch.zeros(3, 5)
 
     def step():
@@ -139,32 +203,9 @@ def test_bytes_of_known_operations(monkeypatch):
     assert total == 300
 
 
-def test_floor(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    tiny = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
-    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
-    stdout, _ = benchmark("floor", *tiny, *once, "--profile", tmp_path / "profile.txt")
-    result = check_line(stdout, output, name="floor")
-    check_comparison(result, ours="ours")
-    assert result["bytes"] == sum(result["by_operation"].values()) > 0
-    assert "convolution" in (tmp_path / "profile.txt").read_text()
-
-
-def test_side_by_side(tmp_path):
-    output = tmp_path / "lines.jsonl"
-    tiny = ("--members", 2, "--channels", 2, "--batch-size", 512, "--batches", 3)
-    once = ("--rounds", 2, "--warmup", 0, "--no-memory", "--device", "cpu", "--output", output)
-    stdout, _ = benchmark("side_by_side", *tiny, *once)
-    result = check_line(stdout, output, name="side_by_side")
-    check_comparison(result, ours="one member")
-    # Three rounds of three steps are more than the epoch of two batches.
-    assert list(result["sides"]) == ["2 members", "one member"]
-
-
-def test_growth_writes_table_and_plot(tmp_path):
+def test_growth_writes_table_and_plot(benchmark, tmp_path):
     output = tmp_path / "growth"
-    once = ("--rounds", 1, "--warmup", 0, "--no-memory", "--threads", 1, "--output", output)
-    stdout, _ = benchmark("growth", "--axes", "directions", "--directions", 2, *once)
+    stdout, _ = benchmark("growth", "--axes", "directions", "--directions", 2, *ONCE, "--output", output)
     result = check_line(stdout, output.with_suffix(".jsonl"), name="growth")
     (point,) = result["points"]
     assert (point["axis"], point["value"]) == ("directions", 2)
@@ -174,15 +215,6 @@ def test_growth_writes_table_and_plot(tmp_path):
     assert "| directions R | 2 | reference in the loop |" in table
     assert f"{ratio:.2f} (" in table
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a module from the benchmarks' folder, as a script there does."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    for name in ("timing", "search_step", "growth"):
-        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -206,20 +238,16 @@ def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_pat
     wide = next(entry for entry in points if (entry["axis"], entry["value"]) == ("channels", 16))
     assert wide["other"] == growth.SAME_IMAGES
     steps = [options for build, options in measured if build is growth.build_step]
-    assert {
-        (step.channels, step.num_cells, step.batch_size, step.members, step.rounds) for step in steps
-    } == {
-        (4, 3, 64, 4, 5),
-        (8, 3, 64, 4, 5),
-        (16, 3, 64, 4, 5),
-        (8, 5, 64, 4, 5),
-        (8, 8, 64, 4, 5),
-        (8, 3, 32, 4, 5),
-        (8, 3, 128, 4, 5),
-        (8, 3, 64, 1, 5),
-        (8, 3, 64, 2, 5),
-        (8, 3, 64, 8, 5),
-    }
+    sizes = [(step.channels, step.num_cells, step.batch_size, step.members) for step in steps]
+    centre = (8, 3, 64, 4)
+    assert sorted(sizes) == sorted(
+        {centre}
+        | {(channels, *centre[1:]) for channels in (4, 16)}
+        | {(8, cells, 64, 4) for cells in (5, 8)}
+        | {(8, 3, batch, 4) for batch in (32, 128)}
+        | {(8, 3, 64, members) for members in (1, 2, 8)}
+    )
+    assert {step.rounds for step in steps} == {5}
     assert [step.directions for build, step in measured if build is growth.build_loop_step] == [1, 4, 8]
     assert len(growth.table(points).splitlines()) == 2 + 16
     growth.plot(points, tmp_path / "growth.png")
@@ -253,11 +281,12 @@ def test_spread_and_ratio_of_known_values(timing):
         "lower_quartile": 1.5,
         "upper_quartile": 4.0,
     }
-    assert timing.memory_share({"added_bytes": 1}, {"added_bytes": 4}) == 0.25
-    assert timing.memory_share({"added_bytes": 1}, {"added_bytes": 0}) is None
+    added = {"a": {"added_bytes": 1}, "b": {"added_bytes": 4}, "c": {"added_bytes": 0}}
+    shares = timing.compared(dict.fromkeys("abc", [1.0]), added, ours="a")["memory_ratios"]
+    assert shares == {"a / b": 0.25, "a / c": None}
 
 
-def test_the_table_holds_the_latest_line_of_each_kind(tmp_path):
+def test_the_table_holds_the_latest_line_of_each_kind(benchmark, tmp_path):
     def line(ours, date):
         sides = {"textbook": {"seconds": {"median": 0.6}}, "ours": {"seconds": {"median": ours}}}
         quotient = {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}
@@ -275,9 +304,7 @@ def test_the_table_holds_the_latest_line_of_each_kind(tmp_path):
     results.write_text(
         "".join(json.dumps(entry) + "\n" for entry in (line(0.3, "2026-01-01"), line(0.2, "2026-01-02")))
     )
-    script = BENCHMARKS / "table.py"
-    command = [sys.executable, str(script), "--results", str(results), "--output", str(output)]
-    subprocess.run(command, check=True, capture_output=True)
+    benchmark("table", "--results", results, "--output", output)
     text = output.read_text()
     row = (
         "| retraining, digits, C=4, 2 threads | textbook | 600 | 200 | **3.0×** (1.00 to 9.0) | 0.50× | "
@@ -287,7 +314,7 @@ def test_the_table_holds_the_latest_line_of_each_kind(tmp_path):
     assert row in text
 
 
-def test_the_first_run_is_measured_and_tabled(tmp_path):
+def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path):
     tiny = {
         "search": {
             "data": {"limit_train": 96},

@@ -11,13 +11,16 @@ on val and test is kept and not looked at; `table` reads it.
 from __future__ import annotations
 
 import itertools
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from timing import synchronise
+from steps import endless_steps
+from timing import timed
 
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
@@ -58,21 +61,22 @@ class Kind:
 
 def compare(session: Session) -> None:
     """Train and predict with every method that fits, each in the same seconds."""
+    from dnas_ens.space.genotype import random_genotype
+    from dnas_ens.space.search_space import DARTS_OPERATIONS
+
     data = session.data()
     way = session.executions("bfloat16")[-1]
     recipe = with_fields(
-        retrain_preset(),
-        batch_size=session.scaled(256, 64),
-        learning_rate=0.1,
-        **way.settings(),
+        retrain_preset(), batch_size=session.scaled(256, 64), learning_rate=0.1, **way.settings()
     )
-    cells = _random_cells(session)
-    plain = [
-        _reference(session, data, name) for name in (("cnn6",) if session.rehearse else ("cnn6", "resnet20"))
+    cells = [
+        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS)
+        for index in range(MEMBERS)
     ]
-    kinds = [_cells_kind(session, data, cells), *plain]
+    plain = {"cnn6": (2,)} if session.rehearse else {"cnn6": (32, 64, 128), "resnet20": (1,)}
+    kinds = [_cells_kind(session, data, cells), *(_plain_kind(data, *kind) for kind in plain.items())]
     plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
-    methods = [SEARCHED, RANDOM, COPIES, *(kind.name for kind in plain)]
+    methods = [SEARCHED, RANDOM, COPIES, *plain]
     finished = [
         name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")
     ]
@@ -80,12 +84,10 @@ def compare(session: Session) -> None:
         seconds = session.earlier["comparison plan"]["seconds"]
     else:
         # What the search cannot use is left; nothing is trained for longer than the others.
-        seconds = (session.seconds_left - 10.0) / len(methods) - RESERVE
-        if session.rehearse:
-            seconds = 1.0
+        left = (session.seconds_left - 10.0) / len(methods) - RESERVE
+        seconds = 1.0 if session.rehearse else left
         session.keep(
-            "comparison plan",
-            {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan},
+            "comparison plan", {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan}
         )
     for method in methods:
         if method in finished:
@@ -96,16 +98,6 @@ def compare(session: Session) -> None:
             continue
         _run(session, data, recipe, method, seconds, plan, kinds, cells)
         session.free()
-
-
-def _random_cells(session: Session) -> list[Genotype]:
-    from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
-
-    return [
-        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS)
-        for index in range(MEMBERS)
-    ]
 
 
 def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]) -> Kind:
@@ -119,16 +111,14 @@ def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]
     return Kind(name="cells", sizes=(2, 4) if session.rehearse else (16, 32), build=build)
 
 
-def _reference(session: Session, data: ImageData, name: str) -> Kind:
+def _plain_kind(data: ImageData, name: str, sizes: Sequence[int]) -> Kind:
     from dnas_ens.nn.reference_models import reference_model
-
-    sizes = {"cnn6": (32, 64, 128), "resnet20": (1,)}[name]
 
     def build(size: int, index: int) -> nn.Module:
         full = name if name == "resnet20" else f"{name}-{size}"
         return reference_model(full, data.num_channels, data.num_classes, data.image_size)
 
-    return Kind(name=name, sizes=(2,) if session.rehearse else sizes, build=build)
+    return Kind(name=name, sizes=sizes, build=build)
 
 
 def _trainings(
@@ -137,44 +127,38 @@ def _trainings(
     from dnas_ens.training.trainer import NetworkTraining
 
     return [
-        NetworkTraining(
-            lambda index=index: kind.build(size, index),  # type: ignore[misc]
-            data,
-            recipe,
-            index=index,
-            device=session.device,
-        )
+        NetworkTraining(partial(kind.build, size, index), data, recipe, index=index, device=session.device)
         for index in range(MEMBERS)
     ]
 
 
+def _train_side_by_side(session: Session, steps: Sequence[Iterator[None]], count: int) -> float:
+    """Take so many steps of each training in turns; return the seconds they took."""
+    from dnas_ens.training.interleaving import Steps, in_turns, on_streams
+
+    def some(own: Iterator[None]) -> Steps[None]:
+        yield from itertools.islice(own, count)
+
+    context = on_streams(session.device, len(steps))
+    return timed(lambda: in_turns([some(own) for own in steps], context=context), session.device)()
+
+
 def _plan(session: Session, data: ImageData, recipe: RetrainConfig, kind: Kind) -> dict[str, Any]:
     """Time a step of the members side by side in every size; return what was found and the size to take."""
-    from dnas_ens.training.interleaving import in_turns, on_streams
-
-    steps = session.scaled(20, 1)
+    count = session.scaled(20, 1)
     found: dict[int, dict[str, float]] = {}
     for size in kind.sizes:
         session.say(f"plan of {kind.name}-{size}")
-        trainings = _trainings(session, data, recipe, kind, size)
-        context = on_streams(session.device, MEMBERS)
-        endless = [training.epoch_steps() for training in trainings]
-        start = time.perf_counter()
-        in_turns([_first(steps_of, 5) for steps_of in endless], context=context)
-        synchronise(session.device)
-        begun = time.perf_counter()
-        in_turns([_first(steps_of, steps) for steps_of in endless], context=context)
-        synchronise(session.device)
-        found[size] = {"first": begun - start, "step": (time.perf_counter() - begun) / steps}
-        del trainings, endless
+        steps = [endless_steps(training) for training in _trainings(session, data, recipe, kind, size)]
+        found[size] = {
+            "first": _train_side_by_side(session, steps, 5),
+            "step": _train_side_by_side(session, steps, count) / count,
+        }
+        del steps
         session.free()
     smallest = found[kind.sizes[0]]["step"]
     size = max(size for size in kind.sizes if found[size]["step"] <= WIDER * smallest)
     return {"sizes": {str(key): value for key, value in found.items()}, "size": size, **found[size]}
-
-
-def _first(steps: Any, count: int) -> Any:
-    yield from itertools.islice(steps, count)
 
 
 def _run(
@@ -187,6 +171,7 @@ def _run(
     kinds: Sequence[Kind],
     cells: Sequence[Genotype],
 ) -> None:
+    """Search if the method does, train its members and keep what they predict."""
     record: dict[str, Any] = {"budget_seconds": seconds}
     start = time.perf_counter()
     kind = next((kind for kind in kinds if kind.name == method), kinds[0])
@@ -203,27 +188,20 @@ def _run(
     epochs = max(1, int(left / (steps * own["step"])))
     recipe = with_fields(recipe, epochs=epochs, seed=1 + len(session.earlier))
     trainings = _trainings(session, data, recipe, kind, size)
-    _train(session, trainings)
-    synchronise(session.device)
+
+    def whole(training: NetworkTraining[nn.Module]) -> Iterator[None]:
+        for _ in range(epochs):
+            yield from training.epoch_steps()
+
+    _train_side_by_side(session, [whole(training) for training in trainings], sys.maxsize)
     record |= {"size": size, "epochs": epochs, "seconds": time.perf_counter() - start}
     parameters = sum(weight.numel() for weight in trainings[0].network.parameters())
     record |= {"members": MEMBERS, "parameters": parameters, "execution": recipe.precision}
     _keep_predictions(session, data, trainings, method, record)
 
 
-def _train(session: Session, trainings: Sequence[NetworkTraining[nn.Module]]) -> None:
-    from dnas_ens.training.interleaving import in_turns, on_streams
-
-    def whole(training: NetworkTraining[nn.Module]) -> Any:
-        for _ in range(training.recipe.epochs):
-            yield from training.epoch_steps()
-
-    context = on_streams(session.device, len(trainings))
-    in_turns([whole(training) for training in trainings], context=context)
-
-
 def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
-    """Search for so many seconds, timing a few pairs of steps first; return genotypes along the paths."""
+    """Search for so many seconds, timing an epoch first; return genotypes along the paths."""
     from dnas_ens.run.cost import CostMeter
     from dnas_ens.search.loop import SearchLoop
     from dnas_ens.search.run import conclude
@@ -242,23 +220,22 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
     preset = search_preset("smoke" if session.rehearse else "fast")
     # An epoch of the same search that is thrown away says how long one takes, recording included.
     trial = SearchLoop(with_fields(preset, epochs=2, warmup_epochs=0, **fields), data, device=session.device)
-    begun = time.perf_counter()
-    trial.run_epoch()
-    synchronise(session.device)
-    epoch_seconds = time.perf_counter() - begun
+    epoch_seconds = timed(trial.run_epoch, session.device)()
     del trial
     session.free()
     left = seconds - (time.perf_counter() - start) - 2.0
     epochs = max(2, int(left / epoch_seconds))
     config = with_fields(preset, epochs=epochs, warmup_epochs=max(1, epochs // 5), **fields)
     loop = SearchLoop(config, data, device=session.device)
-    losses = []
-    while loop.epoch < epochs:
-        losses.append(loop.run_epoch())
+    losses = [loop.run_epoch() for _ in range(epochs)]
     result = conclude(loop, recipe=retrain_preset(), cost=CostMeter())
-    report = {"epochs": epochs, "epoch_seconds": epoch_seconds, "seconds": time.perf_counter() - start}
-    genotypes = [genotype.to_dict() for genotype in result.genotypes]
-    return result.genotypes, {**report, "last_epoch": losses[-1], "genotypes": genotypes}
+    return result.genotypes, {
+        "epochs": epochs,
+        "epoch_seconds": epoch_seconds,
+        "seconds": time.perf_counter() - start,
+        "last_epoch": losses[-1],
+        "genotypes": [genotype.to_dict() for genotype in result.genotypes],
+    }
 
 
 def _keep_predictions(
@@ -272,19 +249,21 @@ def _keep_predictions(
     from dnas_ens.training.prediction import predict_log_probs
 
     test = data.test.to(session.device)
-    log_probs: dict[str, Any] = {}
-    for name in ("val", "test"):
-        found = [
+    predicted = {
+        name: [
             predict_log_probs(
                 training.network, training.val if name == "val" else test, augmentation=training.augmentation
             )
             for training in trainings
         ]
-        log_probs[name] = np.stack([part.half().cpu().numpy() for part in found])
+        for name in ("val", "test")
+    }
+    log_probs: dict[str, Any] = {
+        name: np.stack([part.half().cpu().numpy() for part in parts]) for name, parts in predicted.items()
+    }
     labels = data.val.labels.numpy()
     picked = np.take_along_axis(log_probs["val"].astype(np.float64), labels[None, :, None], axis=2)
-    record["val_nlls"] = (-picked[..., 0].mean(axis=1)).tolist()
     file = session.out / f"log-probs-{method.replace(' ', '-')}.npz"
     np.savez_compressed(file, **log_probs)
-    record["file"] = file.name
+    record |= {"val_nlls": (-picked[..., 0].mean(axis=1)).tolist(), "file": file.name}
     session.keep(f"comparison, {method}", record)

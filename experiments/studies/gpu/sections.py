@@ -7,8 +7,9 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ import numpy as np
 import retraining
 import search_step
 import side_by_side
-from timing import in_turn, peak_memory, spread, synchronise, timed
+from steps import member_training, profile, search_pair
+from timing import Side, in_turn, peak_memory, spread, timed
 
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from dnas_ens.config import RetrainConfig, SearchConfig
     from dnas_ens.data import ImageData
-    from dnas_ens.training.trainer import MemberTraining
 
 PROJECT = Path(__file__).parents[3]
 
@@ -63,11 +64,16 @@ class Session:
         """Return the size of a session, or of its rehearsal."""
         return tiny if self.rehearse else full
 
+    @property
+    def dataset(self) -> str:
+        """All of Fashion-MNIST; digits in a rehearsal."""
+        return "digits" if self.rehearse else "fashion-mnist"
+
     def data(self) -> ImageData:
-        """Return all of Fashion-MNIST; digits in a rehearsal."""
+        """Load the images."""
         from dnas_ens.data import load_data
 
-        return load_data("digits" if self.rehearse else "fashion-mnist", download=False)
+        return load_data(self.dataset, download=False)
 
     def executions(self, *precisions: str, layout: str = "channels_last") -> list[Execution]:
         """Return eager and, on a GPU, recorded computation in each precision."""
@@ -89,6 +95,17 @@ class Session:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def keep_times(self, name: str, sides: Mapping[str, Side], rounds: int, **more: Any) -> None:
+        """Time sides in turn, after a round that does not count, and write the seconds down with what else is known."""
+        import torch
+
+        seconds = in_turn(sides, rounds=rounds, warmup=1)
+        record = {"seconds": {side: spread(values) for side, values in seconds.items()}, **more}
+        if self.device.type == "cuda":
+            record["peak_bytes"] = torch.cuda.max_memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.keep(name, record)
+
 
 def machine(session: Session) -> None:
     """Versions, and the two ceilings: bandwidth of a large copy, rate of a large bfloat16 product on random data."""
@@ -96,22 +113,23 @@ def machine(session: Session) -> None:
 
     from dnas_ens.run.environment import environment
 
+    def rates(amount: int, step: Callable[[], object]) -> dict[str, Any]:
+        seconds = in_turn({"it": timed(step, device)}, rounds=10, warmup=3)["it"]
+        return spread([amount / taken for taken in seconds])
+
     # Without the folders of the machine.
     session.keep("environment", environment(["python", "experiments/gpu_session.py"]))
     device = session.device
     size = session.scaled(2**32, 2**24)
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    seconds = in_turn({"copy": timed(lambda: target.copy_(source), device)}, rounds=10, warmup=3)["copy"]
-    rates = [2 * size / taken for taken in seconds]
-    session.keep("copy bandwidth", {"bytes": 2 * size, "bytes_per_second": spread(rates)})
+    copied = rates(2 * size, lambda: target.copy_(source))
+    session.keep("copy bandwidth", {"bytes": 2 * size, "bytes_per_second": copied})
     side = session.scaled(8192, 256)
     for precision in ("bfloat16", "float32"):
-        left, right = (torch.randn(side, side, device=device).to(getattr(torch, precision)) for _ in range(2))
-        product = timed(lambda left=left, right=right: left @ right, device)  # type: ignore[misc]
-        seconds = in_turn({"product": product}, rounds=10, warmup=3)["product"]
-        rates = [2 * side**3 / taken for taken in seconds]
-        session.keep(f"product {precision}", {"side": side, "operations_per_second": spread(rates)})
+        pair = torch.randn(2, side, side, device=device).to(getattr(torch, precision))
+        product = rates(2 * side**3, lambda pair=pair: pair[0] @ pair[1])  # type: ignore[misc]
+        session.keep(f"product {precision}", {"side": side, "operations_per_second": product})
 
 
 def gpu_tests(session: Session) -> None:
@@ -151,14 +169,17 @@ def recipe_of(session: Session, execution: Execution, *, batch_size: int, **fiel
     return with_fields(preset, batch_size=batch_size, **execution.settings(), **sizes, **fields)
 
 
-def member(session: Session, data: ImageData, recipe: RetrainConfig, *, index: int = 0) -> MemberTraining:
-    """Return the training of a random genotype, the same for the same index."""
-    from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
-    from dnas_ens.training.trainer import MemberTraining
-
-    genotype = random_genotype(np.random.default_rng(index), operations=DARTS_OPERATIONS)
-    return MemberTraining(genotype, data, recipe, index=index, device=session.device)
+def network_options(session: Session, execution: Execution, batch_size: int) -> dict[str, Any]:
+    """Return the options of a benchmark that trains members as large as those of the preset ``fast``."""
+    return {
+        "data": session.dataset,
+        "channels": session.scaled(16, 2),
+        "num_cells": session.scaled(8, 2),
+        "batch_size": session.scaled(batch_size, 16),
+        "layout": execution.layout,
+        "precision": execution.precision,
+        "cuda_graph": execution.cuda_graph,
+    }
 
 
 def recorded_losses(session: Session) -> None:
@@ -191,9 +212,8 @@ def recorded_losses(session: Session) -> None:
         return losses
 
     def training_losses(execution: Execution) -> list[float]:
-        training = member(
-            session, data, recipe_of(session, execution, batch_size=64, learning_rate=1e-3, drop_path=0.2)
-        )
+        recipe = recipe_of(session, execution, batch_size=64, learning_rate=1e-3, drop_path=0.2)
+        training = member_training(data, recipe, session.device)
         losses, before = [], 0.0
         for _ in itertools.islice(training.epoch_steps(), count):
             total = float(training._step._total_loss)
@@ -204,13 +224,11 @@ def recorded_losses(session: Session) -> None:
     for what, losses_of in (("search", search_losses), ("training", training_losses)):
         for precision in ("float32", "bfloat16"):
             eager, *recorded = session.executions(precision)
-            session.say(f"losses of {what}, {precision}")
-            found = {"eager": losses_of(eager)}
-            session.say("again")
-            found["eager again"] = losses_of(eager)
-            if recorded:
-                session.say("recorded")
-                found["recorded"] = losses_of(recorded[0])
+            ways = {"eager": eager, "eager again": eager} | dict(zip(("recorded",), recorded, strict=False))
+            found = {}
+            for name, way in ways.items():
+                session.say(f"losses of {what}, {precision}, {name}")
+                found[name] = losses_of(way)
             largest = {
                 name: float(np.abs(np.subtract(losses, found["eager"])).max())
                 for name, losses in found.items()
@@ -221,21 +239,16 @@ def recorded_losses(session: Session) -> None:
 
 def kernel_variants(session: Session) -> None:
     """Depthwise convolutions, Gram matrices and grouped products in every variant."""
-    options = kernels.Kernels(
-        rounds=session.scaled(10, 1), warmup=1, batch_size=session.scaled(64, 4), parts=tuple(kernels.PARTS)
-    )
+    options = kernels.Kernels(rounds=session.scaled(10, 1), warmup=1, batch_size=session.scaled(64, 4))
     kernels.measure_kernels(
         options, session.device, lambda record: session.keep(f"kernels, {record['name']}", record)
     )
 
 
-def search_pair(session: Session) -> None:
+def search_steps(session: Session) -> None:
     """A pair of search steps: the textbook's, ours eager and recorded; its floor, the whole loop, and a profile."""
-    for batch_size in (64, 256):
-        _supernet_steps(session, batch_size)
-        session.free()
-    for batch_size in (64, 256):
-        _loop_steps(session, batch_size)
+    for measure, batch_size in itertools.product((_supernet_steps, _loop_steps), (64, 256)):
+        measure(session, batch_size)
         session.free()
 
 
@@ -265,40 +278,22 @@ def _supernet_steps(session: Session, batch_size: int) -> None:
         sides[name] = search_step.build_step(kind, options, device)
         memory[name] = peak_memory(sides[name], 1 if kind == name else 5, device)
         session.say(f"{memory[name]}")
-    seconds = in_turn(sides, rounds=session.scaled(4, 1), warmup=1)
     step = search_step.our_step_of(
         _step_options(session, batch_size, Execution(precision="bfloat16")), device
     )
     step()
     moved, by_operation = floor.moved_bytes(step)
-    session.keep(
+    session.keep_times(
         f"search pair, batch {batch_size}",
-        {
-            "seconds": {name: spread(values) for name, values in seconds.items()},
-            "peak_memory": memory,
-            "bytes_bfloat16": moved,
-            "by_operation": by_operation,
-        },
+        sides,
+        session.scaled(4, 1),
+        peak_memory=memory,
+        bytes_bfloat16=moved,
+        by_operation=by_operation,
     )
-    if batch_size != 64 and not session.rehearse:
-        return
-    session.keep("profile of a search pair", {"batch_size": batch_size, "table": _profile(step, device)})
-
-
-def _profile(step: Callable[[], object], device: torch.device) -> str:
-    import torch
-
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(torch.profiler.ProfilerActivity.CUDA)
-    step()
-    synchronise(device)
-    with torch.profiler.profile(activities=activities) as found:
-        step()
-        synchronise(device)
-    key = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    table: str = found.key_averages().table(sort_by=key, row_limit=60, max_name_column_width=100)
-    return table
+    if batch_size == 64 or session.rehearse:
+        table = profile(step, device, row_limit=60, max_name_column_width=100)
+        session.keep("profile of a search pair", {"batch_size": batch_size, "table": table})
 
 
 def _loop_steps(session: Session, batch_size: int) -> None:
@@ -308,34 +303,19 @@ def _loop_steps(session: Session, batch_size: int) -> None:
     sides, recording = {}, {}
     for way in session.executions("bfloat16"):
         session.say(f"search loop, batch {batch_size}, {way}")
-        loop = SearchLoop(
-            search_config(session, way, batch_size=session.scaled(batch_size, 8)), data, device=device
-        )
-        loop.supernet.train()
-        loop.steps.begin_epoch(loop.schedules)
-        images = loop.augmentation.normalise(loop.weight_half.images[: session.scaled(batch_size, 8)])
-        batch = images, loop.weight_half.labels[: len(images)]
-
-        def pair(loop: SearchLoop = loop, batch: Any = batch) -> None:
-            loop.steps.architecture_step(batch, batch)
-            loop.steps.weight_step(batch)
-
+        config = search_config(session, way, batch_size=session.scaled(batch_size, 8))
+        loop = SearchLoop(config, data, device=device)
+        side = timed(search_pair(loop), device)
         for _ in range(5):
-            pair()
+            side()
         if way.cuda_graph:
             # As at the beginning of an epoch.
-            side = timed(pair, device)
             usual = side()
             loop.steps.begin_epoch(loop.schedules)
             recording[str(way)] = side() - usual
-        sides[str(way)] = timed(pair, device)
-    seconds = in_turn(sides, rounds=session.scaled(5, 1), warmup=1)
-    session.keep(
-        f"search loop, batch {batch_size}",
-        {
-            "seconds": {name: spread(values) for name, values in seconds.items()},
-            "seconds_to_record": recording,
-        },
+        sides[str(way)] = side
+    session.keep_times(
+        f"search loop, batch {batch_size}", sides, session.scaled(5, 1), seconds_to_record=recording
     )
 
 
@@ -346,59 +326,46 @@ def training_step(session: Session) -> None:
         if batch_size == 256 and session.seconds_left < 35:
             session.keep("left out, training, batch 256", {"seconds_left": session.seconds_left})
             break
-        sides, memory = {}, {}
+        memory = {}
 
-        def options_of(way: Execution, batch_size: int = batch_size) -> retraining.Retraining:
-            return retraining.Retraining(
-                data="digits" if session.rehearse else "fashion-mnist",
+        def side_of(name: str, way: Execution, batch_size: int = batch_size) -> Side:
+            options = retraining.Retraining(
                 batches=session.scaled(8, 1),
                 workers=session.scaled(8, 0),
-                channels=session.scaled(16, 2),
-                num_cells=session.scaled(8, 2),
-                batch_size=session.scaled(batch_size, 16),
-                layout=way.layout,  # type: ignore[arg-type]
-                precision=way.precision,  # type: ignore[arg-type]
-                cuda_graph=way.cuda_graph,
+                **network_options(session, way, batch_size),
             )
+            return retraining.build_round(name, options, device)
 
         # Eagerly both layouts wait for the host.
         ways = [*session.executions(), *session.executions(layout="contiguous")[1::2]]
-        textbook = retraining.build_round(retraining.TEXTBOOK, options_of(Execution()), device)
+        sides = {retraining.TEXTBOOK: side_of(retraining.TEXTBOOK, Execution())}
         for way in ways:
             session.free()
             session.say(f"training, batch {batch_size}, {way}")
-            side = retraining.build_round(retraining.OURS, options_of(way), device)
-            memory[str(way)] = peak_memory(side, 1, device)
-            sides[str(way)] = side
-        seconds = in_turn({retraining.TEXTBOOK: textbook, **sides}, rounds=session.scaled(4, 1), warmup=1)
-        session.keep(
+            sides[str(way)] = side_of(retraining.OURS, way)
+            memory[str(way)] = peak_memory(sides[str(way)], 1, device)
+        session.keep_times(
             f"training, batch {batch_size}",
-            {
-                "batches": session.scaled(8, 1),
-                "seconds": {name: spread(values) for name, values in seconds.items()},
-                "peak_memory": memory,
-            },
+            sides,
+            session.scaled(4, 1),
+            batches=session.scaled(8, 1),
+            peak_memory=memory,
         )
-        del sides, textbook
+        del sides
         session.free()
     data = session.data()
     for batch_size in (256, 64):
         way = session.executions("bfloat16")[-1]
         session.say(f"epoch, batch {batch_size}, {way}")
-        training = member(session, data, recipe_of(session, way, batch_size=batch_size))
-        taken = []
+        training = member_training(data, recipe_of(session, way, batch_size=batch_size), device)
+        epoch = timed(training.run_epoch, device)
         # The first includes what happens once: compiling, cuDNN's plans, the recording.
-        for _ in range(session.scaled(2 if batch_size == 256 else 1, 1)):
-            synchronise(device)
-            start = time.perf_counter()
-            training.run_epoch()
-            synchronise(device)
-            taken.append(time.perf_counter() - start)
+        taken = [epoch() for _ in range(session.scaled(2 if batch_size == 256 else 1, 1))]
         session.keep(
             f"epoch, batch {batch_size}",
             {"execution": str(way), "images": len(data.train), "seconds": taken},
         )
-        del training
+        del training, epoch
         session.free()
 
 
@@ -413,38 +380,14 @@ def members_side_by_side(session: Session) -> None:
         for count in (1, 5) if few or batch_size == 64 else (1, 2, 5, 8):
             session.say(f"{count} side by side, batch {batch_size}, {way}")
             options = side_by_side.SideBySide(
-                data="digits" if session.rehearse else "fashion-mnist",
-                members=count,
-                channels=session.scaled(16, 2),
-                num_cells=session.scaled(8, 2),
-                batch_size=session.scaled(batch_size, 16),
-                batches=session.scaled(8, 1),
-                precision=way.precision,  # type: ignore[arg-type]
-                cuda_graph=way.cuda_graph,
+                members=count, batches=session.scaled(8, 1), **network_options(session, way, batch_size)
             )
             sides[str(count)] = side_by_side.build_round("members", options, session.device)
         # Recorded before it is timed: the warm-up has more than the three steps that run eagerly.
-        seconds = in_turn(sides, rounds=2 if few else 5, warmup=1)
-        session.keep(
-            f"side by side, batch {batch_size}, {way}",
-            {
-                "steps": session.scaled(8, 1),
-                "seconds": {name: spread(values) for name, values in seconds.items()},
-                "peak_bytes": _peak(session),
-            },
-        )
+        name = f"side by side, batch {batch_size}, {way}"
+        session.keep_times(name, sides, 2 if few else 5, steps=session.scaled(8, 1))
         del sides
         session.free()
-
-
-def _peak(session: Session) -> int | None:
-    import torch
-
-    if session.device.type != "cuda":
-        return None
-    peak = torch.cuda.max_memory_allocated(session.device)
-    torch.cuda.reset_peak_memory_stats(session.device)
-    return peak
 
 
 def compiled_member(session: Session) -> None:
@@ -458,7 +401,7 @@ def compiled_member(session: Session) -> None:
     for compiled in (False, True):
         for way in session.executions("bfloat16"):
             recipe = recipe_of(session, way, batch_size=session.scaled(256, 16), drop_path=0.0)
-            training = member(session, data, recipe)
+            training = member_training(data, recipe, device)
             # Inductor takes minutes of a CPU; a rehearsal is of what calls it.
             backend = "eager" if session.rehearse else "inductor"
             network: Any = torch.compile(training.network, backend=backend) if compiled else training.network
@@ -472,18 +415,8 @@ def compiled_member(session: Session) -> None:
             network.train()
             images = training.augmentation.normalise(training.train_split.images[: recipe.batch_size])
             labels = training.train_split.labels[: recipe.batch_size]
-            side = timed(lambda step=step, images=images, labels=labels: step(images, labels), device)  # type: ignore[misc]
             name = f"{'compiled ' * compiled}{way}"
             session.say(name)
-            first[name] = side()
-            for _ in range(4):
-                side()
-            sides[name] = side
-    seconds = in_turn(sides, rounds=session.scaled(20, 1), warmup=1)
-    session.keep(
-        "compiled",
-        {
-            "seconds": {name: spread(values) for name, values in seconds.items()},
-            "first_step_seconds": first,
-        },
-    )
+            sides[name] = timed(partial(step, images, labels), device)
+            first[name], *_ = [sides[name]() for _ in range(5)]
+    session.keep_times("compiled", sides, session.scaled(20, 1), first_step_seconds=first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ import numpy as np
 
 from dnas_ens.metrics.calibration import apply_temperature, fit_temperature
 from dnas_ens.metrics.scores import accuracy, nll
-from dnas_ens.run.files import write_atomic
+from dnas_ens.run.files import with_ending, write_atomic
 from studies.records import read_lines
 
+#: By name; the last of a name counts.
+Records = Mapping[str, Any]
+BATCHES = (64, 256)
 TEXTBOOK_PAIR, TEXTBOOK = "textbook, same images", "textbook"
 
 
@@ -28,29 +32,32 @@ def write_table(folder: Path, output: Path) -> None:
     # A section that was run again has the last word.
     records = {line["name"]: line for line in lines if "name" in line}
     ends = {line["section"]: line for line in lines if "end" in line}
-    parts = [
-        *_machine(records, ends),
-        *_search(records),
-        *_training(records),
-        *_side_by_side(records),
-        *_comparison(records, folder),
-        *_losses(records),
-        *_kernels(records),
-        *_tests(records),
-    ]
-    write_atomic(output.with_suffix(".md"), ("\n".join(parts) + "\n").encode())
-    shutil.copyfile(folder / "results.jsonl", output.with_suffix(".jsonl"))
-    _figure(records, output.with_suffix(".png"))
+    parts = _machine(records, ends)
+    for part in (_search, _training, _side_by_side, partial(_comparison, folder), _losses, _kernels, _tests):
+        parts += part(records)
+    write_atomic(with_ending(output, ".md"), ("\n".join(parts) + "\n").encode())
+    shutil.copyfile(folder / "results.jsonl", with_ending(output, ".jsonl"))
+    _figure(records, with_ending(output, ".png"))
     print(f"wrote {output}.md, .png and .jsonl")
 
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a Markdown table, text to the left and figures to the right."""
+def section(
+    title: str, text: Sequence[str], headings: Sequence[str], rows: Sequence[Sequence[str]]
+) -> list[str]:
+    """Return a section's title, paragraphs and table, text to the left and figures to the right; none without rows."""
+    if not rows:
+        return []
     rule = [":--", *["--:"] * (len(headings) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (headings, rule, *rows)] + [""]
+    table = ["| " + " | ".join(row) + " |" for row in (headings, rule, *rows)]
+    return [title, "", *(line for paragraph in text for line in (paragraph, "")), *table, ""]
 
 
-def _machine(records: Mapping[str, Any], ends: Mapping[int, Any]) -> list[str]:
+def _after(prefix: str, records: Records) -> dict[str, Any]:
+    """Return the records whose names begin so, by the rest of the name."""
+    return {name.removeprefix(prefix): record for name, record in records.items() if name.startswith(prefix)}
+
+
+def _machine(records: Records, ends: Mapping[int, Any]) -> list[str]:
     env = records.get("environment", {})
     packages = env.get("packages", {})
     card = env.get("cuda_device") or env.get("cpu", "unknown")
@@ -82,123 +89,104 @@ def _machine(records: Mapping[str, Any], ends: Mapping[int, Any]) -> list[str]:
     return lines
 
 
-def _seconds(record: Mapping[str, Any], name: str) -> float | None:
-    return record["seconds"][name]["median"] if name in record["seconds"] else None
+def _medians(record: Mapping[str, Any]) -> dict[str, float]:
+    return {name: seconds["median"] for name, seconds in record["seconds"].items()}
 
 
-def _rows(record: Mapping[str, Any], label: str, beside: str, *, per: int = 1) -> list[list[str]]:
+def _rows(record: Mapping[str, Any], label: str, beside: str) -> list[list[str]]:
     """Return a row for every side: its time, the quotient with another side's, its memory."""
-    rows = []
-    other = _seconds(record, beside)
-    for name in record["seconds"]:
-        seconds = _seconds(record, name)
-        assert seconds is not None
+    rows, medians = [], _medians(record)
+    for name, seconds in medians.items():
+        quotient = "" if beside not in medians or name == beside else f"{medians[beside] / seconds:.1f}×"
         memory = record.get("peak_memory", {}).get(name)
-        rows.append(
-            [
-                f"{label}, {name}",
-                f"{1000 * seconds / per:.1f}",
-                "" if other is None or name == beside else f"{other / seconds:.1f}×",
-                "" if memory is None else f"{memory['added_bytes'] / 2**20:,.0f}",
-            ]
-        )
+        added = "" if memory is None else f"{memory['added_bytes'] / 2**20:,.0f}"
+        time = f"{1000 * seconds / record.get('batches', 1):.1f}"
+        rows.append([f"{label}, {name}", time, quotient, added])
     return rows
 
 
-def _search(records: Mapping[str, Any]) -> list[str]:
+def _search(records: Records) -> list[str]:
     rows, floors = [], []
-    for batch in (64, 256):
-        record = records.get(f"search pair, batch {batch}")
-        if record is not None:
+    for batch in BATCHES:
+        if record := records.get(f"search pair, batch {batch}"):
             rows += _rows(record, f"batch {batch}", TEXTBOOK_PAIR)
+            moved = record["bytes_bfloat16"]
             if "copy bandwidth" in records:
-                bandwidth = records["copy bandwidth"]["bytes_per_second"]["median"]
-                seconds = record["bytes_bfloat16"] / bandwidth
-                recorded = _seconds(record, "channels_last bfloat16 CUDA graph")
-                times = (
-                    ""
-                    if recorded is None
-                    else f", of which the recorded pair takes {recorded / seconds:.1f} times"
+                seconds = moved / records["copy bandwidth"]["bytes_per_second"]["median"]
+                recorded = _medians(record).get("channels_last bfloat16 CUDA graph")
+                floors.append(
+                    f"batch {batch}: {moved / 1e9:.1f} GB, {1000 * seconds:.1f} ms"
+                    + (
+                        f", of which the recorded pair takes {recorded / seconds:.1f} times"
+                        if recorded
+                        else ""
+                    )
                 )
-                floors.append((batch, record["bytes_bfloat16"], f"{1000 * seconds:.1f} ms{times}"))
-        loop = records.get(f"search loop, batch {batch}")
-        if loop is not None:
+        if loop := records.get(f"search loop, batch {batch}"):
             rows += _rows(loop, f"batch {batch}, whole loop", TEXTBOOK_PAIR)
-    if not rows:
-        return []
-    floor = "; ".join(f"batch {batch}: {moved / 1e9:.1f} GB, {taken}" for batch, moved, taken in floors)
-    return [
+    table = section(
         "## A pair of search steps",
-        "",
-        "One gradient of the mixture weights and one of the supernet's weights, for four members. Textbook: the "
-        "per-edge supernet, a pass for each member over its share of the images, contiguous float32, eager.",
-        "",
-        *markdown(["side", "ms a pair", "textbook's time / its", "MiB added"], rows),
-        f"Bytes that PyTorch's operations read and write in the bfloat16 pair, and the time of their copy: {floor}. "
-        "Our own kernels are not counted among them, so the true floor is higher.",
-        "",
-    ]
+        [
+            "One gradient of the mixture weights and one of the supernet's weights, for four members. Textbook: the "
+            "per-edge supernet, a pass for each member over its share of the images, contiguous float32, eager."
+        ],
+        ["side", "ms a pair", "textbook's time / its", "MiB added"],
+        rows,
+    )
+    floor = (
+        f"Bytes that PyTorch's operations read and write in the bfloat16 pair, and the time of their copy: "
+        f"{'; '.join(floors)}. Our own kernels are not counted among them, so the true floor is higher."
+    )
+    return [*table, floor, ""] if rows else []
 
 
-def _training(records: Mapping[str, Any]) -> list[str]:
+def _training(records: Records) -> list[str]:
     rows, lines = [], []
-    for batch in (64, 256):
-        record = records.get(f"training, batch {batch}")
-        if record is not None:
-            rows += _rows(record, f"batch {batch}", TEXTBOOK, per=record["batches"])
-    for batch in (64, 256):
-        epoch = records.get(f"epoch, batch {batch}")
-        if epoch is not None:
+    for batch in BATCHES:
+        if record := records.get(f"training, batch {batch}"):
+            rows += _rows(record, f"batch {batch}", TEXTBOOK)
+        if epoch := records.get(f"epoch, batch {batch}"):
             taken = ", then ".join(f"{value:.1f} s" for value in epoch["seconds"])
-            lines.append(
+            lines += [
                 f"An epoch of {epoch['images']:,} images, batch {batch}, {epoch['execution']}: {taken} (the first with "
-                "compiling and recording)."
-            )
-    if not rows:
-        return []
-    return [
+                "compiling and recording).",
+                "",
+            ]
+    table = section(
         "## A training step of a member",
-        "",
-        "Textbook: DataLoader with eight workers over PIL images, eager float32, contiguous.",
-        "",
-        *markdown(["side", "ms a step", "textbook's time / its", "MiB added"], rows),
-        *[part for line in lines for part in (line, "")],
-    ]
+        ["Textbook: DataLoader with eight workers over PIL images, eager float32, contiguous."],
+        ["side", "ms a step", "textbook's time / its", "MiB added"],
+        rows,
+    )
+    return [*table, *lines] if rows else []
 
 
-def _side_by_side(records: Mapping[str, Any]) -> list[str]:
+def _side_by_side(records: Records) -> list[str]:
     rows = []
-    for name, record in records.items():
-        if name.startswith("side by side, "):
-            one = _seconds(record, "1")
-            assert one is not None
-            for count in record["seconds"]:
-                seconds = _seconds(record, count)
-                assert seconds is not None
-                label = f"{name.removeprefix('side by side, ')}, {count} member{'s' * (count != '1')}"
-                rows.append([label, f"{1000 * seconds / record['steps']:.1f}", f"{seconds / one:.2f}×"])
-    if not rows:
-        return []
-    return [
-        "## Members side by side",
-        "",
-        *markdown(["what", "ms a step of all", "of one member's time"], rows),
-    ]
-
-
-def _comparison(records: Mapping[str, Any], folder: Path) -> list[str]:
-    found = {
-        name.removeprefix("comparison, "): record
-        for name, record in records.items()
-        if name.startswith("comparison, ") and (folder / record["file"]).exists()
-    }
-    if not found:
-        return [
-            "## Ensembles of equal seconds",
-            "",
-            "Not measured: section 7 did not come to its turn on a GPU. It is written and rehearsed.",
-            "",
+    for name, record in _after("side by side, ", records).items():
+        medians = _medians(record)
+        rows += [
+            [
+                f"{name}, {count} member{'s' * (count != '1')}",
+                f"{1000 * seconds / record['steps']:.1f}",
+                f"{seconds / medians['1']:.2f}×",
+            ]
+            for count, seconds in medians.items()
         ]
+    headings = ["what", "ms a step of all", "of one member's time"]
+    return section("## Members side by side", [], headings, rows)
+
+
+def _comparison(folder: Path, records: Records) -> list[str]:
+    found = {
+        method: record
+        for method, record in _after("comparison, ", records).items()
+        if (folder / record["file"]).exists()
+    }
+    title = "## Ensembles of equal seconds"
+    if not found:
+        missing = "Not measured: section 7 did not come to its turn on a GPU. It is written and rehearsed."
+        return [title, "", missing, ""]
     from dnas_ens.data import load_data
 
     data = load_data(records["comparison plan"]["data"])
@@ -223,46 +211,30 @@ def _comparison(records: Mapping[str, Any], folder: Path) -> list[str]:
             ]
         )
     headings = ["method", "calibrated NLL", "accuracy %", "mean member's NLL", "epochs", "seconds"]
-    return ["## Ensembles of equal seconds", "", *markdown(headings, rows)]
+    return section(title, [], headings, rows)
 
 
-def _losses(records: Mapping[str, Any]) -> list[str]:
+def _losses(records: Records) -> list[str]:
+    keys = ("eager again", "recorded")
     rows = [
-        [
-            name.removeprefix("losses of "),
-            *[f"{record['largest_difference'].get(key, float('nan')):.1e}" for key in keys],
-        ]
-        for keys in (("eager again", "recorded"),)
-        for name, record in records.items()
-        if name.startswith("losses of ")
+        [what, *[f"{record['largest_difference'].get(key, float('nan')):.1e}" for key in keys]]
+        for what, record in _after("losses of ", records).items()
     ]
-    if not rows:
-        return []
-    return [
-        "## Recorded against eager",
-        "",
-        "Largest difference of twenty losses to those of an eager run, of a second eager run and of a recorded one.",
-        "",
-        *markdown(["what", "eager again", "recorded"], rows),
-    ]
+    text = "Largest difference of twenty losses to those of an eager run, of a second eager run and of a recorded one."
+    return section("## Recorded against eager", [text], ["what", *keys], rows)
 
 
-def _kernels(records: Mapping[str, Any]) -> list[str]:
+def _kernels(records: Records) -> list[str]:
     lines = []
-    for part, title in (
-        ("depthwise", "Depthwise"),
-        ("gram", "Gram matrices"),
-        ("pointwise", "Grouped products"),
-    ):
+    titles = {"depthwise": "Depthwise", "gram": "Gram matrices", "pointwise": "Grouped products"}
+    for part, title in titles.items():
         found = [record for record in records.values() if record.get("part") == part]
-        if not found:
-            continue
         names = list(dict.fromkeys(name for record in found for name in record["variants"]))
         rows = [
             [record["name"], *[_microseconds(record["variants"].get(name)) for name in names]]
             for record in found
         ]
-        lines += [f"### {title}", "", *markdown(["µs, forward and backward", *names], rows)]
+        lines += section(f"### {title}", [], ["µs, forward and backward", *names], rows)
     return ["## Kernels, replayed from a CUDA graph", "", *lines] if lines else []
 
 
@@ -272,7 +244,7 @@ def _microseconds(variant: Mapping[str, Any] | None) -> str:
     return f"{1e6 * variant['seconds']['median']:.0f}" if "seconds" in variant else "failed"
 
 
-def _tests(records: Mapping[str, Any]) -> list[str]:
+def _tests(records: Records) -> list[str]:
     record = records.get("tests")
     if record is None:
         return []
@@ -286,13 +258,13 @@ def _tests(records: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _figure(records: Mapping[str, Any], file: Path) -> None:
+def _figure(records: Records, file: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4), layout="constrained")
     panels = ("search pair", "a pair of search steps"), ("training", "a training step of a member")
     for axes, (prefix, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        found = {batch: records.get(f"{prefix}, batch {batch}", {"seconds": {}}) for batch in (64, 256)}
+        found = {batch: records.get(f"{prefix}, batch {batch}", {"seconds": {}}) for batch in BATCHES}
         names = list(dict.fromkeys(name for record in found.values() for name in record["seconds"]))
         for shift, (batch, record) in zip((-0.2, 0.2), found.items(), strict=True):
             places = [names.index(name) + shift for name in record["seconds"]]
