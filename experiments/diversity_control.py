@@ -296,7 +296,7 @@ def main(argv: list[str]) -> None:
     )
     from studies.report import provenance
 
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     env = environment(["python", "experiments/diversity_control.py", *argv])
     log = with_ending(study.output, ".jsonl")

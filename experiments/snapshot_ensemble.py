@@ -107,7 +107,7 @@ def measure(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, An
     """Train both models of a seed, choose on val, evaluate on test."""
     from dnas_ens.ensembles.snapshot import CosineCycles
     from dnas_ens.metrics.scores import accuracy, nll
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
 
     def schedule(cycles: int) -> CosineCycles:
         return CosineCycles(epochs=study.epochs, num_cycles=cycles, initial_learning_rate=study.learning_rate)

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.commands.parse import parse, run_main
-from dnas_ens.run.environment import environment
 from dnas_ens.run.files import read_json, with_ending, write_atomic
+from dnas_ens.run.machine import environment
 
 PROG = "python experiments/benchmarks/first_run.py"
 RESULTS = Path(__file__).parents[1] / "results"

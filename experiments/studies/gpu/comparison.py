@@ -228,7 +228,7 @@ def _train(session: Session, trainings: Sequence[NetworkTraining[nn.Module]]) ->
 
 def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
     """Search for so many seconds, timing a few pairs of steps first; return genotypes along the paths."""
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.search.loop import SearchLoop
     from dnas_ens.search.run import conclude
 

@@ -94,7 +94,7 @@ def machine(session: Session) -> None:
     """Versions, and the two ceilings: bandwidth of a large copy, rate of a large bfloat16 product on random data."""
     import torch
 
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     # Without the folders of the machine.
     session.keep("environment", environment(["python", "experiments/gpu_session.py"]))
