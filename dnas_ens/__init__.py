@@ -13,10 +13,11 @@ Importing the package does not import torch; the first use of a name does.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 # Bound before any submodule of the same name is looked up, so that de.search is the function.
 from dnas_ens.evaluate import evaluate
+from dnas_ens.lazy import lazy_names
 from dnas_ens.retrain import retrain
 from dnas_ens.search import search
 
@@ -31,26 +32,7 @@ if TYPE_CHECKING:
     from dnas_ens.space.genotype import Genotype
 
 __version__ = "0.1.0"
-__all__ = [
-    "Ensemble",
-    "Genotype",
-    "ImageData",
-    "Split",
-    "UserError",
-    "evaluate",
-    "load",
-    "load_data",
-    "retrain",
-    "search",
-]
-_HOMES = {
-    "Ensemble": "dnas_ens.ensembles",
-    "Genotype": "dnas_ens.space.genotype",
-    "ImageData": "dnas_ens.data",
-    "Split": "dnas_ens.data",
-    "UserError": "dnas_ens.errors",
-    "load_data": "dnas_ens.data",
-}
+__getattr__, __dir__, __all__ = lazy_names(__name__, "evaluate", "load", "retrain", "search")
 
 
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
@@ -66,12 +48,3 @@ def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> E
     from dnas_ens.ensembles import Ensemble
 
     return Ensemble.load(folder, members=members)
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name at its first use."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_HOMES[name]), name)

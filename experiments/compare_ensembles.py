@@ -46,7 +46,7 @@ from tyro.conf import Positional
 from dnas_ens.commands.options import data_of_run
 from dnas_ens.commands.parse import parse, run_main
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config.file import override
+from dnas_ens.config.fields import override
 from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
@@ -122,8 +122,8 @@ def main(argv: list[str]) -> None:
         description=__doc__ or "",
         default=CompareCommand(run_dirs=tyro.MISSING),
     )
-    from dnas_ens.run.device import resolve_device
     from dnas_ens.run.folder import RunFolder
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.space.genotype import ranked_genotypes
 
     require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")

@@ -133,8 +133,8 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
 
     from dnas_ens.data import load_data
     from dnas_ens.metrics.diversity import evaluate_members
-    from dnas_ens.run.environment import environment
     from dnas_ens.run.files import write_json
+    from dnas_ens.run.machine import environment
     from dnas_ens.search.candidates import inherited_networks
     from dnas_ens.search.family import Points
     from dnas_ens.search.loop import SearchLoop
@@ -253,7 +253,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
     from dnas_ens.training.workers import worker_pool
 
     log = with_ending(study.output, ".jsonl")

@@ -168,7 +168,7 @@ def section_main(argv: list[str]) -> None:
     """Run one section in this process."""
     number, out, limit, device_name, *flags = argv
     deadline = time.monotonic() + float(limit)
-    from dnas_ens.run.allocator import keep_freed_memory
+    from dnas_ens.run.machine import keep_freed_memory
 
     keep_freed_memory()
 
@@ -177,7 +177,7 @@ def section_main(argv: list[str]) -> None:
     from studies.gpu import comparison, sections
 
     from dnas_ens.nn.depthwise import native_depthwise
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     results = Path(out) / RESULTS
     earlier = {record["name"]: record for record in read_lines(results) if "name" in record}

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 from studies.options import RESULTS
 from tyro.conf import OmitArgPrefixes
 
-from dnas_ens.commands.parse import parse, pop_option, run_main
+from dnas_ens.commands.parse import parse, peek, run_main
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import to_dict
 from dnas_ens.errors import UserError
@@ -99,13 +99,20 @@ class Study:
         return f"loss-landscape-{Path(self.data).name}-{models}"
 
 
+@dataclass(frozen=True)
+class EarlyOptions:
+    """What is read ahead, for it decides the defaults of the others."""
+
+    run_dir: Path | None = None
+
+
 def read_options(argv: list[str]) -> Study:
     """Parse the command line; a search's run folder gives data and recipe."""
-    from dnas_ens.config.file import override
+    from dnas_ens.config.fields import override
     from dnas_ens.config.presets import retrain_preset
     from dnas_ens.run.files import read_json
 
-    run_dir, _ = pop_option(argv, "--run-dir", None)
+    run_dir = peek(EarlyOptions, argv, prog=PROG).run_dir
     default = Study()
     if run_dir is not None and not {"-h", "--help"} & set(argv):
         file = Path(run_dir) / "config.json"
@@ -196,7 +203,7 @@ def main(argv: list[str]) -> None:
     from studies.loss_landscape.report import write_report
     from studies.loss_landscape.solutions import Bench
 
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     device = resolve_device(study.device)
     data, architectures = load(study)

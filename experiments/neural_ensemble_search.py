@@ -158,7 +158,7 @@ class Study:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     device = resolve_device(study.device)
     command = [*PROG.split(), *argv]

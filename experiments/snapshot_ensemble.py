@@ -102,7 +102,7 @@ def run_one(study: Study, bench: Bench, folder: Path, seed: int) -> Unit:
     """Train both models of a seed, choose on val, evaluate on test."""
     from dnas_ens.ensembles.snapshot import CosineCycles
     from dnas_ens.metrics.scores import accuracy, nll
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
 
     def schedule(cycles: int) -> CosineCycles:
         return CosineCycles(epochs=study.epochs, num_cycles=cycles, initial_learning_rate=study.learning_rate)

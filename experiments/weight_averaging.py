@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     import torch
 
-    from dnas_ens.run.environment import environment
     from dnas_ens.run.files import read_json, write_json
+    from dnas_ens.run.machine import environment
 
     torch.set_num_threads(1)
     problem = load_problem(study)

@@ -5,8 +5,9 @@ Names are imported on first use, so that importing this package alone does not i
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dnas_ens.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dnas_ens.baselines.evaluations import Evaluations, FoundEnsemble, TrainFunction
@@ -24,43 +25,4 @@ if TYPE_CHECKING:
         nes_regularised_evolution,
     )
 
-__all__ = [
-    "Evaluations",
-    "EvolutionConfig",
-    "FoundEnsemble",
-    "RegularisedEvolution",
-    "TrainFunction",
-    "deviations_at_distance",
-    "deviations_sharing",
-    "discrete_distance",
-    "mutate",
-    "nes_random_search",
-    "nes_regularised_evolution",
-    "random_pool",
-]
-
-_HOME = {
-    "Evaluations": "evaluations",
-    "EvolutionConfig": "evolution_state",
-    "FoundEnsemble": "evaluations",
-    "RegularisedEvolution": "regularised_evolution",
-    "TrainFunction": "evaluations",
-    "deviations_at_distance": "random_search",
-    "deviations_sharing": "random_search",
-    "discrete_distance": "random_search",
-    "mutate": "mutation",
-    "nes_random_search": "random_search",
-    "nes_regularised_evolution": "regularised_evolution",
-    "random_pool": "random_search",
-}
-
-
-def __getattr__(name: str) -> object:
-    """Import a public name from the module that defines it (PEP 562)."""
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__, __all__ = lazy_names(__name__)

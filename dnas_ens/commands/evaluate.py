@@ -1,4 +1,4 @@
-"""Command: ``python -m dnas_ens.evaluate R``."""
+"""Commands: ``python -m dnas_ens.evaluate R`` and ``python -m dnas_ens.report R``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dnas_ens.commands.options import data_of_run, print_next, read_splits
 from dnas_ens.commands.parse import parse
 from dnas_ens.evaluate.shift_options import ShiftOptions
+from dnas_ens.report import write_report
 
 PROG = "python -m dnas_ens.evaluate"
 
@@ -41,7 +42,6 @@ def main(argv: list[str]) -> None:
     )
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
     from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
-    from dnas_ens.report import write_report
     from dnas_ens.run.folder import RunFolder
 
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
             name = read_splits(run)["name"]
             num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
         else:
-            from dnas_ens.run.device import resolve_device
+            from dnas_ens.run.machine import resolve_device
 
             device = resolve_device(command.device)
             data = data_of_run(run, moved_to=command.data)
@@ -67,3 +67,23 @@ def main(argv: list[str]) -> None:
         print(run.file("results.md").read_text() + shifted, end="")
         print(f"report: {write_report(run.path)}")
         print_next(run.path, "dnas_ens.report")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Options of the report's command."""
+
+    run_dir: Positional[Path]
+    """Run folder, evaluated or not."""
+
+
+def report_main(argv: list[str]) -> None:
+    """Run the report's command."""
+    command = parse(
+        ReportCommand,
+        argv,
+        prog="python -m dnas_ens.report",
+        description="Write report.html and figures/ of a run folder again, from the files in it.",
+        default=ReportCommand(run_dir=tyro.MISSING),
+    )
+    print(f"report: {write_report(command.run_dir)}")

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnas_ens.commands.parse import peek
 from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
-from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.errors import UserError
 
@@ -23,76 +24,78 @@ if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.run.folder import RunFolder
 
-#: Flags read before the others, because they decide the defaults of the others.
-EARLY_OPTIONS = ("--preset", "--regime", "--base", "--config")
-
 
 @dataclass(frozen=True)
 class EarlyOptions:
-    """Preset, regime, base and configuration file, and what is left of the command line."""
+    """Options that are read ahead, for they decide the defaults of the others."""
 
-    preset: str | None
-    regime: str | None
-    base: Path | None
-    config: Path | None
-    rest: list[str]
+    preset: str | None = None
+    regime: str | None = None
+    base: Path | None = None
+    config: Path | None = None
 
-    @classmethod
-    def read(cls, argv: Sequence[str]) -> EarlyOptions:
-        """Take the early options out of a command line; presets and regimes are checked where they are used."""
-        from dnas_ens.commands.parse import pop_option
 
-        chosen, rest = pop_option(argv, "--preset", None)
-        regime, rest = pop_option(rest, "--regime", None)
-        base, rest = pop_option(rest, "--base", None)
-        config, rest = pop_option(rest, "--config", None)
-        return cls(
-            preset=chosen,
-            regime=regime,
-            base=None if base is None else Path(base),
-            config=None if config is None else Path(config),
-            rest=rest,
+def configured(
+    argv: Sequence[str], *, prog: str, section: str | None = None
+) -> tuple[SearchConfig, RetrainConfig]:
+    """Return search and recipe as preset, regime and configuration file set them; a flag beats the file.
+
+    Args:
+        argv: The command line.
+        prog: The program's name as typed.
+        section: The one the file's fields belong to where it has no sections; None if it has both.
+    """
+    early = peek(EarlyOptions, argv, prog=prog)
+    values = file_sections(early.config, only=section)
+    stored = values.get("search", {})
+    if not isinstance(stored, dict):
+        raise UserError(f"The part search of {early.config} is no object.", "Write it as {...}.")
+    # A file may name preset and regime, as a run's own config.json does.
+    hypernetwork = stored.get("hypernetwork", {})
+    base = early.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
+    search = search_preset(
+        early.preset or stored.get("preset", "smoke"),
+        early.regime or stored.get("regime", "star"),
+        base=None if base is None else Path(base),
+    )
+    search = override(
+        search, {name: value for name, value in stored.items() if name not in ("preset", "regime")}
+    )
+    if early.base is not None:
+        search = with_fields(search, base=early.base)
+    return search, override(retrain_preset(search.preset), values.get("retrain", {}))
+
+
+def file_sections(path: Path | None, *, only: str | None = None) -> dict[str, Any]:
+    """Return the parts search and retrain of a configuration file.
+
+    Args:
+        path: The file; None for no parts.
+        only: The part that the file's fields belong to where it has no parts; None if it must have them.
+
+    Raises:
+        UserError: The file cannot be read or has other parts.
+    """
+    from dnas_ens.run.files import read_json
+
+    parts = {"search", "retrain"}
+    values = {} if path is None else read_json(path)
+    if only is not None and not (isinstance(values, dict) and values.keys() & parts):
+        return {only: values}
+    if not isinstance(values, dict) or values.keys() - parts:
+        raise UserError(
+            f"{path} has parts other than search and retrain.",
+            'Write it as {"search": {...}, "retrain": {...}}, like the config.json of a run.',
         )
-
-    def defaults(self, *, section: str | None = None) -> tuple[SearchConfig, RetrainConfig]:
-        """Return search and recipe as preset, regime and configuration file set them.
-
-        Args:
-            section: The one the file's fields belong to where it has no sections; None if it has both.
-        """
-        from dnas_ens.config.file import override
-        from dnas_ens.run.files import read_json
-
-        values = {} if self.config is None else read_json(self.config)
-        if section is not None and not (isinstance(values, dict) and set(values) & {"search", "retrain"}):
-            values = {section: values}
-        if not isinstance(values, dict) or set(values) - {"search", "retrain"}:
-            raise UserError(
-                f"{self.config} has parts other than search and retrain.",
-                'Write it as {"search": {...}, "retrain": {...}}, like the config.json of a run.',
-            )
-        stored = values.get("search", {})
-        if not isinstance(stored, dict):
-            raise UserError(f"The part search of {self.config} is no object.", "Write it as {...}.")
-        # A file may name preset and regime, as a run's own config.json does; a flag beats it.
-        hypernetwork = stored.get("hypernetwork", {})
-        base = self.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
-        search = search_preset(
-            self.preset or stored.get("preset", "smoke"),
-            self.regime or stored.get("regime", "star"),
-            base=None if base is None else Path(base),
-        )
-        fields = {name: value for name, value in stored.items() if name not in ("preset", "regime")}
-        search = override(search, fields)
-        if self.base is not None:
-            search = with_fields(search, base=self.base)
-        return search, override(retrain_preset(search.preset), values.get("retrain", {}))
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """Options of the commands that begin a run."""
 
+    config: Path | None = None
+    """JSON file of settings, such as a run's config.json; flags beat it."""
     run_dir: Path | None = None
     """Run folder; default: a fresh numbered one under runs/."""
     device: str = "auto"
@@ -207,7 +210,6 @@ def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
     Raises:
         UserError: If the images are not where they were, or images, labels or splits have changed since.
     """
-    from dnas_ens.config.file import override
     from dnas_ens.data.loading import default_data_root, find_folder
     from dnas_ens.data.names import SOURCE_NAMES
 

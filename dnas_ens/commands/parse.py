@@ -6,6 +6,7 @@ Importing this module does not import torch, so that `--help` and a mistyped fla
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import io
@@ -19,24 +20,24 @@ import sys
 import threading
 import traceback
 import types
+import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import Annotated, Any, NoReturn, TextIO, TypeVar
+
+from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.allocator import keep_freed_memory
 from dnas_ens.run.files import unwritable
+from dnas_ens.run.machine import keep_freed_memory
 
 T = TypeVar("T")
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# Fields of a nested dataclass that is not flat have dots in their flags.
-_FLAG = re.compile(r"--\w[\w-]*(?:\.\w[\w-]*)*")
 # What a shell reports for a program that SIGPIPE has ended.
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 #: A disk that is full or read-only: a matter of the user's machine.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-_BOX = " \t│|╭╮╰╯+"
+_HELP = {"-h", "--help"}
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,24 +45,18 @@ class Terminated(KeyboardInterrupt):
 
 
 def parse(
-    command: type[T],
-    argv: Sequence[str],
-    *,
-    prog: str,
-    description: str,
-    default: T | None = None,
-    extra_options: Sequence[str] = (),
+    command: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None
 ) -> T:
     """Read a command's options into its dataclass.
 
     Args:
         command: The dataclass; each field is a flag, its docstring the help. The fields of a nested one are
-            `--section.field`, or flat where it is marked `tyro.conf.OmitArgPrefixes`.
+            `--section.field`, or flat where it is marked `tyro.conf.OmitArgPrefixes`. `--field` and `--no-field` set
+            a field of the type `bool | None`.
         argv: What was typed after the program's name.
         prog: The program's name as typed, such as `python -m dnas_ens.search`.
         description: First lines of `--help`.
         default: Values of the fields that are not given; None where fields have defaults of their own.
-        extra_options: Flags read elsewhere (`pop_option`), to be suggested for a mistyped one.
 
     Returns:
         The dataclass with what was given.
@@ -70,75 +65,115 @@ def parse(
         UserError: A flag is unknown (the nearest is named) or a value does not fit.
         SystemExit: With 0, after `--help` was printed.
     """
-    import tyro
-
-    def call(arguments: Sequence[str]) -> tuple[T, list[str]]:
-        options: dict[str, Any] = {} if default is None else {"default": default}
-        return tyro.cli(
-            command,
-            args=arguments,
-            prog=prog,
-            description=description,
-            return_unknown_args=True,
-            **options,
-        )
-
-    if {"-h", "--help"} & set(argv):
-        call(argv)
-    # Before parsing, for a mistyped flag may otherwise be read as the value of a positional argument.
-    rows = _help_rows(call)
-    undecided = [flag for flag, row in rows.items() if "{None,True,False}" in row.split(" (default")[0]]
-    negated = [_negated(flag) for flag in undecided]
-    _refuse_unknown_flag(argv, [*rows, *negated, *extra_options, "--debug"], prog)
-    argv = _with_values(argv, undecided)
-    errors = io.StringIO()
-    try:
-        with _terminal_width(10_000), contextlib.redirect_stderr(errors):
-            parsed, unknown = call(argv)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        cause = _cause(errors.getvalue())
-        row = next((f"{rows[flag]}. " for flag in _FLAG.findall(cause) if flag in rows), "")
-        raise UserError(cause, f"{row}See `{prog} --help`.") from stop
+    flags = _flags(command)
+    if not _HELP & set(argv):
+        # Before tyro, which may take a mistyped flag for the value of a positional argument.
+        _refuse_unknown_flag(argv, flags, prog)
+        argv = _with_values(argv, [flag for flag, kind in flags.items() if kind == bool | None])
+    options = {} if default is None else {"default": default}
+    parsed, unknown = _tyro(command, argv, prog=prog, description=description, **options)
     if unknown:
-        meant = f"If it is the data, type --data {shlex.quote(unknown[0])}. " if "--data" in rows else ""
+        meant = f"If it is the data, type --data {shlex.quote(unknown[0])}. " if "--data" in flags else ""
         remedy = f"{meant}See `{prog} --help`." if meant else f"Leave it out; see `{prog} --help`."
         raise UserError(f"Unexpected argument {unknown[0]!r}.", remedy)
     return parsed
 
 
-def pop_option(
-    argv: Sequence[str], option: str, default: T, *, choices: Sequence[str] = ()
-) -> tuple[str | T, list[str]]:
-    """Take one option out of a command line before the rest is parsed.
+def peek(options: type[T], argv: Sequence[str], *, prog: str) -> T:
+    """Read ahead a few options that decide the defaults of the others; see `parse`.
 
     Args:
-        argv: What was typed.
-        option: The flag, such as `--preset`; both `--preset x` and `--preset=x` are read, the last counts.
-        default: Its value where it is not given.
-        choices: The values allowed; empty allows any.
-
-    Returns:
-        The value, and argv without the option.
+        options: Their dataclass, in which each has a default; the fields of the command itself have their names, too.
+        argv: The whole command line, of which anything else is passed over.
+        prog: The program's name as typed.
 
     Raises:
-        UserError: The value is missing or not among the choices.
+        UserError: A value is missing or does not fit.
     """
-    value: str | T = default
-    rest: list[str] = []
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, given = argument.partition("=")
-        if name.replace("_", "-") != option:
-            rest.append(argument)
-            continue
-        value = given if equals else next(arguments, "")
-        if not value or (not equals and value.startswith("--")):
-            raise UserError(f"{option} needs a value.", f"Give one, such as {option} {_example(choices)}.")
-        if choices and value not in choices:
-            raise UserError(f"{option} {value} does not exist.", _nearest(value, choices))
-    return value, rest
+    own = [argument for argument in argv if not argument.startswith("--tyro-")]
+    return _tyro(options, own, prog=prog, add_help=False)[0]
+
+
+def _tyro(command: type[T], argv: Sequence[str], *, prog: str, **options: Any) -> tuple[T, list[str]]:
+    """Let tyro read a command line; it says what is wrong in a box, and the end of the box in UserError."""
+    import tyro
+
+    errors = io.StringIO()
+    # The box is read below; wide, it breaks no value. The help keeps the terminal's width.
+    width = contextlib.nullcontext() if _HELP & set(argv) else _terminal_width(10_000)
+    try:
+        with width, contextlib.redirect_stderr(errors):
+            return tyro.cli(command, args=argv, prog=prog, return_unknown_args=True, **options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_cause(errors.getvalue()), f"See `{prog} --help`.") from stop
+
+
+def _cause(text: str) -> str:
+    """Return the message of the box that tyro draws around an error, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
+    # Below the title; a rule or an empty row ends the message.
+    rows = [row.strip("─-") and row for row in (line.strip(" │|╭╮╰╯+") for line in plain.splitlines()[1:])]
+    message = itertools.takewhile(bool, itertools.dropwhile(lambda row: not row, rows))
+    cause = " ".join(" ".join(message).split()) or "The command line is not understood"
+    for pattern, wanted in (
+        (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", "a whole number"),
+        (r"Error parsing (\S+): could not convert string to float: (.*)", "a number"),
+    ):
+        cause = re.sub(pattern, rf"\1 takes {wanted}, not \2", cause)
+    cause = cause[0].upper() + cause[1:]
+    return cause if cause.endswith((".", "!")) else f"{cause}."
+
+
+def _flags(command: Any, prefix: str = "", *, flat: bool = False) -> dict[str, Any]:
+    """Return the type of every flag of a command's dataclass, the flags named as tyro names them."""
+    flags: dict[str, Any] = {}
+    hints = typing.get_type_hints(command, include_extras=True)
+    for name in (field.name for field in dataclasses.fields(command)):
+        annotated = typing.get_origin(hints[name]) is Annotated
+        kind, *markers = typing.get_args(hints[name]) if annotated else [hints[name]]
+        if dataclasses.is_dataclass(kind):
+            omitted = flat or OmitArgPrefixes in markers
+            flags |= _flags(kind, prefix if omitted else f"{prefix}{name}.", flat=omitted)
+        elif Positional not in markers:
+            flags[f"--{prefix}{name}".replace("_", "-")] = kind
+    return flags
+
+
+def _negated(flag: str) -> str:
+    """--no-flip for --flip."""
+    section, dot, name = flag[2:].rpartition(".")
+    return f"--{section}{dot}no-{name}"
+
+
+def _with_values(argv: Sequence[str], undecided: Sequence[str]) -> list[str]:
+    """Let flags that may be left undecided be typed as others are: --flip for --flip True, --no-flip for False."""
+    negated = {_negated(flag): flag for flag in undecided}
+    found: list[str] = []
+    for index, argument in enumerate(argv):
+        name = argument.replace("_", "-")
+        bare = name in undecided and not {*argv[index + 1 : index + 2]} & {"True", "False", "None"}
+        if bare or name in negated:
+            found += [negated.get(name, name), str(bare)]
+        else:
+            found.append(argument)
+    return found
+
+
+def _refuse_unknown_flag(argv: Sequence[str], flags: dict[str, Any], prog: str) -> None:
+    known = [
+        *flags,
+        *(_negated(flag) for flag, kind in flags.items() if kind in (bool, bool | None)),
+        "--debug",
+    ]
+    for argument in itertools.takewhile(lambda argument: argument != "--", argv):
+        flag = argument.partition("=")[0]
+        # --tyro-print-completion and its like are no flags of the command.
+        if re.match(r"--?(?!-?tyro-)[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
+            near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise UserError(f"Unknown option {flag}.", f"{hint}See `{prog} --help`.")
 
 
 def run_main(
@@ -247,86 +282,3 @@ def _terminal_width(columns: int) -> Iterator[None]:
             del os.environ["COLUMNS"]
         else:
             os.environ["COLUMNS"] = before
-
-
-def _help_rows(call: Callable[[Sequence[str]], object]) -> dict[str, str]:
-    """Every flag of a command with its row of the help, read from the help itself: tyro's public face."""
-    text = io.StringIO()
-    # Wider, and tyro would set the help in several columns.
-    with _terminal_width(100), contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        call(["--help"])
-    rows: dict[str, str] = {}
-    current: list[str] = []
-    for line in _ANSI.sub("", text.getvalue()).splitlines():
-        row = " ".join(line.strip(_BOX).split())
-        if re.match(r"\W {8}", line):
-            # The help beside or below a flag goes on; it may itself begin with the name of another flag.
-            rows |= {flag: f"{rows[flag]} {row}".rstrip() for flag in current}
-        elif row.startswith("-") and not _is_rule(row):
-            current = _FLAG.findall(re.split(r" (?!--?[a-zA-Z])", row)[0])
-            rows |= dict.fromkeys(current, row)
-    return rows
-
-
-def _negated(flag: str) -> str:
-    """--no-flip for --flip."""
-    return f"--no-{flag[2:]}"
-
-
-def _with_values(argv: Sequence[str], undecided: Sequence[str]) -> list[str]:
-    """Let flags that may be left undecided be typed as others are: --flip for --flip True, --no-flip for False."""
-    negated = {_negated(flag): flag for flag in undecided}
-    found: list[str] = []
-    for index, argument in enumerate(argv):
-        name = argument.replace("_", "-")
-        bare = name in undecided and argv[index + 1 : index + 2] not in (["True"], ["False"], ["None"])
-        if bare or name in negated:
-            found += [negated.get(name, name), str(bare)]
-        else:
-            found.append(argument)
-    return found
-
-
-def _refuse_unknown_flag(arguments: Sequence[str], known: Sequence[str], prog: str) -> None:
-    for argument in arguments:
-        if argument == "--":
-            return
-        flag = argument.partition("=")[0]
-        # --tyro-print-completion and its like are no part of the help.
-        if re.match(r"--?(?!-?tyro-)[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
-            raise UserError(f"Unknown option {flag}.", f"{_suggestion(flag, known)}See `{prog} --help`.")
-
-
-def _cause(text: str) -> str:
-    """The message of the box that tyro draws around an error, as one line."""
-    rows = [row for line in _ANSI.sub("", text).splitlines() if (row := line.strip(_BOX))]
-    # The first row is the title, with a rule below it where the box has no frame; a rule ends the message.
-    body = itertools.dropwhile(_is_rule, rows[1:])
-    cause = " ".join(" ".join(itertools.takewhile(lambda row: not _is_rule(row), body)).split())
-    cause = cause or "The command line is not understood"
-    for pattern, wanted in (
-        (r"Error parsing (\S+): invalid literal for int\(\) with base 10: (.*)", "a whole number"),
-        (r"Error parsing (\S+): could not convert string to float: (.*)", "a number"),
-    ):
-        if match := re.fullmatch(pattern, cause):
-            cause = f"{match[1]} takes {wanted}, not {match[2]}"
-    cause = cause[0].upper() + cause[1:]
-    return cause if cause.endswith((".", "!")) else f"{cause}."
-
-
-def _is_rule(row: str) -> bool:
-    return set(row) <= set("─-")
-
-
-def _suggestion(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.replace("_", "-"), known, n=1)
-    return f"Did you mean {near[0]}? " if near else ""
-
-
-def _nearest(value: str, choices: Sequence[str]) -> str:
-    near = difflib.get_close_matches(value, choices, n=1)
-    return "".join(f"Did you mean {name}? " for name in near) + f"There are {', '.join(choices)}."
-
-
-def _example(choices: Sequence[str]) -> str:
-    return choices[0] if choices else "VALUE"

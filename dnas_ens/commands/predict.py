@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
 
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING
-    from dnas_ens.run.device import resolve_device
     from dnas_ens.run.files import write_atomic
+    from dnas_ens.run.machine import resolve_device
 
     require(command.batch_size > 0, f"--batch-size is {command.batch_size}.", "Give --batch-size 1 or more.")
     paths = image_files(command.images)

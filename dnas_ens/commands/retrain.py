@@ -8,12 +8,19 @@ from pathlib import Path
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from dnas_ens.commands.options import data_of_run, print_next, print_resolved, resumable
-from dnas_ens.commands.parse import parse
+from dnas_ens.commands.options import (
+    EarlyOptions,
+    data_of_run,
+    file_sections,
+    print_next,
+    print_resolved,
+    resumable,
+)
+from dnas_ens.commands.parse import parse, peek
 from dnas_ens.config import RetrainConfig
-from dnas_ens.config.fields import to_dict
-from dnas_ens.config.file import override
+from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
+from dnas_ens.config.settings import Preset
 
 PROG = "python -m dnas_ens.retrain"
 
@@ -24,7 +31,11 @@ class RetrainCommand:
 
     run_dir: Positional[Path]
     """Run folder of a search."""
-    config: OmitArgPrefixes[RetrainConfig]
+    recipe: OmitArgPrefixes[RetrainConfig]
+    preset: Preset | None = None
+    """Scale; sets the defaults of the recipe. Default: the search's own."""
+    config: Path | None = None
+    """JSON file of the recipe, or a run's config.json; flags beat it."""
     data: str | None = None
     """Where the images of the run are now, if they have moved."""
     device: str = "auto"
@@ -43,27 +54,18 @@ class RetrainCommand:
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    from dnas_ens.commands.parse import pop_option
-    from dnas_ens.run.files import read_json
-    from dnas_ens.run.folder import RunFolder
-
-    preset, rest = pop_option(argv, "--preset", None)
-    config_file, rest = pop_option(rest, "--config", None)
-    preset = preset or _stored_preset(rest)
-    default = retrain_preset(preset)
-    if config_file is not None:
-        values = read_json(Path(config_file))
-        default = override(default, values.get("retrain", values) if isinstance(values, dict) else values)
+    early = peek(EarlyOptions, argv, prog=PROG)
+    recipe = retrain_preset(early.preset or _stored_preset(argv))
+    recipe = override(recipe, file_sections(early.config, only="retrain").get("retrain", {}))
     command = parse(
         RetrainCommand,
-        rest,
+        argv,
         prog=PROG,
-        description="Train the members a search has chosen from scratch, each with seeds of its own. "
-        "Also: --preset NAME (default: the search's own), --config FILE.",
-        default=RetrainCommand(run_dir=tyro.MISSING, config=default),
-        extra_options=("--preset", "--config"),
+        description="Train the members a search has chosen from scratch, each with seeds of its own.",
+        default=RetrainCommand(run_dir=tyro.MISSING, recipe=recipe),
     )
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.folder import RunFolder
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.space.genotype import ranked_genotypes, read_genotypes
     from dnas_ens.training.members import train_members
     from dnas_ens.training.trainer import MemberTraining
@@ -75,16 +77,16 @@ def main(argv: list[str]) -> None:
         genotypes = ranked_genotypes(found, command.members or None)
         data = data_of_run(run, moved_to=command.data)
         if command.dry_run:
-            training = MemberTraining(genotypes[0], data, command.config, index=0)
+            training = MemberTraining(genotypes[0], data, command.recipe, index=0)
             parameters = sum(parameter.numel() for parameter in training.network.parameters())
-            steps = training.steps_per_epoch * command.config.epochs
+            steps = training.steps_per_epoch * command.recipe.epochs
             facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
-            print_resolved(command.config, facts)
+            print_resolved(command.recipe, facts)
             return
-        run.record_config("retrain", to_dict(command.config), resume=command.resume)
+        run.record_config("retrain", to_dict(command.recipe), resume=command.resume)
         run.write_env({"device": str(device), "data": data.describe()})
         train_members(
-            genotypes, data, command.config, device=device, folder=run.path, workers=command.workers
+            genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers
         )
         for index in range(len(genotypes)):
             member = run.read_json(f"members/{index}/member.json")

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.commands.options import (
-    EARLY_OPTIONS,
-    EarlyOptions,
     RunOptions,
     begin_run,
+    configured,
     load_configured_data,
     preset_help,
     print_next,
@@ -31,26 +30,18 @@ DESCRIPTION = (
 class SearchCommand(RunOptions):
     """Options of the command."""
 
-    config: OmitArgPrefixes[SearchConfig]
+    search: OmitArgPrefixes[SearchConfig]
 
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    early = EarlyOptions.read(argv)
-    default = SearchCommand(config=early.defaults(section="search")[0])
-    command = parse(
-        SearchCommand,
-        early.rest,
-        prog=PROG,
-        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
-        default=default,
-        extra_options=EARLY_OPTIONS,
-    )
+    default = SearchCommand(search=configured(argv, prog=PROG, section="search")[0])
+    command = parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
     from dnas_ens.nn.operations import require_operations
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.run import estimate, run_search
 
-    config, device = command.config, resolve_device(command.device)
+    config, device = command.search, resolve_device(command.device)
     require_operations(config.supernet.operations)
     data = load_configured_data(config.data)
     if command.dry_run:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.commands.options import (
-    EARLY_OPTIONS,
-    EarlyOptions,
     RunOptions,
     begin_run,
+    configured,
     load_configured_data,
     preset_help,
     print_next,
@@ -51,20 +50,15 @@ class WholeWayCommand(RunOptions):
 
 def main(argv: list[str]) -> None:
     """Run the command."""
-    early = EarlyOptions.read(argv)
-    search_default, retrain_default = early.defaults()
+    search, recipe = configured(argv, prog=PROG)
+    default = WholeWayCommand(search=search, retrain=recipe)
     command = parse(
-        WholeWayCommand,
-        early.rest,
-        prog=PROG,
-        description=DESCRIPTION + preset_help() + " Also: --config FILE.",
-        default=WholeWayCommand(search=search_default, retrain=retrain_default),
-        extra_options=EARLY_OPTIONS,
+        WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default
     )
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.run import estimate, run_search
     from dnas_ens.training.members import train_members
 

@@ -220,7 +220,7 @@ def provenance(
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
-        env: From `dnas_ens.run.environment.environment`.
+        env: From `dnas_ens.run.machine.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
         packages: Whose versions are told.
     """

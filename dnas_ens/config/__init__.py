@@ -1,5 +1,7 @@
 """Configurations: typed dataclasses, presets, and one way to set a field from flags, files or keywords."""
 
+from dnas_ens.config.fields import override, to_dict, with_fields
+from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.config.settings import (
     CUDA_GRAPH,
     LAYOUT,
@@ -21,6 +23,7 @@ __all__ = [
     "LAYOUT",
     "PENALTIES",
     "PRECISION",
+    "PRESET_COSTS",
     "BilevelConfig",
     "CandidateConfig",
     "DataConfig",
@@ -29,5 +32,10 @@ __all__ = [
     "RetrainConfig",
     "SearchConfig",
     "SupernetConfig",
+    "override",
     "require",
+    "retrain_preset",
+    "search_preset",
+    "to_dict",
+    "with_fields",
 ]

@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.settings import RetrainConfig, SearchConfig, require
 
 #: What each preset changes in the search, as (section, field): value.
 _SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -53,18 +53,16 @@ PRESET_COSTS: dict[str, str] = {
     "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
     "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
 }
+#: Both terms are this project's own.
+_PUBLISHED: dict[str, Any] = {"commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)}
+_ONE_MEMBER = {"members": 1, "pool_size": 1}
 #: What each regime changes in the search (method of the cited paper in this project's terms).
 _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "star": {},
     "optimal": {
         "hypernetwork": {"directions": 1},
-        "objective": {
-            "penalty": "none",
-            "fixed_lambda": 0.0,
-            "commitment": (0.0, 0.0),
-            "operation_balance": (0.0, 0.0),
-        },
-        "candidates": {"members": 1, "pool_size": 1},
+        "objective": {"penalty": "none", "fixed_lambda": 0.0, **_PUBLISHED},
+        "candidates": _ONE_MEMBER,
     },
     "edges": {
         "hypernetwork": {"directions": 1, "max_lambda": 4.0},
@@ -72,30 +70,20 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
             "penalty": "edge-overlap",
             "relaxation": "gumbel-softmax",
             "fixed_lambda": 2.0,
-            "commitment": (0.0, 0.0),
-            "operation_balance": (0.0, 0.0),
+            **_PUBLISHED,
         },
-        "candidates": {"members": 1, "pool_size": 1},
+        "candidates": _ONE_MEMBER,
     },
     "random": {"objective": {"penalty": "none"}},
     "hypernet": {
         "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
-        "objective": {
-            "penalty": "edge-overlap",
-            "relaxation": "gumbel-softmax",
-            "commitment": (0.0, 0.0),
-            "operation_balance": (0.0, 0.0),
-        },
+        "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", **_PUBLISHED},
     },
     "js": {
         "hypernetwork": {"directions": 1},
-        "objective": {"penalty": "js-base", "commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)},
+        "objective": {"penalty": "js-base", **_PUBLISHED},
     },
 }
-
-
-def _replace_sections(config: SearchConfig, sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {name: dataclasses.replace(getattr(config, name), **values) for name, values in sections.items()}
 
 
 def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
@@ -103,7 +91,10 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
 
     Args:
         preset: smoke, micro, fast or paper.
-        regime: star, optimal, edges, random, hypernet or js.
+        regime: star (several paths from a learnt base, this project's own), optimal (one architecture, as DARTS finds
+            it), or one of EdgeNES: edges (shares a number of edges with a base), random (edges of a base replaced at
+            random), hypernet (one path, lambda counts shared edges), js (one path, lambda weighs the Jensen-Shannon
+            divergence from the base).
         base: File of a given base, needed by edges, random and hypernet.
 
     Raises:
@@ -111,14 +102,14 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
     """
     for name, known, flag in ((preset, _SEARCH_PRESETS, "--preset"), (regime, _REGIMES, "--regime")):
         require(name in known, f"Unknown {flag[2:]} {name!r}.", f"Give {flag} one of {', '.join(known)}.")
-    merged: dict[str, dict[str, Any]] = {}
-    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
-        for section, values in changes.items():
-            merged.setdefault(section, {}).update(values)
     plain = SearchConfig()
+    sections: dict[str, Any] = {}
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
+        for name, values in changes.items():
+            sections[name] = dataclasses.replace(sections.get(name, getattr(plain, name)), **values)
     # The names were checked above; a literal type cannot tell.
     named: dict[str, Any] = {"preset": preset, "regime": regime}
-    return dataclasses.replace(plain, **named, **_replace_sections(plain, merged))
+    return dataclasses.replace(plain, **named, **sections)
 
 
 def retrain_preset(preset: str = "smoke") -> RetrainConfig:

@@ -6,6 +6,7 @@ Every field is a command-line flag and a key of ``--config FILE``. Importing thi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -31,39 +32,32 @@ def require(condition: bool, cause: str, remedy: str) -> None:
         raise UserError(cause, remedy)
 
 
-def _require_finite(config: Any) -> None:
-    """Check all numbers of a section: JSON and the command line both know NaN and infinity."""
+#: What numbers must be: the test, how it is said, and what to give instead.
+_RULES: dict[str, tuple[Callable[[float], bool], str, str]] = {
+    "positive": (lambda number: number > 0, "it must be positive", "a value above 0"),
+    "from_zero": (lambda number: number >= 0, "it cannot be negative", "0 or more"),
+    "share": (lambda number: 0 <= number < 1, "it must be in [0, 1)", "such a value"),
+}
+
+
+def _check(config: Any, **names: str) -> None:
+    """Check that all numbers of a section are finite, and the named fields by their rule of `_RULES`."""
     for each in fields(config):
         value = getattr(config, each.name)
         flag = "--" + each.name.replace("_", "-")
-        numbers = value if isinstance(value, tuple) else (value,)
-        # An infinite gradient norm clips nothing, which studies ask for; it is checked to be above 0.
-        may_be_infinite = each.name == "gradient_clip"
-        finite = may_be_infinite or all(
-            math.isfinite(number) for number in numbers if isinstance(number, float)
-        )
+        # JSON and the command line both know NaN and infinity. An infinite gradient norm clips nothing.
+        numbers = [
+            number for number in (value if isinstance(value, tuple) else (value,)) if type(number) is float
+        ]
+        finite = each.name == "gradient_clip" or all(map(math.isfinite, numbers))
         require(finite, f"{flag} is {value}.", f"Give {flag} a finite number.")
-
-
-def _require_positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        flag = "--" + name.replace("_", "-")
-        require(value > 0, f"{flag} is {value}; it must be positive.", f"Give {flag} a value above 0.")
-
-
-def _require_from_zero(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        flag = "--" + name.replace("_", "-")
-        require(value >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
-
-
-def _require_share(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        flag = "--" + name.replace("_", "-")
-        require(0 <= value < 1, f"{flag} is {value}; it must be in [0, 1).", f"Give {flag} such a value.")
+    for rule, named in names.items():
+        fits, wanted, instead = _RULES[rule]
+        for name in named.split():
+            value = getattr(config, name)
+            flag = "--" + name.replace("_", "-")
+            fitting = all(map(fits, value if isinstance(value, tuple) else (value,)))
+            require(fitting, f"{flag} is {value}; {wanted}.", f"Give {flag} {instead}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +99,7 @@ class SupernetConfig:
     """How it is computed: edges together by source, or one operation at a time; the result is the same."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(self, "num_cells", "channels", "num_nodes", "partial_channels")
+        _check(self, positive="num_cells channels num_nodes partial_channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +107,7 @@ class HypernetworkConfig:
     """The map from lambda and direction to an architecture."""
 
     hypernetwork: Literal["star", "mlp"] = "star"
-    """Piecewise-linear paths or a small perceptron."""
+    """star: piecewise-linear paths that leave the base; mlp: a small perceptron."""
     directions: int = 5
     """R, paths that start from the base."""
     num_knots: int = 5
@@ -130,8 +123,7 @@ class HypernetworkConfig:
     search; default: learnt."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(self, "directions", "max_lambda")
+        _check(self, positive="directions max_lambda")
         require(self.num_knots >= 2, f"--num-knots is {self.num_knots}.", "Give --num-knots 2 or more.")
         require(self.lambda_margin >= 0, "--lambda-margin is negative.", "Give --lambda-margin 0 or more.")
 
@@ -157,7 +149,7 @@ class ObjectiveConfig:
     drawn_members: int = 4
     """m, members drawn for each step."""
     penalty_draws: int = 32
-    """Points of the star at which distances between architectures are penalised; they need no images."""
+    """Points of the paths at which distances between architectures are penalised; they need no images."""
     passes: Literal["slices", "separate"] = "slices"
     """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes."""
     predictive_scale: float = 0.3
@@ -168,12 +160,11 @@ class ObjectiveConfig:
     """Draw this lambda only."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(self, "drawn_members", "penalty_draws")
-        for name in ("penalty_weight", "commitment", "operation_balance"):
-            flag = "--" + name.replace("_", "-")
-            value = getattr(self, name)
-            require(min(value) >= 0, f"{flag} is {value}; it cannot be negative.", f"Give {flag} 0 or more.")
+        _check(
+            self,
+            positive="drawn_members penalty_draws",
+            from_zero="penalty_weight commitment operation_balance",
+        )
         require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
         require(
             0 < self.base_smoothing < 1,
@@ -223,12 +214,11 @@ class BilevelConfig:
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(self, "epochs", "batch_size", "learning_rate", "architecture_learning_rate")
-        _require_positive(self, "gradient_clip")
-        _require_share(self, "momentum")
-        _require_from_zero(
-            self, "min_learning_rate", "weight_decay", "architecture_weight_decay", "auxiliary_skip"
+        _check(
+            self,
+            positive="epochs batch_size learning_rate architecture_learning_rate gradient_clip",
+            share="momentum",
+            from_zero="min_learning_rate weight_decay architecture_weight_decay auxiliary_skip",
         )
         require(
             0 <= self.warmup_epochs < self.epochs,
@@ -255,9 +245,7 @@ class CandidateConfig:
     """Edges of the base replaced at random in each candidate (regime random)."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(self, "members", "pool_size", "edges_per_node")
-        _require_from_zero(self, "candidate_epochs", "replaced_edges")
+        _check(self, positive="members pool_size edges_per_node", from_zero="candidate_epochs replaced_edges")
         require(
             self.members <= self.pool_size,
             f"{self.members} members are more than the {self.pool_size} candidates they are chosen from.",
@@ -272,7 +260,10 @@ class SearchConfig:
     preset: Preset = "smoke"
     """Scale; sets the defaults of the fields below."""
     regime: Regime = "star"
-    """Published method; sets the defaults of the fields below."""
+    """Method; sets the defaults of the fields below. star, this project's own: several paths from a learnt base;
+    optimal: one architecture (DARTS); edges: one that shares a number of edges with --base; random: edges of --base
+    replaced at random; hypernet: one path, lambda counts shared edges; js: one path, lambda weighs a Jensen-Shannon
+    divergence from the base (EdgeNES)."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and draws."""
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
@@ -360,9 +351,9 @@ class RetrainConfig:
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
     def __post_init__(self) -> None:
-        _require_finite(self)
-        _require_positive(
-            self, "num_cells", "channels", "epochs", "batch_size", "learning_rate", "gradient_clip"
+        _check(
+            self,
+            positive="num_cells channels epochs batch_size learning_rate gradient_clip",
+            share="label_smoothing drop_path momentum",
+            from_zero="weight_decay auxiliary_weight cutout",
         )
-        _require_share(self, "label_smoothing", "drop_path", "momentum")
-        _require_from_zero(self, "weight_decay", "auxiliary_weight", "cutout")

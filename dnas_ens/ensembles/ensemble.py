@@ -38,7 +38,7 @@ from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.metrics.diversity import evaluate_members, normalise_weights
 from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.nn.network import Network
-from dnas_ens.run.device import resolve_device
+from dnas_ens.run.machine import resolve_device
 from dnas_ens.training.prediction import (
     EVALUATION_BATCH,
     Batches,

@@ -28,7 +28,7 @@ def evaluate(ensemble: Ensemble, data: ImageData, *, device: str = "auto") -> di
     from dnas_ens.errors import UserError
     from dnas_ens.evaluate.predictions import predict_splits
     from dnas_ens.evaluate.tables import result_rows
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     if not isinstance(data, ImageData):
         raise UserError(

@@ -210,7 +210,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
     """Predict the validation and the test images with every member, and measure what a member costs to use."""
     from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
     from dnas_ens.nn.network import Network
-    from dnas_ens.run.environment import describe_device
+    from dnas_ens.run.machine import describe_device
 
     ensemble.to(device)
     counts = f"{len(data.val):,} val and {len(data.test):,} test images"

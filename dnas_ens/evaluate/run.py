@@ -36,7 +36,7 @@ def predict_folder(
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
-    from dnas_ens.run.environment import describe_device
+    from dnas_ens.run.machine import describe_device
 
     # Loaded in any case: a member's file that was changed since is refused here.
     ensemble = Ensemble.load(folder)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from dnas_ens.config import DataConfig
-from dnas_ens.config.file import override
+from dnas_ens.config.fields import override
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.names import OUT_OF_DISTRIBUTION
 from dnas_ens.ensembles.ensemble import Ensemble

@@ -2,7 +2,7 @@
 
 import sys
 
+from dnas_ens.commands.evaluate import report_main
 from dnas_ens.commands.parse import run_main
-from dnas_ens.commands.report import main
 
-sys.exit(run_main(main))
+sys.exit(run_main(report_main))

@@ -48,7 +48,7 @@ def retrain(
     from dnas_ens.config.fields import with_fields
     from dnas_ens.config.presets import retrain_preset
     from dnas_ens.data import load_data
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.training.members import train_members
 
     if isinstance(found, Sequence):

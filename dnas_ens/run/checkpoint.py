@@ -1,7 +1,4 @@
-"""Whole training states that survive a crash, and the newest two of them.
-
-Tensors are kept as safetensors and everything else as JSON in the same file.
-"""
+"""Whole training states that survive a crash: tensors as safetensors, everything else as JSON in the same file."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.errors import DivergedError, UserError
-from dnas_ens.run.files import tensors_to_bytes, unreadable, write_atomic
+from dnas_ens.run.files import tensors_to_bytes, write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -24,67 +21,29 @@ if TYPE_CHECKING:
 _FORMAT = "dnas_ens-state-1"
 
 
-def save_state(path: Path, state: Any) -> str:
-    """Write a nested training state to one .safetensors file, atomically.
-
-    Args:
-        path: The file.
-        state: Dicts (keys int or str), lists and tuples of tensors, numbers, strings, booleans and None,
-            nested at will: what `state_dict()` of a module, an optimiser or a schedule returns. Dtypes,
-            shapes and values come back bit-equal; tensors that shared memory come back apart, and all on the
-            CPU.
-
-    Returns:
-        The SHA-256 of the file, in hexadecimal.
-
-    Raises:
-        TypeError: Something else is in the state; the message names where.
-    """
-    tensors: dict[str, torch.Tensor] = {}
-    structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
-    data = tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
-    write_atomic(path, data)
-    return hashlib.sha256(data).hexdigest()
-
-
-def load_state(path: Path) -> Any:
-    """Read what `save_state` wrote.
-
-    Raises:
-        UserError: The file is missing, damaged, or was not written by `save_state`.
-    """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    return _state_from_bytes(data, path)
-
-
 class CheckpointStore:
-    """The newest resumable states of one part of a run, as `<name>-<step>.safetensors` with a manifest each.
+    """The newest two resumable states of one part of a run: `<name>-<step>.safetensors`, a manifest beside each.
+
+    A state is nested at will: dicts (keys int or str), lists and tuples of tensors, numbers, strings, booleans, None,
+    as `state_dict()` of a module, an optimiser or a schedule returns it. Dtypes, shapes and values come back bit-equal;
+    tensors that shared memory come back apart, and all on the CPU.
 
     The manifest `<name>-<step>.json` holds the SHA-256 and is written after the state, so a state without one
     was interrupted and does not count. Saving at a step drops later ones: their course was abandoned.
 
     Args:
-        folder: Where they lie, usually `checkpoints/` of a run folder.
+        folder: Where they are, usually `checkpoints/` of a run folder.
         name: What they are states of: letters, digits, `_`, `.` and `-`.
-        keep: How many of the newest to keep, at least 2.
     """
 
-    def __init__(self, folder: Path, *, name: str = "state", keep: int = 2) -> None:
+    def __init__(self, folder: Path, *, name: str = "state") -> None:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"name must be letters, digits, '_', '.' and '-', not {name!r}")
-        if keep < 2:
-            raise ValueError(
-                f"keep must be at least 2, not {keep}: a damaged state falls back to the one before"
-            )
         self.folder = Path(folder)
         self.name = name
-        self.keep = keep
 
     def save(self, step: int, state: Any) -> Path:
-        """Save a state (see `save_state`) under its step, and drop all but the newest `keep`.
+        """Save a state under its step, and drop all but it and the one before.
 
         Args:
             step: Steps taken so far, >= 0.
@@ -95,16 +54,19 @@ class CheckpointStore:
 
         Raises:
             DivergedError: A tensor holds NaN or infinity; nothing is written.
+            TypeError: Something in the state cannot be held; the message names where.
         """
         if step < 0:
             raise ValueError(f"step must be >= 0, not {step}")
         _require_finite(state, f"the state of '{self.name}' at step {step}")
+        tensors: dict[str, torch.Tensor] = {}
+        structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
+        data = tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
         path = self._file(step, "safetensors")
-        digest = save_state(path, state)
-        manifest = {"step": step, "file": path.name, "sha256": digest}
+        write_atomic(path, data)
+        manifest = {"step": step, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomic(self._file(step, "json"), json.dumps(manifest, indent=2).encode())
-        earlier = [other for other in self.steps() if other < step]
-        self._drop_all_but({*earlier[len(earlier) - self.keep + 1 :], step})
+        self._drop_all_but({*[other for other in self.steps() if other < step][-1:], step})
         return path
 
     def steps(self) -> list[int]:
@@ -128,10 +90,8 @@ class CheckpointStore:
         for step in reversed(steps):
             try:
                 return step, self._load(step)
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                self._warn(step, str(error))
-            except UserError as error:
-                self._warn(step, error.cause)
+            except (OSError, ValueError, KeyError, TypeError, UserError) as error:
+                self._warn(step, error.cause if isinstance(error, UserError) else str(error))
         if steps:
             raise UserError(
                 f"None of the {len(steps)} saved states of '{self.name}' in {self.folder} is valid.",
@@ -140,12 +100,11 @@ class CheckpointStore:
         return None
 
     def _load(self, step: int) -> Any:
-        path = self._file(step, "safetensors")
         expected = json.loads(self._file(step, "json").read_bytes())["sha256"]
-        data = path.read_bytes()
+        data = self._file(step, "safetensors").read_bytes()
         if hashlib.sha256(data).hexdigest() != expected:
             raise ValueError("its SHA-256 is not the one in its manifest")
-        state = _state_from_bytes(data, path)
+        state = _state_from_bytes(data)
         _require_finite(state, "it")
         return state
 
@@ -238,17 +197,16 @@ def _decode(form: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     raise ValueError(f"unknown part {kind!r}")
 
 
-def _state_from_bytes(data: bytes, path: Path) -> Any:
+def _state_from_bytes(data: bytes) -> Any:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         tensors = load(data)
-        # safetensors checks the header; its metadata is then the only part it does not hand out from bytes.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = header.get("__metadata__", {})
-        if metadata.get("format") != _FORMAT:
-            raise ValueError(f"it is not a saved state of the format {_FORMAT}")
-        return _decode(json.loads(metadata["structure"]), tensors)
-    except (SafetensorError, ValueError, KeyError, TypeError, AssertionError, RuntimeError) as error:
-        raise unreadable(path, error) from error
+    except SafetensorError as error:
+        raise ValueError(str(error)) from error
+    # safetensors checks the header; its metadata is then the only part it does not hand out from bytes.
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"it is not a saved state of the format {_FORMAT}")
+    return _decode(json.loads(metadata["structure"]), tensors)

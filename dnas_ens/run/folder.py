@@ -10,11 +10,10 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dnas_ens.errors import UserError
 from dnas_ens.run.checkpoint import CheckpointStore
-from dnas_ens.run.environment import environment
 from dnas_ens.run.files import (
     ABSENT,
     as_json,
@@ -26,10 +25,8 @@ from dnas_ens.run.files import (
     unwritable,
     write_json,
 )
+from dnas_ens.run.machine import environment
 from dnas_ens.run.metrics_log import MetricsLog
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _OTHER_FOLDER = "Name another folder with --run-dir"
 
@@ -169,18 +166,6 @@ class RunFolder:
     def checkpoints(self, name: str) -> CheckpointStore:
         """The resumable states of one part of the run, in checkpoints/."""
         return CheckpointStore(self.path / "checkpoints", name=name)
-
-    def log(self, scalars: Mapping[str, float], *, step: int, phase: str, epoch: int | None = None) -> None:
-        """Log scalars; see `MetricsLog.log`."""
-        self.metrics.log(scalars, step=step, phase=phase, epoch=epoch)
-
-    def truncate_metrics(self, phase: str, *, step: int) -> int:
-        """Drop what a phase logged after the step it resumes from; see `MetricsLog.truncate`."""
-        return self.metrics.truncate(phase, step=step)
-
-    def add_figure(self, tag: str, figure: Figure, *, step: int, phase: str) -> None:
-        """Add a figure to TensorBoard; see `MetricsLog.add_figure`."""
-        self.metrics.add_figure(tag, figure, step=step, phase=phase)
 
     def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
         """Append this command's versions, device, command line and git revision to env.json.

@@ -104,14 +104,8 @@ class MetricsLog:
 
     def add_figure(self, tag: str, figure: Figure, *, step: int, phase: str) -> None:
         """Add a matplotlib figure to TensorBoard as the image `<phase>/<tag>`; it needs no display."""
-        import numpy as np
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        pixels = np.asarray(canvas.buffer_rgba())[..., :3]
         writer = self._writer(phase)
-        writer.add_image(f"{phase}/{tag}", pixels, step, dataformats="HWC")
+        writer.add_figure(f"{phase}/{tag}", figure, step)
         writer.flush()
 
     def add_hparams(self, config: Mapping[str, Any], *, phase: str, metrics: Sequence[str]) -> None:
@@ -126,8 +120,9 @@ class MetricsLog:
 
         summaries = hparams(_flat(config, ""), {f"{phase}/{name}": 0.0 for name in metrics})
         writer = self._writer(phase)
+        events: Any = writer.file_writer
         for summary in summaries:
-            writer._get_file_writer().add_summary(summary)
+            events.add_summary(summary)
         writer.flush()
 
     def close(self) -> None:

@@ -43,7 +43,7 @@ def search(
     from dnas_ens.config import SearchConfig
     from dnas_ens.config.fields import with_fields
     from dnas_ens.data import load_data
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.run import run_search
 
     if members is not None:

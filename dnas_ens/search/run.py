@@ -16,8 +16,7 @@ from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.operations import require_operations
-from dnas_ens.run.cost import CostMeter
-from dnas_ens.run.progress import Progress
+from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
 from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
@@ -118,7 +117,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
         # Without a state, too: a process may have been killed between its first epoch's line and its state.
-        run.truncate_metrics("search", step=loop.epoch * loop.steps_per_epoch)
+        run.metrics.truncate("search", step=loop.epoch * loop.steps_per_epoch)
     cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
         config.bilevel.epochs,
@@ -146,7 +145,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             )
             if run is not None and store is not None:
                 step = loop.epoch * loop.steps_per_epoch
-                run.log(scalars, step=step, epoch=loop.epoch, phase="search")
+                run.metrics.log(scalars, step=step, epoch=loop.epoch, phase="search")
                 store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
     return cost
 
@@ -224,11 +223,11 @@ def _draw_result(result: SearchResult, run: RunFolder) -> None:
     for member, genotype in enumerate(result.genotypes):
         title = f"Member {member}"
         save_cells(genotype, run.file(f"cells/member-{member}.svg"), title=title)
-        run.add_figure("cells", draw_genotype(genotype, title=title), step=member, phase="members")
+        run.metrics.add_figure("cells", draw_genotype(genotype, title=title), step=member, phase="members")
     if result.curve is not None:
         figure = result.plot()
         save_svg(figure, run.file("cells/diversity.svg"), title="How lambda steers diversity")
-        run.add_figure("diversity", figure, step=0, phase="search")
+        run.metrics.add_figure("diversity", figure, step=0, phase="search")
 
 
 def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:

@@ -23,7 +23,6 @@ from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.nn.execution import Execution
 from dnas_ens.nn.network import Network
 from dnas_ens.run.checkpoint import CheckpointStore
-from dnas_ens.run.cost import CostMeter
 from dnas_ens.run.files import (
     as_json,
     first_difference,
@@ -35,7 +34,7 @@ from dnas_ens.run.files import (
     write_json,
 )
 from dnas_ens.run.metrics_log import MetricsLog
-from dnas_ens.run.progress import Progress
+from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.interleaving import Steps, exhaust, in_turns, on_streams
 from dnas_ens.training.step import tell_if_guessing

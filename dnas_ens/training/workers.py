@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import TypeVar
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.allocator import keep_freed_memory
+from dnas_ens.run.machine import keep_freed_memory
 
 R = TypeVar("R")
 

@@ -51,7 +51,7 @@ def sides_of(options: ExecutionOptions) -> list[str]:
 
 
 def _device_type(name: str) -> str:
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     return resolve_device(name).type
 

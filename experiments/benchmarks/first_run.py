@@ -22,8 +22,8 @@ from typing import Any
 from timing import RESULTS, parse_benchmark
 
 from dnas_ens.commands.parse import run_main
-from dnas_ens.run.environment import environment
 from dnas_ens.run.files import read_json, with_ending, write_atomic
+from dnas_ens.run.machine import environment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from timing import ExecutedOptions, Side, parse_benchmark, run_benchmark, timed
 
-from dnas_ens.commands.parse import pop_option, run_main
+from dnas_ens.commands.parse import peek, run_main
 from dnas_ens.config import require
 
 if TYPE_CHECKING:
@@ -45,7 +45,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchStep(ExecutedOptions):
+class Setting:
+    """What is read ahead, for it decides the defaults of the others."""
+
+    setting: Literal["digits", "28x28"] = "digits"
+    """Sets the defaults of the sizes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStep(Setting, ExecutedOptions):
     """Options of the benchmark."""
 
     image_size: int
@@ -186,10 +194,9 @@ def our_step(
 
 def parse_setting(kind: type[Step], script: str, doc: str | None, argv: list[str]) -> tuple[str, Step]:
     """Parse options whose sizes default to those of --setting; returns its name and the options."""
-    setting, rest = pop_option(argv, "--setting", "digits", choices=tuple(SETTINGS))
-    also = " Also: --setting {" + ",".join(SETTINGS) + "}, the defaults of the sizes."
-    default = kind(**SETTINGS[setting])
-    return setting, parse_benchmark(script, (doc or "") + also, default, rest, extra_options=["--setting"])
+    setting = peek(Setting, argv, prog=f"python experiments/benchmarks/{script}.py").setting
+    default = kind(setting=setting, **SETTINGS[setting])
+    return setting, parse_benchmark(script, doc, default, argv)
 
 
 def main(argv: list[str]) -> None:

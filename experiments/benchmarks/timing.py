@@ -219,13 +219,13 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any) -> T:
 
 def prepare(options: TrainingOptions) -> torch.device:
     """Set up a measuring process as the options say and return its device."""
-    from dnas_ens.run.allocator import keep_freed_memory
+    from dnas_ens.run.machine import keep_freed_memory
 
     if options.keep_memory:
         keep_freed_memory()
     import torch
 
-    from dnas_ens.run.device import resolve_device
+    from dnas_ens.run.machine import resolve_device
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -355,7 +355,7 @@ def report(script: str, argv: Sequence[str], options: Options, results: Mapping[
     Returns:
         Hardware, versions, revision, command and date.
     """
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     settings = {name: value for name, value in asdict(options).items() if not isinstance(value, Path)}
     env = environment(["python", f"experiments/benchmarks/{script}.py", *argv])

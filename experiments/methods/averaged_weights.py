@@ -149,8 +149,8 @@ def evolved_network(comparison: Comparison) -> Iterator[Result]:
     networks = base_members(comparison)
 
     def make() -> tuple[Predictions, dict[str, Any]]:
-        from dnas_ens.run.cost import CostMeter
         from dnas_ens.run.files import load_tensors
+        from dnas_ens.run.progress import CostMeter
 
         model = comparison.network()
         members = comparison.baseline("base-cell") / "members"
@@ -197,7 +197,7 @@ def _average(
     from dnas_ens.ensembles.averaging import averaged_model
     from dnas_ens.ensembles.evolution import evolve_simplex
     from dnas_ens.ensembles.soups import greedy_soup
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
 
     states, (training_batches, val_batches) = averages.states, comparison.passes
     models: dict[str, nn.Module] = {}

@@ -54,8 +54,7 @@ def train_long(
         The training, what went along, and the CPU seconds of all sittings.
     """
     from dnas_ens.run.checkpoint import CheckpointStore
-    from dnas_ens.run.cost import CostMeter
-    from dnas_ens.run.progress import Progress
+    from dnas_ens.run.progress import CostMeter, Progress
     from dnas_ens.training.trainer import MemberTraining
 
     epochs = long_epochs(comparison)

@@ -39,7 +39,7 @@ class Bench:
     def of(cls, options: StudyOptions) -> Bench:
         """Load the data of a study onto its device."""
         from dnas_ens.data import load_data
-        from dnas_ens.run.device import resolve_device
+        from dnas_ens.run.machine import resolve_device
 
         device = resolve_device(options.device)
         data = load_data(options.data, data_root=options.data_root, limit_train=options.limit_train)

@@ -29,7 +29,7 @@ def train_from_scratch(
     Returns:
         The finished training, and its seconds.
     """
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.training.trainer import MemberTraining
 
     cost = CostMeter()

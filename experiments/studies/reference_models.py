@@ -121,7 +121,7 @@ class Bench:
     def of(cls, options: StudyOptions) -> Bench:
         """Load the data of a study onto its device."""
         from dnas_ens.data import load_data
-        from dnas_ens.run.device import resolve_device
+        from dnas_ens.run.machine import resolve_device
 
         device = resolve_device(options.device)
         data = load_data(options.data, data_root=options.data_root, limit_train=options.limit_train)
@@ -218,8 +218,8 @@ def train(
     """
     from dnas_ens.ensembles.snapshot import SnapshotRecorder
     from dnas_ens.run.checkpoint import CheckpointStore
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
+    from dnas_ens.run.progress import CostMeter
 
     if not (folder / "training.json").exists():
         training = bench.training(root=root, member=member)
@@ -277,8 +277,8 @@ def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
     Yields:
         What returns the seconds of all sittings, to be called after the block.
     """
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import read_json, write_json
+    from dnas_ens.run.progress import CostMeter
 
     cost = CostMeter(read_json(file) if file.exists() else None)
     try:

@@ -36,7 +36,7 @@ def provenance(env: Mapping[str, Any], *, hardware: str) -> str:
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
-        env: From `dnas_ens.run.environment.environment`.
+        env: From `dnas_ens.run.machine.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
     """
     versions = ", ".join(f"{name} {env['packages'][name]}" for name in ("torch", "numpy", "scipy"))

@@ -58,8 +58,8 @@ def train(
     from dnas_ens.data.batches import count_batches
     from dnas_ens.ensembles.snapshot import SnapshotRecorder
     from dnas_ens.run.checkpoint import CheckpointStore
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
+    from dnas_ens.run.progress import CostMeter
 
     if not (folder / "training.json").exists():
         training = bench.training(root=root, member=member, name=str(folder))
@@ -118,8 +118,8 @@ def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
     Yields:
         What returns the seconds of all sittings, to be called after the block.
     """
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import read_json, write_json
+    from dnas_ens.run.progress import CostMeter
 
     cost = CostMeter(read_json(file) if file.exists() else None)
     try:

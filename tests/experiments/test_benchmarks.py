@@ -282,7 +282,7 @@ def test_spread_and_ratio_of_known_values(timing):
         "upper_quartile": 4.0,
     }
     added = {"a": {"added_bytes": 1}, "b": {"added_bytes": 4}, "c": {"added_bytes": 0}}
-    shares = timing.compared(dict.fromkeys("abc", [1.0]), added, ours="a")["memory_ratios"]
+    shares = timing.compared({key: [1.0] for key in "abc"}, added, ours="a")["memory_ratios"]
     assert shares == {"a / b": 0.25, "a / c": None}
 
 

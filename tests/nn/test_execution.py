@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from dnas_ens.search.schedules import Schedules
+from dnas_ens.search.star import Star
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,11 +21,9 @@ from dnas_ens.nn.execution import PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.run.cost import CostMeter
+from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude
-from dnas_ens.search.schedules import Schedules
-from dnas_ens.search.star import Star
 from dnas_ens.search.steps import SearchSteps
 from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace

@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from dnas_ens.nn.partial_channels import shuffle_channels
+from dnas_ens.search.discretise import discretise, genotype_mixture
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import AuxiliaryHead, Network, drop_path, inherit
-from dnas_ens.nn.partial_channels import shuffle_channels
 from dnas_ens.nn.supernet import MixedOperation, Supernet
-from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.space.genotype import Genotype, random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace, stack_cell_types
 

@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import confusion_matrix
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dnas_ens.commands.evaluate import report_main as main
 from dnas_ens.commands.parse import run_main
-from dnas_ens.commands.report import main
 from dnas_ens.errors import UserError
 from dnas_ens.report import write_report
 from dnas_ens.run.files import read_json, write_json

@@ -6,7 +6,7 @@ import pytest
 
 FAULTS = """
 import resource, sys, torch
-from dnas_ens.run.allocator import keep_freed_memory
+from dnas_ens.run.machine import keep_freed_memory
 
 torch.set_num_threads(1)
 if sys.argv[1] == "keep":

@@ -2,7 +2,7 @@ import time
 
 import pytest
 
-from dnas_ens.run.cost import CostMeter
+from dnas_ens.run.progress import CostMeter
 
 
 def test_waiting_costs_wall_time_and_working_costs_both():

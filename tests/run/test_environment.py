@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dnas_ens.run.environment import _git_revision, environment
+from dnas_ens.run.machine import _git_revision, environment
 
 
 def test_the_machine_and_the_software_are_named() -> None:

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from dnas_ens.search.draws import draw_members, grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.search.draws import draw_members, grid
 from dnas_ens.search.hypernetwork import MlpHypernetwork, StarHypernetwork
 from dnas_ens.space.search_space import SearchSpace
 

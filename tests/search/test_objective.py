@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from dnas_ens.search.discretise import discretise, genotype_mixture
+from dnas_ens.search.draws import Draw
 from scipy.stats import entropy
 
-from dnas_ens.search.discretise import discretise, genotype_mixture
 from dnas_ens.search.divergence import architecture_distance
-from dnas_ens.search.draws import Draw
 from dnas_ens.search.objective import (
     discretisation_distance,
     diversity_penalty,

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
 from scipy.special import softmax
 
 from dnas_ens.errors import UserError
-from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
 from dnas_ens.search.relaxation import (
     add_auxiliary_skip,
     edge_probs,

@@ -9,7 +9,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.data import Split
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.errors import DivergedError, UserError
-from dnas_ens.run.device import resolve_device
+from dnas_ens.run.machine import resolve_device
 from dnas_ens.training.prediction import (
     accuracy_under_batch_statistics,
     batch_statistics,

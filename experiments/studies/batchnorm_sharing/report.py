@@ -15,7 +15,7 @@ from studies.report import provenance, write_results
 def report(records: Records, command: Sequence[str]) -> str:
     """Write table and plot of the complete seeds and return the table with its verdict; empty without any."""
     from dnas_ens.metrics.significance import mean_and_deviation
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     study, seeds = records.study, records.complete_seeds()
     if not seeds:

@@ -25,7 +25,7 @@ def run_search(study: Study, setting: str, seed: int) -> dict[str, Any]:
     """Run one search, measure it and score its pool."""
     import torch
 
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.search.candidates import Candidate, score
     from dnas_ens.search.loop import SearchLoop
 

@@ -18,7 +18,7 @@ from studies.report import provenance, write_results
 
 def report(records: Records, command: Sequence[str]) -> str:
     """Write tables and plot of a finished study and return the tables."""
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     study = records.study
     seeds = range(study.seeds)

@@ -37,7 +37,7 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
     import torch
 
     from dnas_ens.metrics.scores import accuracy, nll, per_image_nll
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.search.candidates import drop_doubles
     from dnas_ens.search.loop import SearchLoop
 

@@ -202,7 +202,7 @@ def _run(
 
 def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
     """Search for so many seconds, timing an epoch first; return genotypes along the paths."""
-    from dnas_ens.run.cost import CostMeter
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.search.loop import SearchLoop
     from dnas_ens.search.run import conclude
 

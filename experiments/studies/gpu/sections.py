@@ -111,7 +111,7 @@ def machine(session: Session) -> None:
     """Versions, and the two ceilings: bandwidth of a large copy, rate of a large bfloat16 product on random data."""
     import torch
 
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     def rates(amount: int, step: Callable[[], object]) -> dict[str, Any]:
         seconds = in_turn({"it": timed(step, device)}, rounds=10, warmup=3)["it"]

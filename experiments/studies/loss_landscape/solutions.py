@@ -20,8 +20,8 @@ from dnas_ens.data.batches import Augmentation
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.ensembles.averaging import copied_to_cpu
 from dnas_ens.nn.reference_models import reference_model
-from dnas_ens.run.cost import CostMeter
 from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.run.progress import CostMeter
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.trainer import MemberTraining, NetworkTraining

@@ -70,8 +70,8 @@ def choose(
     from dnas_ens.ensembles.loss_barrier import BarrierCheck, loss_barrier
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
     from dnas_ens.metrics.scores import accuracy, nll
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import load_tensors
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.training.prediction import predict_members
 
     with torch.random.fork_rng(devices=[]):

@@ -24,7 +24,7 @@ def report(
     study: Study, problem: Problem, records: Mapping[Task, dict[str, Any]], command: Sequence[str]
 ) -> str:
     """Write OUTPUT.md, .png and .jsonl and return the tables."""
-    from dnas_ens.run.environment import environment
+    from dnas_ens.run.machine import environment
 
     models = dict.fromkeys([*study.models, *(task.model for task in sorted(records))])
     groups = [group for model in models if (group := Group(records, model, study.folder)).seeds]

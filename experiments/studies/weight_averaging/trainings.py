@@ -33,8 +33,8 @@ def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
         PolyakAverage,
         StochasticWeightAverage,
     )
-    from dnas_ens.run.cost import CostMeter
     from dnas_ens.run.files import save_tensors, write_json
+    from dnas_ens.run.progress import CostMeter
 
     epochs, begin = study.recipe.epochs, study.recipe.epochs - study.kept
     # What an interrupted training left could be of other settings.
