@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "edge-overlap (EdgeNES v2), R=1": {"regime": "hypernet"},
 }
 NUM_MEMBERS = 4
-#: Seeds below this one were looked at while the objective was chosen (experiments/LOG.md); those from it on were not.
+#: Seeds below this one were looked at while the objective was chosen (docs/log.md); those from it on were not.
 FIRST_FRESH_SEED = 5
 COLUMNS = {
     field: Column(heading, digits=3)

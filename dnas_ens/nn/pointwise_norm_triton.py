@@ -1,6 +1,6 @@
 """BatchNorm folded into pointwise convolutions on a GPU, in Triton: what ``moments`` does in fifty small operations.
 
-A recorded step was 15,554 kernels of 3.2 microseconds on average with them (experiments/LOG.md). Here
+A recorded step was 15,554 kernels of 3.2 microseconds on average with them (docs/log.md). Here
 are three kernels forward, products of matrices included, and three backward, by the gradients in closed form. With mean
 mu and covariance S of the input, weights P, m = P mu, v = diag(P S P^T), s = (v + eps)^-1/2:
 

@@ -218,7 +218,7 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
     Equation: mean over cell types t of KL(u_t || uniform) = ln O - H(u_t), with u_to the mean over the nodes of
     sum_e p_tn(e, o), the share of operation o in cells of the type; ``none`` is left out. A supernet's shared weights
     favour the operations that learn least, poolings above all, whatever selects among them; balanced over both types
-    together, poolings gather in reduction cells, which hold most parameters (experiments/LOG.md). Held near equal
+    together, poolings gather in reduction cells, which hold most parameters (docs/log.md). Held near equal
     shares, as random cells have them on average, the search decides where an operation goes rather than how many
     there are.
 

@@ -419,17 +419,17 @@ def test_python_interface_from_the_readme(few_digits, tiny_search):
         de.search(few_digits, epocs=3)
 
 
-def readme_regimes():
-    """The commands of the README's table of regimes."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    return re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", readme, re.MULTILINE)
+def regimes_of_the_guide():
+    """The commands of the guide's table of regimes."""
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    return re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", guide, re.MULTILINE)
 
 
-def test_every_regime_of_the_readme_runs_as_written(tmp_path, monkeypatch, capsys):
+def test_every_regime_of_the_guide_runs_as_written(tmp_path, monkeypatch, capsys):
     from dnas_ens.commands.search import main
 
     monkeypatch.chdir(tmp_path)
-    regimes = readme_regimes()
+    regimes = regimes_of_the_guide()
     assert [name for name, _ in regimes] == ["optimal", "edges", "random", "hypernet", "js", "star"]
     # Small, and one member, since some regimes are about one architecture; the rest is the regime's own.
     scale = (

@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from readme_tables import ROOT, filled, main, tables
+from results_tables import PAGES, filled, main, tables
 
 from dnas_ens.errors import UserError
 
@@ -46,6 +46,8 @@ def test_a_marked_table_is_replaced_and_the_rest_kept(results):
     assert filled(expected, results) == expected
     second = filled(f"{marker(file='study.md', number=2)}<!-- end of table -->", results)
     assert "| 3 | -0.1 to 0.2 |" in second
+    rows = filled(f"{marker(file='study.md', rows=['--', 'ours'])}<!-- end of table -->", results)
+    assert "| -- | 97.0 | two |\n| ours | 98.5 | one |\n" in rows
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,7 @@ def test_a_marked_table_is_replaced_and_the_rest_kept(results):
         ({"file": "gone.md"}, "There is no"),
         ({"file": "study.md", "number": 3}, "2 tables, not 3"),
         ({"file": "study.md", "columns": ["cost"]}, "no column 'cost'"),
+        ({"file": "study.md", "rows": ["theirs"]}, "no row 'theirs'"),
         ({"number": 1}, "cannot be read"),
     ],
 )
@@ -63,17 +66,18 @@ def test_what_a_marker_may_not_say(results, asked, message):
 
 
 def test_the_command(results, tmp_path, capsys):
-    readme = tmp_path / "README.md"
-    readme.write_text(marker(file="study.md") + "old\n<!-- end of table -->\n")
-    options = ["--readme", str(readme), "--results", str(results)]
+    page = tmp_path / "page.md"
+    page.write_text(marker(file="study.md") + "old\n<!-- end of table -->\n")
+    options = ["--pages", str(page), "--results", str(results)]
     with pytest.raises(UserError, match="not what their files say"):
         main([*options, "--check"])
     main(options)
-    assert "| ours | 98.5 | one |" in readme.read_text()
+    assert "| ours | 98.5 | one |" in page.read_text()
     main([*options, "--check"])
-    assert "README.md: 1" in capsys.readouterr().out
+    assert "page.md: 1" in capsys.readouterr().out
 
 
-def test_the_readme_says_what_the_files_say():
+def test_the_pages_say_what_the_files_say():
     main(["--check"])
-    assert "<!-- table" in (ROOT / "README.md").read_text()
+    for page in PAGES:
+        assert "<!-- table" in page.read_text()
