@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dnas_ens.ensembles.averaging import (
+        ExponentialMovingAverage,
+        PolyakAverage,
+        StochasticWeightAverage,
         average_states,
         averaged_model,
         coefficients,
@@ -18,11 +21,6 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles.ensemble import Ensemble, load
     from dnas_ens.ensembles.evolution import evolve_interpolation, evolve_simplex
     from dnas_ens.ensembles.preprocessing import Preprocessing
-    from dnas_ens.ensembles.running_averages import (
-        ExponentialMovingAverage,
-        PolyakAverage,
-        StochasticWeightAverage,
-    )
     from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
     from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
@@ -57,11 +55,11 @@ __all__ = [
 _HOME = {
     "CosineCycles": "snapshot",
     "Ensemble": "ensemble",
-    "ExponentialMovingAverage": "running_averages",
-    "PolyakAverage": "running_averages",
+    "ExponentialMovingAverage": "averaging",
+    "PolyakAverage": "averaging",
     "Preprocessing": "preprocessing",
     "SnapshotRecorder": "snapshot",
-    "StochasticWeightAverage": "running_averages",
+    "StochasticWeightAverage": "averaging",
     "TriangularCycles": "snapshot",
     "average_states": "averaging",
     "averaged_model": "averaging",
