@@ -11,6 +11,9 @@ from dnas_ens.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dnas_ens.ensembles.averaging import (
+        ExponentialMovingAverage,
+        PolyakAverage,
+        StochasticWeightAverage,
         average_states,
         averaged_model,
         coefficients,
@@ -19,11 +22,6 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles.ensemble import Ensemble, load
     from dnas_ens.ensembles.evolution import evolve_interpolation, evolve_simplex
     from dnas_ens.ensembles.preprocessing import Preprocessing
-    from dnas_ens.ensembles.running_averages import (
-        ExponentialMovingAverage,
-        PolyakAverage,
-        StochasticWeightAverage,
-    )
     from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
     from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup

@@ -1,9 +1,8 @@
-"""Averages of the weights of saved models of one architecture.
+"""Averages of the weights of models of one architecture: of saved models, and running along with a training.
 
 A state is what ``state_dict()`` returns; wherever states are asked for, modules will do. ``state_dict()`` does
-not copy: clone the tensors of a model that trains on. What is chosen or judged on validation data (soups, the
-curve over n, loss barriers) is in `soups` and `loss_barrier`, and what averages
-along with a training in `running_averages`. Legend: B batch, n models.
+not copy: clone the tensors of a model that trains on. `dnas_ens.ensembles.soups` chooses and judges averages on
+validation data. Legend: B batch, n models.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network
@@ -34,8 +34,8 @@ from dnas_ens.types import FloatArray
 State = Mapping[str, Tensor]
 CoefficientKind = Literal["equal", "linear", "exponential"]
 
-SUM_TOLERANCE = 1e-6
-"""Largest deviation of the coefficients' sum from 1: the rounding of single precision."""
+# Largest deviation of the coefficients' sum from 1: the rounding of single precision.
+_SUM_TOLERANCE = 1e-6
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -49,7 +49,7 @@ def coefficients(kind: CoefficientKind, num_models: int, *, decay: float = 0.9) 
     Args:
         kind: The rule.
         num_models: n, 1 or more.
-        decay: d in (0, 1], the ratio between a model's weight and its successor's; for exponential alone.
+        decay: d in (0, 1], the ratio between a model's weight and its successor's, for the exponential rule.
 
     Returns:
         Coefficients in [0, 1] that never fall and sum to 1, shape (n,).
@@ -100,7 +100,8 @@ def average_states(
     anchor = int(np.abs(shares).argmax())
     averaged: dict[str, Tensor] = {}
     for name, newest in states[-1].items():
-        if not _is_averaged(newest):
+        # Integer buffers and a module's extra state are not averaged.
+        if not (isinstance(newest, Tensor) and (newest.is_floating_point() or newest.is_complex())):
             averaged[name] = copy.deepcopy(newest)
             continue
         wide = torch.complex128 if newest.is_complex() else torch.float64
@@ -176,6 +177,119 @@ def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
     return True
 
 
+class RunningAverage(AveragedModel):
+    """An average of the weights that runs along with any training loop; the base of the three below.
+
+    Call `after_step` after every step of the optimiser, `after_epoch` after every epoch, and take the
+    `finished` model at the end. ``state_dict()`` and ``load_state_dict()`` make it resumable. The averaging is
+    `torch.optim.swa_utils.AveragedModel`'s, in the precision of the weights.
+
+    Args:
+        model: The model that will be trained; it is copied.
+        options: See `torch.optim.swa_utils.AveragedModel`.
+
+    Raises:
+        UserError: It cannot be copied; see `clone`.
+    """
+
+    _checked = False
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        # A clone, which torch's own copying takes whatever the model holds.
+        super().__init__(clone(model), **options)
+
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of a model into the average; buffers are copied.
+
+        Raises:
+            UserError: See `check_same_architecture`.
+        """
+        # Once is enough to catch a mix-up, and at every step it would cost time.
+        if not self._checked:
+            check_same_architecture([self.module, model], ["The averaged model", "The trained model"])
+            self._checked = True
+        super().update_parameters(model)
+
+    def after_step(self, model: nn.Module) -> None:
+        """Take the weights after a step of the optimiser into the average."""
+        self.update_parameters(model)
+
+    def after_epoch(self, model: nn.Module, epochs_done: int) -> None:
+        """Count an epoch; epochs_done is 1 after the first one."""
+
+    def finished(self, batches: Batches) -> nn.Module:
+        """Return a copy of the average in evaluation mode, BatchNorm statistics recomputed on training batches.
+
+        Raises:
+            UserError: Nothing has been averaged yet; else see `recompute_batch_norm`.
+        """
+        if int(self.n_averaged) == 0:
+            raise UserError(
+                "The running average has seen no model.", "Train on, or let the averaging start earlier."
+            )
+        model = clone(self.module).eval()
+        recompute_batch_norm(model, batches)
+        return model
+
+
+class PolyakAverage(RunningAverage):
+    """The equal average of the weights after every step, w = 1/t sum_s w_s (Polyak and Juditsky, 1992)."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+
+
+class ExponentialMovingAverage(RunningAverage):
+    """EMA of the weights after every step, w <- d w + (1 - d) w_t, which starts at the first w_t.
+
+    Args:
+        model: See `RunningAverage`.
+        decay: d in [0, 1).
+
+    Raises:
+        UserError: A decay that is not possible, or a model that cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float = 0.999) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise UserError(f"The decay is {decay}.", "Give a number of at least 0 and below 1.")
+        super().__init__(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+
+class StochasticWeightAverage(RunningAverage):
+    """SWA: the equal average of the weights at the ends of cycles (Izmailov et al., arXiv 1803.05407).
+
+    The learning rate, constant or cyclic from the start on, is the training loop's: see
+    `torch.optim.swa_utils.SWALR`.
+
+    Args:
+        model: See `RunningAverage`.
+        start_epoch: Epochs that are done when the first weights are taken. With 0 the first are those after one
+            cycle: untrained weights are not averaged.
+        cycle: Epochs from one taking to the next, 1 or more.
+
+    Raises:
+        UserError: A start or a cycle that is not possible, or a model that cannot be copied.
+    """
+
+    def __init__(self, model: nn.Module, *, start_epoch: int, cycle: int = 1) -> None:
+        if start_epoch < 0 or cycle < 1:
+            raise UserError(
+                f"The averaging starts after epoch {start_epoch} with cycles of {cycle} epochs.",
+                "Start after 0 or more epochs, with cycles of 1 or more.",
+            )
+        super().__init__(model)
+        self.start_epoch, self.cycle = start_epoch, cycle
+
+    def after_step(self, model: nn.Module) -> None:
+        """Steps within an epoch are not averaged."""
+
+    def after_epoch(self, model: nn.Module, epochs_done: int) -> None:
+        """Take the weights into the average where a cycle ends."""
+        if epochs_done >= self.start_epoch and (epochs_done - self.start_epoch) % self.cycle == 0:
+            self.update_parameters(model)
+
+
 def check_same_architecture(
     models: Sequence[State | nn.Module], names: Sequence[str] | None = None
 ) -> list[State]:
@@ -225,6 +339,11 @@ def check_fit(model: nn.Module, models: Sequence[State | nn.Module]) -> None:
     check_same_architecture([model, models[0]], ["The given module", "Model 0"])
 
 
+def as_state(model: State | nn.Module) -> State:
+    """Return a module's state, or the state itself."""
+    return model.state_dict() if isinstance(model, nn.Module) else model
+
+
 def clone(model: _Model) -> _Model:
     """Copy a module.
 
@@ -232,7 +351,7 @@ def clone(model: _Model) -> _Model:
     leave them in a module for their next forward pass, are copied as values, where ``copy.deepcopy`` alone refuses.
 
     Raises:
-        UserError: It holds something else that can not be copied.
+        UserError: It holds something else that cannot be copied.
     """
     return _deep_copy(
         model, {id(value): value.detach().clone() for value in _tensors_of(model) if not value.is_leaf}
@@ -240,16 +359,20 @@ def clone(model: _Model) -> _Model:
 
 
 def check_clone(model: nn.Module) -> None:
-    """Refuse a module that `clone` can not copy, without the memory that a copy takes.
-
-    Raises:
-        UserError: See `clone`.
-    """
+    """Raise UserError for a module that `clone` cannot copy, without the memory that a copy takes."""
     _deep_copy(model, {id(value): value for value in _tensors_of(model)})
 
 
+def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy what ``state_dict()`` returns, which changes with the model, to the CPU."""
+    return {
+        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in state.items()
+    }
+
+
 def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
-    """Copy a module but for the tensors whose copies are given by their ids; UserError where that is not possible."""
+    """Copy a module but for the tensors whose copies are given by their ids."""
     try:
         return copy.deepcopy(model, copied)
     except (MemoryError, torch.OutOfMemoryError):
@@ -276,26 +399,6 @@ def _tensors_in(value: object) -> Iterator[Tensor]:
             yield from _tensors_in(part)
 
 
-def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy a state: what ``state_dict()`` returns changes with the model.
-
-    Args:
-        state: Tensors, or anything else that a module's state holds, by name.
-
-    Returns:
-        The same on the CPU, sharing no memory with it.
-    """
-    return {
-        name: value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else copy.deepcopy(value)
-        for name, value in state.items()
-    }
-
-
-def as_state(model: State | nn.Module) -> State:
-    """Return a module's state, or the state itself."""
-    return model.state_dict() if isinstance(model, nn.Module) else model
-
-
 def _check_same_tensors(first: tuple[str, State], other: tuple[str, State]) -> None:
     """Raise UserError for the first tensor that two named states do not share in name, shape and dtype."""
     remedy = "Average states of one architecture, saved in one precision."
@@ -320,11 +423,6 @@ def _property(value: object, what: str) -> object:
     return tuple(found) if isinstance(found, torch.Size) else found
 
 
-def _is_averaged(value: object) -> bool:
-    """Tell whether a tensor is averaged; an integer buffer and a module's extra state are not."""
-    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
-
-
 def _inside(name: str) -> str:
     """Return a name as it stands inside a sentence."""
     return name[0].lower() + name[1:]
@@ -341,7 +439,7 @@ def _check_coefficients(coefficients: npt.ArrayLike | None, num_models: int) -> 
             "Give one coefficient a model.",
         )
     # Written so that a sum that is not a number is refused too.
-    if not abs(shares.sum() - 1.0) <= SUM_TOLERANCE:
+    if not abs(shares.sum() - 1.0) <= _SUM_TOLERANCE:
         raise UserError(
             f"The coefficients sum to {shares.sum():.6g}.", "Give finite coefficients that sum to 1."
         )

@@ -6,6 +6,9 @@ Legend: B batch, M members, N images, K classes, C channels, H x W.
 from __future__ import annotations
 
 import functools
+import html
+import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,31 +21,21 @@ from torch import Tensor, nn
 from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
-from dnas_ens.ensembles.arguments import (
-    as_classes,
-    as_members,
-    as_outputs,
-    as_pixels,
-    as_weights,
-    check_batch_size,
-    check_labels,
-    check_temperature,
-    home_of,
-)
-from dnas_ens.ensembles.labelling import labelled
-from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, check_images
+from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, as_pixels, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
-from dnas_ens.metrics.diversity import evaluate_members, normalise_weights
+from dnas_ens.metrics.calibration import apply_temperature, calibrated_nll, fit_temperature
+from dnas_ens.metrics.diversity import entropy, evaluate_members, mutual_information, normalise_weights
 from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.nn.network import Network
+from dnas_ens.nn.reference_models import ReferenceModel
 from dnas_ens.run.machine import resolve_device
 from dnas_ens.training.prediction import (
     EVALUATION_BATCH,
     Batches,
     Outputs,
+    check_outputs,
     class_indices,
     class_probs,
     evaluation_mode,
@@ -51,6 +44,9 @@ from dnas_ens.training.prediction import (
 )
 from dnas_ens.types import FloatArray, IntArray
 
+#: Classes and weights that are shown.
+_SHOWN = 10
+
 
 class Ensemble(nn.Module):
     """Members whose class probabilities are averaged, p = sum_m w_m softmax(f_m(x)), then tempered.
@@ -58,8 +54,8 @@ class Ensemble(nn.Module):
     The temperature T comes after the average (Ashukha et al., arXiv 2002.06470): p^(1/T) / sum_k p_k^(1/T).
     Members may be any modules (B, C, H, W) -> (B, K) logits, of different kinds, on different devices and in different
     precisions: each is given the images on its own device and in its own dtype. An ensemble may be a member too.
-    A member that ends in a softmax is not soft-maxed again: that it returns probabilities is told on its first images,
-    with a warning, unless ``outputs`` says so.
+    A member that ends in a softmax gets no second one: unless ``outputs`` says so, this is found out on its first
+    images, with a warning.
 
     Args:
         members: M modules, at least one.
@@ -67,8 +63,8 @@ class Ensemble(nn.Module):
         temperature: T above 0, fitted on validation data; 1 for none.
         classes: K class names, where they are known.
         preprocessing: What turns image files and uint8 images into the members' input, where it is known.
-        outputs: What the members return: "logits" (log-probabilities are such) or "probs", for all of them or one
-            for each; None to tell on the first images, see `dnas_ens.training.prediction.class_probs`.
+        outputs: What the members return, "logits" (or log-probabilities) or "probs", for all of them or one for
+            each; None to find out on the first images, see `dnas_ens.training.prediction.class_probs`.
 
     Raises:
         UserError: No members, or weights, a temperature or outputs that are not possible.
@@ -76,9 +72,9 @@ class Ensemble(nn.Module):
 
     weights: Tensor
     temperature: Tensor
-    #: What each member returns; None until it is told.
+    #: What each member returns; None until it is known.
     outputs: list[Outputs | None]
-    #: Which tells it from a classifier, whose logits would be soft-maxed.
+    #: Tells an ensemble from a classifier, which needs a softmax over its logits.
     returns_probabilities = True
 
     def __init__(
@@ -92,17 +88,17 @@ class Ensemble(nn.Module):
         outputs: Outputs | Sequence[Outputs | None] | None = None,
     ) -> None:
         super().__init__()
-        modules = as_members(members)
-        self.outputs = as_outputs(outputs, modules)
+        modules = _as_members(members)
+        self.outputs = _as_outputs(outputs, modules)
         self.members = nn.ModuleList(modules)
-        self.classes = as_classes(classes)
+        self.classes = _as_classes(classes)
         self.preprocessing = preprocessing
-        device, dtype = home_of(modules)
-        shares = as_weights(weights, len(modules))
+        shares = _as_weights(weights, len(modules))
+        if not (math.isfinite(temperature) and temperature > 0.0):
+            raise UserError(f"The temperature is {temperature}.", "Give a finite number above 0; 1 for none.")
+        device, dtype = _home_of(modules)
         self.register_buffer("weights", torch.tensor(shares, dtype=dtype, device=device))
-        self.register_buffer(
-            "temperature", torch.tensor(check_temperature(temperature), dtype=dtype, device=device)
-        )
+        self.register_buffer("temperature", torch.tensor(float(temperature), dtype=dtype, device=device))
 
     @property
     def num_members(self) -> int:
@@ -111,20 +107,37 @@ class Ensemble(nn.Module):
 
     def __repr__(self) -> str:
         # Not nn.Module's, which lists the modules of all members over pages.
-        parameters = sum(parameter.numel() for parameter in self.parameters())
-        kinds = ", ".join(sorted({type(member).__name__ for member in self.members}))
-        classes = "" if self.classes is None else f", {len(self.classes)} classes"
+        kinds = Counter(type(member).__name__ for member in self.members)
+        weights = ", ".join(f"{weight:.3g}" for weight in self.weights.tolist()[:_SHOWN])
         return (
-            f"Ensemble({self.num_members} members ({kinds}), {parameters:,} parameters{classes}, "
-            f"temperature {float(self.temperature):.3g}, on {self.weights.device})"
+            f"Ensemble({self.num_members} members: {', '.join(f'{kinds[kind]} {kind}' for kind in kinds)})\n"
+            f"  {_num_parameters(self):,} parameters on {self.weights.device}\n"
+            f"  {self._named_classes()}\n"
+            f"  weights {weights}{', ...' if self.num_members > _SHOWN else ''}; "
+            f"temperature {float(self.temperature):.3g}"
         )
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to averaged, tempered probabilities (B, K) in [0, 1].
+    def _repr_html_(self) -> str:
+        """A notebook's view: a table of the members and their weights."""
+        rows = "".join(
+            f"<tr><td>{index}</td><td>{html.escape(type(member).__name__)}</td><td>{_num_parameters(member):,}</td>"
+            f"<td>{weight:.3f}</td></tr>"
+            for index, (member, weight) in enumerate(zip(self.members, self.weights.tolist(), strict=True))
+        )
+        return (
+            f"<b>Ensemble</b> of {self.num_members} members, temperature {float(self.temperature):.3g}"
+            f"<table><tr><th>member</th><th>kind</th><th>parameters</th><th>weight</th></tr>{rows}</table>"
+            f"<p>{html.escape(self._named_classes())}</p>"
+        )
 
-        Raises:
-            UserError: See `member_probs`.
-        """
+    def _named_classes(self) -> str:
+        if self.classes is None:
+            return "classes without names"
+        more = ", ..." if len(self.classes) > _SHOWN else ""
+        return f"{len(self.classes)} classes: {', '.join(self.classes[:_SHOWN])}{more}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, C, H, W) to averaged, tempered probabilities (B, K); see `member_probs`."""
         return self.combine(self.member_probs(images))
 
     def member_probs(self, images: Tensor) -> Tensor:
@@ -164,22 +177,13 @@ class Ensemble(nn.Module):
         batch_size: int = EVALUATION_BATCH,
         device: torch.device | str | None = None,
     ) -> float:
-        """Fit the temperature on validation images, by the NLL of the average there, and take it.
+        """Fit the temperature on validation images, by the NLL of the average there, and set it.
 
-        Args:
-            data: Validation images and labels, which no member was trained on; see `evaluate`.
-            batch_size: See `evaluate`.
-            device: See `predict_probs`.
-
-        Returns:
-            T; see `dnas_ens.metrics.calibration.fit_temperature`.
-
-        Raises:
-            UserError: See `evaluate`.
+        No member may have been trained on these images. Arguments and errors as for `evaluate`; returns T, see
+        `dnas_ens.metrics.calibration.fit_temperature`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
-        averaged = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
-        temperature = fit_temperature(averaged, labels)
+        temperature = fit_temperature(self._averaged(probs), labels)
         self.temperature.fill_(temperature)
         return temperature
 
@@ -190,10 +194,10 @@ class Ensemble(nn.Module):
         batch_size: int = EVALUATION_BATCH,
         device: torch.device | str | None = None,
     ) -> FloatArray:
-        """Fit the combining weights on validation images, by the NLL of the average there, and take them.
+        """Fit the combining weights on validation images, by the NLL of the average there, and set them.
 
         `calibrate` again afterwards, on other images if there are any (see `dnas_ens.metrics.cross_fitting`).
-        Arguments as for it; returns the weights (M,), see `dnas_ens.ensembles.weighting.fit_weights`.
+        Arguments and errors as for `evaluate`; returns the weights (M,) of `dnas_ens.ensembles.weighting.fit_weights`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         weights = fit_weights(probs.astype(np.float64), labels).weights
@@ -210,8 +214,8 @@ class Ensemble(nn.Module):
         """Compute the members' probabilities of many images, in evaluation mode, batch by batch.
 
         Args:
-            images: A split, uint8 images (N, C, H, W), which the preprocessing normalises, or float images
-                of that shape, which are taken as normalised already.
+            images: A split; uint8 images (N, C, H, W), which the preprocessing normalises; or float images of that
+                shape, which are taken as normalised.
             batch_size: Images that go through a member at once, at least 1.
             device: Where to compute; the ensemble is moved there. None leaves it where it is.
 
@@ -224,7 +228,7 @@ class Ensemble(nn.Module):
         """
         pixels = as_pixels(images)
         check_images(pixels, self.preprocessing)
-        check_batch_size(batch_size)
+        _check_batch_size(batch_size)
         return self._batch_probs(pixels.split(batch_size), device)
 
     def _batch_probs(
@@ -233,7 +237,7 @@ class Ensemble(nn.Module):
         """Return the members' probabilities (M, N, K) of batches of images (B, C, H, W); see `predict_probs`."""
         if device is not None:
             self.to(resolve_device(device) if isinstance(device, str) else device)
-        # Our convolutions are faster so; a module that flattens its input with a view would fail on it.
+        # Faster for our convolutions; a module that flattens its input with a view would fail.
         only_networks = all(isinstance(member, Network) for member in self.members)
         layout = torch.channels_last if only_networks else torch.contiguous_format
         parts = []
@@ -267,7 +271,7 @@ class Ensemble(nn.Module):
         Args:
             data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or whatever else starts
                 a pass over batches, see `dnas_ens.training.prediction.Batches`. A loader's order does not matter.
-            batch_size: See `predict_probs`; of a split alone.
+            batch_size: See `predict_probs`; for a split only.
             device: See `predict_probs`.
 
         Returns:
@@ -279,11 +283,9 @@ class Ensemble(nn.Module):
                 ensemble's classes.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
-        shares = self._shares()
-        averaged = np.tensordot(shares, probs.astype(np.float64), axes=1)
         return {
-            **evaluate_members(probs, labels, shares),
-            "calibrated_nll": calibrated_nll(averaged, labels, float(self.temperature)),
+            **evaluate_members(probs, labels, self._shares()),
+            "calibrated_nll": calibrated_nll(self._averaged(probs), labels, float(self.temperature)),
         }
 
     def predict(
@@ -312,27 +314,45 @@ class Ensemble(nn.Module):
             raise UserError(f"predict was given the single path {paths}.", f"Give a list: [{str(paths)!r}].")
         if self.preprocessing is None:
             raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
-        check_batch_size(batch_size)
+        _check_batch_size(batch_size)
         read = functools.partial(
             read_image,
             num_channels=self.preprocessing.num_channels,
             image_size=self.preprocessing.image_size,
             deep_bits=self.preprocessing.deep_bits,
         )
-        shares = self._shares()
         rows: list[dict[str, Any]] = []
         for start in range(0, len(paths), batch_size):
             chunk = paths[start : start + batch_size]
             images = torch.stack(list(in_threads(read, chunk)))
-            probs = self.predict_probs(images, batch_size=batch_size, device=device)
-            rows += labelled(
-                chunk,
-                probs,
-                shares=shares,
-                temperature=float(self.temperature),
-                classes=self.classes,
-            )
+            rows += self._labelled(chunk, self.predict_probs(images, batch_size=batch_size, device=device))
         return rows
+
+    def _labelled(self, paths: Sequence[str | Path], probs: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+        """The rows of `predict` for N files and the members' probabilities (M, N, K)."""
+        averaged = self._averaged(probs)
+        tempered = apply_temperature(averaged, float(self.temperature))
+        labels = tempered.argmax(axis=1)
+        columns = zip(
+            paths,
+            labels,
+            tempered.max(axis=1),
+            entropy(tempered),
+            mutual_information(probs, self._shares()),
+            (probs.argmax(axis=2) == labels).sum(axis=0),
+            strict=True,
+        )
+        return [
+            {
+                "path": str(path),
+                "label": str(label) if self.classes is None else self.classes[label],
+                "probability": float(probability),
+                "entropy": float(uncertainty),
+                "mutual_information": float(information),
+                "votes": int(votes),
+            }
+            for path, label, probability, uncertainty, information, votes in columns
+        ]
 
     def _labelled_probs(
         self, data: Split | Batches, *, batch_size: int, device: torch.device | str | None
@@ -352,12 +372,21 @@ class Ensemble(nn.Module):
 
             probs = self._batch_probs(images(), device)
         found: IntArray = torch.cat(labels).cpu().numpy()
-        check_labels(found, num_classes=probs.shape[2])
+        if found.min() < 0 or found.max() >= probs.shape[2]:
+            raise UserError(
+                f"Labels reach from {found.min()} to {found.max()}, but the ensemble has {probs.shape[2]} classes.",
+                "Evaluate on data with the classes that the members were trained on.",
+            )
         return probs, found
 
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
         return normalise_weights(self.weights.double().cpu().numpy(), self.num_members)
+
+    def _averaged(self, probs: npt.NDArray[np.float32]) -> FloatArray:
+        """Average the members' probabilities (M, N, K) in double precision, before the temperature."""
+        averaged: FloatArray = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
+        return averaged
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ensemble.json and one safetensors file a member; every file is replaced as a whole.
@@ -365,11 +394,11 @@ class Ensemble(nn.Module):
         ensemble.json comes last: a folder without it was interrupted and does not load.
 
         Args:
-            folder: Where to; it is made where it is absent.
-            overwrite: Whether an ensemble that lies there may be replaced.
+            folder: Made where it is absent.
+            overwrite: Whether an ensemble in it may be replaced.
 
         Raises:
-            UserError: An ensemble lies there already, or the disk is full or can not be written.
+            UserError: The folder holds an ensemble already, or the disk is full or cannot be written.
         """
         stored = StoredEnsemble(
             members=list(self.members),
@@ -394,8 +423,8 @@ class Ensemble(nn.Module):
             The ensemble.
 
         Raises:
-            UserError: ensemble.json is missing or malformed, a file lies outside the folder, is missing or
-                damaged, or does not fit its member, or modules are missing.
+            UserError: ensemble.json is missing or malformed; a member's file lies outside the folder, is missing or
+                damaged, or does not fit its member; or modules are missing.
         """
         stored = read_ensemble(Path(folder), members=members)
         return cls(
@@ -411,3 +440,89 @@ class Ensemble(nn.Module):
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
     """Rebuild a saved ensemble; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:
+    """Return members as a list; UserError for none, or for one module, whose layers would be taken for members."""
+    if isinstance(members, nn.Module) and not isinstance(members, nn.ModuleList):
+        raise UserError(
+            f"One {type(members).__name__} was given where a list of members is wanted.",
+            "Put it into a list: Ensemble([network]).",
+        )
+    found = list(members)
+    if not found:
+        raise UserError("The ensemble has no members.", "Give at least one network.")
+    for member in found:
+        if not isinstance(member, nn.Module):
+            raise UserError(
+                f"A member is a {type(member).__name__}.", "Give torch modules that map images to logits."
+            )
+    return found
+
+
+def _as_weights(
+    weights: Sequence[float] | npt.NDArray[np.floating] | Tensor | None, num_members: int
+) -> list[float]:
+    """Return combining weights that sum to 1, equal ones for None."""
+    remedy = "Give one non-negative number a member, not all 0."
+    values = None
+    try:
+        if weights is not None:
+            given = weights.detach().cpu() if isinstance(weights, Tensor) else weights
+            values = np.asarray(given, dtype=np.float64)
+            if values.ndim != 1:
+                raise UserError(f"The combining weights have shape {values.shape}.", remedy)
+        shares = normalise_weights(values, num_members)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The combining weights do not fit: {error}.", remedy) from error
+    # Weights that were rounded to single precision and saved must come back bit-equal.
+    exact = shares if values is None or abs(values.sum() - 1.0) >= 1e-6 else values
+    return [float(value) for value in exact]
+
+
+def _as_outputs(outputs: object, members: Sequence[nn.Module]) -> list[Outputs | None]:
+    """Return what each member returns, None where that is not known; networks of ours return logits."""
+    given = [outputs] * len(members) if outputs is None or isinstance(outputs, str) else outputs
+    if not isinstance(given, list | tuple) or len(given) != len(members):
+        raise UserError(
+            f"The outputs of {len(members)} members are {outputs!r}.",
+            'Give "logits" or "probs" for all of them, or a list with one of these for each.',
+        )
+    for each in given:
+        check_outputs(each)
+    return [
+        "logits" if each is None and isinstance(member, Network | ReferenceModel) else each
+        for each, member in zip(given, members, strict=True)
+    ]
+
+
+def _as_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return class names, which must be text, as an ensemble's file holds them."""
+    if classes is None:
+        return None
+    names = tuple(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"The classes are {classes!r}.", "Give a list of names as text, one a class.")
+    return tuple(str(name) for name in names)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"The batch size is {batch_size}.", "Give a number of images from 1 up.")
+
+
+def _home_of(members: Iterable[nn.Module]) -> tuple[torch.device, torch.dtype]:
+    """The device and dtype of an ensemble's own numbers: the first member's device, float64 if any member has that.
+
+    Never less than float32: an average over members in half precision would be rounded as they are.
+    """
+    parameters = [
+        parameter for member in members for parameter in member.parameters() if parameter.is_floating_point()
+    ]
+    wide = any(parameter.dtype == torch.float64 for parameter in parameters)
+    device = parameters[0].device if parameters else torch.device("cpu")
+    return device, torch.float64 if wide else torch.float32

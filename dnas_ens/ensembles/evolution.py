@@ -31,15 +31,18 @@ from dnas_ens.ensembles.averaging import (
     copied_to_cpu,
     recompute_batch_norm,
 )
-from dnas_ens.ensembles.evolution_scores import DECIMALS, Candidate, Scores
 from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, labels_digest, nll
-from dnas_ens.run.files import tensors_to_bytes
+from dnas_ens.run.files import read_json, tensors_to_bytes, unreadable, write_json
 from dnas_ens.training.prediction import Batches, one_pass, predict_batches, predict_members
 from dnas_ens.types import FloatArray, IntArray
 
-WHOLE_NETWORK = "network"
+_WHOLE_NETWORK = "network"
+# Coefficients that agree in so many decimals are one candidate: scipy scales a start back and forth.
+_DECIMALS = 12
+# New scores after which the file is written; a score takes far longer than that.
+_SAVE_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,21 @@ class EvolutionSettings:
                 f"{self.batch_norm_batches} batches for BatchNorm were asked for.",
                 "Ask for 1 or more, or None.",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One combination of the networks' weights and what it reaches on validation data.
+
+    Args:
+        coefficients: Share of every network in every group, shape (G, k); a row sums to 1.
+        val_nll: NLL in nats; 27.6 where the logits are not finite.
+        val_accuracy: Accuracy in [0, 1]; 0 where the logits are not finite.
+    """
+
+    coefficients: FloatArray
+    val_nll: float
+    val_accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +179,7 @@ def evolve_interpolation(
         bounds=Bounds(np.array([low]), np.array([high])),
         starts=np.array([[1.0], [0.0], [0.5]]),
         drawn=lambda generator, count: generator.uniform(low, high, size=(count, 1)),
-        curve=sorted({*np.linspace(low, high, curve_points).round(DECIMALS), 0.0, 1.0})
+        curve=sorted({*np.linspace(low, high, curve_points).round(_DECIMALS), 0.0, 1.0})
         if curve_points
         else [],
     )
@@ -239,7 +257,7 @@ class _Problem:
         self.names_of: dict[str, list[str]] = {}
         for name in self.states[0]:
             layer = name.rpartition(".")[0] if layers else ""
-            self.names_of.setdefault(layer or WHOLE_NETWORK, []).append(name)
+            self.names_of.setdefault(layer or _WHOLE_NETWORK, []).append(name)
         self.groups = tuple(self.names_of)
         self.val_batches = val_batches
         self.training_batches: Batches = lambda: islice(
@@ -331,7 +349,7 @@ class _Problem:
         """Return NLL and accuracy of a combination (G, k) on validation data."""
         return _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
 
-    def _scores(self, labels: IntArray) -> Scores:
+    def _scores(self, labels: IntArray) -> _Scores:
         """Return the scores so far, with what they depend on as far as it can be told."""
         digest = hashlib.sha256()
         for state in self.states if self.file is not None else []:
@@ -341,7 +359,76 @@ class _Problem:
             "batch_norm_batches": self.settings.batch_norm_batches,
             "labels": labels_digest(labels),
         }
-        return Scores(self._judge, header, file=self.file)
+        return _Scores(self._judge, header, file=self.file)
+
+
+class _Scores:
+    """Candidates by their coefficients; those of the file need no evaluation.
+
+    Args:
+        judge: Returns NLL in nats and accuracy in [0, 1] of coefficients (G, k).
+        header: What scores depend on; a file with another one is refused.
+        file: JSON file; None for none.
+
+    Raises:
+        UserError: A file that is damaged or belongs to another evolution.
+    """
+
+    def __init__(
+        self,
+        judge: Callable[[FloatArray], tuple[float, float]],
+        header: dict[str, Any],
+        *,
+        file: Path | None,
+    ) -> None:
+        self._judge, self._header, self._file = judge, header, file
+        self._known: dict[bytes, Candidate] = {}
+        self._unsaved = 0
+        if file is not None and file.exists():
+            self._read(file)
+
+    def candidate(self, coefficients: FloatArray) -> Candidate:
+        """Return the candidate of coefficients (G, k), judged unless it is known."""
+        coefficients = np.round(coefficients, _DECIMALS) + 0.0  # no -0
+        key = coefficients.tobytes()
+        if key not in self._known:
+            val_nll, val_accuracy = self._judge(coefficients)
+            self._known[key] = Candidate(
+                coefficients=coefficients, val_nll=val_nll, val_accuracy=val_accuracy
+            )
+            self._unsaved += 1
+            if self._unsaved >= _SAVE_EVERY:
+                self.save()
+        return self._known[key]
+
+    def save(self) -> None:
+        """Write the file if there is anything new."""
+        if self._file is None or not self._unsaved:
+            return
+        entries = [
+            {**vars(each), "coefficients": each.coefficients.tolist()} for each in self._known.values()
+        ]
+        write_json(self._file, {"scores_of": self._header, "candidates": entries})
+        self._unsaved = 0
+
+    def _read(self, file: Path) -> None:
+        content = read_json(file)
+        try:
+            found = content["scores_of"]
+            for entry in content["candidates"]:
+                coefficients = np.array(entry["coefficients"], dtype=np.float64)
+                self._known[coefficients.tobytes()] = Candidate(
+                    coefficients=coefficients,
+                    val_nll=float(entry["val_nll"]),
+                    val_accuracy=float(entry["val_accuracy"]),
+                )
+        except (KeyError, TypeError, ValueError) as error:
+            raise unreadable(file, f"it is not the file of an evolution ({error!r})") from error
+        if found != self._header:
+            raise UserError(
+                f"{file} holds scores of other networks or data: {found} instead of {self._header}.",
+                "Name another file, or delete this one to start again.",
+            )
 
 
 def _metrics(probs: FloatArray, labels: IntArray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What turns images into the members' input, and which images can not have been it.
+"""What turns images into the members' input, and which images the members cannot have been trained on.
 
 Legend: N images, C channels, H x W.
 """
@@ -8,16 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
-
-if TYPE_CHECKING:
-    from dnas_ens.data.dataset import ImageData
 
 #: What to tell somebody whose ensemble does not know its preprocessing.
 GIVE_PREPROCESSING = "Build the ensemble with preprocessing=Preprocessing(...)."
@@ -35,7 +33,7 @@ class Preprocessing:
         deep_bits: Bits, 8 to 16, of the training images' greys where those are more than 8; None where they are not.
 
     Raises:
-        UserError: If a number is out of range, or there are not C means and deviations.
+        UserError: A number is out of range, or there are not C means and deviations.
     """
 
     image_size: int
@@ -66,7 +64,7 @@ class Preprocessing:
 
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
-        """Return the preprocessing of the networks that are trained on some images."""
+        """Return the preprocessing of networks that are trained on some data."""
         return cls(
             image_size=data.image_size,
             num_channels=data.num_channels,
@@ -87,11 +85,7 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Build from what `to_dict` returned; other keys are ignored.
-
-        Raises:
-            UserError: If a field is missing or out of range.
-        """
+        """Build from what `to_dict` returned, ignoring other keys; UserError for a field that is missing or wrong."""
         try:
             return cls(
                 image_size=fields["image_size"],
@@ -112,8 +106,24 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def as_pixels(images: object) -> Tensor:
+    """Return the images of a split, an array or a tensor as a tensor; UserError for anything else."""
+    if isinstance(images, Split):
+        return images.images
+    if isinstance(images, Tensor):
+        return images
+    try:
+        return torch.tensor(np.asarray(images))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"A {type(images).__name__} was given where images are wanted.",
+            "Give a split, an array or a tensor (N, C, H, W); evaluate, calibrate and fit_weights take a DataLoader, "
+            "and so does dnas_ens.training.prediction.predict_members.",
+        ) from error
+
+
 def check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:
-    """Refuse images (N, C, H, W) that the members can not have been trained on."""
+    """Raise UserError for images (N, C, H, W) that the members cannot have been trained on."""
     shape = tuple(images.shape)
     if images.ndim != 4 or images.numel() == 0:
         raise UserError(f"The images have shape {shape}.", "Give at least one image, as (N, C, H, W).")

@@ -1,7 +1,7 @@
 """Which candidates to put into an ensemble, by the NLL, calibrated NLL or accuracy of their averaged probabilities.
 
-Legend: M candidates, N images, K classes. Only the probability of the right class enters the NLL, so
-for it both algorithms work on an (M, N) matrix, whatever K is.
+Legend: M candidates, N images, K classes, S averages. The NLL needs only the probability of the right class, so for
+it both algorithms work on an (M, N) matrix, whatever K is.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _candidates(
     criterion: Criterion,
     given: Sequence[int] = (),
 ) -> tuple[FloatArray, Callable[[FloatArray], FloatArray]]:
-    """Validate, and return what is averaged, (M, N) or (M, N, K), and the loss of many averages, (S, ...) -> (S,)."""
+    """Check, and return what is averaged, (M, N) or (M, N, K), and the loss of many averages, (S, ...) -> (S,)."""
     members = check_probs(member_probs, num_dims=3)
     classes = check_labels(labels, num_images=members.shape[1], num_classes=members.shape[2])
     if num_members < 1:
@@ -54,16 +54,10 @@ def _candidates(
 
 
 def averaged_loss(averaged: npt.ArrayLike, labels: npt.ArrayLike, criterion: Criterion) -> float:
-    """Return what selection minimises, of averaged probabilities.
+    """Return what selection minimises, of averaged probabilities (N, K) and labels (N,).
 
-    Args:
-        averaged: Class probabilities, shape (N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-        criterion: "nll"; "calibrated_nll", the NLL after a temperature that is fitted on the same data; or
-            "accuracy", the error rate with ties broken by the NLL (see `tie_broken_error`).
-
-    Returns:
-        The smaller the better.
+    The criterion is "nll"; "calibrated_nll", the NLL after a temperature that is fitted on the same data; or
+    "accuracy", the error rate with ties broken by the NLL (see `tie_broken_error`).
 
     Raises:
         UserError: Another criterion.
@@ -89,9 +83,6 @@ def tie_broken_error(nll: npt.ArrayLike, accuracy: npt.ArrayLike, num_images: in
         nll: NLL in nats, in [0, 27.7], any shape.
         accuracy: Accuracy in [0, 1], the same shape.
         num_images: N.
-
-    Returns:
-        The smaller the better, the same shape.
     """
     errors = 1.0 - np.asarray(accuracy, dtype=np.float64)
     ranked: FloatArray = errors + np.asarray(nll, dtype=np.float64) / (28.0 * num_images)
@@ -115,18 +106,17 @@ def greedy_selection(
 ) -> list[int]:
     """Forward selection: always add the candidate that leaves the ensemble with the least loss.
 
-    Neural ensemble search (arXiv 2006.08573) picks without replacement; with it a candidate may be
-    picked again, which weights it (Caruana et al., ICML 2004). The first pick is the single best
-    candidate, a tie goes to the lowest index, and exactly ``num_members`` are picked even where a
-    smaller ensemble had the lower loss. A running sum makes one pick O(M N), or O(M N K) by another criterion.
+    Neural ensemble search (arXiv 2006.08573) picks without replacement; with replacement a candidate may be picked
+    again, which weights it (Caruana et al., ICML 2004). The first pick is the single best candidate, a tie goes to the
+    lowest index, and exactly ``num_members`` are picked even where fewer had the lower loss. A running sum makes one
+    pick O(M N) for the NLL and O(M N K) for another criterion.
 
     Args:
         member_probs: Candidates' class probabilities on validation data, shape (M, N, K), [0, 1].
         labels: Class indices, shape (N,), integers in 0..K-1.
         num_members: How many to pick, 1 or more, beside those given.
         replacement: Whether a candidate may be picked several times.
-        criterion: The loss of an average: "nll", "calibrated_nll" (after a temperature of its own, fitted on
-            the same data) or "accuracy" (its error rate, ties broken by the NLL).
+        criterion: The loss of an average; see `averaged_loss`.
         given: Indices of candidates that are in the ensemble already, one named twice with twice the weight. They are
             picked again only with replacement.
 
@@ -135,7 +125,7 @@ def greedy_selection(
 
     Raises:
         UserError: Another criterion, fewer than one member, or more than there are candidates without replacement.
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`; a given index that is none.
+        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`; or a given index is out of range.
     """
     candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion, given)
     total = candidates[list(given)].sum(axis=0)
@@ -163,21 +153,19 @@ def exhaustive_selection(
     """Try every ensemble of the given size and return the one with the least loss.
 
     Args:
-        member_probs: Candidates' class probabilities on validation data, shape (M, N, K), [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
+        member_probs: See `greedy_selection`.
+        labels: See `greedy_selection`.
         num_members: Size of the ensemble, 1 or more.
         replacement: Whether a candidate may be picked several times.
-        criterion: The loss of an average: "nll", "calibrated_nll" (after a temperature of its own, fitted on
-            the same data) or "accuracy" (its error rate, ties broken by the NLL).
+        criterion: See `averaged_loss`.
 
     Returns:
         Indices of the candidates in ascending order, length ``num_members``; a tie goes to the
         combination that comes first in lexicographic order.
 
     Raises:
-        UserError: Another criterion, fewer than one member, more than there are candidates without replacement, or more
-            than a million combinations.
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
+        UserError: See `greedy_selection`; or more than a million combinations.
+        ValueError: See `greedy_selection`.
     """
     candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
     num_candidates = len(candidates)

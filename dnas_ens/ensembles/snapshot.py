@@ -12,7 +12,7 @@ Snapshot ensembles (Huang et al., arXiv 1704.00109) and fast geometric ensemblin
         recorder.step()
     ensemble = Ensemble(list(recorder.members(last=3)))
 
-Weights fitted by log-loss: `dnas_ens.ensembles.weighting.fit_weights` on the probabilities that
+For weights by log-loss give `dnas_ens.ensembles.weighting.fit_weights` the probabilities that
 `dnas_ens.training.prediction.predict_members` computes on validation batches.
 """
 
@@ -33,16 +33,16 @@ from dnas_ens.training.prediction import Batches, predict_members
 
 
 class Schedule(Protocol):
-    """A learning rate for every step of a training and the steps after which a snapshot is due.
+    """A learning rate for every step of a training, from 1, and the steps after which a snapshot is due.
 
     A dataclass, so that a resumed training can tell whether it goes on with the same one.
     """
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, which counts from 1."""
+        """Return the learning rate of a step."""
 
     def snapshot_after(self, step: int, steps_per_epoch: int) -> bool:
-        """Tell whether a snapshot is due after a step, which counts from 1."""
+        """Tell whether a snapshot is due after a step."""
 
     def num_steps(self, steps_per_epoch: int) -> int | None:
         """Return how many steps there are; None where there is no end."""
@@ -171,8 +171,8 @@ class SnapshotRecorder:
         steps_per_epoch: Steps of the optimiser in an epoch, 1 or more; with 1 a "step" may be an epoch.
 
     Raises:
-        UserError: Fewer than one step an epoch, a schedule that such epochs can not be divided into, or a model that
-            can not be copied (see `dnas_ens.ensembles.averaging.clone`), as its snapshots will be.
+        UserError: Fewer than one step an epoch, a schedule that does not divide into such epochs, or a model that
+            cannot be copied (see `dnas_ens.ensembles.averaging.clone`).
     """
 
     def __init__(
@@ -185,12 +185,9 @@ class SnapshotRecorder:
     ) -> None:
         if steps_per_epoch < 1:
             raise UserError(f"An epoch of {steps_per_epoch} steps was asked for.", "Ask for 1 or more.")
-        # Now, not after the training.
         check_clone(model)
-        self.model = model
-        self.optimizer = optimizer
-        self.schedule = schedule
-        self.steps_per_epoch = steps_per_epoch
+        self.model, self.optimizer = model, optimizer
+        self.schedule, self.steps_per_epoch = schedule, steps_per_epoch
         self.steps_done = 0
         self.snapshots: list[dict[str, Any]] = []
         self.snapshot_steps: list[int] = []
@@ -204,13 +201,9 @@ class SnapshotRecorder:
         return self.schedule.learning_rate_at(coming, self.steps_per_epoch)
 
     def step(self) -> bool:
-        """Count a step of the optimiser, take a snapshot where one is due, set the next learning rate.
+        """Count a step of the optimiser, take a snapshot if it is due, set the next learning rate.
 
-        Returns:
-            Whether a snapshot was taken.
-
-        Raises:
-            UserError: The schedule is at its end already.
+        Returns whether a snapshot was taken; UserError where the schedule has ended.
         """
         if self.steps_done == self.schedule.num_steps(self.steps_per_epoch):
             raise UserError(
@@ -227,11 +220,7 @@ class SnapshotRecorder:
     def member(self, index: int) -> nn.Module:
         """Return a snapshot as a module of its own, on the model's device and in evaluation mode.
 
-        Args:
-            index: Which one, from 0; a negative index counts from the newest.
-
-        Raises:
-            UserError: There is no such snapshot.
+        A negative index counts from the newest; UserError where there is no such snapshot.
         """
         if not -len(self.snapshots) <= index < len(self.snapshots):
             raise UserError(
@@ -257,18 +246,17 @@ class SnapshotRecorder:
                 f"The last {count} of {len(self.snapshots)} snapshots were asked for.",
                 "Ask for 1 or more and at most as many as were taken.",
             )
-        # Bound now: training may go on, and take snapshots, before the last of them is made.
+        # The range is fixed now: training may go on and take snapshots before the last module is made.
         first = len(self.snapshots) - count
         return (self.member(index) for index in range(first, first + count))
 
     def best_single(self, val_batches: Batches) -> int:
         """Return the index of the snapshot with the least NLL on validation batches; ties go to the oldest.
 
-        Args:
-            val_batches: Validation batches, in the same order at every call.
+        The batches come in the same order at every call; see `dnas_ens.training.prediction.predict_members`.
 
         Raises:
-            UserError: No snapshots; else see `dnas_ens.training.prediction.predict_members`.
+            UserError: No snapshots, or see `predict_members`.
         """
         probs, labels = predict_members(self.members(), val_batches)
         return greedy_selection(probs, labels, num_members=1)[0]
@@ -283,10 +271,7 @@ class SnapshotRecorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a state was saved, and set the learning rate of the coming step.
-
-        Args:
-            state: What `state_dict` returned, whose snapshots are copied.
+        """Go on where `state_dict` was taken, and set the learning rate of the coming step; snapshots are copied.
 
         Raises:
             UserError: It was saved with another schedule, or its snapshots do not fit the model.
@@ -310,7 +295,7 @@ class SnapshotRecorder:
     def _set_learning_rate(self) -> None:
         rate = self.learning_rate
         for group in self.optimizer.param_groups:
-            # A captured graph reads its learning rate from a tensor, which must stay the same one.
+            # A captured graph reads its learning rate from this very tensor.
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:

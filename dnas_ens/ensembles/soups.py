@@ -1,4 +1,4 @@
-"""What averages of saved models are worth on validation data: the curve over n, and soups.
+"""What averages of saved models are worth on validation data: loss barriers, the curve over n, and soups.
 
 Everything is scored by its NLL; `dnas_ens.ensembles.averaging` does the averaging. The module that is given
 with the states only says what to build: it is copied, never changed. Legend: B batch, K classes, n models.
@@ -6,6 +6,7 @@ with the states only says what to build: it is copied, never changed. Legend: B 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,9 +23,123 @@ from dnas_ens.ensembles.averaging import (
     clone,
     coefficients,
 )
-from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
+from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.training.prediction import Batches, predict_batches
+from dnas_ens.types import FloatArray
+
+
+def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A model") -> tuple[float, float]:
+    """Return the NLL in nats and the accuracy in [0, 1] of a classifier in evaluation mode.
+
+    Args:
+        model: Inputs (B, ...) -> logits (B, K); its modes are restored afterwards.
+        val_batches: Validation batches.
+        name: What an error calls it.
+
+    Raises:
+        UserError: There are no batches, or the logits are not finite.
+        ValueError: Labels that do not fit; see `dnas_ens.metrics.scores.check_labels`.
+    """
+    probs, labels = predict_batches(model, val_batches)
+    if not np.isfinite(probs).all():
+        raise UserError(
+            f"{name}'s logits on the validation batches are not finite.",
+            "Leave out the models that diverged.",
+        )
+    return nll(probs, labels), accuracy(probs, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarrierCheck:
+    """How to check that two models are linearly connected; see `loss_barrier`.
+
+    Args:
+        num_points: k, points on the line, both ends included; 3 or more.
+        threshold: Nats that a barrier must exceed for a warning; the default is this package's choice
+            (arXiv 1912.05671 has 2 points of error).
+
+    Raises:
+        UserError: Fewer than 3 points.
+    """
+
+    num_points: int = 11
+    threshold: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.num_points < 3:
+            raise UserError(
+                f"A line of {self.num_points} points has none between its ends.", "Ask for 3 or more points."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBarrier:
+    """NLL and accuracy on validation data along the straight line between two models.
+
+    Args:
+        positions: Share a of the second model, from 0 to 1, shape (k,).
+        nll: Nats, shape (k,).
+        accuracy: Range [0, 1], shape (k,).
+        barrier: max_a [NLL(a) - (1 - a) NLL(0) - a NLL(1)] in nats; 0 or more, because the ends count.
+    """
+
+    positions: FloatArray
+    nll: FloatArray
+    accuracy: FloatArray
+    barrier: float
+
+
+def loss_barrier(
+    model: nn.Module,
+    first: State | nn.Module,
+    second: State | nn.Module,
+    batches: Batches,
+    val_batches: Batches,
+    *,
+    check: BarrierCheck | None = None,
+    names: tuple[str, str] = ("the first model", "the second model"),
+) -> LossBarrier:
+    """Measure the line (1 - a) w_first + a w_second, and warn where the models are not linearly connected.
+
+    Linear mode connectivity (Frankle et al., arXiv 1912.05671), with the NLL instead of the error, and with the barrier
+    above the straight line between the ends (Entezari et al., arXiv 2110.06296), not above their mean. BatchNorm
+    statistics are recomputed at every point, the ends included.
+
+    Args:
+        model: A module of the architecture; it is left as it is.
+        first: The model at a = 0.
+        second: The model at a = 1.
+        batches: Training batches, for BatchNorm.
+        val_batches: Validation batches.
+        check: Points and threshold; None for the defaults.
+        names: What the warning calls the two models.
+
+    Raises:
+        UserError: See `averaged_model` and `evaluate_on_val`.
+
+    Warns:
+        UserWarning: The barrier exceeds the threshold.
+    """
+    check = BarrierCheck() if check is None else check
+    positions = np.linspace(0.0, 1.0, check.num_points)
+    scores = np.array(
+        [
+            evaluate_on_val(averaged_model(model, [first, second], [1.0 - a, a], batches), val_batches)
+            for a in positions
+        ]
+    )
+    losses = scores[:, 0]
+    # Written so that a flat line has a barrier of exactly 0.
+    barrier = float((losses - (losses[0] + positions * (losses[-1] - losses[0])))[:-1].max())
+    if barrier > check.threshold:
+        warnings.warn(
+            f"The loss barrier between {names[0]} and {names[1]} is {barrier:.4g} nats, above "
+            f"{check.threshold:g}: they are not linearly connected, and their average may be worse than both.",
+            UserWarning,
+            stacklevel=2,
+        )
+    return LossBarrier(positions=positions, nll=losses, accuracy=scores[:, 1], barrier=barrier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,19 +203,17 @@ def averaging_curve(
     check_fit(model, states)
     # A rule that is not possible is refused before the first pass.
     shares = [coefficients(kind, count, decay=decay) for count in range(1, len(states) + 1)]
-    newest, older = len(states) - 1, range(len(states) - 1)
-    barriers = _barriers(model, states, newest, older, batches, val_batches, barrier_check)
+    newest = len(states) - 1
+    barriers = _barriers(model, states, newest, range(newest), batches, val_batches, barrier_check)
     singles = _score_singles(model, states, batches if recompute_singles else None, val_batches)
     points = []
-    for count in tqdm(
-        range(1, len(states) + 1), desc=f"{kind} averages", unit="model", disable=None, leave=False
-    ):
-        index = len(states) - count
-        average = averaged_model(model, states[index:], shares[count - 1], batches)
+    for of_count in tqdm(shares, desc=f"{kind} averages", unit="model", disable=None, leave=False):
+        index = len(states) - len(of_count)
+        average = averaged_model(model, states[index:], of_count, batches)
         average_nll, average_accuracy = evaluate_on_val(average, val_batches)
         points.append(
             AveragingPoint(
-                num_models=count,
+                num_models=len(of_count),
                 index=index,
                 single_nll=singles[index][0],
                 single_accuracy=singles[index][1],
@@ -121,8 +234,8 @@ class Soup:
         ingredients: Which of the given models are in it, from 0, in the order they were taken.
         val_nll: Its NLL on the validation batches, nats.
         val_accuracy: Its accuracy on the validation batches, in [0, 1].
-        barriers: Index of each model the check was asked for -> loss barrier between it and the best single
-            model, nats; empty where no check was asked for.
+        barriers: By a model's index the loss barrier between it and the best single model, nats; empty where no
+            check was asked for.
     """
 
     model: nn.Module
@@ -190,12 +303,12 @@ def greedy_soup(
     are recomputed for every soup and, by default, for every single model: see `averaging_curve`.
 
     Args:
-        model: A module of the architecture; it is left as it is.
-        states: Models that were trained from one initialisation.
-        batches: Training batches, for BatchNorm.
-        val_batches: Validation batches; they choose, so another set must judge.
-        recompute_singles: See `averaging_curve`; False scores single models as saved.
-        barrier_check: Asks for the loss barrier between the best single model and each other, with a warning.
+        model: See `uniform_soup`.
+        states: See `uniform_soup`.
+        batches: See `uniform_soup`.
+        val_batches: Validation batches. They choose, so other data must judge.
+        recompute_singles: See `averaging_curve`.
+        barrier_check: See `uniform_soup`.
 
     Returns:
         The soup; ``ingredients`` begins with the best single model.
@@ -206,26 +319,26 @@ def greedy_soup(
     Warns:
         UserWarning: See `loss_barrier`.
     """
-    singles = _score_singles(model, states, batches if recompute_singles else None, val_batches)
+    of_singles = batches if recompute_singles else None
+    singles = _score_singles(model, states, of_singles, val_batches)
     best, *others = _best_first(singles)
-    soup = _single(model, states[best], batches if recompute_singles else None)
+    soup = _single(model, states[best], of_singles)
     ingredients, (val_nll, val_accuracy) = [best], singles[best]
     for index in tqdm(others, desc="greedy soup", unit="model", disable=None, leave=False):
         tried = [*ingredients, index]
         candidate = averaged_model(model, [states[each] for each in tried], None, batches)
         probs, labels = predict_batches(candidate, val_batches)
-        # Of models that are good alone an average may still overflow: it is no better then.
+        # An average of models that are good alone may still overflow; it is no better then.
         if not np.isfinite(probs).all() or nll(probs, labels) > val_nll:
             continue
         soup, ingredients = candidate, tried
         val_nll, val_accuracy = nll(probs, labels), accuracy(probs, labels)
-    barriers = _barriers(model, states, best, others, batches, val_batches, barrier_check)
     return Soup(
         model=soup,
         ingredients=tuple(ingredients),
         val_nll=val_nll,
         val_accuracy=val_accuracy,
-        barriers=barriers,
+        barriers=_barriers(model, states, best, others, batches, val_batches, barrier_check),
     )
 
 
@@ -267,6 +380,7 @@ def _barriers(
     """Return the loss barrier between one model and each of the others; none where no check is asked for."""
     if check is None:
         return {}
+    bar = tqdm(others, desc="loss barriers", unit="line", disable=None, leave=False)
     return {
         index: loss_barrier(
             model,
@@ -277,5 +391,5 @@ def _barriers(
             check=check,
             names=(f"model {anchor}", f"model {index}"),
         ).barrier
-        for index in tqdm(others, desc="loss barriers", unit="line", disable=None, leave=False)
+        for index in bar
     }

@@ -1,6 +1,6 @@
 """An ensemble's folder: ensemble.json, and one safetensors file a member with its SHA-256.
 
-Names of files lead nowhere outside the folder, and a file that is not the one saved is refused. A file holds the plain
+File names may not lead outside the folder, and a file other than the saved one is refused. A file holds the plain
 module, whatever wraps it (torch.compile, DataParallel, a running average), and fills a wrapped or a plain one.
 """
 
@@ -32,16 +32,7 @@ EXTERNAL = {"kind": "external"}
 
 @dataclass(frozen=True, kw_only=True)
 class StoredEnsemble:
-    """What a folder holds of an ensemble: the arguments to build it with.
-
-    Args:
-        members: M modules.
-        weights: M combining weights; None for equal ones.
-        temperature: T.
-        classes: K class names; None where they are unknown.
-        preprocessing: What turns images into the members' input; None where it is unknown.
-        outputs: What each member returns, "logits", "probs" or None where that is unknown; None for all unknown.
-    """
+    """What a folder holds of an ensemble: the arguments of `dnas_ens.ensembles.ensemble.Ensemble`."""
 
     members: Sequence[nn.Module]
     weights: Sequence[float] | None
@@ -116,7 +107,7 @@ def _name_inside(module: nn.Module) -> str | None:
     """Return what a wrapper calls the module in it: torch.compile's, one for several devices, a running average."""
     if isinstance(module, nn.DataParallel | DistributedDataParallel | AveragedModel):
         return "module"
-    # Its class lies in what only a compilation imports, slowly.
+    # Only a compilation imports its class, slowly.
     return "_orig_mod" if "_orig_mod" in module._modules else None
 
 
@@ -128,7 +119,7 @@ def _unwrapped(member: nn.Module) -> nn.Module:
 
 
 def _plain_names(member: nn.Module) -> dict[str, str]:
-    """Map the names in a member's state to what they are without wrappers, which have nothing of their own to keep."""
+    """Map the names in a member's state to those without wrappers, which keep nothing of their own."""
     names = {name: name for name in member.state_dict()}
     wrappers = [
         (f"{path}." if path else "", module)
@@ -150,7 +141,7 @@ def _plain_names(member: nn.Module) -> dict[str, str]:
 def _named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return saved tensors under the names that they have in a module, wrapped or not."""
     names = _plain_names(module)
-    # What a wrapper counts stays as it is in the module.
+    # A wrapper's own counts stay as they are.
     counts = {own: value for own, value in module.state_dict().items() if own not in names}
     own_of = {name: own for own, name in names.items()}
     return counts | {own_of.get(name, name): value for name, value in tensors.items()}
@@ -173,11 +164,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "Name a folder that an ensemble was saved in, or a run folder whose members are trained.",
         )
     manifest = read_json(path)
-    fields = manifest if isinstance(manifest, dict) else {}
-    members, weights, classes, outputs = (
-        fields.get(key) for key in ("members", "weights", "classes", "outputs")
-    )
-    temperature = fields.get("temperature", 1.0)
+    # Earlier versions wrote no outputs.
+    fields: dict[str, Any] = {"weights": None, "classes": None, "temperature": 1.0, "outputs": None}
+    fields |= manifest if isinstance(manifest, dict) else {}
+    members, temperature, outputs = fields.get("members"), fields["temperature"], fields["outputs"]
     valid = {
         "members": isinstance(members, list)
         and all(
@@ -186,10 +176,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             and isinstance(entry.get("spec"), dict)
             for entry in members
         ),
-        "weights": weights is None or _are_numbers(weights),
+        "weights": fields["weights"] is None or _are_numbers(fields["weights"]),
         "temperature": _are_numbers([temperature]) and temperature > 0,
-        "classes": classes is None or _is_list_of(classes, str),
-        # Which earlier versions did not write.
+        "classes": fields["classes"] is None or _is_list_of(fields["classes"], str),
         "outputs": outputs is None or isinstance(outputs, list),
     }
     wrong = [key for key, good in valid.items() if not good]
@@ -197,11 +186,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
         )
-    return {**fields, "weights": weights, "classes": classes, "temperature": temperature, "outputs": outputs}
+    return fields
 
 
 def _are_numbers(values: object) -> bool:
-    """Whether values are a list of finite numbers; JSON has whole ones past any float."""
+    """Whether values are a list of finite numbers; JSON has whole numbers larger than any float."""
     return _is_list_of(values, int, float) and all(abs(value) <= sys.float_info.max for value in values)  # type: ignore[attr-defined]
 
 
@@ -210,7 +199,7 @@ def _is_list_of(values: object, *kinds: type) -> bool:
 
 
 def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
-    """Return a member's file, which must lie in the folder and have the SHA-256 that is noted, if one is."""
+    """Return a member's file, which must lie in the folder and have the recorded SHA-256, if there is one."""
     file = str(entry["file"])
     path = folder / file
     try:

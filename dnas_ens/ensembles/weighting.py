@@ -3,10 +3,9 @@
 Three ways over the simplex {w : w_m >= 0, sum_m w_m = 1}: log-loss by sequential quadratic programming
 (snapshot ensembles, arXiv 1704.00109, and stacking, Wolpert 1992), differential evolution (Storn and Price,
 Journal of Global Optimization 11, 1997), and the frequencies of greedy selection with replacement (Caruana
-et al., ICML 2004). Networks run once, in `dnas_ens.training.prediction.predict_members`: an evaluation is a product
-of (M,) and (M, N, K).
+et al., ICML 2004). Networks run once, in `dnas_ens.training.prediction.predict_members`.
 
-Legend: B batch, M members, N validation images, K classes.
+Legend: M members, N validation images, K classes, S weightings.
 """
 
 from __future__ import annotations
@@ -49,14 +48,7 @@ class FittedWeights:
 
 
 def to_simplex(points: npt.ArrayLike) -> FloatArray:
-    """Scale non-negative numbers to sum 1 over the last axis; where all are 0 the result is uniform.
-
-    Args:
-        points: Non-negative numbers, shape (..., M).
-
-    Returns:
-        Weights, shape (..., M), range [0, 1], sum 1.
-    """
+    """Scale non-negative numbers (..., M) to sum 1 over the last axis; where all are 0 the result is uniform."""
     clipped = np.maximum(np.asarray(points, dtype=np.float64), 0.0)
     # The largest becomes 1 first: tiny numbers would lose their last places in the sum.
     largest = clipped.max(axis=-1, keepdims=True)
@@ -68,21 +60,9 @@ def to_simplex(points: npt.ArrayLike) -> FloatArray:
 def criterion_value(
     nll: npt.ArrayLike, accuracy: npt.ArrayLike, *, num_images: int, criterion: Criterion
 ) -> FloatArray:
-    """Return what is minimised: the NLL, or the error rate with ties broken by the NLL.
+    """Return what is minimised: the NLL for "nll", the error rate with ties broken by the NLL for "accuracy".
 
-    See `dnas_ens.ensembles.selection.tie_broken_error`.
-
-    Args:
-        nll: NLL in nats, in [0, 27.7], any shape.
-        accuracy: Accuracy in [0, 1], the same shape.
-        num_images: N.
-        criterion: "nll" or "accuracy".
-
-    Returns:
-        The smaller the better, the same shape.
-
-    Raises:
-        UserError: Another criterion.
+    Arguments as for `dnas_ens.ensembles.selection.tie_broken_error`; UserError for another criterion.
     """
     if criterion == "nll":
         return np.asarray(nll, dtype=np.float64)
@@ -96,7 +76,7 @@ def log_loss_and_gradient(weights: npt.ArrayLike, label_probs: FloatArray) -> tu
 
     L(w) = -1/N sum_n ln max(sum_m w_m p_mn, 1e-12) with p_mn the probability that member m gives the label of
     image n, and dL/dw_m = -1/N sum_n p_mn / sum_j w_j p_jn, where an image at the floor contributes nothing.
-    Off the floor L is convex in w.
+    Above the floor L is convex in w.
 
     Args:
         weights: Combining weights, shape (M,).
@@ -117,20 +97,17 @@ def fit_weights(
 ) -> FittedWeights:
     """Find the weights with the least log-loss, by SLSQP from several starts (stacking, Wolpert 1992).
 
-    The starts are the uniform weights, every member alone softened to 0.9 e_m + 0.1/M (a vertex itself may
-    lie where the floor of the logarithm hides the gradient), and random Dirichlet(1) weights. Of what they
-    reach and of the uniform weights and every member alone the best is returned, so the result is never worse
-    than those on the data it was fitted on. On the members' training data weights favour whoever overfits:
-    fit on validation data only, and on other images than a temperature.
+    The starts are the uniform weights, every member alone softened to 0.9 e_m + 0.1/M (the floor of the logarithm may
+    hide the gradient at a vertex itself), and random Dirichlet(1) weights. The best of what they reach, the uniform
+    weights and every member alone is returned, so on the fitted data the result is never worse than the latter. On
+    the members' training data weights favour whoever overfits: fit on validation data only, and on other images than
+    a temperature.
 
     Args:
         val_probs: Members' class probabilities on validation data, shape (M, N, K), range [0, 1].
         val_labels: Class indices, shape (N,), integers in 0..K-1.
         random_starts: How many random starts there are, 0 or more.
         seed: Of the random starts.
-
-    Returns:
-        The weights.
 
     Raises:
         UserError: A negative number of starts.
@@ -183,20 +160,17 @@ def evolve_weights(
     is exact and faster; accuracy is piecewise constant and has no gradient.
 
     Args:
-        val_probs: Members' class probabilities on validation data, shape (M, N, K), range [0, 1].
-        val_labels: Class indices, shape (N,), integers in 0..K-1.
+        val_probs: See `fit_weights`.
+        val_labels: See `fit_weights`.
         criterion: "nll", or "accuracy" with ties broken by the NLL.
         population_size: Points of a generation, at least M + 5; None for the larger of 30 and 10 M.
         generations: Generations after the first, 1 or more; fewer where the population has converged.
         polish: Whether scipy's L-BFGS-B goes on from the best point.
         seed: Of the first generation and of the evolution.
 
-    Returns:
-        The weights.
-
     Raises:
         UserError: Another criterion, a population that is too small, or no generations.
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
+        ValueError: See `fit_weights`.
     """
     members, classes = _check(val_probs, val_labels)
     num_members = len(members)
@@ -243,14 +217,11 @@ def evolve_weights(
 
 
 def selection_weights(picks: Sequence[int], num_members: int) -> FloatArray:
-    """Turn picks into weights: how often each member was picked, over the number of picks.
+    """Turn picks into weights (M,): how often each member was picked, over the number of picks.
 
     Args:
         picks: Indices of members, as greedy or exhaustive selection returns them, at least one.
         num_members: M.
-
-    Returns:
-        Weights, shape (M,), range [0, 1], sum 1.
 
     Raises:
         UserError: No picks, or one that is not in 0..M-1.
@@ -277,17 +248,14 @@ def caruana_weights(
     up to ``num_picks`` is taken, so the result is never worse by the criterion than the best single member.
 
     Args:
-        val_probs: Members' class probabilities on validation data, shape (M, N, K), range [0, 1].
-        val_labels: Class indices, shape (N,), integers in 0..K-1.
+        val_probs: See `fit_weights`.
+        val_labels: See `fit_weights`.
         num_picks: How many picks at most, 1 or more.
-        criterion: See `dnas_ens.ensembles.selection.greedy_selection`.
-
-    Returns:
-        The weights.
+        criterion: See `dnas_ens.ensembles.selection.averaged_loss`.
 
     Raises:
         UserError: No picks, or another criterion.
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
+        ValueError: See `fit_weights`.
     """
     members, classes = _check(val_probs, val_labels)
     picks = selection.greedy_selection(

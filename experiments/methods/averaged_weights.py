@@ -52,7 +52,7 @@ class _Averages:
     """
 
     def __init__(self, comparison: Comparison, training: MemberTraining) -> None:
-        from dnas_ens.ensembles.running_averages import ExponentialMovingAverage
+        from dnas_ens.ensembles.averaging import ExponentialMovingAverage
 
         epochs = long_epochs(comparison)
         constant = min(epochs, max(2, round(KEPT_SHARE * epochs)))
@@ -235,7 +235,7 @@ def _best_average(
     Not by `averaging_curve`: it returns no models, and scores every single one again for each rule.
     """
     from dnas_ens.ensembles.averaging import averaged_model, coefficients
-    from dnas_ens.ensembles.loss_barrier import evaluate_on_val
+    from dnas_ens.ensembles.soups import evaluate_on_val
 
     training_batches, val_batches = comparison.passes
     found: list[nn.Module] = [

@@ -17,10 +17,9 @@ from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.averaging import averaged_model, recompute_batch_norm
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
-from dnas_ens.ensembles.loss_barrier import loss_barrier
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
-from dnas_ens.ensembles.soups import greedy_soup
+from dnas_ens.ensembles.soups import greedy_soup, loss_barrier
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature

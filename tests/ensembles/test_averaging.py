@@ -14,16 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dnas_ens.ensembles.averaging import (
+    ExponentialMovingAverage,
+    PolyakAverage,
+    StochasticWeightAverage,
     average_states,
     averaged_model,
     check_same_architecture,
     coefficients,
     recompute_batch_norm,
-)
-from dnas_ens.ensembles.running_averages import (
-    ExponentialMovingAverage,
-    PolyakAverage,
-    StochasticWeightAverage,
 )
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network

@@ -15,14 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel
 
-from dnas_ens.ensembles.averaging import average_states, averaged_model, clone
-from dnas_ens.ensembles.ensemble import Ensemble, load
-from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
-from dnas_ens.ensembles.running_averages import (
+from dnas_ens.ensembles.averaging import (
     ExponentialMovingAverage,
     PolyakAverage,
     StochasticWeightAverage,
+    average_states,
+    averaged_model,
+    clone,
 )
+from dnas_ens.ensembles.ensemble import Ensemble, load
+from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder
 from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
 from dnas_ens.errors import UserError

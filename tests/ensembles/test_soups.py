@@ -15,8 +15,14 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import Tensor, nn
 
 from dnas_ens.ensembles.averaging import average_states, coefficients, recompute_batch_norm
-from dnas_ens.ensembles.loss_barrier import BarrierCheck, evaluate_on_val, loss_barrier
-from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
+from dnas_ens.ensembles.soups import (
+    BarrierCheck,
+    averaging_curve,
+    evaluate_on_val,
+    greedy_soup,
+    loss_barrier,
+    uniform_soup,
+)
 from dnas_ens.errors import UserError
 
 

@@ -17,12 +17,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.data.dataset import Split
-from dnas_ens.ensembles.averaging import averaged_model, recompute_batch_norm
+from dnas_ens.ensembles.averaging import PolyakAverage, averaged_model, recompute_batch_norm
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
-from dnas_ens.ensembles.loss_barrier import evaluate_on_val
-from dnas_ens.ensembles.running_averages import PolyakAverage
-from dnas_ens.ensembles.soups import greedy_soup
+from dnas_ens.ensembles.soups import evaluate_on_val, greedy_soup
 from dnas_ens.errors import UserError
 from dnas_ens.training.prediction import as_pair, predict_batches, predict_members, recalibrate
 

@@ -13,8 +13,8 @@ import numpy as np
 from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.ensemble import Ensemble
-from dnas_ens.ensembles.loss_barrier import BarrierCheck, LossBarrier, loss_barrier
 from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.ensembles.soups import BarrierCheck, LossBarrier, loss_barrier
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.metrics.diversity import pairwise_disagreement, pairwise_shared_errors, predictive_js

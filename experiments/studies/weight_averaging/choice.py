@@ -67,8 +67,13 @@ def choose(
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from dnas_ens.ensembles.averaging import CoefficientKind, averaged_model, coefficients
-    from dnas_ens.ensembles.loss_barrier import BarrierCheck, loss_barrier
-    from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
+    from dnas_ens.ensembles.soups import (
+        BarrierCheck,
+        averaging_curve,
+        greedy_soup,
+        loss_barrier,
+        uniform_soup,
+    )
     from dnas_ens.metrics.scores import accuracy, nll
     from dnas_ens.run.files import load_tensors
     from dnas_ens.run.progress import CostMeter

@@ -28,7 +28,7 @@ def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Tra
 
 def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
     """Train a model with its branches and running averages and save everything; training.json comes last."""
-    from dnas_ens.ensembles.running_averages import (
+    from dnas_ens.ensembles.averaging import (
         ExponentialMovingAverage,
         PolyakAverage,
         StochasticWeightAverage,
