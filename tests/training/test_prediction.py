@@ -24,7 +24,8 @@ from dnas_ens.ensembles.loss_barrier import evaluate_on_val
 from dnas_ens.ensembles.running_averages import PolyakAverage
 from dnas_ens.ensembles.soups import greedy_soup
 from dnas_ens.errors import UserError
-from dnas_ens.training.prediction import as_pair, predict_batches, predict_members, recalibrate
+from dnas_ens.training.batch_norm import recalibrate
+from dnas_ens.training.prediction import as_pair, predict_batches, predict_members
 
 GENERATOR = torch.Generator().manual_seed(3)
 IMAGES = torch.randn(20, 3, 4, 4, generator=GENERATOR)
