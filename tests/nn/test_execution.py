@@ -20,7 +20,7 @@ from dnas_ens.nn.execution import PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.run.cost import CostMeter
+from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude

@@ -9,7 +9,7 @@ from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import with_fields
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
-from dnas_ens.run.cost import CostMeter
+from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.candidates import rank, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, run_search, train
