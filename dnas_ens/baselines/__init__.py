@@ -11,17 +11,11 @@ from dnas_ens.lazy import lazy_names
 
 if TYPE_CHECKING:
     from dnas_ens.baselines.evaluations import Evaluations, FoundEnsemble, TrainFunction
-    from dnas_ens.baselines.evolution_state import EvolutionConfig
-    from dnas_ens.baselines.mutation import mutate
-    from dnas_ens.baselines.random_search import (
-        deviations_at_distance,
-        deviations_sharing,
-        discrete_distance,
-        nes_random_search,
-        random_pool,
-    )
+    from dnas_ens.baselines.random_search import deviations_sharing, nes_random_search, random_pool
     from dnas_ens.baselines.regularised_evolution import (
+        EvolutionConfig,
         RegularisedEvolution,
+        mutate,
         nes_regularised_evolution,
     )
 

@@ -7,10 +7,10 @@ Legend: P size of the population, m parent candidates, M members, N validation i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,19 +23,131 @@ from dnas_ens.baselines.evaluations import (
     TrainFunction,
     forward_select,
 )
-from dnas_ens.baselines.evolution_state import EvolutionConfig, Individual, read_state, write_state
-from dnas_ens.baselines.mutation import mutate
 from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import PROB_FLOOR
-from dnas_ens.space.genotype import Genotype
+from dnas_ens.run.files import as_json, read_json, write_json
+from dnas_ens.space.genotype import NUM_INPUTS, Cell, Edge, Genotype
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.types import FloatArray
 
+T = TypeVar("T")
+Kind = Literal["operation", "source"]
+KINDS: tuple[Kind, ...] = ("operation", "source")
 STATE = "evolution.json"
 EVALUATIONS = "evaluations"
 #: Validation NLLs are rounded to single precision at most.
 NLL_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvolutionConfig:
+    """What decides the course of an evolution, apart from its length.
+
+    Args:
+        population_size: P, at least 1.
+        num_parents: m, parent candidates that ForwardSelect takes from the population, 1 .. P. With 1 the fittest is
+            always the parent, as in plain regularised evolution.
+        tournament_size: Members of the population, drawn at random, that the candidates are taken from, m .. P (Real
+            et al.'s sample); None takes them from the whole population, as arXiv 2006.08573 does.
+        edges_per_node: Edges each node of the first population keeps.
+        seed: Decides the first population, parents and mutations.
+
+    Raises:
+        UserError: A number is out of range.
+    """
+
+    population_size: int = 50
+    num_parents: int = 10
+    tournament_size: int | None = None
+    edges_per_node: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        sampled = self.population_size if self.tournament_size is None else self.tournament_size
+        if not 1 <= self.num_parents <= sampled <= self.population_size:
+            raise UserError(
+                f"{self.num_parents} parent candidates of a tournament of {sampled} in a population of "
+                f"{self.population_size} are not possible.",
+                "Choose 1 <= num_parents <= tournament_size <= population_size.",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Individual:
+    """One trained genotype of an evolution.
+
+    Args:
+        index: Position in the history, which is its birthday.
+        genotype: Its cells.
+        parent: Index of its parent; None in the first population.
+        val_nll: Its own validation NLL, nats.
+    """
+
+    index: int
+    genotype: Genotype
+    parent: int | None
+    val_nll: float
+
+
+def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.random.Generator) -> Genotype:
+    """Change one edge of one cell, as regularised evolution does (Real et al., arXiv 1802.01548).
+
+    Drawn uniformly, one after the other: whether an operation or a source (there: hidden state) changes, the cell,
+    the edge, and what it changes to. What is not possible is passed over: a source can only become one that its
+    node does not take yet. A change that gives the parent back under another numbering of its nodes is none, and
+    is passed over as well. The identity, which the paper allows at a low rate, is not among the mutations.
+
+    Args:
+        genotype: The parent.
+        operations: Names to draw from; "none" is never drawn.
+        generator: The source of randomness.
+
+    Returns:
+        A valid genotype that differs from the parent in exactly one edge, and there in the operation or in the
+        source but not in both, and that is not isomorphic to it.
+
+    Raises:
+        UserError: No edge can change: there is but one operation, and every node takes all its sources.
+    """
+    parent = genotype.canonical()
+    names = [name for name in dict.fromkeys(operations) if name != "none"]
+    for kind in _shuffled(KINDS, generator):
+        for cell_type in _shuffled(genotype.cell_types, generator):
+            cell = genotype.cell(cell_type)
+            slots = [(node, position) for node, edges in enumerate(cell) for position in range(len(edges))]
+            for node, position in _shuffled(slots, generator):
+                for edge in _shuffled(_other_edges(cell, node, position, kind, names), generator):
+                    cells = {
+                        **{other: genotype.cell(other) for other in genotype.cell_types},
+                        cell_type: _with_edge(cell, node, position, edge),
+                    }
+                    child = Genotype(**cells)
+                    if child.canonical() != parent:
+                        return child
+    raise UserError(
+        f"No edge of the genotype can change: there are {len(names)} operations to draw from.",
+        "Give at least 2 different operations.",
+    )
+
+
+def _shuffled(items: Sequence[T], generator: np.random.Generator) -> Iterator[T]:
+    return (items[index] for index in generator.permutation(len(items)))
+
+
+def _other_edges(cell: Cell, node: int, position: int, kind: Kind, names: Sequence[str]) -> list[Edge]:
+    """List what one edge can become by a change of a kind."""
+    operation, source = cell[node][position]
+    if kind == "operation":
+        return [(name, source) for name in names if name != operation]
+    taken = {other for _, other in cell[node]}
+    return [(operation, other) for other in range(NUM_INPUTS + node) if other not in taken]
+
+
+def _with_edge(cell: Cell, node: int, position: int, edge: Edge) -> Cell:
+    edges = cell[node]
+    changed = (*edges[:position], edge, *edges[position + 1 :])
+    return (*cell[:node], changed, *cell[node + 1 :])
 
 
 class RegularisedEvolution:
@@ -124,7 +236,7 @@ class RegularisedEvolution:
                 f"{EVALUATIONS}/{self.evaluations.name_of(one.genotype, one.index)}/{VAL_PROBS}"
                 for one in self.history
             ]
-            write_state(self.folder / STATE, self._settings(), self.history, files)
+            _write_state(self.folder / STATE, self._settings(), self.history, files)
         return individual
 
     def run(self, num_evaluations: int) -> None:
@@ -170,7 +282,7 @@ class RegularisedEvolution:
     def _resume(self) -> None:
         if self.folder is None or not (self.folder / STATE).is_file():
             return
-        for stored in read_state(self.folder / STATE, self._settings()):
+        for stored in _read_state(self.folder / STATE, self._settings()):
             individual = self._add(stored.genotype, stored.parent)
             if abs(individual.val_nll - stored.val_nll) > NLL_TOLERANCE:
                 raise UserError(
@@ -213,3 +325,53 @@ def nes_regularised_evolution(
     evolution = RegularisedEvolution(train, val_labels, space=space, config=config, folder=folder)
     evolution.run(num_evaluations)
     return evolution.select(num_members, num_evaluations=num_evaluations)
+
+
+def _write_state(
+    path: Path, settings: Mapping[str, Any], history: Sequence[Individual], val_probs: Sequence[str]
+) -> None:
+    """Write the settings, of which "seed" is one, and everyone ever trained with the file of their probabilities."""
+    entries = [
+        {
+            "index": individual.index,
+            "genotype": individual.genotype.to_dict(),
+            "parent": individual.parent,
+            "seed": [settings["seed"], individual.index],
+            "val_nll": individual.val_nll,
+            "val_probs": file,
+        }
+        for individual, file in zip(history, val_probs, strict=True)
+    ]
+    write_json(path, {"settings": settings, "history": entries})
+
+
+def _read_state(path: Path, settings: Mapping[str, Any]) -> list[Individual]:
+    """Read the history of an evolution that was begun with the same settings.
+
+    Raises:
+        UserError: The file is damaged, or its settings are others; the first that differs is named.
+    """
+    state = read_json(path)
+    try:
+        stored = state["settings"]
+        history = [
+            Individual(
+                index=int(entry["index"]),
+                genotype=Genotype.from_dict(entry["genotype"]),
+                parent=entry["parent"],
+                val_nll=float(entry["val_nll"]),
+            )
+            for entry in state["history"]
+        ]
+        other = [name for name, value in as_json(settings).items() if stored.get(name) != value]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no state of an evolution: {error!r}.",
+            "Restore it from a copy, or choose another folder.",
+        ) from error
+    if other:
+        raise UserError(
+            f"{path} belongs to an evolution with another {other[0]}.",
+            "Go on with the settings it was begun with, or choose another folder.",
+        )
+    return history

@@ -21,14 +21,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network
-from dnas_ens.training.prediction import (
-    Batches,
-    average_statistics,
-    like_parameters,
-    no_batches,
-    one_pass,
-    statistics_norms,
-)
+from dnas_ens.training.batch_norm import average_statistics, statistics_norms
+from dnas_ens.training.prediction import Batches, like_parameters, no_batches, one_pass
 from dnas_ens.types import FloatArray
 
 State = Mapping[str, Tensor]

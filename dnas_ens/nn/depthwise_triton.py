@@ -1,3 +1,4 @@
+# ruff: noqa: N803
 """Depthwise convolution of channels_last images on a GPU, in Triton: forward pass and both gradients.
 
 PyTorch's own kernels take about twice as long in this layout, cuDNN's three to four times with dilated kernels and two
@@ -27,29 +28,18 @@ _CHUNKS = 32
 _GENERAL = ("num_pixels", "in_height", "in_width", "out_height", "out_width", "stride", "dilation")
 
 
+@triton.jit
+def _position(pixel, height, width):
+    """Return image, row and column of pixels that are counted image by image and row by row."""
+    return pixel // (width * height), (pixel // width) % height, pixel % width
+
+
 @triton.jit(do_not_specialize=(*_GENERAL, "num_terms"))
 def _convolve_kernel(
-    features,
-    taps,
-    result,
-    num_pixels,
-    in_height,
-    in_width,
-    out_height,
-    out_width,
-    in_channels,
-    out_channels,
-    channels,
-    num_weights,
-    num_terms,
-    stride,
-    dilation,
-    SIDE: tl.constexpr,  # noqa: N803
-    STEP: tl.constexpr,  # noqa: N803
-    TRANSPOSED: tl.constexpr,  # noqa: N803
-    PIXELS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-):
+    features, taps, result, num_pixels, in_height, in_width, out_height, out_width, in_channels, out_channels, channels,
+    num_weights, num_terms, stride, dilation, SIDE: tl.constexpr, STEP: tl.constexpr, TRANSPOSED: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Sum over terms e and taps: result[p, o] = features[p + tap, o % C + e C] * taps[tap, o + e C].
 
     Forward: one term, output o = e C + c reads input c. Transposed, for the gradient of the input: output c sums over
@@ -57,9 +47,7 @@ def _convolve_kernel(
     """
     pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     out = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    column = pixel % out_width
-    row = (pixel // out_width) % out_height
-    image = pixel // (out_width * out_height)
+    image, row, column = _position(pixel, out_height, out_width)
     own = out < out_channels
     total = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
     pad = dilation * (SIDE // 2)
@@ -97,23 +85,9 @@ def _convolve_kernel(
 
 @triton.jit(do_not_specialize=(*_GENERAL, "pixels_of_chunk"))
 def _weight_gradient_kernel(
-    features,
-    gradient,
-    partial,
-    num_pixels,
-    in_height,
-    in_width,
-    out_height,
-    out_width,
-    out_channels,
-    channels,
-    pixels_of_chunk,
-    stride,
-    dilation,
-    SIDE: tl.constexpr,  # noqa: N803
-    PIXELS: tl.constexpr,  # noqa: N803
-    CHANNELS: tl.constexpr,  # noqa: N803
-):
+    features, gradient, partial, num_pixels, in_height, in_width, out_height, out_width, out_channels, channels,
+    pixels_of_chunk, stride, dilation, SIDE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
     """Sum over a chunk of pixels: partial[chunk, tap, o] = gradient[p, o] * features[p + tap, o % C]."""
     chunk, tap = tl.program_id(0), tl.program_id(2)
     out = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
@@ -122,9 +96,9 @@ def _weight_gradient_kernel(
     total = tl.zeros((PIXELS, CHANNELS), dtype=tl.float32)
     for start in range(0, pixels_of_chunk, PIXELS):
         pixel = chunk * pixels_of_chunk + start + tl.arange(0, PIXELS)
-        y = (pixel // out_width) % out_height * stride + (tap // SIDE) * dilation - pad
-        x = pixel % out_width * stride + (tap % SIDE) * dilation - pad
-        image = pixel // (out_width * out_height)
+        image, row, column = _position(pixel, out_height, out_width)
+        y = row * stride + (tap // SIDE) * dilation - pad
+        x = column * stride + (tap % SIDE) * dilation - pad
         inside = (y >= 0) & (x >= 0) & (y < in_height) & (x < in_width) & (pixel < num_pixels)
         mask = inside[:, None] & own[None, :]
         place = ((image * in_height + y) * in_width + x) * channels
@@ -135,30 +109,30 @@ def _weight_gradient_kernel(
     tl.store(partial + place + out, tl.sum(total, axis=0), mask=own)
 
 
-def _blocks(out_channels: int) -> tuple[int, int]:
-    """Return pixels and channels of a program; few different ones, for each is compiled."""
+def _sizes(source: Tensor, result: Tensor) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Return the numbers of a launch (pixels, in_height, in_width, out_height, out_width), and its blocks.
+
+    Blocks are pixels and channels of a program; few different ones, for each is compiled.
+    """
+    batch, out_channels, *size = result.shape
     channels = min(16, triton.next_power_of_2(out_channels))
-    return _BLOCK // channels, channels
+    blocks = {"PIXELS": _BLOCK // channels, "CHANNELS": channels}
+    return (batch * math.prod(size), *source.shape[2:], *size), blocks
 
 
 def _launch(
     features: Tensor, taps: Tensor, result: Tensor, *, stride: int, dilation: int, transposed: bool
 ) -> Tensor:
     """Fill the result with the convolution by taps (s * s, k * C), or with its transpose."""
-    _, in_channels, in_height, in_width = features.shape
-    batch, out_channels, out_height, out_width = result.shape
+    in_channels, out_channels = features.shape[1], result.shape[1]
     channels = min(in_channels, out_channels)
-    pixels, block = _blocks(out_channels)
-    num_pixels = batch * out_height * out_width
-    _convolve_kernel[(triton.cdiv(num_pixels, pixels), triton.cdiv(out_channels, block))](
+    sizes, blocks = _sizes(features, result)
+    grid = triton.cdiv(sizes[0], blocks["PIXELS"]), triton.cdiv(out_channels, blocks["CHANNELS"])
+    _convolve_kernel[grid](
         features,
         taps,
         result,
-        num_pixels,
-        in_height,
-        in_width,
-        out_height,
-        out_width,
+        *sizes,
         in_channels,
         out_channels,
         channels,
@@ -170,38 +144,30 @@ def _launch(
         # The step of the transpose; a division by it is dear where it is not known beforehand.
         STEP=stride if transposed else 1,
         TRANSPOSED=transposed,
-        PIXELS=pixels,
-        CHANNELS=block,
+        **blocks,
     )
     return result
 
 
 def _weight_gradient(features: Tensor, gradient: Tensor, side: int, *, stride: int, dilation: int) -> Tensor:
     """Return the gradient of the weights (k * C, 1, s, s) in float32."""
-    _, channels, in_height, in_width = features.shape
-    batch, out_channels, out_height, out_width = gradient.shape
-    pixels, block = _blocks(out_channels)
-    num_pixels = batch * out_height * out_width
-    pixels_of_chunk = pixels * triton.cdiv(num_pixels, pixels * _CHUNKS)
-    chunks = triton.cdiv(num_pixels, pixels_of_chunk)
+    channels, out_channels = features.shape[1], gradient.shape[1]
+    sizes, blocks = _sizes(features, gradient)
+    pixels_of_chunk = blocks["PIXELS"] * triton.cdiv(sizes[0], blocks["PIXELS"] * _CHUNKS)
+    chunks = triton.cdiv(sizes[0], pixels_of_chunk)
     partial = torch.empty(chunks, side * side, out_channels, device=features.device)
-    _weight_gradient_kernel[(chunks, triton.cdiv(out_channels, block), side * side)](
+    _weight_gradient_kernel[(chunks, triton.cdiv(out_channels, blocks["CHANNELS"]), side * side)](
         features,
         gradient,
         partial,
-        num_pixels,
-        in_height,
-        in_width,
-        out_height,
-        out_width,
+        *sizes,
         out_channels,
         channels,
         pixels_of_chunk,
         stride,
         dilation,
         SIDE=side,
-        PIXELS=pixels,
-        CHANNELS=block,
+        **blocks,
     )
     return partial.sum(0).t().reshape(out_channels, 1, side, side)
 

@@ -1,3 +1,4 @@
+# ruff: noqa: N803
 """BatchNorm folded into pointwise convolutions on a GPU, in Triton: what ``moments`` does in fifty small operations.
 
 A recorded step was 15,554 kernels of 3.2 microseconds on average with them (docs/log.md). Here
@@ -26,14 +27,8 @@ _CHUNKS = 64
 
 @triton.jit(do_not_specialize=("num_pixels", "pixels_of_chunk"))
 def _sums_kernel(
-    rows,
-    partial,
-    num_pixels,
-    pixels_of_chunk,
-    num_channels,
-    PIXELS: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-):
+    rows, partial, num_pixels, pixels_of_chunk, num_channels, PIXELS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Sum over a chunk of pixels: partial[chunk, channel]."""
     chunk = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -48,12 +43,12 @@ def _sums_kernel(
 
 @triton.jit
 def _moments_of(
-    squares, partial, pointwise, count, num_channels, group, block_stride, row_stride, chunks: tl.constexpr,
-    C: tl.constexpr, CONVOLVE: tl.constexpr,  # noqa: N803
+    squares, partial, pointwise, count, num_channels, group, block_stride, row_stride,
+    CHUNKS: tl.constexpr, C: tl.constexpr, CONVOLVE: tl.constexpr,
 ):  # fmt: skip
     """Return mu (C,), P (C, C), P S (C, C), m (C,) and v (C,) of a group."""
     own = tl.arange(0, C)
-    each = tl.arange(0, chunks)
+    each = tl.arange(0, CHUNKS)
     sums = tl.load(partial + each[:, None] * num_channels + (group * C + own)[None, :])
     mean = tl.sum(sums, axis=0) / count
     square = tl.load(squares + group * block_stride + own[:, None] * row_stride + own[None, :])
@@ -70,26 +65,10 @@ def _moments_of(
 
 @triton.jit(do_not_specialize=("count", "epsilon", "momentum", "unbiased", "block_stride", "row_stride"))
 def _fold_kernel(
-    squares,
-    partial,
-    pointwise,
-    matrices,
-    shifts,
-    running_mean,
-    running_var,
-    num_batches,
-    count,
-    epsilon,
-    momentum,
-    unbiased,
-    num_channels,
-    block_stride,
-    row_stride,
-    CHUNKS: tl.constexpr,  # noqa: N803
-    C: tl.constexpr,  # noqa: N803
-    CONVOLVE: tl.constexpr,  # noqa: N803
-    TRACK: tl.constexpr,  # noqa: N803
-):
+    squares, partial, pointwise, matrices, shifts, running_mean, running_var, num_batches, count, epsilon, momentum,
+    unbiased, num_channels, block_stride, row_stride,
+    CHUNKS: tl.constexpr, C: tl.constexpr, CONVOLVE: tl.constexpr, TRACK: tl.constexpr,
+):  # fmt: skip
     """Write A (C, C) and b (C,) of a group, and update its running statistics."""
     group = tl.program_id(0)
     own = tl.arange(0, C)
@@ -111,24 +90,9 @@ def _fold_kernel(
 
 @triton.jit(do_not_specialize=("count", "epsilon", "num_groups", "block_stride", "row_stride"))
 def _unfold_kernel(
-    squares,
-    partial,
-    pointwise,
-    of_matrices,
-    of_shifts,
-    of_pointwise,
-    of_rows,
-    of_constant,
-    count,
-    epsilon,
-    num_groups,
-    num_channels,
-    block_stride,
-    row_stride,
-    CHUNKS: tl.constexpr,  # noqa: N803
-    C: tl.constexpr,  # noqa: N803
-    CONVOLVE: tl.constexpr,  # noqa: N803
-):
+    squares, partial, pointwise, of_matrices, of_shifts, of_pointwise, of_rows, of_constant, count, epsilon, num_groups,
+    num_channels, block_stride, row_stride, CHUNKS: tl.constexpr, C: tl.constexpr, CONVOLVE: tl.constexpr,
+):  # fmt: skip
     """Write dP of a group, and the matrix and the constant of dz; zeros for groups that were not looked at."""
     group = tl.program_id(0)
     own = tl.arange(0, C)

@@ -21,8 +21,9 @@ from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.space.genotype import Genotype, random_deviation
+from dnas_ens.training.batch_norm import recalibrate
 from dnas_ens.training.interleaving import exhaust
-from dnas_ens.training.prediction import predict_log_probs, recalibrate
+from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import TrainingStep, training_steps
 
 #: How often the pool is drawn more densely before it is declared too small.

@@ -22,7 +22,7 @@ from dnas_ens.search.relaxation import normalised_entropy
 from dnas_ens.search.steps import Batch, Schedules, SearchSteps
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.stack import StackSpec
-from dnas_ens.training.prediction import accuracy_under_batch_statistics
+from dnas_ens.training.batch_norm import accuracy_under_batch_statistics
 from dnas_ens.training.step import load_optimizer, require_finite
 
 _STREAMS = ("order", "architecture_order", "augmentation", "draws")

@@ -91,7 +91,7 @@ def member_steps(
     measured: dict[str, float] = {}
 
     def on_val() -> dict[str, float]:
-        # Looking on is no training: with much val and few epochs it would be most of what a member costs.
+        # Validation time does not count as training cost: with much val and few epochs it would be most of it.
         cost.pause()
         probs, labels = training.val_probs(), training.val.labels.cpu().numpy()
         cost.resume()
@@ -129,7 +129,7 @@ def member_steps(
         **identity,
         "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
-        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
+        "parameters": training.num_parameters,
         **measured,
         **cost.seconds(),
     }
@@ -160,32 +160,40 @@ def train_members(
             the threads, 0 for one a thread; members differ from those of a single worker as far as rounding depends
             on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
     """
-    device = torch.device(device)
+    device, num_members = torch.device(device), len(genotypes)
 
     def training_of(index: int, execution: Execution | None = None) -> MemberTraining:
         genotype = genotypes[index]
         return MemberTraining(genotype, data, recipe, index=index, device=device, execution=execution)
 
     if folder is not None:
-        stored = _stored(folder, num_members=len(genotypes))
+        stored = _stored(folder, num_members=num_members)
         if stored is not None:
-            for index in range(len(genotypes)):
+            for index in range(num_members):
                 _require_same(training_of(index), folder)
             return stored.to(device)
         # Before anything is overwritten: what is damaged must not be signed anew.
-        for index in filter(partial(_is_finished, folder), range(len(genotypes))):
+        for index in filter(partial(_is_finished, folder), range(num_members)):
             _require_same(training_of(index), folder)
         # An older one's would be of other members than those that are there then.
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
     if folder is not None:
+        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
+        sent = copy.deepcopy(data) if device.type == "cpu" and workers != 1 else data
+        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
+        unfinished = [index for index in range(num_members) if not _is_finished(folder, index)]
         _train_side_by_side(
-            genotypes, data, recipe, device=device, folder=folder, workers=workers, execution=execution
+            [partial(build, genotypes[index], index=index) for index in unfinished],
+            device=device,
+            folder=folder,
+            workers=workers,
+            num_members=num_members,
         )
     networks, val_probs = [], []
-    for index in range(len(genotypes)):
+    for index in range(num_members):
         training = training_of(index, execution)
-        networks.append(trained_network(training, folder=folder, num_members=len(genotypes)))
+        networks.append(trained_network(training, folder=folder, num_members=num_members))
         val_probs.append(training.val_probs())
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
     ensemble = Ensemble(
@@ -289,60 +297,41 @@ def _settled(training: MemberTraining, folder: Path | None) -> Execution:
 
 
 def _train_side_by_side(
-    genotypes: Sequence[Genotype],
-    data: ImageData,
-    recipe: RetrainConfig,
+    builders: Sequence[Callable[[], MemberTraining]],
     *,
     device: torch.device,
     folder: Path,
     workers: int,
-    execution: Execution,
+    num_members: int,
 ) -> None:
-    """Train the unfinished members side by side, where that is more than one."""
-    unfinished = [index for index in range(len(genotypes)) if not _is_finished(folder, index)]
+    """Train members side by side, where that is more than one at a time.
+
+    Args:
+        builders: Give the training of each unfinished member; importable, for other processes.
+        device: Where to train.
+        folder: The ensemble's folder.
+        workers: As in ``train_members``.
+        num_members: M, for the progress lines.
+    """
     if device.type == "cuda":
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.
-        for first in range(0, len(unfinished) if workers > 1 else 0, max(1, workers)):
-            trainings = [
-                MemberTraining(
-                    genotypes[index], data, recipe, index=index, device=device, execution=execution
-                )
-                for index in unfinished[first : first + workers]
-            ]
-            train_in_turns(
-                trainings,
-                folder=folder,
-                num_members=len(genotypes),
-                context=on_streams(device, len(trainings)),
-            )
+        for first in range(0, len(builders) if workers > 1 else 0, max(1, workers)):
+            trainings = [build() for build in builders[first : first + workers]]
+            context = on_streams(device, len(trainings))
+            train_in_turns(trainings, folder=folder, num_members=num_members, context=context)
         return
-    workers = min(workers or torch.get_num_threads(), len(unfinished))
+    workers = min(workers or torch.get_num_threads(), len(builders))
     if workers < 2:
         return
-    # Sending a tensor to a process moves it to shared memory, under the NumPy arrays that look at it: labels that
-    # someone holds would become whatever comes to lie in the old place. So a copy is sent.
-    data = copy.deepcopy(data)
-    tasks = [
-        partial(_train_in_worker, genotypes[index], data, recipe, index, folder, len(genotypes), execution)
-        for index in unfinished
-    ]
+    tasks = [partial(_train_in_worker, build, folder, num_members) for build in builders]
     with worker_pool(workers) as pool:
         for _ in completed(pool, tasks):
             pass
 
 
-def _train_in_worker(
-    genotype: Genotype,
-    data: ImageData,
-    recipe: RetrainConfig,
-    index: int,
-    folder: Path,
-    num_members: int,
-    execution: Execution,
-) -> None:
+def _train_in_worker(build: Callable[[], MemberTraining], folder: Path, num_members: int) -> None:
     # Without a result: the network is in the folder, and need not be sent.
-    training = MemberTraining(genotype, data, recipe, index=index, execution=execution)
-    trained_network(training, folder=folder, num_members=num_members)
+    trained_network(build(), folder=folder, num_members=num_members)
 
 
 def _require_same(training: MemberTraining, folder: Path) -> None:

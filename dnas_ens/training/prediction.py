@@ -1,18 +1,15 @@
-"""Predictions of a network, and the BatchNorm statistics they stand on."""
+"""Class probabilities of any classifier on any batches."""
 
 from __future__ import annotations
 
-import copy
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from dnas_ens.data.batches import Augmentation, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
@@ -32,6 +29,9 @@ INPUT_KEYS = ("image", "images", "img", "input", "inputs", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 #: What a classifier returns.
 Outputs = Literal["logits", "probs"]
+_BATCHES_REMEDY = (
+    "Give a DataLoader, a list, or a function that starts a new pass over the data at every call."
+)
 #: How far the sum of probabilities may be from 1 for the rounding of whoever computed them, in a wide precision.
 _SUM_TOLERANCE = 1e-3
 #: What torch's errors say of shapes that do not fit a convolution or a product.
@@ -45,12 +45,7 @@ _SHAPE_WORDS = (
 
 
 def one_pass(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Start a pass over data.
-
-    Raises:
-        UserError: It could not be started again, as with a generator, or is no pass over batches at all; while it goes
-            on, see `as_pair`.
-    """
+    """Start a pass over data; UserError if it could not be started again, as with a generator, or is none."""
     try:
         passing = iter(batches() if callable(batches) else batches)
     except TypeError as error:
@@ -58,12 +53,12 @@ def one_pass(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
             raise
         raise UserError(
             f"A {type(batches).__name__} was given where batches are wanted.",
-            "Give a DataLoader, a list, or a function that starts a new pass at every call.",
+            _BATCHES_REMEDY,
         ) from error
     if passing is batches:
         raise UserError(
             "The batches can be passed over only once.",
-            "Give a DataLoader, a list, or a function that starts a new pass at every call.",
+            _BATCHES_REMEDY,
         )
     return map(as_pair, passing)
 
@@ -270,142 +265,18 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let BatchNorm normalise with the statistics of each batch, without touching its running ones.
-
-    The running statistics of a supernet average over all the architectures that were drawn and fit none.
-    """
-    was_training = model.training
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    model.eval()
-    try:
-        for norm in norms:
-            norm.train()
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm, tracks in zip(norms, tracked, strict=True):
-            norm.track_running_stats = tracks
-        model.train(was_training)
-
-
-def recalibrate(
-    model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048
-) -> None:
-    """Recompute BatchNorm's running statistics as plain averages over training images.
-
-    Args:
-        model: Network (B, C, H, W) -> logits.
-        split: Training images.
-        augmentation: For its normalisation alone; images are not augmented.
-        num_images: How many images to use at most.
-    """
-    batches = iterate_batches(split.drawn(num_images), EVALUATION_BATCH, augmentation=augmentation)
-    inputs = (images.contiguous(memory_format=torch.channels_last) for images, _ in batches)
-    average_statistics(model, inputs)
-
-
-def statistics_norms(model: nn.Module) -> list[_BatchNorm]:
-    """Return the BatchNorm modules of a model that keep running statistics."""
-    return [
-        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
-
-
-@torch.no_grad()
-def average_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Recompute BatchNorm's running statistics as averages over batches, every batch by its number of images.
-
-    As `torch.optim.swa_utils.update_bn` (SWA, arXiv 1803.05407), which it equals where batches are of one size, but a
-    last batch of few images does not count as much as a full one, and BatchNorm alone is in training mode: with dropout
-    or drop-path active the statistics would be random, and those of another network than the one that predicts. A
-    BatchNorm that no batch reaches, as in an auxiliary head, keeps its statistics; so does every one where the pass
-    fails.
-
-    Args:
-        model: Any module; it is changed.
-        inputs: (B, ...) each, on the model's device.
-
-    Raises:
-        UserError: A batch holds a single value a channel, of which there is no variance.
-    """
-    norms = statistics_norms(model)
-    before = [(copy.deepcopy(norm.state_dict()), norm.momentum) for norm in norms]
-    finished = False
-    hooks = [norm.register_forward_pre_hook(_ImageWeight()) for norm in norms]
-    try:
-        with evaluation_mode(model), _without_compiled_code():
-            for norm in norms:
-                norm.train()
-                norm.reset_running_stats()
-                # A plain average over calls, for a module that is not run by a call of its own.
-                norm.momentum = None
-            for batch in inputs:
-                model(batch)
-        finished = True
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UserError(
-            f"BatchNorm statistics cannot be computed from a batch of one image ({error}).",
-            "Give batches of two or more; a DataLoader's drop_last leaves out a smaller last one.",
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for norm, (state, momentum) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            if not (finished and norm.num_batches_tracked):
-                norm.load_state_dict(state)
-
-
-def _without_compiled_code() -> AbstractContextManager[object]:
-    """Run compiled modules as they are written: compiled code does not look for hooks."""
-    # What compiles is imported by the first compilation, and slowly.
-    compiled = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-
-
-class _ImageWeight:
-    """Before each call of one BatchNorm: lets the batch count by its images among all that were seen."""
-
-    def __init__(self) -> None:
-        # By device: of the replicas of a DataParallel only one's statistics are kept.
-        self.num_images: dict[torch.device, int] = {}
-
-    def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        images = inputs[0]
-        self.num_images[images.device] = self.num_images.get(images.device, 0) + len(images)
-        # Of batches of one size this is 1 / t to the last bit.
-        norm.momentum = len(images) / self.num_images[images.device]  # type: ignore[assignment]
+def evaluation_batches(split: Split, *, augmentation: Augmentation) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield a split's images, normalised only and channels_last, and labels in its order."""
+    for images, labels in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation):
+        yield images.contiguous(memory_format=torch.channels_last), labels
 
 
 @torch.inference_mode()
 def predict_log_probs(model: nn.Module, split: Split, *, augmentation: Augmentation) -> Tensor:
     """Return log-probabilities (N, K) of a network in evaluation mode, in the order of the split."""
-    was_training = model.training
-    model.eval()
-    parts = [
-        model(images.contiguous(memory_format=torch.channels_last)).float().log_softmax(-1)
-        for images, _ in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation)
-    ]
-    model.train(was_training)
-    return torch.cat(parts)
-
-
-@torch.no_grad()
-def accuracy_under_batch_statistics(
-    classify: Callable[[Tensor], Tensor], model: nn.Module, split: Split, *, augmentation: Augmentation
-) -> float:
-    """Return the share of right answers in [0, 1] with BatchNorm on each batch's own statistics."""
-    hits = torch.zeros((), device=split.labels.device)
-    with batch_statistics(model):
-        for images, labels in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation):
-            images = images.contiguous(memory_format=torch.channels_last)
-            hits += (classify(images).argmax(-1) == labels).sum()
-    return float(hits) / len(split)
+    with evaluation_mode(model):
+        batches = evaluation_batches(split, augmentation=augmentation)
+        return torch.cat([model(images).float().log_softmax(-1) for images, _ in batches])
 
 
 def predict_batches(
@@ -494,7 +365,4 @@ def plain_passes(data: ImageData, split: Split) -> Callable[[], Iterator[tuple[T
 
 def no_batches(purpose: str) -> UserError:
     """Return the error for a pass over the data that was empty."""
-    return UserError(
-        f"There are no batches for {purpose}.",
-        "Give a DataLoader, a list, or a function that starts a new pass over the data at every call.",
-    )
+    return UserError(f"There are no batches for {purpose}.", _BATCHES_REMEDY)

@@ -25,8 +25,8 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Give a pool of fresh processes that share this process's threads evenly and do not outlive the block.
 
     A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
-    what they run must be importable. Ctrl-C is left to the caller, whose leaving the block ends them: at once where
-    it is left by an exception, and after what was submitted otherwise.
+    what they run must be importable. They ignore Ctrl-C: leaving the block ends them, at once where an exception
+    leaves it, and otherwise when they have done what was submitted.
 
     Args:
         num_workers: How many, at least 1.
@@ -39,32 +39,33 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """
     import torch
 
-    # These compiled modules swallow a Ctrl-C that comes while they are imported: now, before there is work to end.
+    # These compiled modules swallow a Ctrl-C that comes while they are imported, so they are imported before any work.
     importlib.import_module("numpy.random")
     threads = max(1, torch.get_num_threads() // num_workers)
     context = multiprocessing.get_context("spawn")
-    # Held open here alone: workers end when it is closed, by us or by our own end, whatever they are doing.
-    ears, lifeline = context.Pipe(duplex=False)
-    # Made before a thread blocks interrupts: its first lock starts a process of Python's own, which lets them through.
-    pool = ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(threads, ears))
+    # Only this process holds the writer: once it is closed, or this process has ended, the workers end at once.
+    reader, writer = context.Pipe(duplex=False)
+    # Made before the thread below blocks SIGINT: the pool's first lock starts a helper process of Python's own, which
+    # must not inherit that.
+    pool = ProcessPoolExecutor(num_workers, context, initializer=_begin, initargs=(threads, reader))
     try:
         with ThreadPoolExecutor(1) as thread:
-            thread.submit(_start_deaf, pool, num_workers).result()
+            thread.submit(_start_with_sigint_blocked, pool, num_workers).result()
         yield pool
     except BrokenProcessPool as error:
         raise UserError(
             "A worker process ended before its work was done: killed, as happens where memory runs out, or by an error "
-            "of its own start, which is then told above.",
+            "at its start, which is then printed above.",
             'Take fewer with --workers or a smaller --batch-size; a script needs `if __name__ == "__main__":` before '
             "what it does.",
         ) from error
     except BaseException:
-        lifeline.close()
+        writer.close()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
-        lifeline.close()
-        ears.close()
+        writer.close()
+        reader.close()
 
 
 def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
@@ -81,12 +82,12 @@ def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> It
         yield future.result()
 
 
-def _start_deaf(pool: ProcessPoolExecutor, num_workers: int) -> None:
-    """Start the workers of a pool deaf to Ctrl-C; called in a thread of its own, which ends with that.
+def _start_with_sigint_blocked(pool: ProcessPoolExecutor, num_workers: int) -> None:
+    """Start the workers of a pool from a thread in which SIGINT is blocked, which they inherit.
 
-    A terminal sends Ctrl-C to the workers, too, and one that hears it while it still imports dies of it with a
-    traceback. What a thread blocks is inherited by the processes it starts. In the main thread it would not do: while
-    that blocks an interrupt, any other thread may take it, and none of them wakes a main thread that waits for results.
+    A terminal sends Ctrl-C to the workers too, and one that is still importing would die of it with a traceback. The
+    main thread must not block it: another thread would then take the interrupt, and none of those wakes a main thread
+    that waits for results.
     """
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -95,7 +96,7 @@ def _start_deaf(pool: ProcessPoolExecutor, num_workers: int) -> None:
         pool.submit(os.getpid)
 
 
-def _begin(num_threads: int, ears: Connection) -> None:
+def _begin(num_threads: int, reader: Connection) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -103,10 +104,10 @@ def _begin(num_threads: int, ears: Connection) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     torch.set_num_threads(num_threads)
     keep_freed_memory()
-    threading.Thread(target=_end_with_parent, args=(ears,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, args=(reader,), daemon=True).start()
 
 
-def _end_with_parent(ears: Connection) -> None:
+def _end_with_parent(reader: Connection) -> None:
     """End this process at once when its parent has closed the other end, or was killed."""
-    ears.poll(None)
+    reader.poll(None)
     os._exit(1)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from dnas_ens.search.schedules import Schedules
-from dnas_ens.search.star import Star
+from tiny import stack
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -22,9 +21,10 @@ from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.run.progress import CostMeter
+from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude
-from dnas_ens.search.steps import SearchSteps
+from dnas_ens.search.steps import Schedules, SearchSteps
 from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 from dnas_ens.training.trainer import MemberTraining
@@ -152,7 +152,7 @@ def test_depthwise_convolution_under_autocast(kernel, dilation, stride):
 def test_supernet_under_autocast_rounds_and_nothing_else(form):
     torch.manual_seed(0)
     space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
-    net = Supernet(space, num_cells=3, channels=4, in_channels=1, num_classes=3)
+    net = Supernet(space, stack(3))
     net = FastSupernet.from_reference(net) if form is FastSupernet else net
     images = torch.randn(32, 1, 8, 8)
 
@@ -363,7 +363,7 @@ def test_a_gpu_takes_what_is_fast_there(few_digits, tiny_search, capsys):
 def test_a_gpu_steps_as_the_reference_on_a_cpu(dtype, channels, tolerance):
     torch.manual_seed(0)
     space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
-    reference = Supernet(space, num_cells=3, channels=channels, in_channels=1, num_classes=3).double()
+    reference = Supernet(space, stack(3, channels=channels)).double()
     fast = PLAIN.place_module(FastSupernet.from_reference(reference).to(dtype), GPU)
     images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
     mixture = torch.rand(4, *space.shape, dtype=torch.float64)
@@ -430,20 +430,12 @@ class _Operations(TorchDispatchMode):
 
 def steps_on_meta(config):
     """The two updates of a search on a device that computes nothing but shapes, and their operations."""
-    space = SearchSpace.for_stack(
-        config.supernet.num_cells, operations=config.supernet.operations, num_nodes=config.supernet.num_nodes
-    )
-    supernet = FastSupernet(
-        space,
-        num_cells=config.supernet.num_cells,
-        channels=config.supernet.channels,
-        in_channels=1,
-        num_classes=10,
-    ).to("meta")
+    family = ArchitectureFamily(config, device="meta")
+    size = stack(config.supernet.num_cells, channels=config.supernet.channels, num_classes=10)
+    supernet = FastSupernet(family.space, size).to("meta")
     steps = SearchSteps(
         config=config,
-        space=space,
-        star=Star(config, space, device="meta"),
+        family=family,
         supernet=supernet,
         generator=torch.Generator(),
         schedules=Schedules(config, 3),

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import supernet
 from torch import nn
 
 from dnas_ens.config import SearchConfig
@@ -9,23 +10,16 @@ from dnas_ens.config.fields import with_fields
 from dnas_ens.nn import batched_edges, moments
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import _REGISTRY, register_operation
-from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.search_space import DARTS_OPERATIONS
 
 WITH_NONE = ("none", *DARTS_OPERATIONS)
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def pair(*, operations=WITH_NONE, num_cells=3, num_nodes=3, channels=4, dtype=torch.float64, **options):
-    torch.manual_seed(0)
-    reference = Supernet(
-        SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes),
-        num_cells=num_cells,
-        channels=channels,
-        in_channels=2,
-        num_classes=5,
-        **options,
+    reference = supernet(
+        num_cells, operations=operations, num_nodes=num_nodes, channels=channels, **options
     ).to(dtype)
     return reference, FastSupernet.from_reference(reference)
 

@@ -1,29 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from dnas_ens.nn.partial_channels import shuffle_channels
-from dnas_ens.search.discretise import discretise, genotype_mixture
+from tiny import stack, supernet
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import AuxiliaryHead, Network, drop_path, inherit
-from dnas_ens.nn.supernet import MixedOperation, Supernet
+from dnas_ens.nn.stack import shuffle_channels
+from dnas_ens.nn.supernet import MixedOperation
+from dnas_ens.search.relaxation import discretise, genotype_mixture
 from dnas_ens.space.genotype import Genotype, random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace, stack_cell_types
 
 WITH_NONE = ("none", *DARTS_OPERATIONS)
-
-
-def supernet(num_cells=3, operations=WITH_NONE, num_nodes=3, channels=4, seed=0, **options):
-    torch.manual_seed(seed)
-    space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
-    return Supernet(
-        space,
-        num_cells=num_cells,
-        channels=channels,
-        in_channels=2,
-        num_classes=5,
-        **options,
-    ).double()
 
 
 def genotype_for(space, seed, edges_per_node=2):
@@ -157,16 +145,14 @@ def test_parameter_count_of_the_published_darts_network():
             [["max_pool_3x3", 1], ["skip_connect", 2]],
         ],
     }
-    network = Network(Genotype.from_dict(cell), num_cells=20, channels=36, in_channels=3, num_classes=10)
+    network = Network(Genotype.from_dict(cell), stack(20, channels=36, in_channels=3, num_classes=10))
     count = sum(p.numel() for p in network.parameters())
     assert count == pytest.approx(3.35e6, rel=0.01)
 
 
 def test_spec_rebuilds_the_network():
     space = SearchSpace(num_nodes=3)
-    network = Network(
-        genotype_for(space, 1), num_cells=4, channels=4, in_channels=1, num_classes=3, auxiliary=True
-    )
+    network = Network(genotype_for(space, 1), stack(4), auxiliary=True)
     other = Network.from_spec(network.spec())
     other.load_state_dict(network.state_dict())
     images = torch.randn(2, 1, 8, 8)
@@ -179,15 +165,13 @@ def test_spec_rebuilds_the_network():
 
 def test_a_stack_needs_its_cell_types():
     only_reduction = genotype_for(SearchSpace(cell_types=("reduction",)), 0)
-    Network(only_reduction, num_cells=1, channels=4, in_channels=1, num_classes=2)
+    Network(only_reduction, stack(1))
     with pytest.raises(UserError, match="normal cells"):
-        Network(only_reduction, num_cells=3, channels=4, in_channels=1, num_classes=2)
+        Network(only_reduction, stack(3))
 
 
 def test_auxiliary_logits_in_training_only():
-    network = Network(
-        genotype_for(SearchSpace(), 0), num_cells=3, channels=4, in_channels=1, num_classes=7, auxiliary=True
-    )
+    network = Network(genotype_for(SearchSpace(), 0), stack(3, num_classes=7), auxiliary=True)
     images = torch.randn(3, 1, 8, 8)
     logits, auxiliary = network.forward_with_auxiliary(images)
     assert logits.shape == auxiliary.shape == (3, 7)
@@ -208,10 +192,7 @@ def test_drop_path_spares_skip_connections_and_evaluation():
     cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]]]
     network = Network(
         Genotype.from_dict({"normal": cell, "reduction": cell}),
-        num_cells=3,
-        channels=4,
-        in_channels=1,
-        num_classes=3,
+        stack(3),
     )
     images = torch.randn(4, 1, 8, 8)
     before = network.eval()(images)

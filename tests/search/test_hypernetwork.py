@@ -1,17 +1,19 @@
 import pytest
 import torch
-from dnas_ens.search.draws import draw_members, grid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.search.hypernetwork import MlpHypernetwork, StarHypernetwork
+from dnas_ens.config import SearchConfig
+from dnas_ens.config.fields import with_fields
+from dnas_ens.search.family import ArchitectureFamily, draw_points
+from dnas_ens.search.hypernetwork import MlpHypernetwork, PiecewiseLinearHypernetwork
 from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2)
 
 
 def star(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, seed=0):
-    net = StarHypernetwork(
+    net = PiecewiseLinearHypernetwork(
         SPACE,
         num_directions=num_directions,
         num_knots=num_knots,
@@ -98,7 +100,7 @@ def test_detached_base_gets_no_gradient_but_the_paths_do(build):
 
 def test_a_given_base_is_not_a_parameter_but_is_saved():
     alpha, beta = torch.randn(SPACE.shape), torch.randn(SPACE.shape[:-1])
-    net = StarHypernetwork(SPACE, num_directions=1, max_lambda=1.0, base_logits=(alpha, beta))
+    net = PiecewiseLinearHypernetwork(SPACE, num_directions=1, max_lambda=1.0, base_logits=(alpha, beta))
     assert "base" not in dict(net.named_parameters())
     assert "base" in net.state_dict()
     assert torch.equal(net.base_logits()[0], alpha)
@@ -115,16 +117,16 @@ def test_knot_positions_train_only_on_request():
 
 def test_impossible_stars_are_refused():
     with pytest.raises(ValueError, match="num_knots is 1"):
-        StarHypernetwork(SPACE, num_directions=1, num_knots=1, max_lambda=1.0)
+        PiecewiseLinearHypernetwork(SPACE, num_directions=1, num_knots=1, max_lambda=1.0)
     with pytest.raises(ValueError, match="must be positive"):
-        StarHypernetwork(SPACE, num_directions=0, max_lambda=1.0)
+        PiecewiseLinearHypernetwork(SPACE, num_directions=0, max_lambda=1.0)
 
 
 def test_draws_are_stratified_clipped_and_without_replacement():
     generator = torch.Generator().manual_seed(0)
     lams = []
     for _ in range(500):
-        draw = draw_members(4, num_directions=5, max_lambda=0.8, margin=0.1, generator=generator)
+        draw = draw_points(4, num_directions=5, max_lambda=0.8, margin=0.1, generator=generator)
         assert len(set(draw.direction.tolist())) == 4
         ordered = draw.lam.sort().values
         # One draw a stratum of [-0.1, 0.9], clipped to the range.
@@ -139,17 +141,18 @@ def test_draws_are_stratified_clipped_and_without_replacement():
 
 
 def test_more_members_than_directions_share_them_evenly():
-    draw = draw_members(
+    draw = draw_points(
         5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1)
     )
     assert sorted(draw.direction.tolist()).count(0) in (2, 3)
-    fixed = draw_members(
+    fixed = draw_points(
         3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25
     )
     assert fixed.lam.tolist() == [0.25] * 3
 
 
 def test_grid_goes_direction_by_direction():
-    points = grid(3, num_directions=2, max_lambda=1.0)
+    family = ArchitectureFamily(with_fields(SearchConfig(), directions=2))
+    points = family.grid(torch.linspace(0.0, 1.0, 3))
     assert points.lam.tolist() == [0.0, 0.5, 1.0] * 2
     assert points.direction.tolist() == [0, 0, 0, 1, 1, 1]

@@ -89,12 +89,12 @@ def test_too_few_images_to_halve_are_refused(tiny_search):
 def test_warmup_moves_the_weights_alone(few_digits, tiny_search):
     loop = SearchLoop(tiny_search, few_digits)
     weights = loop.supernet.classifier.weight.detach().clone()
-    steps = loop.star.hypernetwork.steps.detach().clone()
+    steps = loop.family.hypernetwork.steps.detach().clone()
     loop.run_epoch()
-    assert torch.equal(loop.star.hypernetwork.steps, steps)
+    assert torch.equal(loop.family.hypernetwork.steps, steps)
     assert not torch.equal(loop.supernet.classifier.weight, weights)
     loop.run_epoch()
-    assert not torch.equal(loop.star.hypernetwork.steps, steps)
+    assert not torch.equal(loop.family.hypernetwork.steps, steps)
 
 
 def test_schedules_reach_both_ends(few_digits, tiny_search):
@@ -129,14 +129,14 @@ def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
     config = with_fields(tiny_search, warmup_epochs=0, epochs=1, **fields)
     loop = SearchLoop(config, few_digits)
     before = {
-        name: p.detach().clone() for name, p in loop.star.hypernetwork.named_parameters() if p.requires_grad
+        name: p.detach().clone() for name, p in loop.family.hypernetwork.named_parameters() if p.requires_grad
     }
     scalars = loop.run_epoch()
     assert all(np.isfinite(value) for value in scalars.values())
     assert 0 <= scalars["val_accuracy"] <= 1
     moved = {
         name
-        for name, p in loop.star.hypernetwork.named_parameters()
+        for name, p in loop.family.hypernetwork.named_parameters()
         if name in before and not torch.equal(p, before[name])
     }
     assert "base" in moved
@@ -155,12 +155,12 @@ def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(
     )
     loop = SearchLoop(config, few_digits, base=base)
     loop.run_epoch()
-    assert ("base" not in dict(loop.star.hypernetwork.named_parameters())) is fixed
-    assert loop.star.base_genotype() == base
+    assert ("base" not in dict(loop.family.hypernetwork.named_parameters())) is fixed
+    assert loop.family.base_genotype() == base
     if fixed:
-        from dnas_ens.search.discretise import discretise
+        from dnas_ens.search.relaxation import discretise
 
-        assert discretise(loop.star.start(), loop.space) == base
+        assert discretise(loop.family.start(), loop.family.space) == base
 
 
 def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tiny_search):
@@ -190,7 +190,7 @@ def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tin
 def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
     loop = SearchLoop(with_fields(tiny_search, max_skips=0), few_digits)
     with torch.no_grad():
-        loop.star.hypernetwork.base[..., loop.space.operations.index("skip_connect")] = 5.0
+        loop.family.hypernetwork.base[..., loop.family.space.operations.index("skip_connect")] = 5.0
     assert loop.should_stop()
     assert not SearchLoop(tiny_search, few_digits).should_stop()
     stopped = run_search(

@@ -3,11 +3,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from dnas_ens.search.discretise import discretise, genotype_mixture
-from dnas_ens.search.draws import Draw
 from scipy.stats import entropy
 
 from dnas_ens.search.divergence import architecture_distance
+from dnas_ens.search.family import Points
 from dnas_ens.search.objective import (
     discretisation_distance,
     diversity_penalty,
@@ -24,7 +23,7 @@ from dnas_ens.search.objective import (
     pair_targets,
     predictive_penalty,
 )
-from dnas_ens.search.relaxation import mixture_distribution
+from dnas_ens.search.relaxation import discretise, genotype_mixture, mixture_distribution
 from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2, operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
@@ -38,7 +37,7 @@ def mixtures(*lead, seed=0):
 
 
 def draw(lam, direction):
-    return Draw(torch.tensor(lam, dtype=torch.float64), torch.tensor(direction))
+    return Points(torch.tensor(lam, dtype=torch.float64), torch.tensor(direction))
 
 
 def test_likelihoods_by_hand():
@@ -76,7 +75,7 @@ def test_js_pairwise_is_the_objective_of_the_method():
     members, base = mixtures(3), mixtures(seed=9)
     points = draw([0.1, 0.4, 0.7], [0, 1, 1])
     penalty = diversity_penalty(
-        "js-pairwise", distributions=members, samples=members, base=base, draw=points, space=SPACE
+        "js-pairwise", distributions=members, samples=members, base=base, points=points, space=SPACE
     )
     lam, direction = points.lam.tolist(), points.direction.tolist()
     first = np.mean([(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)])
@@ -104,7 +103,7 @@ def test_predictive_kind_keeps_the_term_to_the_base():
     def penalty(kind):
         return float(
             diversity_penalty(
-                kind, distributions=members, samples=members, base=base, draw=points, space=SPACE
+                kind, distributions=members, samples=members, base=base, points=points, space=SPACE
             )
         )
 
@@ -122,7 +121,7 @@ def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
     for member, weight in zip(members, lam, strict=True):
         rows = zip(member.reshape(-1, 3), base.reshape(-1, 3), strict=True)
         values.append(-float(weight) * np.mean([jensenshannon(p, q, base=2) ** 2 for p, q in rows]))
-    assert float(js_base_penalty(members, base, lam, SPACE)) == pytest.approx(np.mean(values))
+    assert float(js_base_penalty(members, base, lam)) == pytest.approx(np.mean(values))
 
 
 def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
@@ -190,7 +189,7 @@ def test_none_costs_nothing_and_only_predictions_need_the_same_images():
     members = mixtures(2)
     points = draw([0.1, 0.2], [0, 1])
     penalty = diversity_penalty(
-        "none", distributions=members, samples=members, base=members[0], draw=points, space=SPACE
+        "none", distributions=members, samples=members, base=members[0], points=points, space=SPACE
     )
     assert float(penalty) == 0.0
     assert needs_same_images("ensemble", "none")

@@ -1,16 +1,18 @@
 import numpy as np
 import pytest
 import torch
-from dnas_ens.search.discretise import discretise, genotype_mixture, normalised_entropy
 from scipy.special import softmax
 
 from dnas_ens.errors import UserError
 from dnas_ens.search.relaxation import (
     add_auxiliary_skip,
+    discretise,
     edge_probs,
     genotype_logits,
+    genotype_mixture,
     gumbel_mixture,
     mixture_distribution,
+    normalised_entropy,
 )
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace

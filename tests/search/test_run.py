@@ -25,7 +25,7 @@ def test_memory_estimate_against_what_autograd_keeps(digits, fields):
         return tensor
 
     images = torch.randn(config.bilevel.batch_size, 1, 8, 8).contiguous(memory_format=torch.channels_last)
-    mixtures = loop.star.start()[None].repeat(4, 1, 1, 1)
+    mixtures = loop.family.start()[None].repeat(4, 1, 1, 1)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         logits = loop.supernet(images, mixtures)
     assert logits.requires_grad

@@ -22,7 +22,8 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
 from dnas_ens.ensembles.soups import evaluate_on_val, greedy_soup
 from dnas_ens.errors import UserError
-from dnas_ens.training.prediction import as_pair, predict_batches, predict_members, recalibrate
+from dnas_ens.training.batch_norm import recalibrate
+from dnas_ens.training.prediction import as_pair, predict_batches, predict_members
 
 GENERATOR = torch.Generator().manual_seed(3)
 IMAGES = torch.randn(20, 3, 4, 4, generator=GENERATOR)

@@ -10,12 +10,8 @@ from dnas_ens.data import Split
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.run.machine import resolve_device
-from dnas_ens.training.prediction import (
-    accuracy_under_batch_statistics,
-    batch_statistics,
-    predict_log_probs,
-    recalibrate,
-)
+from dnas_ens.training.batch_norm import accuracy_under_batch_statistics, batch_statistics, recalibrate
+from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import (
     FiniteWatch,
     MemberSeeds,

@@ -1,0 +1,59 @@
+"""What tests build again and again: a genotype, a stack, a supernet and its fast form, all small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnas_ens.nn.fast_supernet import FastSupernet
+from dnas_ens.nn.supernet import Supernet
+from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.stack import StackSpec
+
+WITH_NONE = ("none", *DARTS_OPERATIONS)
+
+
+def genotype(
+    seed: int = 0,
+    *,
+    num_nodes: int = 2,
+    edges_per_node: int = 2,
+    cell_types: tuple[str, ...] = ("reduction",),
+) -> Genotype:
+    """A random genotype; by default of the cells of a stack of one."""
+    return random_genotype(
+        np.random.default_rng(seed),
+        operations=DARTS_OPERATIONS,
+        num_nodes=num_nodes,
+        edges_per_node=edges_per_node,
+        cell_types=cell_types,
+    )
+
+
+def stack(num_cells: int = 3, **fields: Any) -> StackSpec:
+    """A stack of C = 4."""
+    return StackSpec(**{"channels": 4, "in_channels": 1, "num_classes": 3, **fields}, num_cells=num_cells)
+
+
+def supernet(
+    num_cells: int = 3, *, operations: tuple[str, ...] = WITH_NONE, num_nodes: int = 3, **fields: Any
+) -> Supernet:
+    """The reference supernet in double precision, of two-channel images and five classes, always the same weights."""
+    torch.manual_seed(0)
+    space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
+    return Supernet(space, stack(num_cells, **{"in_channels": 2, "num_classes": 5, **fields})).double()
+
+
+def supernet_pair(**fields: Any) -> tuple[Supernet, FastSupernet]:
+    """The reference and its fast form."""
+    reference = supernet(**fields)
+    return reference, FastSupernet.from_reference(reference)
+
+
+def mixture(space: SearchSpace, *lead: int, seed: int = 0) -> torch.Tensor:
+    """Random mixture weights (*lead, T, E, O) in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*lead, *space.shape, generator=generator, dtype=torch.float64) / len(space.operations)
