@@ -29,9 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.records import append_line, read_lines
-
 from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.compare.records import append_line, read_lines
 from dnas_ens.config import require
 
 #: Seconds a section may take, and the least that it is begun with.

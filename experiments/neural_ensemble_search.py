@@ -16,32 +16,28 @@ interruption. The published scale needs a GPU:
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from comparison_report import differences, over_seeds, provenance, rows_of, write_results
-from equal_cost import options_table
-from frontier_plot import plot_frontiers
-from methods import Comparison, Result
-from methods.further_searches import darts, darts_deviations, hypernet
-from methods.random_cells import random_nes, random_pool_of
-from methods.searched import ours
-from studies.options import RESULTS
-
 from dnas_ens.commands.options import load_configured_data
-from dnas_ens.commands.parse import parse, run_main
-from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare import tables
+from dnas_ens.compare.budgets import options_table
+from dnas_ens.compare.figure import plot_frontiers
+from dnas_ens.compare.methods import Comparison, Result
+from dnas_ens.compare.methods.random_cells import random_nes, random_pool_of
+from dnas_ens.compare.methods.searched import darts, darts_deviations, hypernet, ours
+from dnas_ens.compare.report import write_results
+from dnas_ens.compare.study import RESULTS, require_positive, run_script
+from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     import torch
-
-    from dnas_ens.data.dataset import ImageData
 
 PROG = "python experiments/neural_ensemble_search.py"
 STUDY = "neural-ensemble-search"
@@ -109,20 +105,11 @@ class Study:
     """Where the results go, OUTPUT.md, .csv, .json, .png; default: runs/results/neural-ensemble-search-DATA."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "members", "epochs", "search_epochs"):
-            flag = name.replace("_", "-")
-            require(
-                getattr(self, name) > 0, f"--{flag} is {getattr(self, name)}.", f"Give --{flag} 1 or more."
-            )
-
-    @property
-    def root(self) -> Path:
-        """Where the run folders of the seeds lie."""
-        return self.run_dir or Path("runs") / f"{STUDY}-{Path(self.data).name}"
+        require_positive(self, "seeds", "members", "epochs", "search_epochs")
 
     @property
     def path(self) -> Path:
-        """Where the results go, without suffix."""
+        """Where the results go, without ending."""
         return self.output or RESULTS / f"{STUDY}-{Path(self.data).name}"
 
     def search(self, seed: int) -> SearchConfig:
@@ -185,9 +172,9 @@ def searched(
     from dnas_ens.training.members import train_members
 
     config, recipe = study.search(seed), study.recipe(seed)
-    data: ImageData = load_configured_data(config.data)
-    folder = study.root / f"seed-{seed}"
-    with RunFolder.create(folder, config=to_dict(config), command=command, resume=True) as run:
+    data = load_configured_data(config.data)
+    root = study.run_dir or Path("runs") / f"{STUDY}-{Path(study.data).name}"
+    with RunFolder.create(root / f"seed-{seed}", config=to_dict(config), command=command, resume=True) as run:
         run.record_config("retrain", to_dict(recipe), resume=True)
         run.write_env({"device": str(device), "data": data.describe()})
         run.write_json("splits.json", {**data.describe(), "indices": data.splits})
@@ -239,29 +226,32 @@ def report(
     """Print and write the table with the published one beside it, and draw the frontier."""
     from dnas_ens.evaluate.tables import to_markdown
 
-    rows = [rows_of(of_seed, seed=seed) for seed, of_seed in enumerate(results)]
+    rows = [tables.rows_of(of_seed, seed=seed) for seed, of_seed in enumerate(results)]
     shown = [
         {**row, "published accuracy %": accuracy, "published search GPU-hours": hours}
-        for row, (accuracy, hours) in zip(over_seeds(rows), PUBLISHED, strict=True)
+        for row, (accuracy, hours) in zip(tables.over_seeds(rows), PUBLISHED, strict=True)
     ]
     ours_first = [[of_seed[-1], *of_seed[:-1]] for of_seed in results]
-    text = to_markdown(shown, COLUMNS) + "\n" + differences(ours_first)
     data = comparisons[0].data
-    header = (
+    text = (
         f"# Neural ensemble search: {data.name}\n\n"
-        + provenance(environments, device=str(comparisons[0].device))
+        + tables.provenance(environments, device=str(comparisons[0].device))
         + scale(study, comparisons)
+        + to_markdown(shown, COLUMNS)
+        + "\n"
+        + tables.differences(ours_first)
     )
-    print(header + text, end="")
+    print(text, end="")
     flat = [row for of_seed in rows for row in of_seed]
-    seeds = range(len(results))
-    write_results(study.path, header + text, flat, {"rows": flat, "options": options_table(results, seeds)})
+    write_results(
+        study.path,
+        text,
+        rows=flat,
+        columns=tables.FILE_COLUMNS,
+        document={"rows": flat, "options": options_table(results, range(len(results)))},
+    )
     plot_frontiers(
-        {
-            result.label: [of_seed[index].options for of_seed in ours_first]
-            for index, result in enumerate(ours_first[0])
-            if result.options
-        },
+        ours_first,
         budgets={"our total cost": sum(of_seed[-1].cpu_seconds for of_seed in results) / len(results)},
         title=f"What a total training cost buys: {data.name}, {study.search_cells} cell searched, "
         f"{study.cells} stacked",
@@ -296,4 +286,4 @@ def scale(study: Study, comparisons: Sequence[Comparison]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(run.file("results.md").read_text() + shifted, end="")
         print(f"report: {write_report(run.path)}")
-        print_next(run.path, "dnas_ens.report")
+        print_next(run.path, "dnas_ens.compare")
 
 
 @dataclass(frozen=True, kw_only=True)

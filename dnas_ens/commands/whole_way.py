@@ -79,4 +79,4 @@ def main(argv: list[str]) -> None:
         print(run.file("results.md").read_text(), end="")
         print(f"report: {write_report(run.path)}")
         print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
-        print_next(run.path, "dnas_ens.report")
+        print_next(run.path, "dnas_ens.compare")

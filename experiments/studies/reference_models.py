@@ -216,34 +216,25 @@ def train(
         epochs: How many; None for the option's.
         start: A state to begin with instead of fresh weights.
     """
-    from dnas_ens.ensembles.snapshot import SnapshotRecorder
-    from dnas_ens.run.checkpoint import CheckpointStore
+    from dnas_ens.compare.methods.long_training import Cycles, train_on
     from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
-    from dnas_ens.run.progress import CostMeter
 
     if not (folder / "training.json").exists():
         training = bench.training(root=root, member=member)
         if start is not None:
             training.network.load_state_dict(start)
-        recorder = SnapshotRecorder(
-            training.network, training.optimizer, schedule, steps_per_epoch=training.steps_per_epoch
-        )
+        cycles = Cycles(training, schedule)
         epochs = bench.options.epochs if epochs is None else epochs
-        store = CheckpointStore(folder / "checkpoints", name="training")
-        newest = store.load_newest()
-        seconds: dict[str, float] = {}
-        if newest is not None:
-            training.load_state_dict(newest[1]["training"])
-            recorder.load_state_dict(newest[1]["recorder"])
-            seconds = newest[1]["seconds"]
-        cost = CostMeter(seconds)
-        while training.epoch < epochs:
-            loss = training.run_epoch(learning_rate=recorder.learning_rate, on_step=recorder.step)[
-                "train_loss"
-            ]
-            if training.epoch % max(1, epochs // 10) == 0 and training.epoch < epochs:
-                state = {"training": training.state_dict(), "recorder": recorder.state_dict()}
-                store.save(training.epoch, {**state, "seconds": cost.seconds()})
+        found = train_on(
+            training,
+            cycles,
+            folder,
+            epochs=epochs,
+            save_every=max(1, epochs // 10),
+            description=str(folder),
+        )
+        seconds = {name: value for name, value in found.items() if name.endswith("_seconds")}
+        recorder = cycles.recorder
         for index, snapshot in enumerate(recorder.snapshots):
             save_tensors(folder / f"snapshot-{index}.safetensors", snapshot)
         write_json(
@@ -253,12 +244,12 @@ def train(
                 "schedule": recorder.state_dict()["schedule"],
                 "snapshot_steps": recorder.snapshot_steps,
                 "parameters": training.num_parameters,
-                "train_loss": loss,
-                **cost.seconds(),
+                "train_loss": found["train_loss"],
+                **seconds,
             },
         )
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        print(f"trained {folder}: {cost.seconds()['cpu_seconds']:.1f} CPU s", flush=True)
+        print(f"trained {folder}: {seconds['cpu_seconds']:.1f} CPU s", flush=True)
     record = read_json(folder / "training.json")
     count = len(record["snapshot_steps"])
     return Trained(

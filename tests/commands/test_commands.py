@@ -26,6 +26,8 @@ TINY = (
 ).split()
 TINY_RECIPE = "--num-cells 1 --channels 4 --epochs 2 --batch-size 16 --device cpu".split()
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+#: What is typed behind the command that is named as next, to keep it short.
+MORE = {"dnas_ens.retrain": TINY_RECIPE, "dnas_ens.compare": ["--methods", "ours"]}
 
 
 def start(*arguments, cwd):
@@ -60,14 +62,15 @@ def finished(tmp_path_factory):
         # Exactly what the command said to type next.
         told = re.search(r"^next: python (.*)$", out, re.MULTILINE)
         following = shlex.split(told[1]) if told else []
-        command = [*following, *(TINY_RECIPE if "dnas_ens.retrain" in following else [])]
+        command = [*following, *next((more for name, more in MORE.items() if name in following), [])]
     return folder / "runs" / "001-digits", printed
 
 
 def test_each_command_names_the_next_and_the_last_one_the_report(finished):
     _, printed = finished
-    assert len(printed) == 4
-    assert "next: python -m dnas_ens.report runs/001-digits" in printed[2]
+    assert len(printed) == 5
+    assert "next: python -m dnas_ens.compare runs/001-digits" in printed[2]
+    assert "next: python -m dnas_ens.report runs/001-digits" in printed[3]
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished):
@@ -332,13 +335,13 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
     _, err = run(*command, cwd=tmp_path)
     assert "does not mirror" in err
     out = run("-m", "dnas_ens.retrain", "my run", *TINY_RECIPE, cwd=tmp_path)[0]
-    for following in ("dnas_ens.evaluate", "dnas_ens.report"):
+    for following in ("dnas_ens.evaluate", "dnas_ens.compare", "dnas_ens.report"):
         told = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1]
         assert following in told
-        out = run(*shlex.split(told), cwd=tmp_path)[0]
+        out = run(*shlex.split(told), *MORE.get(following, []), cwd=tmp_path)[0]
     assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "my run/env.json").read_text())] == [
         False
-    ] * 3
+    ] * 4
     # What the search was told holds for what follows.
     run(*command[:-1], "mirrored", "--flip", cwd=tmp_path)
     run("-m", "dnas_ens.retrain", "mirrored", *TINY_RECIPE, cwd=tmp_path)

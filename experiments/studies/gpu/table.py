@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from dnas_ens.compare.records import read_lines
 from dnas_ens.metrics.calibration import apply_temperature, fit_temperature
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.run.files import with_ending, write_atomic
-from studies.records import read_lines
 
 #: By name; the last of a name counts.
 Records = Mapping[str, Any]

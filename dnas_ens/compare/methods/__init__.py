@@ -1,4 +1,4 @@
-"""The methods ``compare_ensembles.py`` sets beside a searched ensemble, a module a family.
+"""The methods a searched ensemble is set beside, a module a family.
 
 Each yields rows for a `Comparison`: it trains what it needs, or takes what is finished, and predicts.
 """
@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from methods.averaged_weights import averaged_weights, evolved_network
-from methods.comparison import Comparison
-from methods.deep_ensembles import base_cell, best_cell, deep_ensemble_curve, wider
-from methods.evolution import nes_re
-from methods.further_searches import darts_ens
-from methods.random_cells import best_random_cell, deviations, random_cells
-from methods.results import Budget, Result
-from methods.searched import ours
-from methods.snapshots import snapshots
+from dnas_ens.compare.methods.averaged_weights import averaged_weights, evolved_network
+from dnas_ens.compare.methods.comparison import Budget, Comparison, Result
+from dnas_ens.compare.methods.copies import base_cell, best_cell, wider
+from dnas_ens.compare.methods.long_training import snapshots
+from dnas_ens.compare.methods.random_cells import best_random_cell, deviations, nes_re, random_cells
+from dnas_ens.compare.methods.searched import darts_ens, ours
 
-__all__ = ["METHODS", "Budget", "Comparison", "Method", "Result", "deep_ensemble_curve"]
+__all__ = ["METHODS", "Budget", "Comparison", "Method", "Result"]
 
 Method = Callable[[Comparison], Iterator[Result]]
 #: By the name on the command line, in the order of the table.

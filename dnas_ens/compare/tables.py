@@ -1,4 +1,4 @@
-"""Tables, sentences and provenance of a comparison of methods, over one or several search seeds.
+"""Rows, sentences and spread of a comparison of methods, over one or several search seeds.
 
 Legend: S seeds, N test images.
 """
@@ -7,22 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dnas_ens.metrics.significance import (
-    PairedDifference,
-    compare,
-    image_interval,
-    mean_and_deviation,
-    nested_spread,
-)
-from dnas_ens.run.files import with_ending
+from dnas_ens.compare.report import machine
+from dnas_ens.metrics.significance import compare, image_interval, mean_and_deviation, nested_spread
 
 if TYPE_CHECKING:
-    from methods import Result
+    from dnas_ens.compare.methods.comparison import Comparison, Result
 
 COLUMNS = (
     "name",
@@ -39,6 +32,8 @@ COLUMNS = (
     "networks",
     "cpu_seconds",
 )
+#: Of the .csv file, a row for each method and seed.
+FILE_COLUMNS = ("seed", *COLUMNS, "search_cpu_seconds", "detail")
 #: Label of the deep ensemble whose curve the deep-ensemble equivalent is read off from.
 BASE_FOR_FREE = "deep ensemble, base cell for free"
 #: Shown as percentages, like the tables of `dnas_ens.evaluate`.
@@ -140,9 +135,12 @@ def differences(results: Sequence[Sequence[Result]]) -> str:
     Args:
         results: The results of every seed, the same rows in the same order, ours first.
     """
-    names = [result.name for result in results[0]]
-    by_row = [stacked([of_seed[index].losses() for of_seed in results]) for index in range(len(names))]
-    return sentences(by_row[0], dict(zip(names[1:], by_row[1:], strict=True)), len(results))
+    return sentences(
+        {
+            result.name: stacked([of_seed[index].losses() for of_seed in results])
+            for index, result in enumerate(results[0])
+        }
+    )
 
 
 def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
@@ -176,23 +174,22 @@ def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
     )
 
 
-def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int) -> str:
+def sentences(losses: Mapping[str, np.ndarray]) -> str:
     """Return a paragraph on what is compared, and a sentence for each comparison with ours.
 
     Args:
-        ours: Calibrated NLL (S, N) or (N,).
-        others: The same of each other method.
-        num_seeds: S.
+        losses: Calibrated NLL of every method, (S, N) or (N,) of one seed, ours first.
     """
+    (_, ours), *others = losses.items()
     if not others:
         return ""
-    images = ours.shape[-1]
+    num_seeds, images = ours.shape if ours.ndim > 1 else (1, len(ours))
     over = (
         f"over {num_seeds} search seeds (paired t interval) and {images} test images (paired bootstrap)"
         if num_seeds > 1
         else f"over {images} test images (paired bootstrap) of one search seed"
     )
-    found: dict[str, PairedDifference] = compare(ours, others)
+    found = compare(ours, dict(others))
     lines = [f"- {difference.sentence('Ours', f'*{name}*')}\n" for name, difference in found.items()]
     return (
         f"Calibrated NLL on test, ours minus the other, so that less than 0 is better: mean, 95 % intervals {over}, "
@@ -200,6 +197,28 @@ def sentences(ours: np.ndarray, others: Mapping[str, np.ndarray], num_seeds: int
         + (f", Holm-corrected for the {len(others)} comparisons" if len(others) > 1 else "")
         + ".\n\n"
         + "".join(lines)
+    )
+
+
+def ranking_sentence(comparisons: Sequence[Comparison]) -> str:
+    """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
+    from scipy.stats import kendalltau
+
+    from dnas_ens.run.files import read_json
+
+    taus = []
+    for comparison in comparisons:
+        found, count = comparison.found, comparison.num_members
+        places = found.get("ranking", found["selected"])[:count]
+        inherited = [found["candidates"][index]["supernet_val_nll"] for index in places]
+        if None in inherited or len(set(places)) < 2:
+            return ""
+        members = comparison.folder / "members"
+        retrained = [read_json(members / str(index) / "member.json")["val_nll"] for index in range(count)]
+        taus.append(float(kendalltau(inherited, retrained).statistic))
+    return (
+        "- Kendall's tau between the members' val NLL with inherited weights and retrained: "
+        f"{mean_and_deviation(taus, digits=2)} ({comparisons[0].num_members} members).\n"
     )
 
 
@@ -217,31 +236,8 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
             revisions.append(revision)
     latest = environments[-1]
     hardware = latest["cuda_device"] if device.startswith("cuda") else "no GPU used"
-    return (
-        "".join(
-            f"Command: `{command}` (revision{'s' * (len(revisions) > 1)} {', '.join(revisions)})\n\n"
-            for command, revisions in commands.items()
-        )
-        + f"Hardware: {latest['cpu']}, {latest['num_cpus']} cores, {hardware}. "
-        + f"Versions: torch {latest['packages']['torch']}, numpy {latest['packages']['numpy']}, "
-        + f"scipy {latest['packages']['scipy']}. Date: {latest['time']}.\n\n"
+    typed = "".join(
+        f"Command: `{command}` (revision{'s' * (len(revisions) > 1)} {', '.join(revisions)})\n\n"
+        for command, revisions in commands.items()
     )
-
-
-def write_results(path: Path, text: str, rows: Sequence[Mapping[str, Any]], record: Any) -> None:
-    """Write PATH.md, the rows as PATH.csv, and everything as PATH.json.
-
-    Args:
-        path: Without suffix.
-        text: The report.
-        rows: A row for each method and seed.
-        record: What the JSON file holds.
-    """
-    from dnas_ens.evaluate.tables import to_csv
-    from dnas_ens.run.files import write_atomic, write_json
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    columns = ("seed", *COLUMNS, "search_cpu_seconds", "detail")
-    write_atomic(with_ending(path, ".md"), text.encode())
-    write_atomic(with_ending(path, ".csv"), to_csv([dict(row) for row in rows], columns).encode())
-    write_json(with_ending(path, ".json"), record)
+    return f"{typed}{machine(latest, hardware=hardware)} Date: {latest['time']}.\n\n"

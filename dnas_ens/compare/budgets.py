@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from comparison_report import merged_value, sentences, stacked
-from frontier import Option, best_within
+from dnas_ens.compare.frontier import Option, best_within
+from dnas_ens.compare.tables import merged_value, sentences, stacked
 
 if TYPE_CHECKING:
     import numpy as np
-    from methods import Result
+
+    from dnas_ens.compare.methods.comparison import Result
 
 #: A method whose dearest option costs less than this share of the budget may have been sold short.
 WELL_SPENT = 0.8
@@ -93,10 +94,8 @@ def at_cost(
                 },
             }
         )
-    ours, *others = losses
     text = to_markdown(shown, ("name", "members × epochs", "accuracy", "calibrated_nll", "cpu_seconds"))
-    compared = sentences(losses[ours], {name: losses[name] for name in others}, len(budgets))
-    return rows, f"{text}\n{compared}{unspent_sentences(results, budgets)}"
+    return rows, f"{text}\n{sentences(losses)}{unspent_sentences(results, budgets)}"
 
 
 def unspent_sentences(results: Sequence[Sequence[Result]], budgets: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""Cells that nobody searched: random ones, the choice among them, and random deviations of a base."""
+"""Cells that nobody searched by gradients: random ones, the choice among them, an evolution, and random deviations."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from frontier import Option, of_exchangeable, option, windows
 
+from dnas_ens.compare.frontier import Option, Trained, of_exchangeable, option, windows
+from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
-from methods.comparison import Comparison
-from methods.results import Result, Trained
 
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions
@@ -49,39 +48,14 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
     yield random_nes(comparison, everyone, comparison.at_other_epochs("random-cells", pool))
     if size == count:
         return
-    predictions, seconds = everyone.predictions.of_members(range(size)), everyone.seconds[:size]
-    choice = greedy(predictions, range(size), count)
+    tried = everyone.first(size)
     yield Result(
         name=f"greedy choice of {size} random cells (NES-RS)",
         label="NES-RS",
-        predictions=predictions.of_members(choice),
+        predictions=tried.predictions.of_members(greedy(tried.predictions, range(size), count)),
         networks=size,
-        cpu_seconds=sum(seconds),
-        options=[
-            chosen_from(predictions, seconds, windows(size, tried), count=count, epochs=everyone.epochs)
-            for tried in range(1, size + 1)
-        ],
-    )
-
-
-def best_random_cell(comparison: Comparison) -> Iterator[Result]:
-    """A deep ensemble of the best random cell of the pool, by its network on val."""
-    from dnas_ens.evaluate.tables import best_single
-
-    size, count = comparison.budget.pool_size, comparison.num_members
-    pool = random_pool_of(comparison, size)
-    trained = comparison.train("random-cells", pool)
-    seconds = trained.seconds
-    of_best = comparison.train("best-random-cell", [pool[best_single(trained.predictions)]] * count)
-    yield Result(
-        name=f"deep ensemble of the best of {size} random cells",
-        label="deep ensemble, best random cell",
-        predictions=of_best.predictions,
-        networks=size + count,
-        cpu_seconds=sum(seconds) + sum(of_best.seconds),
-        options=of_exchangeable(
-            of_best.predictions, of_best.seconds, epochs=of_best.epochs, fixed_seconds=sum(seconds)
-        ),
+        cpu_seconds=sum(tried.seconds),
+        options=[chosen_from(tried, windows(size, part), count=count) for part in range(1, size + 1)],
     )
 
 
@@ -94,11 +68,26 @@ def random_nes(comparison: Comparison, trained: Trained, others: Sequence[Traine
         predictions=trained.predictions.of_members(range(count)),
         networks=count,
         cpu_seconds=sum(trained.seconds[:count]),
-        options=[
-            found
-            for one in (trained, *others)
-            for found in of_exchangeable(one.predictions, one.seconds, epochs=one.epochs)
-        ],
+        options=[found for one in (trained, *others) for found in of_exchangeable(one)],
+    )
+
+
+def best_random_cell(comparison: Comparison) -> Iterator[Result]:
+    """A deep ensemble of the best random cell of the pool, by its network on val."""
+    from dnas_ens.evaluate.tables import best_single
+
+    size, count = comparison.budget.pool_size, comparison.num_members
+    pool = random_pool_of(comparison, size)
+    trained = comparison.train("random-cells", pool)
+    of_best = comparison.train("best-random-cell", [pool[best_single(trained.predictions)]] * count)
+    finding = sum(trained.seconds)
+    yield Result(
+        name=f"deep ensemble of the best of {size} random cells",
+        label="deep ensemble, best random cell",
+        predictions=of_best.predictions,
+        networks=size + count,
+        cpu_seconds=finding + sum(of_best.seconds),
+        options=of_exchangeable(of_best, fixed_seconds=finding),
     )
 
 
@@ -115,29 +104,74 @@ def greedy(predictions: Predictions, pool: Sequence[int], num_members: int) -> l
     return [tried[position] for position in picked]
 
 
-def chosen_from(
-    predictions: Predictions,
-    seconds: Sequence[float],
-    pools: Sequence[Sequence[int]],
-    *,
-    count: int,
-    epochs: int,
-) -> Option:
+def chosen_from(trained: Trained, pools: Sequence[Sequence[int]], *, count: int) -> Option:
     """Return the option of choosing up to M greedily out of a part of a pool, the mean over such parts.
 
     Args:
-        predictions: Of the whole pool.
-        seconds: CPU seconds of each of it.
+        trained: The whole pool.
         pools: Parts of one size; all of a part is paid for.
         count: M.
-        epochs: Epochs of each.
     """
     return option(
-        predictions,
-        [greedy(predictions, pool, count) for pool in pools],
-        cpu_seconds=[sum(seconds[index] for index in pool) for pool in pools],
-        epochs=epochs,
-        spent=f"{min(count, len(pools[0]))} of {len(pools[0])} × {epochs}",
+        trained.predictions,
+        [greedy(trained.predictions, pool, count) for pool in pools],
+        cpu_seconds=[sum(trained.seconds[index] for index in pool) for pool in pools],
+        epochs=trained.epochs,
+        spent=f"{min(count, len(pools[0]))} of {len(pools[0])} × {trained.epochs}",
+    )
+
+
+def nes_re(comparison: Comparison) -> Iterator[Result]:
+    """NES-RE (arXiv 2006.08573): evolve cells, then choose M of all that were trained, as many as for NES-RS.
+
+    Its options are the choices after 1, 2, ... networks. The state is kept after each of them.
+    """
+    from dnas_ens.baselines import EvolutionConfig, RegularisedEvolution
+    from dnas_ens.training.members import trained_network
+    from dnas_ens.training.trainer import MemberTraining
+
+    name, budget, count = "nes-re", comparison.budget, comparison.num_members
+    folder, recipe, size = comparison.baseline(name), comparison.recipe_of(name), budget.pool_size
+
+    def train(genotype: Genotype, index: int) -> np.ndarray:
+        training = MemberTraining(genotype, comparison.data, recipe, index=index, device=comparison.device)
+        trained_network(training, folder=folder, num_members=size)
+        return training.val_probs()
+
+    evolution = RegularisedEvolution(
+        train,
+        comparison.data.val.labels.cpu().numpy(),
+        space=space_of(comparison),
+        config=EvolutionConfig(
+            population_size=budget.population,
+            num_parents=budget.parents,
+            edges_per_node=comparison.search.candidates.edges_per_node,
+            seed=comparison.recipe.seed,
+        ),
+        folder=folder,
+    )
+    evolution.run(size)
+    # All are finished: what is left is to predict test.
+    trained = comparison.train(name, [individual.genotype for individual in evolution.history[:size]])
+    choices = [
+        evolution.select(min(count, tried), num_evaluations=tried).picked for tried in range(1, size + 1)
+    ]
+    yield Result(
+        name=f"evolution of {size} cells (NES-RE)",
+        label="NES-RE",
+        predictions=trained.predictions.of_members(choices[-1]),
+        networks=size,
+        cpu_seconds=sum(trained.seconds),
+        options=[
+            option(
+                trained.predictions,
+                [picked],
+                cpu_seconds=[sum(trained.seconds[:tried])],
+                epochs=trained.epochs,
+                spent=f"{len(picked)} of {tried} × {trained.epochs}",
+            )
+            for tried, picked in enumerate(choices, start=1)
+        ],
     )
 
 
@@ -186,7 +220,5 @@ def random_deviations(
         networks=len(genotypes),
         cpu_seconds=search_seconds + sum(trained.seconds),
         search_seconds=search_seconds,
-        options=of_exchangeable(
-            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=search_seconds
-        ),
+        options=of_exchangeable(trained, fixed_seconds=search_seconds),
     )

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from frontier import Option, of_exchangeable
-
-from methods.comparison import Comparison, affordable_networks
-from methods.results import Result, Trained
+from dnas_ens.compare.frontier import Trained, of_exchangeable
+from dnas_ens.compare.methods.comparison import Comparison, Result, affordable_networks
 
 
 def base_members(comparison: Comparison) -> Trained:
@@ -21,27 +19,16 @@ def base_members(comparison: Comparison) -> Trained:
     )
 
 
-def deep_ensemble_curve(comparison: Comparison) -> list[Option]:
-    """Return the measured deep-ensemble curve: 1, 2, ... networks of the base cell, each the mean over subsets.
-
-    The deep-ensemble equivalent of any row (arXiv 2002.06470) is read off from it.
-    """
-    trained = base_members(comparison)
-    return of_exchangeable(trained.predictions, trained.seconds, epochs=trained.epochs)
-
-
 def base_cell(comparison: Comparison) -> Iterator[Result]:
-    """Deep ensembles of the base cell: of M members, and of as many as our whole cost trains if the cell were free."""
+    """Deep ensembles of the base cell: of M members, and of as many as our whole cost trains if the cell were free.
+
+    The options of the latter, each the mean over subsets, are the measured curve that the deep-ensemble equivalent of
+    any row (arXiv 2002.06470) is read off from.
+    """
     count, everyone = comparison.num_members, base_members(comparison)
     affordable = affordable_networks(everyone.seconds[:count], comparison.total_seconds)
-    free = [
-        *deep_ensemble_curve(comparison),
-        *(
-            option
-            for trained in comparison.at_other_epochs("base-cell", [comparison.base] * affordable)
-            for option in of_exchangeable(trained.predictions, trained.seconds, epochs=trained.epochs)
-        ),
-    ]
+    others = comparison.at_other_epochs("base-cell", [comparison.base] * affordable)
+    free = [option for trained in (everyone, *others) for option in of_exchangeable(trained)]
     search = comparison.search_seconds
     yield Result(
         name="deep ensemble of the base cell",
@@ -80,6 +67,7 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
         first=count,
         seconds=comparison.largest_seconds - fixed,
     )
+    with_best = members.predictions.of_members([best]).with_members_of(copies.predictions)
     yield Result(
         name="deep ensemble of the best found cell",
         label="deep ensemble, best found cell",
@@ -87,13 +75,7 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
         networks=2 * count,
         cpu_seconds=fixed + sum(copies.seconds[:count]),
         search_seconds=comparison.search_seconds,
-        options=of_exchangeable(
-            members.predictions.of_members([best]).with_members_of(copies.predictions),
-            copies.seconds,
-            epochs=copies.epochs,
-            fixed_seconds=fixed,
-            paid=1,
-        ),
+        options=of_exchangeable(replace(copies, predictions=with_best), fixed_seconds=fixed, paid=1),
     )
 
 
@@ -105,8 +87,7 @@ def wider(comparison: Comparison) -> Iterator[Result]:
 
     def parameters(channels: int) -> int:
         recipe = replace(comparison.recipe, channels=channels)
-        network = MemberTraining(comparison.base, comparison.data, recipe, index=0).network
-        return sum(parameter.numel() for parameter in network.parameters())
+        return MemberTraining(comparison.base, comparison.data, recipe, index=0).num_parameters
 
     channels = comparison.recipe.channels
     while parameters(channels) < wanted:
@@ -121,7 +102,5 @@ def wider(comparison: Comparison) -> Iterator[Result]:
         networks=1,
         cpu_seconds=search + sum(trained.seconds),
         search_seconds=search,
-        options=of_exchangeable(
-            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=search
-        ),
+        options=of_exchangeable(trained, fixed_seconds=search),
     )

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from frontier import Option, option
 
-from methods.comparison import Comparison
-from methods.deep_ensembles import base_members
-from methods.long_training import long_epochs, train_long
-from methods.results import Result
+from dnas_ens.compare.frontier import Option, option
+from dnas_ens.compare.methods.comparison import Comparison, Result
+from dnas_ens.compare.methods.copies import base_members
+from dnas_ens.compare.methods.long_training import long_epochs, train_long
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -88,7 +87,7 @@ class _Averages:
 
 
 def averaged_weights(comparison: Comparison) -> Iterator[Result]:
-    """Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
+    """_Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
 
     One network of the base cell is trained as long as our M members, at the end with a constant learning rate. How
     many models an average takes, the soup and evolved coefficients are chosen on val. As the learning rate stays, the

@@ -2,13 +2,21 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from frontier import Option, best_within, frontier, of_exchangeable, of_ordered, windows
-from frontier_plot import spread
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from dnas_ens.compare.figure import spread
+from dnas_ens.compare.frontier import (
+    Option,
+    Trained,
+    best_within,
+    frontier,
+    of_exchangeable,
+    of_ordered,
+    windows,
+)
 from dnas_ens.evaluate.predictions import Predictions
 
 
@@ -101,8 +109,9 @@ def test_windows_hold_everyone_equally_often(sizes):
 @pytest.mark.parametrize("size", [1, 3, 4])
 def test_exchangeable_members_are_the_mean_over_all_subsets(size):
     """For 1, n - 1 and n of n members the balanced subsets are all there are."""
-    predictions, seconds = some_predictions(), [1.0, 2.0, 3.0, 6.0]
-    option = of_exchangeable(predictions, seconds, epochs=7, fixed_seconds=10.0)[size - 1]
+    predictions = some_predictions()
+    trained = Trained(predictions=predictions, seconds=[1.0, 2.0, 3.0, 6.0], epochs=7)
+    option = of_exchangeable(trained, fixed_seconds=10.0)[size - 1]
     expected = np.mean([by_hand(predictions, subset) for subset in combinations(range(4), size)], axis=0)
     np.testing.assert_allclose(figures(option), expected, atol=1e-5)
     assert (option.members, option.epochs, option.spent) == (size, 7, f"{size} × 7")
@@ -111,7 +120,8 @@ def test_exchangeable_members_are_the_mean_over_all_subsets(size):
 
 def test_ordered_members_are_taken_in_their_order():
     predictions = some_predictions(seed=1)
-    options = of_ordered(predictions, [1.0, 2.0, 3.0, 6.0], epochs=7, fixed_seconds=10.0)
+    trained = Trained(predictions=predictions, seconds=[1.0, 2.0, 3.0, 6.0], epochs=7)
+    options = of_ordered(trained, fixed_seconds=10.0)
     assert [option.cpu_seconds for option in options] == [11, 13, 16, 22]
     for size, option in enumerate(options, start=1):
         np.testing.assert_allclose(figures(option), by_hand(predictions, range(size)), atol=1e-5)

@@ -1,20 +1,84 @@
-"""Other searches than the run's own: independent DARTS searches, and the published hypernetwork upon one of them.
+"""Searched cells: ours as they are and weighted on val; independent DARTS searches; the published hypernetwork.
 
-They search with the run's data, supernet and number of epochs, each with a seed of its own.
+Further searches have the run's data, supernet and number of epochs, and each a seed of its own.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from frontier import of_ordered, option, windows
+import numpy as np
 
-from methods.comparison import Comparison
-from methods.random_cells import random_deviations
-from methods.results import Result, Searched
+from dnas_ens.compare.frontier import of_ordered, option, windows
+from dnas_ens.compare.methods.comparison import Comparison, Result, Searched
+from dnas_ens.compare.methods.random_cells import random_deviations
 
-DARTS, HYPERNET, DEVIATIONS = "darts-ens", "hypernet", "darts-deviations"
+if TYPE_CHECKING:
+    from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.metrics.cross_fitting import WeightFit
+    from dnas_ens.types import FloatArray, IntArray
+
+#: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
+#: error of a good ensemble, which leaves the temperature without a minimum.
+LEAST_CROSSED = 1_000
+DARTS, HYPERNET = "darts-ens", "hypernet"
+
+
+def ours(comparison: Comparison) -> Iterator[Result]:
+    """The searched ensemble, its best member, and its members weighted on val.
+
+    Its options are its first k members in the order of the search's ranking.
+    """
+    from dnas_ens.ensembles import weighting
+    from dnas_ens.evaluate.tables import best_single
+
+    search = comparison.search_seconds
+    trainings = [comparison.grown, *comparison.at_other_epochs("ours", comparison.genotypes)]
+    whole = Result(
+        name="ours (searched ensemble)",
+        label="ours",
+        predictions=comparison.members.predictions,
+        networks=comparison.num_members,
+        cpu_seconds=comparison.total_seconds,
+        search_seconds=search,
+        options=[found for trained in trainings for found in of_ordered(trained, fixed_seconds=search)],
+    )
+    yield whole
+    part = replace(whole, label="", options=())
+    best = best_single(whole.predictions)
+    yield replace(part, name="its best member on val", predictions=whole.predictions.of_members([best]))
+
+    def log_loss(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
+        return weighting.fit_weights(val_probs, val_labels).weights
+
+    def evolved(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
+        return weighting.evolve_weights(val_probs, val_labels).weights
+
+    def caruana(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
+        return weighting.caruana_weights(val_probs, val_labels).weights
+
+    for name, fit in (
+        ("log-loss (SLSQP)", log_loss),
+        ("differential evolution", evolved),
+        ("Caruana selection", caruana),
+    ):
+        yield replace(part, name=f"its members weighted by {name}", **weighted(whole.predictions, fit))
+
+
+def weighted(predictions: Predictions, fit: WeightFit) -> dict[str, Any]:
+    """Return predictions with weights fitted on val, and where val is large enough the fit that is crossed."""
+    from dnas_ens.metrics.cross_fitting import cross_fit
+
+    val = predictions.val_probs.astype(np.float64), predictions.val_labels
+    everyone = range(predictions.num_members)
+    found: dict[str, Any] = {"predictions": predictions.of_members(everyone, np.asarray(fit(*val)).tolist())}
+    if len(predictions.val_labels) >= LEAST_CROSSED:
+        test = predictions.test_probs.astype(np.float64), predictions.test_labels
+        found["cross_fit"] = cross_fit(*val, *test, fit=fit)
+    return found
 
 
 def darts_search(comparison: Comparison, index: int) -> Searched:
@@ -79,9 +143,7 @@ def hypernet(comparison: Comparison) -> Iterator[Result]:
         networks=len(found.genotypes),
         cpu_seconds=searching + sum(trained.seconds),
         search_seconds=searching,
-        options=of_ordered(
-            trained.predictions, trained.seconds, epochs=trained.epochs, fixed_seconds=searching
-        ),
+        options=of_ordered(trained, fixed_seconds=searching),
     )
 
 
@@ -101,7 +163,7 @@ def darts_deviations(comparison: Comparison) -> Result:
     base = darts_search(comparison, 0)
     return random_deviations(
         comparison,
-        DEVIATIONS,
+        "darts-deviations",
         base=base.base,
         like=hypernet_search(comparison).genotypes,
         search_seconds=base.seconds,

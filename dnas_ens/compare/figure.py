@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from frontier import Option, frontier
+from dnas_ens.compare.frontier import frontier
+
+if TYPE_CHECKING:
+    from dnas_ens.compare.methods.comparison import Result
 
 #: Points, of the labels beside the lines.
 LABEL_SIZE, LABEL_GAP = 8.5, 12.5
@@ -18,16 +22,12 @@ LEADER, MARGIN = 16, 10
 
 
 def plot_frontiers(
-    methods: Mapping[str, Sequence[Sequence[Option]]],
-    *,
-    budgets: Mapping[str, float],
-    title: str,
-    path: Path,
+    results: Sequence[Sequence[Result]], *, budgets: Mapping[str, float], title: str, path: Path
 ) -> None:
-    """Draw the frontiers of methods, ours first, and write them as PNG.
+    """Draw the frontiers of methods and write them as PNG.
 
     Args:
-        methods: For each method by its label the options of every seed.
+        results: The results of every seed, the same rows in the same order, ours first.
         budgets: Total costs that are compared, means over seeds, by the words their marks have.
         title: A heading.
         path: The file.
@@ -42,7 +42,11 @@ def plot_frontiers(
         text_width,
     )
 
-    lines = {label: frontier(options) for label, options in methods.items()}
+    lines = {
+        result.label: frontier([of_seed[index].options for of_seed in results])
+        for index, result in enumerate(results[0])
+        if result.options
+    }
     lines = {label: line for label, line in lines.items() if line[0]}
     figure = new_figure(WIDTH, HEIGHT)
     axis = figure.subplots()

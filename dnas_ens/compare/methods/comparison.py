@@ -1,4 +1,4 @@
-"""What all methods share: the run they stand beside, its data and recipe, and how they train and search.
+"""What all methods share: the run they are set beside, its data and recipe, and how they train and search.
 
 Every method works in a folder of its own under the run's ``baselines/``, with the recipe of the run and seeds of its
 own; what is finished there is not done again, and what was interrupted goes on. Choices are made on val; test is
@@ -15,16 +15,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnas_ens.compare.frontier import Option, Trained
+from dnas_ens.compare.records import Record, Records
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
-from methods.results import Budget, Searched, Trained
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import nn
 
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.evaluate.predictions import Predictions
+    from dnas_ens.metrics.cross_fitting import CrossFit
     from dnas_ens.nn.network import Network
     from dnas_ens.training.prediction import Batches
 
@@ -32,6 +35,72 @@ if TYPE_CHECKING:
 STATISTICS_IMAGES = 5_000
 #: Val images that averages of weights are chosen by, at most.
 JUDGING_IMAGES = 2_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much the methods may train.
+
+    Args:
+        pool_size: Random cells of the pool, of which M are chosen (NES-RS) and the best is taken for a deep
+            ensemble; networks an evolution trains (NES-RE).
+        population: Networks alive in the evolution.
+        parents: Candidates for its next parent.
+        epochs: Other epoch counts at which the methods that split between members and epochs are trained.
+        members: Larger sizes of ours, whose total cost the methods that can grow are grown to.
+    """
+
+    pool_size: int = 10
+    population: int = 5
+    parents: int = 2
+    epochs: tuple[int, ...] = ()
+    members: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One row of the comparison.
+
+    Args:
+        name: What it is; the same with every seed.
+        predictions: On val and test.
+        networks: Networks trained for it, discarded ones included.
+        cpu_seconds: All training it needs, the search included where its cells come from it.
+        search_seconds: What searching took of that; training networks that are discarded is no part of it.
+        label: Its name in the figure; none where it is no method of its own.
+        options: The ways it can be had, for the frontier; none where it is no method of its own.
+        detail: What differs between seeds, such as a width.
+        cross_fit: Weights and temperature from different halves of val, where weights were fitted on val too.
+    """
+
+    name: str
+    predictions: Predictions
+    networks: int
+    cpu_seconds: float
+    search_seconds: float = 0.0
+    label: str = ""
+    options: Sequence[Option] = ()
+    detail: str = ""
+    cross_fit: CrossFit | None = None
+
+    def losses(self) -> np.ndarray:
+        """Return the calibrated NLL on every test image, (N,), nats."""
+        from dnas_ens.metrics.calibration import per_image_calibrated_nll
+
+        if self.cross_fit is not None:
+            return self.cross_fit.per_image_calibrated_nll
+        val, test = self.predictions.averaged()
+        return per_image_calibrated_nll(val, self.predictions.val_labels, test, self.predictions.test_labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searched:
+    """A further search: its base cell, the members it chose, its CPU seconds and its genotypes.json."""
+
+    base: Genotype
+    genotypes: list[Genotype]
+    seconds: float
+    file: Path
 
 
 @dataclass(eq=False, kw_only=True)
@@ -76,25 +145,21 @@ class Comparison:
         """Candidate operations of the search but for ``none``."""
         return tuple(name for name in self.search.supernet.operations if name != "none")
 
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of our ensembles whose total cost the methods are given: M, and the larger ones asked for."""
+        return [self.num_members, *self.budget.members]
+
     @functools.cached_property
     def members(self) -> Trained:
         """The members of the searched ensemble, in the order they were chosen in."""
-        from dnas_ens.evaluate.run import predict_folder
-
-        predictions = predict_folder(self.folder, self.data, device=self.device, reuse=True)
-        seconds = training_seconds(self.folder, self.num_members)
-        return Trained(predictions=predictions, seconds=seconds, epochs=self.recipe.epochs)
+        return self._predicted(self.folder, self.num_members, self.recipe)
 
     @functools.cached_property
     def grown(self) -> Trained:
         """Our members and as many more of the search's ranking as the largest ensemble asked for has."""
         more = ranked_genotypes(self.found, self.sizes[-1])[self.num_members :]
         return self.members.joined(self.train("ours-more", more)) if more else self.members
-
-    @property
-    def sizes(self) -> list[int]:
-        """Sizes of our ensembles whose total cost the methods are given: M, and the larger ones asked for."""
-        return [self.num_members, *self.budget.members]
 
     @functools.cached_property
     def total_seconds(self) -> float:
@@ -110,11 +175,14 @@ class Comparison:
         """Return the CPU seconds of our ensemble of so many members, search and training."""
         return self.search_seconds + sum(self.grown.seconds[:members])
 
-    def recipe_of(self, name: str, **fields: Any) -> RetrainConfig:
-        """Return the recipe of a method, which has another root of seeds.
+    def baseline(self, name: str) -> Path:
+        """Return the folder of a method, which exists."""
+        folder = self.folder / "baselines" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
-        So no member repeats one of ours where the cells agree.
-        """
+    def recipe_of(self, name: str, **fields: Any) -> RetrainConfig:
+        """Return the recipe of a method. Its root of seeds is its own, so no member repeats one of ours."""
         return replace(self.recipe, seed=self.recipe.seed + zlib.crc32(name.encode()), **fields)
 
     def train(self, name: str, genotypes: Sequence[Genotype], **fields: Any) -> Trained:
@@ -125,21 +193,27 @@ class Comparison:
             genotypes: What to train.
             **fields: Fields of the recipe that differ.
         """
-        from dnas_ens.evaluate.run import predict_folder
         from dnas_ens.training.members import train_members
 
         if name not in self._trained:
-            folder = self.baseline(name)
-            recipe = self.recipe_of(name, **fields)
+            folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
             train_members(
                 genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers
             )
-            self._trained[name] = Trained(
-                predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
-                seconds=training_seconds(folder, len(genotypes)),
-                epochs=recipe.epochs,
-            )
+            self._trained[name] = self._predicted(folder, len(genotypes), recipe)
         return self._trained[name]
+
+    def _predicted(self, folder: Path, num_members: int, recipe: RetrainConfig) -> Trained:
+        """Return the trained members of a folder."""
+        from dnas_ens.evaluate.run import predict_folder
+        from dnas_ens.run.files import read_json
+
+        files = [folder / "members" / str(index) / "member.json" for index in range(num_members)]
+        return Trained(
+            predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
+            seconds=[float(read_json(file)["cpu_seconds"]) for file in files],
+            epochs=recipe.epochs,
+        )
 
     def train_within(
         self, name: str, cells: Callable[[int], Sequence[Genotype]], *, first: int, seconds: float
@@ -156,15 +230,26 @@ class Comparison:
         more = cells(affordable_networks(trained.seconds, seconds))[first:]
         return trained.joined(self.train(f"{name}-more", more)) if more else trained
 
+    def at_other_epochs(self, name: str, genotypes: Sequence[Genotype]) -> list[Trained]:
+        """Train the genotypes for every other number of epochs asked for.
+
+        For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
+        """
+        own, found = self.recipe.epochs, []
+        for epochs in self.budget.epochs:
+            if epochs != own:
+                count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
+                found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))
+        return found
+
     @functools.cached_property
     def passes(self) -> tuple[Batches, Batches]:
         """Passes over training images, for BatchNorm statistics, and over val images that averages are chosen by.
 
         The latter are of one half of val: temperatures are fitted on all of it.
         """
-        from studies.batches import plain_passes
-
         from dnas_ens.data.splits import alternating_halves
+        from dnas_ens.training.prediction import plain_passes
 
         train, val = self.data.train, self.data.val
         judging = val.subset(alternating_halves(val.labels.cpu().numpy())[0])
@@ -193,42 +278,23 @@ class Comparison:
 
     def kept(
         self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]
-    ) -> tuple[Predictions, dict[str, Any]]:
-        """Return a method's predictions and what is noted of them, made only where its folder does not hold them.
+    ) -> tuple[Predictions, Record]:
+        """Return a method's predictions and what is noted of them; made once for each number of our members.
 
         Args:
             name: Folder of the method.
             make: Trains and predicts.
         """
         from dnas_ens.evaluate.predictions import Predictions
-        from dnas_ens.run.files import read_json, write_json
 
-        folder = self.baseline(name)
-        if not (folder / "cost.json").exists():
+        file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
+        records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
+        if key not in records or not file.exists():
             predictions, notes = make()
-            predictions.save(folder / "predictions.npz")
-            # Last, for this file says that the method is finished.
-            write_json(folder / "cost.json", notes)
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        return Predictions.load(folder / "predictions.npz"), read_json(folder / "cost.json")
-
-    def at_other_epochs(self, name: str, genotypes: Sequence[Genotype]) -> list[Trained]:
-        """Train the genotypes for every other number of epochs asked for.
-
-        For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
-        """
-        own, found = self.recipe.epochs, []
-        for epochs in self.budget.epochs:
-            if epochs != own:
-                count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
-                found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))
-        return found
-
-    def baseline(self, name: str) -> Path:
-        """Return the folder of a method, which exists."""
-        folder = self.folder / "baselines" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+            predictions.save(file)
+            records.add({"method": name, "members": self.num_members, **notes})
+            shutil.rmtree(self.baseline(name) / "checkpoints", ignore_errors=True)
+        return Predictions.load(file), records[key]
 
     def search_again(
         self, name: str, regime: str, *, seed: int, members: int = 1, base: Path | None = None
@@ -244,7 +310,6 @@ class Comparison:
         """
         from dnas_ens.config.fields import to_dict
         from dnas_ens.config.presets import search_preset
-        from dnas_ens.run.files import read_json
         from dnas_ens.run.folder import RunFolder
         from dnas_ens.search.run import run_search
 
@@ -265,15 +330,14 @@ class Comparison:
             # As seen from the run, so that it may be moved.
             settings["hypernetwork"]["base"] = str(base.relative_to(self.folder))
         with RunFolder.create(self.baseline(name), config=settings, resume=True) as run:
-            file = run.file("genotypes.json")
-            if not file.exists():
+            if not run.file("genotypes.json").exists():
                 run_search(config, self.data, device=self.device, run=run, resume=True)
-            found = read_json(file)
+            found = run.read_json("genotypes.json")
         return Searched(
             base=Genotype.from_dict(found["base"]["genotype"]),
             genotypes=ranked_genotypes(found),
             seconds=float(found["report"]["cpu_seconds"]),
-            file=file,
+            file=run.file("genotypes.json"),
         )
 
 
@@ -285,13 +349,3 @@ def affordable_networks(trained: Sequence[float], seconds: float) -> int:
         seconds: CPU seconds that all together may take.
     """
     return max(len(trained), round(seconds * len(trained) / sum(trained)))
-
-
-def training_seconds(folder: Path, num_members: int) -> list[float]:
-    """Return the CPU seconds the first members of a folder took to train."""
-    from dnas_ens.run.files import read_json
-
-    return [
-        float(read_json(folder / "members" / str(index) / "member.json")["cpu_seconds"])
-        for index in range(num_members)
-    ]

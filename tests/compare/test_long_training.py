@@ -6,17 +6,18 @@ import math
 import numpy as np
 import pytest
 import torch
-from methods.averaged_weights import _Averages, averaged_weights, evolved_network
-from methods.comparison import Comparison
-from methods.long_training import train_long
-from methods.snapshots import _Cycles, snapshots
 from torch.optim.swa_utils import update_bn
 
+from dnas_ens.compare.methods.averaged_weights import _Averages, averaged_weights, evolved_network
+from dnas_ens.compare.methods.comparison import Comparison
+from dnas_ens.compare.methods.long_training import Cycles, snapshots, train_long
+from dnas_ens.compare.records import read_lines
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data import load_data
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.data.splits import alternating_halves
-from dnas_ens.run.files import load_tensors, read_json
+from dnas_ens.ensembles.snapshot import CosineCycles
+from dnas_ens.run.files import load_tensors
 from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.training.trainer import MemberTraining
@@ -138,7 +139,7 @@ def test_averages_are_of_a_plain_loop_with_a_rate_that_falls_and_stays(compariso
         hits = probs_of(comparison, state).argmax(1) == comparison.data.test.labels.numpy()
         assert option.hits.mean() == pytest.approx(hits.mean())
     # The search took 10 seconds. A training that stops after seven of eight epochs costs seven eighths.
-    noted = read_json(comparison.baseline("averaged-weights") / "cost.json")
+    (noted,) = read_lines(comparison.folder / "baselines" / "records.jsonl")
     training, making = noted["training_seconds"], noted["making"]
     assert training > 0
     for name, row in rows.items():
@@ -165,29 +166,40 @@ def test_snapshots_are_of_a_plain_loop_with_the_papers_rate(comparison):
         np.testing.assert_allclose(row.predictions.test_probs[index], probs, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", [_Cycles, _Averages])
+def cycles(training):
+    return Cycles(training, CosineCycles(epochs=EPOCHS * MEMBERS, num_cycles=2, initial_learning_rate=0.05))
+
+
+@pytest.mark.parametrize("kind", ["cycles", "averages"])
 def test_an_interrupted_training_goes_on_to_the_same_end(comparison, kind):
-    class Interrupted(kind):
-        def after_epoch(self, epochs_done):
-            super().after_epoch(epochs_done)
+    def companion_of(training):
+        return cycles(training) if kind == "cycles" else _Averages(comparison, training)
+
+    def interrupted(training):
+        companion = companion_of(training)
+        ordinary = companion.after_epoch
+
+        def after_epoch(epochs_done):
+            ordinary(epochs_done)
             # Between two checkpoints, and after the first model was kept.
             if epochs_done == 7:
                 raise KeyboardInterrupt
 
+        companion.after_epoch = after_epoch
+        return companion
+
     with pytest.raises(KeyboardInterrupt):
-        train_long(comparison, "broken", lambda training: Interrupted(comparison, training))
-    resumed, companion, _ = train_long(comparison, "broken", lambda training: kind(comparison, training))
+        train_long(comparison, "broken", interrupted)
+    resumed, companion, _ = train_long(comparison, "broken", companion_of)
     # The name decides the seeds; a folder of another comparison has no checkpoint.
     comparison.folder = comparison.folder / "elsewhere"
-    straight, other, _ = train_long(comparison, "broken", lambda training: kind(comparison, training))
-    for name, value in straight.network.state_dict().items():
-        torch.testing.assert_close(resumed.network.state_dict()[name], value, rtol=0, atol=0)
+    straight, other, _ = train_long(comparison, "broken", companion_of)
+    torch.testing.assert_close(resumed.network.state_dict(), straight.network.state_dict(), rtol=0, atol=0)
     mine, its = (each.state_dict() for each in (companion, other))
-    for found, expected in zip(
-        mine.get("states", mine.get("snapshots")), its.get("states", its.get("snapshots")), strict=True
-    ):
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=0, atol=0)
+    kept = "snapshots" if kind == "cycles" else "states"
+    assert len(its[kept]) == 2
+    for found, expected in zip(mine[kept], its[kept], strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_evolved_network_lies_between_two_and_is_no_worse_on_what_chose_it(comparison):
@@ -195,7 +207,7 @@ def test_the_evolved_network_lies_between_two_and_is_no_worse_on_what_chose_it(c
     networks = comparison.train("base-cell", [comparison.base] * MEMBERS)
     folder = comparison.folder / "baselines"
     states = [load_tensors(folder / "base-cell" / "members" / f"{i}/model.safetensors") for i in (0, 1)]
-    share = read_json(folder / "evolved-network" / "cost.json")["coefficient"]
+    share = read_lines(folder / "records.jsonl")[0]["coefficient"]
     assert 0 <= share <= 1
     np.testing.assert_allclose(
         row.predictions.test_probs[0],

@@ -10,14 +10,14 @@ Legend: N test images, S seeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from dnas_ens.types import FloatArray
 
+if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions
 
 
@@ -39,8 +39,8 @@ class Option:
     epochs: int
     cpu_seconds: float
     val_nll: float
-    losses: npt.NDArray[np.float64]
-    hits: npt.NDArray[np.float64]
+    losses: FloatArray
+    hits: FloatArray
     spent: str
 
     @property
@@ -99,47 +99,64 @@ def option(
     )
 
 
-def of_exchangeable(
-    predictions: Predictions,
-    seconds: Sequence[float],
-    *,
-    epochs: int,
-    fixed_seconds: float = 0.0,
-    paid: int = 0,
-) -> list[Option]:
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Networks trained for a method.
+
+    Args:
+        predictions: On val and test, equal weights.
+        seconds: CPU seconds of each.
+        epochs: Epochs of each.
+    """
+
+    predictions: Predictions
+    seconds: list[float]
+    epochs: int
+
+    def joined(self, more: Trained) -> Trained:
+        """Return these networks and others that were trained as long."""
+        predictions = self.predictions.with_members_of(more.predictions)
+        return replace(self, predictions=predictions, seconds=[*self.seconds, *more.seconds])
+
+    def first(self, count: int) -> Trained:
+        """Return the first so many networks."""
+        return replace(
+            self, predictions=self.predictions.of_members(range(count)), seconds=self.seconds[:count]
+        )
+
+
+def of_exchangeable(trained: Trained, *, fixed_seconds: float = 0.0, paid: int = 0) -> list[Option]:
     """Return the options of 1, 2, ..., all members where none is preferred to another.
 
     Args:
-        predictions: Of all members.
-        seconds: CPU seconds of each but those that are paid for.
-        epochs: Epochs of each.
+        trained: The members; ``seconds`` of those that are not paid for.
         fixed_seconds: What is spent before the first, such as a search.
         paid: The first so many members are in every option, and their cost is in ``fixed_seconds``.
     """
-    options = []
+    seconds, options = trained.seconds, []
     for size in range(0 if paid else 1, len(seconds) + 1):
         subsets = windows(len(seconds), size)
         costs = [fixed_seconds + sum(seconds[index] for index in subset) for subset in subsets]
         members = [[*range(paid), *(paid + index for index in subset)] for subset in subsets]
-        options.append(option(predictions, members, cpu_seconds=costs, epochs=epochs))
+        options.append(option(trained.predictions, members, cpu_seconds=costs, epochs=trained.epochs))
     return options
 
 
-def of_ordered(
-    predictions: Predictions, seconds: Sequence[float], *, epochs: int, fixed_seconds: float = 0.0
-) -> list[Option]:
+def of_ordered(trained: Trained, *, fixed_seconds: float = 0.0) -> list[Option]:
     """Return the options of the first 1, 2, ..., all members, in the order they were chosen in.
 
-    Arguments as in `of_exchangeable`.
+    Args:
+        trained: The members.
+        fixed_seconds: What is spent before the first.
     """
     return [
         option(
-            predictions,
+            trained.predictions,
             [range(size)],
-            cpu_seconds=[fixed_seconds + sum(seconds[:size])],
-            epochs=epochs,
+            cpu_seconds=[fixed_seconds + sum(trained.seconds[:size])],
+            epochs=trained.epochs,
         )
-        for size in range(1, len(seconds) + 1)
+        for size in range(1, len(trained.seconds) + 1)
     ]
 
 

@@ -1,0 +1,120 @@
+"""Command: ``python -m dnas_ens.compare R ...``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from dnas_ens.commands.options import print_next
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.methods import METHODS, Budget
+from dnas_ens.config import require
+
+PROG = "python -m dnas_ens.compare"
+DESCRIPTION = """\
+Compare a searched ensemble with what else could be had, for as many members and for the same cost.
+
+Trains the chosen methods with the recipe of the run and seeds of their own, predicts val and test, and reports both
+budgets. Equal number of members: one table with the cost of each, and what the difference to ours is worth (paired by
+seed and test image, Holm-corrected). Equal total cost: the frontier, calibrated NLL against total training cost, where
+each method splits its budget between members and epochs as val finds best, as a figure and as a table at our own cost.
+A deep ensemble of the best found cell cannot be had for that, for the cell is found among our trained members:
+--members-grid compares at the cost of larger ensembles of ours. Several run folders are search seeds of one
+configuration: figures are then mean ± standard deviation over them.
+
+Cost: about 70 trainings of one member and M + 1 further searches for five members, a quarter of an hour on digits;
+another epoch count about 25 trainings of that length, another size N of ours four for each member more. What is
+finished is kept, predictions too: run it again after an interruption, or with more methods.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand:
+    """Options of the command."""
+
+    run_dirs: Positional[tuple[Path, ...]]
+    """Run folders whose members are trained, one a search seed of the same configuration."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods to compare with."""
+    epochs_grid: tuple[int, ...] = ()
+    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
+    members_grid: tuple[int, ...] = ()
+    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
+    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
+    pool_size: int = 10
+    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
+    population: int = 5
+    """Networks alive in NES-RE's evolution."""
+    parents: int = 2
+    """Candidates for the next parent in it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: int = 0
+    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+    output: Path | None = None
+    """Where the results go, OUTPUT.md, .csv, .json and .png; default: into the run folder of one, beside several."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            require(name in METHODS, f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
+        for epochs in self.epochs_grid:
+            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
+        require(
+            list(self.members_grid) == sorted(set(self.members_grid)),
+            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
+            "Give each size once, the smallest first.",
+        )
+
+    @property
+    def budget(self) -> Budget:
+        """How much the methods may train."""
+        return Budget(
+            pool_size=self.pool_size,
+            population=self.population,
+            parents=self.parents,
+            epochs=self.epochs_grid,
+            members=self.members_grid,
+        )
+
+    @property
+    def path(self) -> Path:
+        """Where the results go, without ending."""
+        if self.output is not None:
+            return self.output
+        first, *others = self.run_dirs
+        names = "-".join(path.name for path in self.run_dirs)
+        return first.parent / f"comparison-{names}" if others else first / "comparison"
+
+
+def main(argv: list[str], *, prog: str = PROG, description: str = DESCRIPTION) -> None:
+    """Run the command.
+
+    Args:
+        argv: What was typed after the program's name.
+        prog: The program's name as typed.
+        description: First lines of ``--help``.
+    """
+    default = CompareCommand(run_dirs=tyro.MISSING)
+    command = parse(CompareCommand, argv, prog=prog, description=description, default=default)
+    from dnas_ens.compare.run import compare_runs
+    from dnas_ens.run.machine import resolve_device
+
+    require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")
+    compare_runs(
+        command.run_dirs,
+        command.path,
+        methods=command.methods,
+        budget=command.budget,
+        device=resolve_device(command.device),
+        workers=command.workers,
+        command=[*prog.split(), *argv],
+    )
+    run = command.run_dirs[0]
+    if command.path.parent == run:
+        from dnas_ens.report import write_report
+
+        print(f"report: {write_report(run)}")
+        print_next(run, "dnas_ens.report")

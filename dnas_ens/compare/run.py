@@ -1,0 +1,261 @@
+"""Comparing one or several runs: which are seeds of one configuration, the methods' rows, both budgets, the files."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dnas_ens.compare.methods import METHODS, Budget, Comparison, Result
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.run.folder import RunFolder
+
+
+def compare_runs(
+    run_dirs: Sequence[Path],
+    output: Path,
+    *,
+    methods: Sequence[str],
+    budget: Budget,
+    device: torch.device,
+    workers: int,
+    command: Sequence[str],
+) -> None:
+    """Train the methods beside runs, then print and write the comparison; what is finished is not done again.
+
+    Args:
+        run_dirs: Run folders with trained members, one a search seed of the same configuration.
+        output: Where the results go, without ending.
+        methods: Names in `METHODS`; ours is always among them.
+        budget: How much the methods may train.
+        device: Where to train.
+        workers: Members trained side by side on a CPU.
+        command: What was typed.
+
+    Raises:
+        UserError: The runs are not trained or not alike, or the budget does not fit their members.
+    """
+    from dnas_ens.run.folder import RunFolder
+
+    with ExitStack() as stack:
+        runs = [stack.enter_context(RunFolder.open(path, command=command)) for path in run_dirs]
+        require_alike(runs)
+        comparisons = [_beside(run, budget, device=device, workers=workers) for run in runs]
+        # Seed by seed, so that an interrupted comparison has some whole ones.
+        results = [
+            [
+                result
+                for name, method in METHODS.items()
+                if name == "ours" or name in methods
+                for result in method(comparison)
+            ]
+            for comparison in comparisons
+        ]
+        environments = [entry for run in runs for entry in run.read_json("env.json")]
+        write_comparison(output, comparisons, results, environments)
+
+
+def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: int) -> Comparison:
+    """Load a run's data, and refuse a budget that does not fit its members before anything is trained."""
+    from dnas_ens.commands.options import data_of_run
+    from dnas_ens.config.fields import override
+    from dnas_ens.space.genotype import ranked_genotypes
+
+    data = data_of_run(run)
+    run.write_env({"device": str(device), "data": data.describe()})
+    comparison = Comparison(
+        folder=run.path,
+        search=override(SearchConfig(), run.config["search"]),
+        found=run.read_json("genotypes.json"),
+        data=data,
+        recipe=override(RetrainConfig(), run.config["retrain"]),
+        device=device,
+        workers=workers,
+        budget=budget,
+        trained_members=members_of(run),
+    )
+    count = comparison.num_members
+    require(
+        count <= budget.pool_size,
+        f"A pool of {budget.pool_size} is too small for {count} members.",
+        f"Give --pool-size {count} or more.",
+    )
+    if budget.members:
+        require(
+            count < budget.members[0],
+            f"--members-grid begins with {budget.members[0]}, but ours has {count} members as it is.",
+            "Give larger sizes.",
+        )
+        ranked_genotypes(comparison.found, budget.members[-1])
+    return comparison
+
+
+def require_alike(runs: Sequence[RunFolder]) -> None:
+    """Check that runs are trained, and differ in their seeds alone.
+
+    Raises:
+        UserError: Members are missing, seeds are the same, or something else differs; its field is named.
+    """
+    from dnas_ens.run.files import first_difference
+
+    first = runs[0]
+    seen: dict[int, Path] = {}
+    for run in runs:
+        if not run.file("ensemble.json").exists():
+            raise UserError(
+                f"The members of {run.path} are not trained.",
+                f"Run python -m dnas_ens.retrain {shlex.quote(str(run.path))}.",
+            )
+        difference = first_difference(_without_seeds(first), _without_seeds(run), "config")
+        if difference is not None:
+            field, there, here = difference
+            raise UserError(
+                f"{first.path} and {run.path} are not seeds of one configuration: {field} is {there} in the first and "
+                f"{here} in the second.",
+                "Compare them one by one, or name runs that differ in their seeds alone.",
+            )
+        sizes = [members_of(each) for each in (first, run)]
+        require(
+            sizes[0] == sizes[1],
+            f"{first.path} has {sizes[0]} members and {run.path} has {sizes[1]}.",
+            "Train as many of each: python -m dnas_ens.retrain RUN --members N --resume.",
+        )
+        prints = [each.read_json("splits.json")["fingerprint"] for each in (first, run)]
+        require(
+            prints[0] == prints[1],
+            f"{first.path} and {run.path} have other images or splits.",
+            "Name runs on the same data.",
+        )
+        other = seen.setdefault(run.config["search"]["seed"], run.path)
+        require(
+            other == run.path,
+            f"{other} and {run.path} have the same search seed.",
+            "Name runs with seeds of their own.",
+        )
+
+
+def members_of(run: RunFolder) -> int:
+    """Return the number of members of a run's ensemble."""
+    return len(run.read_json("ensemble.json")["members"])
+
+
+def _without_seeds(run: RunFolder) -> dict[str, Any]:
+    """Return a configuration without seeds, and without the file of a given base, which a seed may have of its own."""
+    search, recipe = dict(run.config["search"]), dict(run.config["retrain"])
+    given = search["hypernetwork"]["base"] is not None
+    search["hypernetwork"] = {**search["hypernetwork"], "base": given}
+    del search["seed"], recipe["seed"]
+    return {"search": search, "retrain": recipe}
+
+
+def write_comparison(
+    output: Path,
+    comparisons: Sequence[Comparison],
+    results: Sequence[Sequence[Result]],
+    environments: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print the tables of both budgets and write them to OUTPUT.md, .csv and .json, with the frontier as OUTPUT.png.
+
+    Args:
+        output: Without ending.
+        comparisons: One a seed.
+        results: The results of every seed, the same rows in the same order, ours first.
+        environments: Entries of env.json of all runs.
+    """
+    from dnas_ens.compare import tables
+    from dnas_ens.compare.budgets import equal_cost, options_table
+    from dnas_ens.compare.figure import plot_frontiers
+    from dnas_ens.compare.report import write_results
+    from dnas_ens.evaluate.tables import to_markdown
+    from dnas_ens.run.files import with_ending
+
+    first, data = comparisons[0], comparisons[0].data
+    seeds = [comparison.search.seed for comparison in comparisons]
+    rows = [tables.rows_of(of_seed, seed=seed) for of_seed, seed in zip(results, seeds, strict=True)]
+    budgets = {size: [comparison.cost_of(size) for comparison in comparisons] for size in first.sizes}
+    costs, cost_text = equal_cost(results, budgets)
+    text = (
+        "## Equal number of members\n\n"
+        + to_markdown(tables.over_seeds(rows), tables.COLUMNS)
+        + "\n"
+        + tables.differences(results)
+        + tables.spread_sentence(results)
+        + tables.ranking_sentence(comparisons)
+        + "\n## Equal total cost\n\n"
+        + _options_sentences(first)
+        + f"Frontier: [figure]({output.name}.png).\n\n"
+        + cost_text
+    )
+    print(f"{data.name}, {len(data.test)} test images")
+    print(text, end="")
+    head = (
+        f"# Searched ensemble and other methods: {data.name}\n\n"
+        + tables.provenance(
+            sorted(environments, key=lambda entry: str(entry["time"])), device=str(first.device)
+        )
+        + _scale(comparisons)
+    )
+    flat = [row for of_seed in rows for row in of_seed]
+    record = {"rows": flat, "equal_cost": costs, "options": options_table(results, seeds)}
+    write_results(output, head + text, rows=flat, columns=tables.FILE_COLUMNS, document=record)
+    plot_frontiers(
+        results,
+        budgets={
+            f"ours with {size}" if len(budgets) > 1 else "our total cost": sum(seconds) / len(seconds)
+            for size, seconds in budgets.items()
+        },
+        title=f"What a total training cost buys: {data.name}, {len(seeds)} search "
+        f"seed{'s' if len(seeds) > 1 else ''}",
+        path=with_ending(output, ".png"),
+    )
+    print(f"wrote {output}.md, .csv, .json and .png")
+
+
+def _options_sentences(comparison: Comparison) -> str:
+    """Say what a method may split its budget between, and what the words for it mean."""
+    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs})
+    grid = (
+        f"Ours, the base cell and random cells were trained for {', '.join(map(str, tried[:-1]))} and {tried[-1]} "
+        "epochs, the others as the recipe says; for other epochs than its no more networks were trained. "
+        if len(tried) > 1
+        else "Only the number of members varies: all were trained as long as the recipe says. "
+    )
+    grown = (
+        "Ours grows in the order of the search's ranking; deep ensembles of the base and of the best of the first "
+        f"{comparison.num_members} members, which is one of its copies, and random cells are grown with it, other "
+        "methods are not. "
+    )
+    return (
+        "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
+        "*members × epochs* is what was chosen, a choice a seed where they differ. "
+        + grid
+        + (grown if comparison.budget.members else "")
+        + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
+        "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles; *k "
+        "averaged, e epochs* is the equal average of k models kept at the end of a training of so many. Choosing "
+        "between options is free here. "
+    )
+
+
+def _scale(comparisons: Sequence[Comparison]) -> str:
+    """Say what was run, and what the columns hold."""
+    first = comparisons[0]
+    data, recipe = first.data, first.recipe
+    seeds = ", ".join(str(comparison.search.seed) for comparison in comparisons)
+    recipe_seeds = ", ".join(str(comparison.recipe.seed) for comparison in comparisons)
+    many = len(comparisons) > 1
+    return (
+        f"Search seed{'s' if many else ''} {seeds}, recipe seed{'s' if many else ''} {recipe_seeds}, split seed "
+        f"{first.search.data.split_seed}. {len(data.train)} training, {len(data.val)} val and {len(data.test)} test "
+        f"images; {recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, {first.num_members} members. "
+        "cpu seconds hold all the training a row needs: every search its cells come from, and networks that were "
+        "trained and not chosen. Weights and temperature are fitted on val."
+        + (" Mean ± standard deviation over seeds; counts are means.\n\n" if many else "\n\n")
+    )

@@ -1,0 +1,534 @@
+"""A comparison of tiny runs, beside what is stored in their folders."""
+
+import contextlib
+import csv
+import io
+import json
+import re
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+
+from dnas_ens.commands.compare import main
+from dnas_ens.commands.retrain import main as retrain
+from dnas_ens.commands.whole_way import main as whole_way
+from dnas_ens.compare.budgets import equal_cost, unspent_sentences
+from dnas_ens.compare.frontier import Option
+from dnas_ens.compare.methods import Result
+from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
+from dnas_ens.compare.tables import provenance
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.weighting import fit_weights
+from dnas_ens.errors import UserError
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.tables import best_single
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.space.genotype import Genotype
+
+RECIPE = {"num-cells": 2, "channels": 4, "epochs": 2}
+#: A search and a training of seconds.
+TINY = (
+    "--limit-train 160 --num-cells 1 --channels 2 --num-nodes 2 --epochs 2 --warmup-epochs 1 --members 2 "
+    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --device cpu --workers 1"
+).split()
+OPTIONS = "--pool-size 3 --population 2 --parents 1 --device cpu --workers 1".split()
+OURS = "ours (searched ensemble)"
+BASE = "deep ensemble of the base cell"
+FREE = "the same at our cost, cell for free"
+BEST = "deep ensemble of the best found cell"
+RANDOM = "random cells (Random-NES)"
+
+
+def compare(*arguments):
+    """Run the command and return what it printed."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        main([*map(str, arguments), *OPTIONS])
+    return printed.getvalue()
+
+
+def read(file):
+    return json.loads(file.read_text())
+
+
+def table_of(output):
+    with output.with_suffix(".csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = [word for name, value in RECIPE.items() for word in (f"--retrain.{name}", str(value))]
+    for seed in ("0", "1"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            where = ["--run-dir", str(folder / seed), "--seed", seed, "--retrain.seed", seed]
+            whole_way([*TINY, *recipe, *where])
+    return [folder / "0", folder / "1"]
+
+
+@pytest.fixture(scope="module")
+def finished(runs):
+    """A run in whose own folder all methods were compared, the record of it, and what was printed."""
+    printed = compare(runs[0], "--epochs-grid", 1, 2, 4)
+    return runs[0], read(runs[0] / "comparison.json"), printed
+
+
+@pytest.fixture(scope="module")
+def both(runs):
+    """Two runs as seeds of one configuration: where it was written, the record, and what was printed."""
+    output = runs[0].parent / "out"
+    printed = compare(*runs, "--methods", "base-cell", "random-cells", "--output", output)
+    return output, read(output.with_suffix(".json")), printed
+
+
+@pytest.fixture(scope="module")
+def grown(finished):
+    """A run, the record of its comparison at the cost of 3 and 4 members, and what was printed."""
+    run, _, _ = finished
+    output = run.parent / "grown"
+    methods = ("base-cell", "best-cell", "random-cells")
+    printed = compare(run, "--methods", *methods, "--members-grid", 3, 4, "--output", output)
+    return run, read(output.with_suffix(".json")), printed
+
+
+def folder_of(run, method):
+    return run / "baselines" / method if method else run
+
+
+def seconds_of(run, *methods):
+    """CPU seconds of the networks of some methods, in the order of their training; "" is ours."""
+    return [
+        read(member)["cpu_seconds"]
+        for method in methods
+        for member in sorted(
+            (folder_of(run, method) / "members").glob("*/member.json"), key=lambda file: int(file.parent.name)
+        )
+    ]
+
+
+def search_seconds(folder):
+    return read(folder / "genotypes.json")["report"]["cpu_seconds"]
+
+
+def predictions_of(run, *methods):
+    parts = [np.load(folder_of(run, name) / "predictions.npz") for name in methods]
+    val, test = (np.concatenate([part[f"{name}_probs"] for part in parts]) for name in ("val", "test"))
+    return val, parts[0]["val_labels"], test, parts[0]["test_labels"]
+
+
+def calibrated(members, val, val_labels, test, test_labels):
+    """Calibrated NLL of the equal average of some members."""
+    of_val, of_test = (probs[members].astype(float).mean(axis=0) for probs in (val, test))
+    return per_image_calibrated_nll(of_val, val_labels, of_test, test_labels).mean()
+
+
+def accuracy_of(run, method, members):
+    _, _, test, labels = predictions_of(run, method)
+    return (test.astype(float)[members].mean(axis=0).argmax(axis=1) == labels).mean()
+
+
+def row_of(record, name, seed=0):
+    return next(row for row in record["rows"] if row["name"].startswith(name) and row["seed"] == seed)
+
+
+def options_of(record, name):
+    """Options by their number of members."""
+    return {one["members"]: one for one in record["options"] if one["name"] == name}
+
+
+def test_rows_are_mean_and_deviation_of_what_is_stored(both, runs):
+    output, _, printed = both
+    assert "Search seeds 0, 1, recipe seeds 0, 1" in output.with_suffix(".md").read_text()
+    for name, method in ((BASE, "base-cell"), (RANDOM, "random-cells")):
+        expected = [accuracy_of(run, method, [0, 1]) for run in runs]
+        of_name = [row for row in table_of(output) if row["name"] == name]
+        assert [int(row["seed"]) for row in of_name] == [0, 1]
+        assert [float(row["accuracy"]) for row in of_name] == pytest.approx(expected)
+        cell = next(line for line in printed.splitlines() if line.startswith(f"| {name} ")).split("|")[2]
+        percent = [100 * value for value in expected]
+        found = [float(part) for part in cell.split(" ± ")]
+        assert found == pytest.approx([statistics.mean(percent), statistics.stdev(percent)], abs=0.006)
+    losses = {
+        name: statistics.mean(float(row["calibrated_nll"]) for row in table_of(output) if row["name"] == name)
+        for name in (OURS, RANDOM)
+    }
+    line = next(line for line in printed.splitlines() if line.startswith("- Ours") and "(Random-NES)" in line)
+    gap = float(re.search(r"\(([-+][\d.]+), over seeds", line)[1])
+    assert gap == pytest.approx(losses[OURS] - losses[RANDOM], abs=6e-5)
+    assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rows_are_worth_so_many_copies_of_the_base_cell(finished):
+    _, record, _ = finished
+    curve = sorted(
+        (one["members"], one["calibrated_nll"])
+        for one in record["options"]
+        if (one["name"], one["epochs"]) == (FREE, 2)
+    )
+    best = np.minimum.accumulate([loss for _, loss in curve])
+    for row in record["rows"]:
+        assert row["interval"][0] <= row["calibrated_nll"] <= row["interval"][1]
+        # The whole curve's ensemble is a row too, but for the last digits.
+        if row["calibrated_nll"] > best[0] + 1e-9:
+            assert (row["dee"], row["dee_relation"]) == (1.0, "<")
+        elif row["calibrated_nll"] < best[-1] - 1e-9:
+            assert (row["dee"], row["dee_relation"]) == (curve[-1][0], ">")
+        else:
+            # Linear between the sizes it is between.
+            assert row["dee_relation"] == "="
+            reached = np.interp(row["dee"], [size for size, _ in curve], best)
+            assert reached == pytest.approx(row["calibrated_nll"])
+    assert row_of(record, FREE)["dee"] <= curve[-1][0]
+
+
+def test_the_luck_of_searches_and_trainings_is_told_apart(both, runs):
+    found = re.search(
+        r"calibrated NLL ([\d.]+), standard deviation ([\d.]+) between search seeds and ([\d.]+) between trainings "
+        r"of one cell \(2 × (\d+) networks",
+        both[2],
+    )
+    trainings = int(found[4])
+    values = []
+    for run in runs:
+        stored = predictions_of(run, "base-cell", "base-cell-more")
+        values.append([calibrated([index], *stored) for index in range(trainings)])
+    within = np.mean([np.var(of_search, ddof=1) for of_search in values])
+    between = max(0.0, np.var(np.mean(values, axis=1), ddof=1) - within / trainings)
+    expected = [np.mean(values), between**0.5, within**0.5]
+    assert [float(found[index]) for index in (1, 2, 3)] == pytest.approx(expected, abs=6e-5)
+
+
+def test_costs_hold_every_search_and_every_network(finished):
+    run, record, _ = finished
+    ours = search_seconds(run) + sum(seconds_of(run, ""))
+    searches = [search_seconds(run / "baselines" / "darts-ens" / f"search-{index}") for index in (0, 1)]
+    for name, expected in {
+        OURS: ours,
+        "cells of independent": sum(searches) + sum(seconds_of(run, "darts-ens")),
+        "evolution": sum(seconds_of(run, "nes-re")),
+        "greedy choice": sum(seconds_of(run, "random-cells")),
+        BEST: ours + sum(seconds_of(run, "best-cell")[:2]),
+    }.items():
+        assert row_of(record, name)["cpu_seconds"] == pytest.approx(expected), name
+    assert row_of(record, "its last snapshot alone")["accuracy"] == pytest.approx(
+        accuracy_of(run, "snapshots", [1])
+    )
+
+
+def test_further_searches_and_the_evolution_are_what_they_are_called(finished):
+    run, _, _ = finished
+    configs = [
+        read(run / "baselines" / "darts-ens" / f"search-{index}" / "config.json")["search"]
+        for index in (0, 1)
+    ]
+    own = read(run / "config.json")["search"]
+    for config in configs:
+        assert (config["objective"]["penalty"], config["objective"]["fixed_lambda"]) == ("none", 0)
+        assert all(config[part] == own[part] for part in ("bilevel", "supernet", "data"))
+    assert len({config["seed"] for config in [*configs, own]}) == 3
+    history = read(run / "baselines" / "nes-re" / "evolution.json")["history"]
+    parents = [entry["parent"] for entry in history]
+    assert (parents[:2], len(parents)) == ([None, None], 3)
+    assert parents[2] in (0, 1)
+    for index, entry in enumerate(history):
+        member = read(run / "baselines" / "nes-re" / "members" / str(index) / "member.json")
+        assert Genotype.from_dict(member["spec"]["genotype"]) == Genotype.from_dict(entry["genotype"])
+
+
+def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):
+    _, record, _ = finished
+    budget = row_of(record, OURS)["cpu_seconds"]
+    names = list(dict.fromkeys(option["name"] for option in record["options"]))
+    assert len(names) == 14
+    for name in names:
+        payable = [
+            one["val_nll"]
+            for one in record["options"]
+            if one["name"] == name and one["cpu_seconds"] <= budget
+        ]
+        found = [(row["val_nll"], row["budget"]) for row in record["equal_cost"] if row["name"] == name]
+        assert found == ([(min(payable), budget)] if payable else [])
+    # Finding the best cell takes our whole cost, for which there is but the network it was found by.
+    of_best = [row for row in record["equal_cost"] if row["name"] == BEST]
+    assert [(row["members"], row["cpu_seconds"]) for row in of_best] == [(1, budget)]
+
+
+def test_options_have_other_epochs_where_asked(finished):
+    run, record, _ = finished
+
+    def split(name):
+        return {(one["members"], one["epochs"]) for one in record["options"] if one["name"] == name}
+
+    assert split(OURS) == {(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)}
+    # Twice as long, half as many of three, rounded up.
+    assert split(RANDOM) == {(k, e) for k in (1, 2, 3) for e in (1, 2)} | {(1, 4), (2, 4)}
+    assert read(run / "baselines/random-cells-epochs-4/members/0/member.json")["recipe"]["epochs"] == 4
+    # All members at the recipe's epochs are the row of the table.
+    whole = next(
+        one for one in record["options"] if (one["name"], one["members"], one["epochs"]) == (OURS, 2, 2)
+    )
+    for figure in ("accuracy", "calibrated_nll", "cpu_seconds"):
+        assert whole[figure] == pytest.approx(row_of(record, OURS)[figure])
+
+
+def test_members_beyond_the_chosen_are_the_next_of_the_ranking(grown):
+    run, record, _ = grown
+    found = read(run / "genotypes.json")
+    for place, candidate in enumerate(found["ranking"][2:4]):
+        member = read(run / f"baselines/ours-more/members/{place}/member.json")
+        assert member["spec"]["genotype"] == found["candidates"][candidate]["genotype"]
+    seconds, stored = seconds_of(run, "", "ours-more"), predictions_of(run, "", "ours-more")
+    options = options_of(record, OURS)
+    assert list(options) == [1, 2, 3, 4]
+    for size, option in options.items():
+        assert option["cpu_seconds"] == pytest.approx(search_seconds(run) + sum(seconds[:size]))
+        assert option["calibrated_nll"] == pytest.approx(calibrated(range(size), *stored))
+
+
+def test_the_best_found_cell_is_one_of_its_copies_and_pays_for_being_found(grown):
+    run, record, _ = grown
+    ours = search_seconds(run) + sum(seconds_of(run, ""))
+    best = best_single(Predictions.load(run / "predictions.npz"))
+    more = ["best-cell-more"] if (run / "baselines/best-cell-more").exists() else []
+    copies = seconds_of(run, "best-cell", *more)
+    val, val_labels, test, test_labels = predictions_of(run, "", "best-cell", *more)
+    options = options_of(record, BEST)
+    assert list(options) == list(range(1, len(copies) + 2))
+    # To the last digit, for the budget of the table is the same sum.
+    assert options[1]["cpu_seconds"] == row_of(record, OURS)["cpu_seconds"] == pytest.approx(ours)
+    stored = val, val_labels, test, test_labels
+    assert options[1]["calibrated_nll"] == pytest.approx(calibrated([best], *stored))
+    pairs = [calibrated([best, copy], *stored) for copy in range(2, len(val))]
+    assert options[2]["calibrated_nll"] == pytest.approx(np.mean(pairs))
+    assert options[2]["cpu_seconds"] == pytest.approx(ours + np.mean(copies))
+    assert options[len(copies) + 1]["cpu_seconds"] == pytest.approx(ours + sum(copies))
+    # The row is M copies, whatever more were trained.
+    row = row_of(record, BEST)
+    assert (row["networks"], row["calibrated_nll"]) == (4, pytest.approx(calibrated([2, 3], *stored)))
+    assert row["cpu_seconds"] == pytest.approx(ours + sum(copies[:2]))
+
+
+def test_methods_are_grown_to_the_largest_cost(grown):
+    run, record, printed = grown
+    ours = options_of(record, OURS)
+    for name, folder, first in ((FREE, "base-cell", 2), (RANDOM, "random-cells", 3)):
+        affordable = round(ours[4]["cpu_seconds"] * first / sum(seconds_of(run, folder)))
+        assert affordable > first
+        assert max(options_of(record, name)) == affordable
+    # The choice among random cells is from the pool that was asked for.
+    row = row_of(record, "greedy choice of 3")
+    assert (row["networks"], row["cpu_seconds"]) == (3, pytest.approx(sum(seconds_of(run, "random-cells"))))
+    # Each cost has a table of what val chooses for it.
+    assert [row["members_of_ours"] for row in record["equal_cost"] if row["name"] == OURS] == [2, 3, 4]
+    for row in record["equal_cost"]:
+        assert row["budget"] == pytest.approx(ours[row["members_of_ours"]]["cpu_seconds"])
+    for size in (2, 3, 4):
+        assert f"### The total cost of ours with {size} members" in printed
+    assert "Of *greedy choice of 3 random cells (NES-RS)* nothing was trained that costs more than" in printed
+
+
+def test_an_ensemble_that_has_grown_is_ours_with_all_its_members_and_their_cost(runs, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(runs[1], run, ignore=shutil.ignore_patterns("baselines"))
+    recipe = [word for name, value in RECIPE.items() for word in (f"--{name}", str(value))]
+    seed = ["--seed", "1"]
+    retrain([str(run), "--resume", "--members", "3", *recipe, *seed, "--device", "cpu", "--workers", "1"])
+    compare(run, "--methods", "ours")
+    record = read(run / "comparison.json")
+    row = row_of(record, OURS, seed=1)
+    seconds = seconds_of(run, "")
+    assert (row["networks"], len(seconds)) == (3, 3)
+    assert row["cpu_seconds"] == pytest.approx(search_seconds(run) + sum(seconds))
+    assert row["calibrated_nll"] == pytest.approx(calibrated([0, 1, 2], *predictions_of(run, "")))
+    assert list(options_of(record, OURS)) == [1, 2, 3]
+    # Runs of other sizes are not averaged as seeds of one.
+    with pytest.raises(UserError, match=r"has 3 members and .* has 2"):
+        compare(run, runs[0])
+
+
+def test_what_is_finished_is_not_trained_again(finished, both):
+    run, record, _ = finished
+    before = {file: file.stat().st_mtime_ns for file in run.rglob("metrics.jsonl")}
+    assert len(before) > 30
+    again = run.parent / "again"
+    compare(
+        run,
+        "--methods",
+        "base-cell",
+        "darts-ens",
+        "nes-re",
+        "snapshots",
+        "averaged-weights",
+        "--output",
+        again,
+    )
+    assert {file: file.stat().st_mtime_ns for file in run.rglob("metrics.jsonl")} == before
+    rows = {row["name"]: row for row in record["rows"]}
+    # The base cell's curve has more networks at other costs, which a row's worth is read off from.
+    for row in read(again.with_suffix(".json"))["rows"]:
+        assert row | {"dee": 0, "dee_relation": 0} == rows[row["name"]] | {"dee": 0, "dee_relation": 0}
+    assert (
+        "over 359 test images (paired bootstrap) of one search seed" in again.with_suffix(".md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--methods", "nothing"], "There is no method nothing"),
+        (["--epochs-grid", 0], "--epochs-grid holds 0"),
+        (["--members-grid", 4, 3], "--members-grid 4 3 does not rise"),
+        (["--members-grid", 2, 4], "begins with 2, but ours has 2 members"),
+        (["--members-grid", 3, 99], r"99 members were asked for, but the search holds \d candidates"),
+        (["--pool-size", 1], "A pool of 1 is too small for 2 members"),
+    ],
+)
+def test_a_budget_that_does_not_fit_is_refused(runs, arguments, cause):
+    with pytest.raises(UserError, match=cause):
+        main([str(runs[0]), *map(str, arguments), "--device", "cpu"])
+
+
+def test_runs_that_are_not_alike_are_refused(runs, tmp_path):
+    copy = tmp_path / "a copy"
+    copy.mkdir()
+    for name in ("config.json", "ensemble.json", "splits.json"):
+        shutil.copy(runs[0] / name, copy)
+
+    def changed(name, change):
+        content = read(copy / name)
+        change(content)
+        (copy / name).write_text(json.dumps(content))
+
+    with pytest.raises(UserError, match="have the same search seed"):
+        compare(runs[0], copy)
+    changed(
+        "config.json", lambda config: (config["search"].update(seed=7), config["retrain"].update(epochs=3))
+    )
+    with pytest.raises(UserError, match=r"config\.retrain\.epochs is 2 in the first and 3 in the second"):
+        compare(runs[0], copy)
+    changed("config.json", lambda config: config["retrain"].update(epochs=2))
+    changed("splits.json", lambda splits: splits.update(fingerprint="other"))
+    with pytest.raises(UserError, match="have other images or splits"):
+        compare(runs[0], copy)
+    (copy / "ensemble.json").unlink()
+    with pytest.raises(UserError, match="not trained") as told:
+        compare(copy)
+    assert f"dnas_ens.retrain '{copy}'" in told.value.remedy
+
+
+def result(name, cpu_seconds, *costs):
+    """A row with an option for each cost."""
+    options = [
+        Option(
+            members=1,
+            epochs=1,
+            cpu_seconds=cost,
+            val_nll=1.0,
+            losses=np.linspace(0.1, cost / 50, 8),
+            hits=np.ones(8),
+            spent="1 × 1",
+        )
+        for cost in costs
+    ]
+    return Result(name=name, predictions=None, networks=1, cpu_seconds=cpu_seconds, options=options)
+
+
+def test_what_one_seed_cannot_pay_for_is_no_row_but_told():
+    seeds = [[result("ours", 90, 90), result("dear", 101, 101, 130), result("cheap", 80, 80)]] * 2
+    rows, text = equal_cost(seeds, {5: [100, 120]})
+    assert [row["name"] for row in rows] == ["ours", "ours", "cheap", "cheap"]
+    assert re.search(r"^\| dear +\| costs more in itself +\|.*\| 101\.0 ± 0\.0 \|$", text, re.MULTILINE)
+    assert "###" not in text
+    rows, text = equal_cost(seeds, {5: [100, 120], 8: [110, 120]})
+    assert [row["members_of_ours"] for row in rows if row["name"] == "dear"] == [8, 8]
+    assert text.count("costs more in itself") == 1
+    assert [line for line in text.splitlines() if line.startswith("###")] == [
+        f"### The total cost of ours with {size} members" for size in (5, 8)
+    ]
+
+
+def test_methods_that_could_have_spent_more_are_named():
+    seeds = [
+        [
+            result("ours", 100, 60, 100),
+            result("short", 70, 70, 35),
+            result("long", 90, 90),
+            result("part", 100),
+        ],
+        [
+            result("ours", 200, 120, 200),
+            result("short", 100, 100),
+            result("long", 140, 140),
+            result("part", 200),
+        ],
+    ]
+    # Shares of the budgets: short (0.7 + 0.5) / 2, long (0.9 + 0.7) / 2, which is enough.
+    assert unspent_sentences(seeds, [100, 200]) == (
+        "- Of *short* nothing was trained that costs more than 60 % of this; for all of it there might be better.\n"
+    )
+
+
+def test_commands_are_named_once_with_all_the_revisions_they_ran_at():
+    entries = [
+        {
+            "command": ["python", command],
+            "git_revision": revision,
+            "cpu": "Chip",
+            "num_cpus": 2,
+            "packages": dict.fromkeys(("torch", "numpy", "scipy"), "1.0"),
+            "time": "now",
+        }
+        for command, revision in (
+            ("search.py", "a"),
+            ("compare.py", "a"),
+            ("compare.py", "b"),
+            ("compare.py", "a"),
+        )
+    ]
+    assert provenance(entries, device="cpu").split("\n\n") == [
+        "Command: `python search.py` (revision a)",
+        "Command: `python compare.py` (revisions a, b)",
+        "Hardware: Chip, 2 cores, no GPU used. Versions: torch 1.0, numpy 1.0, scipy 1.0. Date: now.",
+        "",
+    ]
+
+
+def some_predictions(num_val):
+    generator = np.random.default_rng(0)
+    labels = {"val": generator.integers(0, 3, num_val), "test": generator.integers(0, 3, 40)}
+    probs = {
+        name: generator.dirichlet(np.ones(3), size=(2, len(of))) * 0.5
+        + 0.5 * np.eye(3)[of] * np.array([1.0, 0.3])[:, None, None]
+        for name, of in labels.items()
+    }
+    return Predictions(
+        val_probs=probs["val"] / probs["val"].sum(-1, keepdims=True),
+        val_labels=labels["val"],
+        test_probs=probs["test"] / probs["test"].sum(-1, keepdims=True),
+        test_labels=labels["test"],
+        classes=["a", "b", "c"],
+        weights=[0.5, 0.5],
+    )
+
+
+def test_weights_and_temperature_come_from_different_halves_of_a_large_val():
+    def fit(probs, labels):
+        return fit_weights(probs, labels).weights
+
+    given = some_predictions(LEAST_CROSSED)
+    found = weighted(given, fit)
+    assert found["predictions"].weights == pytest.approx(fit(given.val_probs, given.val_labels))
+    losses = []
+    halves = alternating_halves(given.val_labels)
+    for own, other in (halves, halves[::-1]):
+        weights = fit(given.val_probs[:, own], given.val_labels[own])
+        val, test = (
+            np.tensordot(weights, probs, 1) for probs in (given.val_probs[:, other], given.test_probs)
+        )
+        losses.append(per_image_calibrated_nll(val, given.val_labels[other], test, given.test_labels))
+    np.testing.assert_allclose(found["cross_fit"].per_image_calibrated_nll, np.mean(losses, axis=0))
+    # A small val is not halved.
+    assert "cross_fit" not in weighted(some_predictions(LEAST_CROSSED - 1), fit)
