@@ -306,7 +306,7 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
                 "val_accuracy": accuracy(averaged, labels),
             }
         )
-    found = loop.star.base_genotype()
+    found = loop.family.base_genotype()
     record = {
         "kind": "search",
         "setting": setting,
@@ -324,7 +324,7 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
     samples: list[str] = []
     deviations: list[Genotype] = []
     if setting in STEERED:
-        operations = loop.space.operations
+        operations = loop.family.space.operations
         samples, deviations = matched_samples(
             genotypes, found, num_samples=study.samples, operations=operations, seed=seed
         )
@@ -381,32 +381,19 @@ def sweep(loop: SearchLoop, num_lambdas: int) -> list[Candidate]:
     import torch
 
     from dnas_ens.search.candidates import Candidate
-    from dnas_ens.search.steering import diversity_curve, mixtures_at
+    from dnas_ens.search.family import Points, diversity_curve
 
-    star = loop.star
-    curve = diversity_curve(
-        star.hypernetwork,
-        reference=star.reference(),
-        base=star.base_genotype(),
-        temperature=star.natural_temperature,
-        edges_per_node=loop.config.candidates.edges_per_node,
-        num_lambdas=num_lambdas,
-    )
-    mixtures = mixtures_at(
-        star.hypernetwork,
-        torch.tensor(curve.lam),
-        torch.tensor(curve.direction),
-        temperature=star.natural_temperature,
-    )
+    curve = diversity_curve(loop.family, num_lambdas=num_lambdas)
+    points = Points(torch.tensor(curve.lam), torch.tensor(curve.direction))
     return [
         Candidate(
-            genotype=star.genotype(mixture),
+            genotype=genotype,
             lam=round(curve.lam[index], 6),
             direction=curve.direction[index],
             distance_to_base=curve.distance_to_base[index],
             shared_edges=curve.shared_edges[index],
         )
-        for index, mixture in enumerate(mixtures)
+        for index, genotype in enumerate(loop.family.genotypes(points))
     ]
 
 

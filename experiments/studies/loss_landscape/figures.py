@@ -33,8 +33,8 @@ from studies.loss_landscape.diversity_accuracy import (
     independent_disagreement,
     perturbed_disagreement,
 )
-from studies.loss_landscape.member_groups import pair_values
 from studies.loss_landscape.measures import KINDS, PAIR_MEASURES, SEEDS, Found
+from studies.loss_landscape.member_groups import pair_values
 
 
 def draw(found: Found, path: Path) -> None:

@@ -314,20 +314,20 @@ def build_model(study: Study, problem: Problem, name: str) -> nn.Module:
     from dnas_ens.nn.network import Network
     from dnas_ens.nn.reference_models import reference_model
     from dnas_ens.nn.reference_models.small_networks import MLP
-    from dnas_ens.nn.stack import SMALL_IMAGE
+    from dnas_ens.space.stack import SMALL_IMAGE, StackSpec
 
     model: nn.Module
     if study.data == BLOBS:
         model = MLP(in_features=problem.in_channels, num_classes=problem.num_classes)
     elif name == CELL:
-        model = Network(
-            study.genotype(),
+        stack = StackSpec(
             num_cells=study.recipe.num_cells,
             channels=study.recipe.channels,
             in_channels=problem.in_channels,
             num_classes=problem.num_classes,
             large_images=problem.image_size > SMALL_IMAGE,
         )
+        model = Network(study.genotype(), stack)
     else:
         model = reference_model(name, problem.in_channels, problem.num_classes, problem.image_size)
     return cast("nn.Module", model.to(memory_format=torch.channels_last))

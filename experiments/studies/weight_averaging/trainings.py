@@ -68,8 +68,8 @@ def train(study: Study, problem: Problem, task: Task) -> Record:
         PolyakAverage,
         StochasticWeightAverage,
     )
-    from dnas_ens.run.progress import CostMeter
     from dnas_ens.run.files import save_tensors
+    from dnas_ens.run.progress import CostMeter
 
     place = study.folder / str(task)
     epochs, begin = study.recipe.epochs, study.recipe.epochs - study.kept
@@ -152,8 +152,8 @@ def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice
     from dnas_ens.ensembles.loss_barrier import BarrierCheck, loss_barrier
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
     from dnas_ens.metrics.scores import accuracy, nll
-    from dnas_ens.run.progress import CostMeter
     from dnas_ens.run.files import load_tensors
+    from dnas_ens.run.progress import CostMeter
     from dnas_ens.training.prediction import predict_members
 
     place = study.folder / str(task)
