@@ -20,44 +20,515 @@ interrupted study goes on and more seeds add to it; an interrupted search begins
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from studies.batchnorm_sharing.options import Study
-from studies.batchnorm_sharing.records import Records
-from studies.batchnorm_sharing.report import report
+import numpy as np
+from studies.from_scratch import load, train_from_scratch
+from studies.options import PRESETS
+from studies.steering import JUDGED_LAMBDA, steering
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record, Records
+from dnas_ens.compare.report import Column, markdown_table, provenance
+from dnas_ens.compare.study import RESULTS, Task, require_positive, run_missing, run_script, write_study
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.run.files import with_ending
+from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.space.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from dnas_ens.search.candidates import Candidate
+    from dnas_ens.search.loop import SearchLoop
 
 PROG = "python experiments/batchnorm_sharing.py"
+SETTINGS = ("slices", "separate")
+#: Seeds below which the verdict says that they are few.
+MANY_SEEDS = 10
+DECIMALS = 3
+MEASURES = {
+    "tau_pool": "Kendall's τ, pool",
+    "tau_random": "Kendall's τ, random genotypes",
+    "tau_searched": "Kendall's τ, candidates",
+    "spearman_distance": "Spearman(λ, D to base)",
+    "spearman_shared": "Spearman(λ, shared edges)",
+    "tracking_error": f"mean abs(D−λ), λ ≤ {JUDGED_LAMBDA}",
+    "relaxed_accuracy": "relaxed val accuracy",
+    "discretisation_gap": "discretisation gap",
+    "random_supernet_nll": "supernet val NLL, random genotypes",
+    "searched_supernet_nll": "supernet val NLL, candidates",
+    "searched_retrained_nll": "retrained val NLL, candidates",
+    "cpu_seconds": "CPU seconds of the search",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Options of the study."""
+
+    data: Literal["digits", "fashion-mnist"] = "digits"
+    """digits with preset smoke, or fashion-mnist with preset micro."""
+    seeds: int = 3
+    """Seeds, each with one search a setting."""
+    epochs: int | None = None
+    """Epochs a search; default: the preset's."""
+    limit_train: int | None = None
+    """Training images of searches and trainings; default: the preset's."""
+    pool: int = 16
+    """P, genotypes that are ranked in each search: random ones and candidates of the search."""
+    random_genotypes: int | None = None
+    """How many of them are random, the same in both settings; default: half."""
+    candidate_recipe_epochs: int | None = None
+    """Epochs of every training from scratch; default: the preset's."""
+    workers: int = 1
+    """Searches and trainings side by side, each on one CPU core."""
+    output: Path | None = None
+    """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/batchnorm-sharing-DATA."""
+
+    def __post_init__(self) -> None:
+        require_positive(self, "seeds", "workers")
+        require(
+            2 <= self.num_random < self.pool,
+            f"{self.num_random} random genotypes of a pool of {self.pool} leave nothing to rank or to compare with.",
+            "Give --random-genotypes 2 or more and a larger --pool.",
+        )
+
+    @property
+    def num_random(self) -> int:
+        """Random genotypes of the pool."""
+        return self.pool // 2 if self.random_genotypes is None else self.random_genotypes
+
+    @property
+    def path(self) -> Path:
+        """Output without suffix."""
+        return RESULTS / f"batchnorm-sharing-{self.data}" if self.output is None else self.output
+
+    def configuration(self, setting: str, seed: int) -> SearchConfig:
+        """Return the search of a setting and a seed."""
+        given = {"epochs": self.epochs, "limit_train": self.limit_train}
+        fields = {name: value for name, value in given.items() if value is not None}
+        return with_fields(search_preset(PRESETS[self.data]), seed=seed, passes=setting, **fields)
+
+    def recipe(self, seed: int) -> RetrainConfig:
+        """Return the recipe of a seed's trainings from scratch."""
+        recipe = retrain_preset(PRESETS[self.data])
+        return replace(recipe, seed=seed, epochs=self.candidate_recipe_epochs or recipe.epochs)
+
+    def random_pool(self, seed: int) -> list[Genotype]:
+        """Return the random genotypes of a seed, no two isomorphic; they do not depend on the setting."""
+        config = self.configuration(SETTINGS[0], seed)
+        space = SearchSpace.for_stack(
+            config.supernet.num_cells,
+            operations=config.supernet.operations,
+            num_nodes=config.supernet.num_nodes,
+        )
+        generator = np.random.default_rng(seed)
+        drawn: dict[str, Genotype] = {}
+        while len(drawn) < self.num_random:
+            genotype = random_genotype(
+                generator,
+                operations=space.operations,
+                num_nodes=space.num_nodes,
+                edges_per_node=config.candidates.edges_per_node,
+                cell_types=space.cell_types,
+            )
+            drawn.setdefault(genotype.canonical_hash(), genotype)
+        return list(drawn.values())
+
+    def settings_of(self, record: Record) -> Record:
+        """Return the settings that a record must have."""
+        config = to_dict(self.configuration(record.get("setting", SETTINGS[0]), record["seed"]))
+        if record["kind"] == "search":
+            return {"config": config, "pool": self.pool, "random_genotypes": self.num_random}
+        return {"recipe": to_dict(self.recipe(record["seed"])), "data": config["data"]}
+
+
+# What is run
+
+
+def run_search(study: Study, setting: str, seed: int) -> Record:
+    """Run one search, measure it and score its pool."""
+    import torch
+
+    from dnas_ens.run.progress import CostMeter
+    from dnas_ens.search.candidates import Candidate, score
+    from dnas_ens.search.loop import SearchLoop
+
+    torch.set_num_threads(1)
+    config = study.configuration(setting, seed)
+    loop = SearchLoop(config, load(config.data))
+    cost = CostMeter()
+    for _ in range(config.bilevel.epochs):
+        loop.run_epoch()
+    seconds = cost.seconds()
+    steered = steering(loop)
+    # Of this study's two settings alone paths are compared, not with each other.
+    del steered["between"]
+    drawn = study.random_pool(seed)
+    searched = spread_candidates(loop, study.pool - study.num_random, excluded=drawn)
+    pool, _ = score(
+        loop, [*searched, *(Candidate(genotype=genotype) for genotype in drawn)], recipe=study.recipe(seed)
+    )
+    relaxed = loop.measure(num_images=2000)["val_accuracy"]
+    base_accuracy = pool[0].supernet_val_accuracy
+    assert base_accuracy is not None
+    return {
+        "kind": "search",
+        "setting": setting,
+        "seed": seed,
+        "config": to_dict(config),
+        "pool": study.pool,
+        "random_genotypes": study.num_random,
+        **steered,
+        "relaxed_accuracy": relaxed,
+        "discretisation_gap": relaxed - base_accuracy,
+        **seconds,
+        "candidates": [
+            {"cells": candidate.genotype.canonical_hash(), **candidate.to_dict()} for candidate in pool
+        ],
+    }
+
+
+def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genotype]) -> list[Candidate]:
+    """Choose candidates of a search spread over lambda and directions, the base first.
+
+    The i-th is the one of the search's own pool that lies nearest to lambda = i / (count - 1) of the range, and
+    among those nearest to direction i modulo R, so that neighbours in lambda are on different directions.
+
+    Args:
+        loop: A finished search.
+        count: How many; fewer where the search holds fewer different genotypes.
+        excluded: Genotypes that are in the pool anyway.
+    """
+    from dnas_ens.search.candidates import draw_pool
+
+    hyper = loop.config.hypernetwork
+    base, *pool = draw_pool(loop)
+    known = {genotype.canonical() for genotype in excluded}
+    left = [candidate for candidate in pool if candidate.genotype.canonical() not in known]
+    chosen = [base]
+    for index in range(1, min(count, len(left) + 1)):
+        wanted = index / (count - 1) * hyper.max_lambda
+
+        def distance(candidate: Candidate, wanted: float = wanted, index: int = index) -> tuple[float, int]:
+            assert candidate.lam is not None
+            assert candidate.direction is not None
+            # Rounded, for equally near lambdas are to be decided by the direction.
+            return round(abs(candidate.lam - wanted), 6), (candidate.direction - index) % hyper.directions
+
+        nearest = min(left, key=distance)
+        left.remove(nearest)
+        chosen.append(nearest)
+    return chosen
+
+
+def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> Record:
+    """Train one genotype from scratch; what comes out depends on its isomorphism class and the seed alone."""
+    import torch
+
+    from dnas_ens.metrics.scores import accuracy, nll
+
+    torch.set_num_threads(1)
+    recipe = study.recipe(seed)
+    data = load(study.configuration(SETTINGS[0], seed).data)
+    training, seconds = train_from_scratch(genotype, data, recipe)
+    probs, labels = training.val_probs(), training.val.labels.numpy()
+    return {
+        "kind": "training",
+        "cells": cells,
+        "seed": seed,
+        "genotype": genotype.to_dict(),
+        "recipe": to_dict(recipe),
+        "data": to_dict(study.configuration(SETTINGS[0], seed).data),
+        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
+        "val_nll": nll(probs, labels),
+        "val_accuracy": accuracy(probs, labels),
+        **seconds,
+    }
+
+
+def searches(study: Study, seed: int) -> dict[Any, Task]:
+    """Return the searches of a seed by key, the longer one first."""
+    return {
+        ("search", setting, seed): functools.partial(run_search, study, setting, seed)
+        for setting in reversed(SETTINGS)
+    }
+
+
+def trainings(study: Study, genotypes: Sequence[Genotype], seed: int) -> dict[Any, Task]:
+    """Return the trainings of a seed by key, each isomorphism class once."""
+    by_cells = {genotype.canonical_hash(): genotype for genotype in genotypes}
+    return {
+        ("training", cells, seed): functools.partial(run_training, study, cells, genotype, seed)
+        for cells, genotype in by_cells.items()
+    }
+
+
+def pools(records: Records, seed: int) -> list[Genotype]:
+    """Return the genotypes of both searches' pools."""
+    return [
+        Genotype.from_dict(candidate["genotype"])
+        for setting in SETTINGS
+        for candidate in records["search", setting, seed]["candidates"]
+    ]
+
+
+def complete_seeds(study: Study, records: Records) -> list[int]:
+    """Return the seeds of which everything was run."""
+    return [
+        seed
+        for seed in sorted({record["seed"] for record in records})
+        if all(key in records for key in searches(study, seed))
+        and all(key in records for key in trainings(study, pools(records, seed), seed))
+    ]
+
+
+# Measures
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Val NLL of a pool with inherited weights and retrained, and which of it is random; arrays (P,)."""
+
+    supernet: np.ndarray
+    retrained: np.ndarray
+    random: np.ndarray
+
+
+def ranking(records: Records, setting: str, seed: int) -> Ranking:
+    """Return both scores of every genotype in the pool of a search."""
+    pool = records["search", setting, seed]["candidates"]
+    return Ranking(
+        np.array([candidate["supernet_val_nll"] for candidate in pool]),
+        np.array([records["training", candidate["cells"], seed]["val_nll"] for candidate in pool]),
+        np.array([candidate["lam"] is None for candidate in pool]),
+    )
+
+
+def measures(records: Records, setting: str, seed: int) -> dict[str, float]:
+    """Return everything measured on one search."""
+    from scipy.stats import kendalltau
+
+    ranks = ranking(records, setting, seed)
+    drawn = ranks.random
+
+    def tau(chosen: np.ndarray) -> float:
+        # Where nothing is to be ordered, nothing is ordered rightly.
+        enough = chosen.sum() > 1
+        return float(kendalltau(ranks.supernet[chosen], ranks.retrained[chosen]).statistic) if enough else 0.0
+
+    values = records["search", setting, seed] | {
+        "tau_pool": tau(np.full_like(drawn, True)),
+        "tau_random": tau(drawn),
+        "tau_searched": tau(~drawn),
+        "random_supernet_nll": ranks.supernet[drawn].mean(),
+        "searched_supernet_nll": ranks.supernet[~drawn].mean(),
+        "searched_retrained_nll": ranks.retrained[~drawn].mean(),
+    }
+    return {name: float(values[name]) for name in MEASURES}
+
+
+def table(found: Mapping[str, Sequence[Mapping[str, float]]], seeds: Sequence[int]) -> str:
+    """Return both settings and their difference at every seed as Markdown.
+
+    Args:
+        found: For each setting the measures of every seed.
+        seeds: The seeds, in the same order.
+    """
+    from dnas_ens.metrics.significance import CONFIDENCE, t_interval
+
+    header = [
+        "measure",
+        *SETTINGS,
+        *(f"difference, seed {seed}" for seed in seeds),
+        f"mean difference ({100 * CONFIDENCE:.0f} % paired t interval)",
+    ]
+    lines = []
+    for name, label in MEASURES.items():
+        differences = slices_minus_separate(found, name)
+        low, high = t_interval(differences)
+        ends = "" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})"
+        lines.append(
+            [
+                label,
+                *(
+                    Column("", digits=DECIMALS).cell(values[name] for values in found[key])
+                    for key in SETTINGS
+                ),
+                *(f"{value:+.3f}" for value in differences),
+                f"{statistics.fmean(differences):+.3f}{ends}",
+            ]
+        )
+    return markdown_table(header, lines)
+
+
+def slices_minus_separate(found: Mapping[str, Sequence[Mapping[str, float]]], name: str) -> list[float]:
+    """Return a measure's difference between the settings at every seed."""
+    return [ours[name] - exact[name] for ours, exact in zip(*(found[key] for key in SETTINGS), strict=True)]
+
+
+def verdict(found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Say in plain words which differences between the settings are distinguishable from 0."""
+    from dnas_ens.metrics.significance import CONFIDENCE, t_interval
+
+    num_seeds = len(found[SETTINGS[0]])
+    if num_seeds < 2:
+        return "One seed says nothing about how far the two settings differ beyond the luck of a search.\n"
+    apart, alike = [], []
+    for name, label in MEASURES.items():
+        low, high = t_interval(slices_minus_separate(found, name))
+        if low > 0 or high < 0:
+            apart.append(f"{label} ({'higher' if low > 0 else 'lower'} with shared statistics)")
+        else:
+            alike.append(label)
+    few = (
+        f"{num_seeds} seeds are few: only differences that are large against their spread can be seen, and "
+        "not distinguishable does not mean equal. "
+    )
+    return (
+        f"By the {100 * CONFIDENCE:.0f} % paired t interval over {num_seeds} seeds, slices minus separate is "
+        f"distinguishable from 0 in {'; '.join(apart) or 'no measure'}. "
+        f"It is not distinguishable from 0 in {'; '.join(alike) or 'no measure'}. "
+        f"{few if num_seeds < MANY_SEEDS else ''}Each interval stands alone; of {len(MEASURES)} such intervals about "
+        f"one in {round(1 / (1 - CONFIDENCE))} misses 0 by chance.\n"
+    )
+
+
+# Results
+
+
+def report(study: Study, records: Records, seeds: Sequence[int], env: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what OUTPUT.md begins with, and the table with its verdict."""
+    from dnas_ens.metrics.significance import mean_and_deviation
+
+    found = {setting: [measures(records, setting, seed) for seed in seeds] for setting in SETTINGS}
+    trained = [
+        rank.retrained[rank.random].mean() for rank in (ranking(records, "slices", seed) for seed in seeds)
+    ]
+    text = (
+        f"{table(found, seeds)}\n{verdict(found)}\nRetrained val NLL of the random genotypes, which both settings "
+        f"share: {mean_and_deviation(trained, digits=DECIMALS)}.\n"
+    )
+    config, recipe = study.configuration(SETTINGS[0], seeds[0]), study.recipe(seeds[0])
+    limit = f", {config.data.limit_train} training images" if config.data.limit_train else ""
+    header = (
+        f"# What does sharing BatchNorm statistics do to a search? ({study.data}, preset {config.preset})\n\n"
+        f"{provenance(env, hardware='no GPU, one thread a search')}\n\n"
+        f"{config.bilevel.epochs} epochs a search{limit}, m = {config.objective.drawn_members} members a step, "
+        f"R = {config.hypernetwork.directions} directions, batches of {config.bilevel.batch_size}: *slices* "
+        f"normalises with statistics over {config.bilevel.batch_size} images of m architectures, *separate* over "
+        f"{config.bilevel.batch_size // config.objective.drawn_members} images of one. Mean ± standard deviation "
+        f"over {len(seeds)} seeds, then slices minus separate. Both searches of a seed begin with the same weights "
+        f"and see the same images and draws. Pool: {study.num_random} random genotypes, the same in both settings, "
+        f"and up to {study.pool - study.num_random} candidates of the search. Kendall's τ is between val NLL "
+        "with inherited weights (BatchNorm statistics measured anew for each network) and val NLL after "
+        f"{recipe.epochs} epochs from scratch, each trained once, so that it carries the noise of one training. "
+        "NLL in nats. Relaxed accuracy: the base, on the statistics of each batch; the gap is from there to its "
+        "discretisation with inherited weights. Test images were not read.\n\n"
+    )
+    return header, text
+
+
+def plot(records: Records, seeds: Sequence[int], path: Path) -> None:
+    """Draw supernet NLL against retrained NLL, a panel a setting."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    from dnas_ens.figures.style import CYCLE, MARKERS, MUTED_COLOUR, font, new_figure, style_axis
+    from dnas_ens.metrics.significance import mean_and_deviation
+
+    figure = new_figure(620, 330)
+    axes = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)
+    for axis, setting in zip(axes, SETTINGS, strict=True):
+        for position, seed in enumerate(seeds):
+            ranks = ranking(records, setting, seed)
+            colour, marker = CYCLE[position % len(CYCLE)], MARKERS[position % len(MARKERS)]
+            for chosen, face in ((ranks.random, "none"), (~ranks.random, colour)):
+                axis.scatter(
+                    ranks.supernet[chosen],
+                    ranks.retrained[chosen],
+                    s=24,
+                    marker=marker,
+                    facecolors=face,
+                    edgecolors=colour,
+                    linewidths=1,
+                    alpha=0.8,
+                )
+        # NLLs differ by factors.
+        axis.set_xscale("log")
+        axis.set_yscale("log")
+        for direction in (axis.xaxis, axis.yaxis):
+            direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            direction.set_major_formatter("{x:g}")
+            direction.set_minor_locator(NullLocator())
+        style_axis(
+            axis,
+            x_label="val NLL, inherited weights",
+            y_label="val NLL, trained from scratch" if axis is axes[0] else "",
+        )
+        found = [measures(records, setting, seed) for seed in seeds]
+        pool, drawn = (
+            mean_and_deviation([values[name] for values in found], digits=2)
+            for name in ("tau_pool", "tau_random")
+        )
+        shares = "shared statistics" if setting == "slices" else "each member's own statistics"
+        axis.set_title(
+            f"{setting}: {shares}\nτ {pool}; random alone {drawn}",
+            fontproperties=font(9, bold=True),
+            loc="left",
+        )
+
+    def handle(label: str, **look: Any) -> Line2D:
+        return Line2D([], [], linestyle="", label=label, **{"marker": "o", "color": MUTED_COLOUR} | look)
+
+    handles = [
+        handle("random", markerfacecolor="none"),
+        handle("candidate of the search"),
+        *(
+            handle(
+                f"seed {seed}",
+                marker=MARKERS[position % len(MARKERS)],
+                color=CYCLE[position % len(CYCLE)],
+            )
+            for position, seed in enumerate(seeds)
+        ),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9))
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.training.workers import completed, worker_pool
+    from dnas_ens.run.machine import environment
+    from dnas_ens.training.workers import worker_pool
 
-    records = Records(study)
-    records.file.parent.mkdir(parents=True, exist_ok=True)
-    command = [*PROG.split(), *argv]
+    def key(record: Record) -> tuple[str, str, int]:
+        return record["kind"], record["setting" if record["kind"] == "search" else "cells"], record["seed"]
+
+    def said(record: Record) -> str:
+        name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
+        return f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s"
+
+    records = Records(with_ending(study.path, ".jsonl"), key=key, settings=study.settings_of)
     with worker_pool(study.workers) as pool:
-
-        def run(tasks: Sequence[Callable[[], dict[str, Any]]]) -> None:
-            for record in completed(pool, tasks):
-                records.add(record)
-                name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
-                print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)
-
+        run = functools.partial(run_missing, records, pool=pool, said=said)
         # Seed by seed, so that an interrupted study has both settings.
         for seed in range(study.seeds):
-            drawn = study.random_pool(seed)
-            run([*records.missing_searches(seed), *records.missing_trainings(drawn, seed)])
-            run([*records.missing_trainings(records.found(seed), seed)])
-            text = report(records, command)
-    print(text)
-    print(f"wrote {study.path}.md, .png and .jsonl")
+            run({**searches(study, seed), **trainings(study, study.random_pool(seed), seed)})
+            run(trainings(study, pools(records, seed), seed))
+    seeds = complete_seeds(study, records)
+    header, text = report(study, records, seeds, environment([*PROG.split(), *argv]))
+    write_study(study.path, header + text, figure=lambda path: plot(records, seeds, path), shown=text)
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

@@ -24,14 +24,15 @@ plot are written at the end, those of fewer seeds with ``--seeds``.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+import functools
 
-from studies.diversity_sweep.options import Study
-from studies.diversity_sweep.records import Records, Task
-from studies.diversity_sweep.report import report
+from studies.diversity_sweep.figure import plot
+from studies.diversity_sweep.searches import BASE_SETTING, Study, run_search, searches, trainings
+from studies.diversity_sweep.tables import Figures, report
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record
+from dnas_ens.compare.study import run_missing, run_script, write_study
 
 PROG = "python experiments/diversity_sweep.py"
 
@@ -39,25 +40,26 @@ PROG = "python experiments/diversity_sweep.py"
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.training.workers import completed, worker_pool
+    from dnas_ens.run.machine import environment
+    from dnas_ens.training.workers import worker_pool
 
-    records = Records(study)
+    def said(record: Record) -> str:
+        name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
+        return f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s"
+
+    records = study.records()
     with worker_pool(study.workers) as pool:
-
-        def run(tasks: Iterable[Task]) -> None:
-            for record, predictions in completed(pool, tasks):
-                records.add(record, predictions)
-                name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
-                print(f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s", flush=True)
-
+        run = functools.partial(run_missing, records, pool=pool, said=said)
         # Seed by seed, so that an interrupted study has all settings.
         for seed in range(study.seeds):
-            run(records.missing_base(seed))
-            run(records.missing_searches(seed))
-            run(records.missing_trainings(seed))
-    print(report(records, [*PROG.split(), *argv]))
-    print(f"wrote {study.path}.md, .png and .jsonl")
+            base = functools.partial(run_search, study, BASE_SETTING, seed, None)
+            run({("search", BASE_SETTING, seed): base})
+            run(searches(study, records, seed))
+            run(trainings(study, records, seed))
+    figures = Figures(study, records, range(study.seeds))
+    header, text = report(figures, environment([*PROG.split(), *argv]))
+    write_study(study.path, header + text, figure=lambda path: plot(figures, path), shown=text)
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

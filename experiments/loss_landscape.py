@@ -23,19 +23,17 @@ Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studies.options import RESULTS
 from tyro.conf import OmitArgPrefixes
 
-from dnas_ens.commands.parse import parse, peek, run_main
+from dnas_ens.commands.parse import parse, peek
+from dnas_ens.compare.study import RESULTS, run_script, write_study
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import to_dict
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import with_ending
 
 if TYPE_CHECKING:
     from studies.loss_landscape.solutions import Architecture
@@ -198,9 +196,8 @@ def main(argv: list[str]) -> None:
     """Run the study."""
     study = read_options(argv)
     from studies.loss_landscape.figures import draw
-    from studies.loss_landscape.found import Found
-    from studies.loss_landscape.measures import evaluate, measure_landscape
-    from studies.loss_landscape.report import write_report
+    from studies.loss_landscape.measures import Found, evaluate, measure_landscape, records
+    from studies.loss_landscape.report import report
     from studies.loss_landscape.solutions import Bench
 
     from dnas_ens.run.machine import resolve_device
@@ -221,13 +218,14 @@ def main(argv: list[str]) -> None:
         solutions = bench.solve(run.path)
         landscape = measure_landscape(bench, solutions)
         predictions, late = evaluate(bench, solutions, run.path)
-        found = Found.of(bench, solutions, landscape, predictions, late)
-        output = study.output or RESULTS / study.name
-        output.parent.mkdir(parents=True, exist_ok=True)
-        draw(found, with_ending(output, ".png"))
-        print(write_report(found, output, environment=run.read_json("env.json")[-1]))
-        print(f"wrote {output}.md, .png and .jsonl")
+        found = Found(bench, solutions, landscape, predictions, late)
+        write_study(
+            study.output or RESULTS / study.name,
+            report(found, run.read_json("env.json")[-1]),
+            figure=lambda path: draw(found, path),
+            records=records(found),
+        )
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

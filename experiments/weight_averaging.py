@@ -23,17 +23,17 @@ from the training that was interrupted, and more seeds add to it. Results: OUTPU
 
 from __future__ import annotations
 
-import sys
+import functools
 
-from studies.weight_averaging.evaluation import evaluate
-from studies.weight_averaging.methods import EQUAL, LAST
-from studies.weight_averaging.options import Study
-from studies.weight_averaging.problem import build_model, load_problem
-from studies.weight_averaging.records import finished_records
-from studies.weight_averaging.report import report
-from studies.weight_averaging.trainings import train
+from studies.weight_averaging.report import groups_of, plot, report
+from studies.weight_averaging.study import EQUAL, LAST, Study, Task, build_model, load_problem
+from studies.weight_averaging.trainings import evaluate, train
 
-from dnas_ens.commands.parse import parse, run_main
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record, Records
+from dnas_ens.compare.study import run_missing, run_script, write_study
+from dnas_ens.config import require
+from dnas_ens.run.files import with_ending
 
 PROG = "python experiments/weight_averaging.py"
 
@@ -51,29 +51,57 @@ def main(argv: list[str]) -> None:
     for model in study.models:
         # A model that is not possible is refused before another one is trained.
         build_model(study, problem, model)
-    finished_records(study, problem.fingerprint)
-    command = [*PROG.split(), *argv]
+
+    def settings(record: Record) -> Record:
+        return {"settings": study.settings(Task.of(record), problem.fingerprint)}
+
+    def store(name: str, file: str) -> Records:
+        return Records(
+            study.folder / name,
+            key=Task._fields,
+            settings=settings,
+            arrays=lambda record: study.place(record) / file,
+            option="run-dir",
+        )
+
+    trained, evaluated = store("trainings.jsonl", "averages"), store("records.jsonl", "predictions.npz")
+    results = with_ending(study.results, ".jsonl")
+    for record in Records(results, key=Task._fields, settings=settings):
+        task = Task.of(record)
+        require(
+            task in evaluated or task in study.tasks(),
+            f"{results} holds {task}, which is not in {study.folder}.",
+            "Give the --run-dir it was trained in, or another --output.",
+        )
+    env = environment([*PROG.split(), *argv])
     environments = study.folder / "env.json"
-    sittings = read_json(environments) if environments.exists() else []
-    write_json(environments, [*sittings, environment(command)])
+    write_json(environments, [*(read_json(environments) if environments.exists() else []), env])
+
+    def seconds(record: Record) -> str:
+        spent = record["training_cpu_seconds"] + record["branches_cpu_seconds"]
+        return f"{Task.of(record)}: trained, {spent:.1f} CPU s"
+
+    def losses(record: Record) -> str:
+        last, equal = (record["rows"][name] for name in (LAST, EQUAL))
+        return (
+            f"{Task.of(record)}: evaluated, calibrated NLL of the last model {last['calibrated_nll']:.4f}, of the "
+            f"equal average of {equal['num_averaged']} {equal['calibrated_nll']:.4f}"
+        )
+
     for task in study.tasks():
-        place = study.folder / str(task)
-        if not (place / "training.json").exists():
-            train(study, problem, task, place)
-            trained = read_json(place / "training.json")
-            seconds = trained["training_cpu_seconds"] + trained["branches_cpu_seconds"]
-            print(f"{task}: trained, {seconds:.1f} CPU s", flush=True)
-        if not (place / "record.json").exists():
-            evaluate(study, problem, task, place)
-            rows = read_json(place / "record.json")["rows"]
-            print(
-                f"{task}: evaluated, calibrated NLL of the last model {rows[LAST]['calibrated_nll']:.4f}, of the "
-                f"equal average of {rows[EQUAL]['num_averaged']} {rows[EQUAL]['calibrated_nll']:.4f}",
-                flush=True,
-            )
-    print(report(study, problem, finished_records(study, problem.fingerprint), command))
-    print(f"wrote {study.results}.md, .png and .jsonl")
+        run_missing(trained, {task: functools.partial(train, study, problem, task)}, said=seconds)
+        choose = functools.partial(evaluate, study, problem, task, trained[task])
+        run_missing(evaluated, {task: choose}, said=losses)
+    groups = groups_of(study, evaluated)
+    header, text = report(study, problem, groups, env)
+    write_study(
+        study.results,
+        header + text,
+        figure=lambda path: plot(groups, path),
+        records=[evaluated[task] for task in sorted(map(Task.of, evaluated))],
+        shown=text,
+    )
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, go_on="run the same command again to go on"))
+    run_script(main)

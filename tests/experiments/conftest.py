@@ -145,7 +145,7 @@ def check_resumed(run_script, read_lines, timeless):
     """Check that a finished study whose seed 1 lost a training makes that training again, and nothing else."""
 
     def check(name, folder, arguments, *, lost):
-        for file in ("rows.json", f"{lost}/training.json"):
+        for file in ("predictions.npz", f"{lost}/training.json"):
             (folder / "run" / "seed-1" / file).unlink()
         before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "seed-0").rglob("*")}
         printed, _ = run_script(name, *arguments, "--run-dir", folder / "run", "--output", folder / "again")

@@ -8,11 +8,21 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from scipy.stats import spearmanr
-from studies.diversity_sweep.choosing import chosen_on_other_half, limited_ensemble, matched_samples
-from studies.diversity_sweep.options import COLD, CONSTANT, SETTINGS, STEERED, Study
-from studies.diversity_sweep.records import Records
-from studies.diversity_sweep.results import mean_height
-from studies.diversity_sweep.searching import sweep
+from studies.diversity_sweep.searches import (
+    BASE_SETTING,
+    COLD,
+    CONSTANT,
+    SETTINGS,
+    STEERED,
+    Study,
+    chosen_on_other_half,
+    limited_ensemble,
+    matched_samples,
+    searches,
+    sweep,
+    trainings,
+)
+from studies.diversity_sweep.tables import mean_height
 from studies.from_scratch import load
 from studies.steering import rank_correlation
 
@@ -48,22 +58,12 @@ def predictions(folder, seed, name):
 # Arithmetic
 
 
-def test_area_of_a_known_polygon():
+def test_the_mean_height_is_the_area_by_trapezia_over_the_length():
     # A triangle over 0 to 3 of height 2 has area 3, so that its mean height is 1.
     assert mean_height([0, 1, 3], np.array([0.0, 2.0, 0.0]), axis=0) == 1.0
-
-
-def test_area_is_the_trapezoidal_rule_along_the_axis():
     values = np.random.default_rng(0).random((3, 4, 5))
     epochs = [2, 3, 7, 12]
-    by_hand = sum((epochs[i + 1] - epochs[i]) * (values[:, i] + values[:, i + 1]) / 2 for i in range(3)) / (
-        12 - 2
-    )
-    assert mean_height(epochs, values, axis=1) == pytest.approx(by_hand)
     assert mean_height(epochs, values, axis=1) == pytest.approx(np.trapezoid(values, epochs, axis=1) / 10)
-
-
-def test_one_evaluation_is_its_own_area():
     assert mean_height([4], np.array([[0.5, 0.7]]), axis=0).tolist() == [0.5, 0.7]
 
 
@@ -179,6 +179,17 @@ def test_tables_hold_what_predictions_say(finished, read_lines, cells):
         assert cells(text, f"{way}, Λ = {limit:g}")[4] == spread(joint, 2)
         area = text[text.index("## e.") :]
         assert cells(area, way)[-2] == spread(areas, 2)
+    for figure in (
+        "92.10",
+        "86.4 to 90.6",
+        "62.4",
+        "57.7",
+        "46.8 ± 1.7",
+        "48.1 ± 1.7",
+        "47.7 ± 3.4",
+        "2.1 h",
+    ):
+        assert f"| {figure} |" in text
     assert text.rstrip().endswith("Other work ran on the same machine.")
     assert "## e. The ensemble against search epochs" in printed
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -226,54 +237,27 @@ def test_areas_are_compared_image_by_image(finished, t_half_width):
     )
 
 
-def test_every_sample_has_its_deviation(finished, read_lines):
-    folder, _, _ = finished
-    for record in read_lines(folder / "out.jsonl"):
-        if record["kind"] == "search" and record["setting"] in STEERED:
-            assert [each["shared"] for each in record["samples"]] == [
-                each["shared"] for each in record["deviations"]
-            ]
-            base = Genotype.from_dict(record["base"]["genotype"])
-            for each in record["deviations"]:
-                assert Genotype.from_dict(each["genotype"]).shared_edges(base) == each["shared"]
-
-
-def test_published_figures_stand_beside_ours(finished):
-    folder, _, _ = finished
-    text = (folder / "out.md").read_text()
-    for figure in (
-        "92.10",
-        "86.4 to 90.6",
-        "62.4",
-        "57.7",
-        "46.8 ± 1.7",
-        "48.1 ± 1.7",
-        "47.7 ± 3.4",
-        "2.1 h",
-    ):
-        assert f"| {figure} |" in text
-
-
 def test_only_what_is_missing_is_run_again(finished, timeless):
     folder, _, _ = finished
     study = Study(**TINY, seeds=2, run_dir=folder / "run", output=folder / "out")
 
     def missing():
-        records = Records(study)
-        stages = (records.missing_base, records.missing_searches, records.missing_trainings)
-        return [task for seed in range(2) for stage in stages for task in stage(seed)]
+        records = study.records()
+        tasks = [{("search", BASE_SETTING, seed): None} for seed in range(2)]
+        tasks += [stage(study, records, seed) for stage in (searches, trainings) for seed in range(2)]
+        return {key: task for of_stage in tasks for key, task in of_stage.items() if key not in records}
 
-    assert missing() == []
-    lost = next(unit for key, unit in Records(study).units.items() if key[0] == "training" and key[2] == 1)
+    assert missing() == {}
+    lost = next(record for record in study.records() if record["kind"] == "training" and record["seed"] == 1)
     place = folder / "run" / "seed-1" / f"training-{lost['cells']}.npz"
     before = dict(np.load(place))
     place.unlink()
-    (task,) = missing()
+    (task,) = missing().values()
     record, again = task()
     assert timeless([record]) == timeless([lost])
     assert all((again[name] == values).all() for name, values in before.items())
-    Records(study).add(record, again)
-    assert missing() == []
+    study.records().add(record, again)
+    assert missing() == {}
 
 
 def test_results_of_other_settings_are_not_mixed(finished, run_script):

@@ -1,4 +1,3 @@
-import json
 import re
 
 import numpy as np
@@ -11,19 +10,11 @@ from dnas_ens.data.batches import normalise
 from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.run.files import load_tensors
 
-SEARCH = ("--population", "5", "--generations", "1", "--curve-points", "3", "--cycle-epochs", "2")
 TINY = (
-    "--data",
-    "digits",
-    "--model",
-    "small-cnn",
-    "--limit-train",
-    "320",
-    "--learning-rate",
-    "0.05",
-    *SEARCH,
+    *("--data", "digits", "--model", "small-cnn", "--limit-train", 320, "--learning-rate", 0.05),
+    *("--population", 5, "--generations", 1, "--curve-points", 3, "--cycle-epochs", 2),
+    *("--networks", 2, "--epochs", 12, "--seeds", 2),
 )
-SCALE = ("--networks", 2, "--epochs", 12, "--seeds", 2)
 KINDS = ("independent", "snapshots")
 
 
@@ -31,7 +22,7 @@ KINDS = ("independent", "snapshots")
 def finished(tmp_path_factory, run_script):
     folder = tmp_path_factory.mktemp("study")
     where = ("--run-dir", folder / "run", "--output", folder / "out")
-    return folder, run_script("parameter_evolution", *TINY, *SCALE, *where)[0]
+    return folder, run_script("parameter_evolution", *TINY, *where)[0]
 
 
 def nll(probs, labels):
@@ -48,11 +39,10 @@ def predicted(state, split, data):
 
 def networks(place, kind):
     """The two networks of a kind, as the study saved them."""
-    files = {
-        "independent": ("network-0/snapshot-0", "network-1/snapshot-0"),
-        "snapshots": ("snapshots/snapshot-0", "snapshots/snapshot-1"),
-    }[kind]
-    return [load_tensors(place / f"{name}.safetensors") for name in files]
+    parts = {"independent": ("network-0", 0, "network-1", 0), "snapshots": ("snapshots", 0, "snapshots", 1)}
+    first, index, second, other = parts[kind]
+    files = (place / first / f"snapshot-{index}", place / second / f"snapshot-{other}")
+    return [load_tensors(file.with_suffix(".safetensors")) for file in files]
 
 
 def between(states, share):
@@ -67,9 +57,9 @@ def test_table_is_what_the_stored_predictions_say(finished, check_rows, cells):
     assert [cells(published, row)[0] for row in rows] == ["63.23", "63.42", "63.35", "64.92"]
 
 
-def test_rows_and_curve_are_those_of_the_combined_weights(finished):
+def test_rows_and_curve_are_those_of_the_combined_weights(finished, read_lines):
     place = finished[0] / "run" / "seed-1"
-    record = json.loads((place / "rows.json").read_text())
+    _, record = read_lines(finished[0] / "out.jsonl")
     stored = np.load(place / "predictions.npz")
     data = load_data("digits", limit_train=320)
     labels = data.val.labels.numpy()
@@ -106,4 +96,4 @@ def test_what_is_finished_is_not_run_again(finished, check_resumed):
     folder, printed = finished
     assert len(re.findall("^trained", printed, re.MULTILINE)) == 6
     # As if it had been interrupted in the training on of seed 1.
-    check_resumed("parameter_evolution", folder, (*TINY, *SCALE), lost="snapshots")
+    check_resumed("parameter_evolution", folder, TINY, lost="snapshots")

@@ -156,9 +156,8 @@ def test_what_is_finished_is_not_trained_again(finished, tmp_path, capsys, read_
     assert len(re.findall(r": trained", printed)) == len(re.findall(r": evaluated", printed)) == 4
     shutil.copytree(folder / "run", tmp_path / "run")
     # One training was interrupted, another finished but not evaluated.
-    (tmp_path / "run" / "mlp-constant-1" / "training.json").unlink()
-    (tmp_path / "run" / "mlp-constant-1" / "record.json").unlink()
-    (tmp_path / "run" / "mlp-cosine-0" / "record.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "mlp-constant-1")
+    (tmp_path / "run" / "mlp-cosine-0" / "predictions.npz").unlink()
     output = tmp_path / "averaging"
     weight_averaging.main([*TINY, "--run-dir", str(tmp_path / "run"), "--output", str(output)])
     printed = capsys.readouterr().out

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from studies.diversity_sweep.measured import Figures, num_edges
-from studies.diversity_sweep.options import (
+from studies.diversity_sweep.searches import (
     COLD,
     CONSTANT,
     LIMITS,
@@ -19,7 +18,7 @@ from studies.diversity_sweep.options import (
     SETTINGS,
     STEERED,
 )
-from studies.diversity_sweep.results import SHOWN_POINTS, WEIGHTS, Key
+from studies.diversity_sweep.tables import SHOWN_POINTS, WEIGHTS, Figures, Key
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +51,6 @@ def plot(figures: Figures, path: Path) -> None:
     ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9.5))
     figure.tight_layout(rect=(0, 0.055, 1, 1), w_pad=1.6, h_pad=1.6)
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
@@ -74,14 +72,12 @@ def _line(
     places: Sequence[float],
     keys: Sequence[Key],
     *,
-    figure: str,
-    factor: float,
     shift: float = 0.0,
     marker: str = "o",
 ) -> None:
     """Draw mean and, as bars, standard deviation over seeds of groups; missing ones are left out."""
     found = [
-        (place, figures.groups[key].figures[figure])
+        (place, figures.groups[key].figures["test_accuracy"])
         for place, key in zip(places, keys, strict=True)
         if key in figures.groups
     ]
@@ -91,8 +87,8 @@ def _line(
     colour = _colour(keys[0][1])
     axis.errorbar(
         [place + shift for place, _ in found],
-        [factor * statistics.fmean(values) for _, values in found],
-        [factor * statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found],
+        [100 * statistics.fmean(values) for _, values in found],
+        [100 * statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in found],
         color=colour,
         marker=marker,
         markersize=8 if marker == "X" else 5.5,
@@ -112,13 +108,13 @@ def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
     from dnas_ens.figures.style import MUTED_COLOUR, font, style_axis
 
     top, bottom = axes
-    records = figures.results.searches(way)
+    records = figures.searches(way)
     largest = records[0]["config"]["hypernetwork"]["max_lambda"]
     for weights, shares in zip(WEIGHTS, (SHOWN_POINTS, RETRAINED_POINTS), strict=True):
         places = [share * largest for share in shares]
         keys: list[Key] = [("path", way, share, weights) for share in shares]
-        _line(top, figures, places, keys, figure="test_accuracy", factor=100.0)
-    edges = num_edges(figures, way)
+        _line(top, figures, places, keys)
+    edges = figures.num_edges(way)
     for record in records:
         for direction in range(record["config"]["hypernetwork"]["directions"]):
             path = [point for point in record["points"] if point["direction"] == direction]
@@ -149,7 +145,7 @@ def _limits(figures: Figures, axis: Axes) -> None:
     for position, way in enumerate(STEERED):
         for weights, shares in zip(WEIGHTS, (LIMITS, RETRAINED_LIMITS), strict=True):
             keys: list[Key] = [("ensemble", way, share, weights) for share in shares]
-            _line(axis, figures, shares, keys, figure="test_accuracy", factor=100.0, shift=0.016 * position)
+            _line(axis, figures, shares, keys, shift=0.016 * position)
     axis.set_xticks(LIMITS, ["¼", "½", "¾", "1"])
     style_axis(axis, x_label="limit Λ, share of the range", y_label="test accuracy, %")
     _title(axis, "b. ensembles of λ ≤ Λ")
@@ -161,11 +157,7 @@ def _deviations(figures: Figures, axis: Axes) -> None:
     from dnas_ens.figures.style import style_axis
 
     for position, way in enumerate(STEERED):
-        numbers = sorted(
-            float(key[2])
-            for key in figures.groups
-            if key[0] == "samples" and key[1] == way and not isinstance(key[2], str) and key[3] == "retrained"
-        )
+        numbers = figures.sample_numbers(way, "retrained")
         for kind, marker in (("samples", "o"), ("deviations", "X")):
             keys: list[Key] = [(kind, way, number, "retrained") for number in numbers]
             if keys:
@@ -175,8 +167,6 @@ def _deviations(figures: Figures, axis: Axes) -> None:
                     figures,
                     numbers,
                     keys,
-                    figure="test_accuracy",
-                    factor=100.0,
                     shift=shift,
                     marker=marker,
                 )
@@ -192,7 +182,7 @@ def _curves(figures: Figures, axis: Axes) -> None:
 
     epochs: list[int] = []
     for setting in SETTINGS:
-        epochs, losses = figures.results.epoch_losses(setting)
+        epochs, losses = figures.epoch_losses(setting)
         style = "-" if setting in STEERED else "--" if CONSTANT in setting else ":"
         axis.plot(
             epochs,
@@ -224,7 +214,7 @@ def _schedules(figures: Figures, axis: Axes) -> None:
         for position, change in enumerate(changes):
             for weights in WEIGHTS:
                 keys: list[Key] = [("ensemble", f"{way}{change}", 1.0, weights)]
-                _line(axis, figures, [position], keys, figure="test_accuracy", factor=100.0, shift=side)
+                _line(axis, figures, [position], keys, shift=side)
     style_axis(axis, y_label="test accuracy, %")
     axis.set_xlim(-0.5, len(changes) - 0.5)
     axis.set_xticks(range(len(changes)), ["as it is", "constant\nschedules", "no warm-up\nepochs"])

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from dnas_ens.figures.style import (
+    BLACK,
     BLUE,
     CYCLE,
     GREEN,
     GRID_COLOUR,
+    LINE_COLOUR,
     MARKERS,
     MUTED_COLOUR,
+    TEXT_COLOUR,
+    VERMILION,
     font,
     new_figure,
     style_axis,
 )
 from dnas_ens.metrics.diversity import pairwise_disagreement
-from studies.loss_landscape.found import Found
-from studies.loss_landscape.panels import draw_pairs, draw_plane, draw_sizes, draw_title
+from studies.loss_landscape.diversity_accuracy import (
+    disagreement_bounds,
+    independent_disagreement,
+    perturbed_disagreement,
+)
+from studies.loss_landscape.measures import KINDS, PAIR_MEASURES, SEEDS, Found
+from studies.loss_landscape.member_groups import pair_values
 
 
 def draw(found: Found, path: Path) -> None:
@@ -44,7 +54,7 @@ def draw(found: Found, path: Path) -> None:
     highest = float(disagreement[np.ix_(late, late)].max())
     _matrix(figure, apart, disagreement, names, title=f"Disagreement % on val, {first}", highest=highest)
     _trajectories(trajectories, found)
-    draw_plane(plane, found)
+    _plane(plane, found)
     _lines(line, found)
     _matrix(
         figure,
@@ -53,9 +63,9 @@ def draw(found: Found, path: Path) -> None:
         [architecture.name for architecture in found.bench.architectures],
         title="Disagreement % of all solutions, test",
     )
-    draw_sizes(accuracy, found, "accuracy", "accuracy % on test")
-    draw_sizes(calibrated, found, "calibrated_nll", "calibrated NLL on test, nats")
-    draw_pairs(pairs, found)
+    _sizes(accuracy, found, "accuracy", "accuracy % on test")
+    _sizes(calibrated, found, "calibrated_nll", "calibrated NLL on test, nats")
+    _pairs(pairs, found)
     figure.tight_layout(h_pad=2.2, w_pad=2.0)
     figure.savefig(path, dpi=110)
 
@@ -103,7 +113,7 @@ def _matrix(
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED_COLOUR, length=0)
-    draw_title(axis, title)
+    _title(axis, title)
 
 
 def _trajectories(axis: Axes, found: Found) -> None:
@@ -129,7 +139,7 @@ def _trajectories(axis: Axes, found: Found) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     axis.legend(frameon=False, prop=font(8), handletextpad=0.2)
-    draw_title(axis, "t-SNE of val predictions along trajectories")
+    _title(axis, "t-SNE of val predictions along trajectories")
     axis.set_xlabel(
         f"hollow: epoch {found.solutions[0].epochs[1]}; large: the solution",
         fontproperties=font(9),
@@ -149,4 +159,129 @@ def _lines(axis: Axes, found: Found) -> None:
     axis.set_ylim(top=3 * max(line.nll.max() for line in found.landscape.lines.values()))
     style_axis(axis, x_label="position on the line", y_label="NLL on val, nats")
     axis.legend(frameon=False, prop=font(8), loc="upper left")
-    draw_title(axis, f"Loss along lines between weights, {found.bench.architectures[0].name}")
+    _title(axis, f"Loss along lines between weights, {found.bench.architectures[0].name}")
+
+
+def _title(axis: Axes, text: str) -> None:
+    """Head a panel."""
+    axis.set_title(text, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
+
+
+def _plane(axis: Axes, found: Found) -> None:
+    """Draw the diversity-accuracy plane with its limits; the base is the first solution."""
+    plane, num_classes = found.landscape.plane, found.predictions.val_probs.shape[2]
+    count = len(found.solutions[0].states)
+    accuracy, diversity = (
+        values.reshape(len(found.solutions), count) for values in (plane.accuracy, plane.diversity)
+    )
+    groups = np.array(found.groups)
+    ends = accuracy[:, -1]
+    # Early checkpoints would squeeze all that is of interest.
+    own = accuracy[0, :-1] > ends.min() - 0.5 * (1.0 - plane.base_accuracy) - 0.02
+    shown = np.concatenate([ends, accuracy[0, :-1][own]])
+    margin = 0.08 * max(float(np.ptp(shown)), 0.01)
+    low, high = float(shown.min()) - margin, min(float(shown.max()) + margin, 1.0 - 1e-4)
+    grid = np.linspace(low, high, 300)
+    errors = 1.0 - grid
+    least, largest = disagreement_bounds(grid, plane.base_accuracy)
+    independent, perturbed = (
+        curve(grid, plane.base_accuracy, num_classes)
+        for curve in (independent_disagreement, perturbed_disagreement)
+    )
+    curves: list[tuple[np.ndarray, str | None, dict[str, Any]]] = [
+        (largest, "bounds", {"color": LINE_COLOUR, "linewidth": 1, "linestyle": ":"}),
+        (least, None, {"color": LINE_COLOUR, "linewidth": 1, "linestyle": ":"}),
+        (independent, "independent errors", {"color": MUTED_COLOUR, "linewidth": 1.5}),
+        (
+            perturbed,
+            "base, perturbed at random",
+            {"color": MUTED_COLOUR, "linewidth": 1.5, "linestyle": "--"},
+        ),
+    ]
+    for values, label, look in curves:
+        axis.plot(100 * grid, values / errors, label=label, **look)
+    axis.plot(
+        100 * accuracy[0, :-1][own],
+        diversity[0, :-1][own],
+        "o-",
+        color=GREEN,
+        markersize=4,
+        linewidth=1,
+        label="the base's own trajectory",
+    )
+    axis.plot([100 * plane.base_accuracy], [0.0], "*", color=BLACK, markersize=11, label="base, seed 0")
+    same, other = groups == 0, groups != 0
+    same[0] = False
+    axis.plot(100 * ends[same], diversity[same, -1], "s", color=BLUE, markersize=6, label="its other seeds")
+    if other.any():
+        axis.plot(
+            100 * ends[other],
+            diversity[other, -1],
+            "^",
+            color=VERMILION,
+            markersize=5,
+            alpha=0.8,
+            label="other architectures",
+        )
+    axis.set_xlim(100 * low, 100 * high)
+    highest = np.nanmax(np.concatenate([diversity[:, -1], diversity[0, :-1][own]]))
+    # The upper curve grows without bound towards accuracy 1; its left end is shown in any case.
+    top = 1.15 * max(
+        highest, float(independent_disagreement(low, plane.base_accuracy, num_classes)) / (1.0 - low)
+    )
+    axis.set_ylim(-0.05 * top, top)
+    style_axis(axis, x_label="accuracy % on val", y_label="disagreement with base / error rate")
+    axis.legend(
+        frameon=False,
+        prop=font(8),
+        ncols=2,
+        columnspacing=1.0,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        borderaxespad=0.0,
+    )
+    _title(axis, f"Diversity and accuracy, base: {found.bench.architectures[0].name}")
+
+
+def _sizes(axis: Axes, found: Found, column: str, label: str) -> None:
+    """Draw a metric of ensembles against their size."""
+    factor = 100.0 if column == "accuracy" else 1.0
+    for index, (name, rows) in enumerate(found.sizes.items()):
+        colour = BLUE if name.endswith(SEEDS) else VERMILION if name.endswith(KINDS) else GREEN
+        axis.plot(
+            [row["size"] for row in rows],
+            [factor * row[column] for row in rows],
+            marker=MARKERS[index],
+            color=colour,
+            linestyle="--" if name.startswith("reference") else "-",
+            markersize=5,
+            label=name,
+        )
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    style_axis(axis, x_label="networks in the ensemble", y_label=label)
+    axis.legend(frameon=False, prop=font(8))
+    _title(axis, "Accuracy against ensemble size" if column == "accuracy" else "Calibrated NLL against size")
+
+
+def _pairs(axis: Axes, found: Found) -> None:
+    """Draw the first measure of pairs, a point a pair, of seeds and of architectures."""
+    primary, measure = next(iter(PAIR_MEASURES.items()))
+    matrix = measure(found.predictions.test_probs.astype(np.float64), found.predictions.test_labels)
+    rows: list[tuple[str, np.ndarray, str]] = []
+    for kind in found.comparisons:
+        members = found.members(kind)
+        of_members = [found.groups[index] for index in members]
+        within, between = pair_values(matrix[np.ix_(members, members)], of_members)
+        rows += [(f"seeds of\none {kind[:-1]}", within, BLUE), (f"different\n{kind}", between, VERMILION)]
+    if not rows:
+        within, _ = pair_values(matrix, found.groups)
+        rows = [("seeds of one\narchitecture", within, BLUE)]
+    generator = np.random.default_rng(0)
+    for height, (_, values, colour) in enumerate(rows):
+        jitter = generator.uniform(-0.22, 0.22, len(values))
+        axis.plot(values, height + jitter, "o", color=colour, alpha=0.35, markersize=4, markeredgewidth=0)
+        axis.plot([values.mean()] * 2, [height - 0.33, height + 0.33], color=BLACK, linewidth=2.5)
+    axis.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axis.set_ylim(len(rows) - 0.4, -0.6)
+    style_axis(axis, x_label=f"{primary} on test")
+    _title(axis, "Pairs of solutions; bar: mean")

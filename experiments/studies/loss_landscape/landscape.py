@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
 from dnas_ens.ensembles.averaging import State, check_same_architecture
 from dnas_ens.errors import UserError
@@ -33,8 +33,7 @@ def weight_cosines(
 ) -> FloatArray:
     """Cosine of the angle between solutions' flattened parameters, w_i . w_j / (|w_i| |w_j|).
 
-    Parameters alone count: what a module's buffers hold, such as BatchNorm's running statistics, is no point of
-    the loss landscape.
+    Parameters alone count, not buffers such as BatchNorm's running statistics.
 
     Args:
         model: A module of the architecture, which says what of a state is a parameter; it is left as it is.
@@ -58,16 +57,17 @@ def weight_cosines(
             error.cause, "Compare the weights of one architecture; compare others by their predictions."
         ) from error
     trained = [name for name, _ in model.named_parameters()]
-    vectors = np.stack([_flattened([state[name] for name in trained]) for state in found])
+    vectors = np.stack(
+        [
+            np.concatenate([state[name].detach().double().cpu().numpy().ravel() for name in trained])
+            for state in found
+        ]
+    )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors /= np.where(lengths > 0.0, lengths, 1.0)
-    cosines = np.clip(vectors @ vectors.T, -1.0, 1.0)
+    cosines: FloatArray = np.clip(vectors @ vectors.T, -1.0, 1.0)
     np.fill_diagonal(cosines, 1.0)
     return cosines
-
-
-def _flattened(tensors: Sequence[Tensor]) -> FloatArray:
-    return np.concatenate([tensor.detach().double().cpu().numpy().ravel() for tensor in tensors])
 
 
 # Function space
@@ -86,38 +86,30 @@ def normalised_disagreement(member_probs: npt.ArrayLike, labels: npt.ArrayLike) 
 
     Returns:
         Symmetric matrix, shape (M, M), range [0, 2], zero diagonal; 0 where neither errs.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     members = check_probs(member_probs, num_dims=3)
     errors = 1.0 - accuracies_of(members, labels)
-    means = (errors[:, None] + errors[None, :]) / 2.0
-    disagreement = pairwise_disagreement(members)
-    return np.divide(disagreement, means, out=np.zeros_like(disagreement), where=means > 0.0)
+    return _disagreement_over(members, (errors[:, None] + errors[None, :]) / 2.0)
 
 
 def share_of_independent(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
     """Disagreement of two solutions over that of two whose errors are independent, at their accuracies.
 
     d_ij over `studies.loss_landscape.diversity_accuracy.independent_disagreement` at a_i, a_j and K: a second way to
-    compare pairs of unequal accuracy.
-
-    Args:
-        member_probs: Class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
+    compare pairs of unequal accuracy. Arguments as in `normalised_disagreement`.
 
     Returns:
         Symmetric matrix, shape (M, M), 0 or more, zero diagonal; 1 for independent errors, 0 where neither errs.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
     members = check_probs(member_probs, num_dims=3)
     accuracies = accuracies_of(members, labels)
     independent = independent_disagreement(accuracies[:, None], accuracies[None, :], members.shape[2])
+    return _disagreement_over(members, independent)
+
+
+def _disagreement_over(members: FloatArray, scale: FloatArray) -> FloatArray:
     disagreement = pairwise_disagreement(members)
-    return np.divide(disagreement, independent, out=np.zeros_like(disagreement), where=independent > 0.0)
+    return np.divide(disagreement, scale, out=np.zeros_like(disagreement), where=scale > 0.0)
 
 
 def embed_predictions(member_probs: npt.ArrayLike, *, seed: int = 0) -> FloatArray:

@@ -1,12 +1,13 @@
-"""What is measured on the solutions: the landscape on val, then the ensembles and the answer on test."""
+"""What is measured on the solutions: the landscape on val, then ensembles and pairs on test; all of it is `Found`."""
 
 from __future__ import annotations
 
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -47,6 +48,11 @@ PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "predictive JS": lambda probs, _: predictive_js(probs),
     "shared errors": pairwise_shared_errors,
 }
+SEEDS, KINDS, TRAJECTORY = (
+    "seeds of one architecture",
+    "different architectures, one seed each",
+    "last checkpoints of one training",
+)
 #: What a pair is worth as an ensemble, beside the measures of its distance.
 PAIR_NLL = "calibrated NLL of both averaged"
 
@@ -161,12 +167,11 @@ def _pair_nll(predictions: Predictions, members: Sequence[int]) -> np.ndarray:
     losses = np.zeros((len(members), len(members)))
     for row, column in itertools.combinations(range(len(members)), 2):
         pair = [members[row], members[column]]
-        _, _, loss = _score(predictions, pair)
-        losses[row, column] = losses[column, row] = loss
+        losses[row, column] = losses[column, row] = score(predictions, pair)[2]
     return losses
 
 
-def _score(predictions: Predictions, members: Sequence[int]) -> tuple[float, float, float]:
+def score(predictions: Predictions, members: Sequence[int]) -> tuple[float, float, float]:
     """Return accuracy, NLL and calibrated NLL on test of the average of some members."""
     on_val, on_test = (
         probs[list(members)].astype(np.float64).mean(axis=0)
@@ -188,7 +193,7 @@ def ensemble_sizes(
     """
     rows = []
     for of_size in subsets:
-        means = np.mean([_score(predictions, subset) for subset in of_size], axis=0)
+        means = np.mean([score(predictions, subset) for subset in of_size], axis=0)
         rows.append(
             {
                 "size": len(of_size[0]),
@@ -232,3 +237,88 @@ def _some(subsets: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Return at most `MAX_SUBSETS` of them, drawn at random."""
     chosen = np.random.default_rng(0).permutation(len(subsets))[:MAX_SUBSETS]
     return [subsets[index] for index in sorted(chosen)]
+
+
+class Found:
+    """Everything the report and the pictures show.
+
+    Args:
+        bench: What was trained how.
+        solutions: M solutions.
+        landscape: Of val.
+        predictions: Of the solutions.
+        late: Of the last checkpoints of the first training.
+
+    Attributes:
+        groups: The architecture of every solution.
+        comparisons: For each kind of architectures (cells, reference models) with several: its contrasts.
+        sizes: For each kind and way of building an ensemble: metrics on test against size.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        solutions: Sequence[Solution],
+        landscape: Landscape,
+        predictions: Predictions,
+        late: Predictions,
+    ) -> None:
+        self.bench, self.solutions, self.landscape = bench, solutions, landscape
+        self.predictions = predictions
+        self.groups = groups = [one.architecture for one in solutions]
+        self.comparisons: dict[str, dict[str, tuple[PairContrast, float]]] = {}
+        self.sizes: dict[str, list[dict[str, float]]] = {}
+        kinds = {kind: self.members(kind) for kind in ("genotypes", "reference models")}
+        for kind, members in kinds.items():
+            mark = f"{kind}: " if all(kinds.values()) else ""
+            if members:
+                self.sizes[f"{mark}{SEEDS}"] = ensemble_sizes(predictions, subsets_of_seeds(groups, members))
+            if len({groups[index] for index in members}) > 1:
+                self.comparisons[kind] = contrasts(predictions, groups, members)
+                self.sizes[f"{mark}{KINDS}"] = ensemble_sizes(predictions, subsets_of_groups(groups, members))
+        last = len(late.val_probs)
+        newest = [[tuple(range(last - size, last))] for size in range(1, last + 1)]
+        self.sizes[TRAJECTORY] = ensemble_sizes(late, newest)
+
+    def members(self, kind: str) -> list[int]:
+        """Return the solutions of genotypes or of reference models."""
+        return [
+            index
+            for index, group in enumerate(self.groups)
+            if (self.bench.architectures[group].genotype is not None) == (kind == "genotypes")
+        ]
+
+
+def records(found: Found) -> list[dict[str, Any]]:
+    """Return what the tables and pictures show, one record a line; matrices to four digits."""
+
+    def rounded(array: np.ndarray) -> list[Any]:
+        # JSON has no NaN.
+        return [None if value != value else value for value in np.round(array, 4).tolist()]
+
+    landscape, plane = found.landscape, found.landscape.plane
+    return [
+        *({"kind": "solution", "index": one.index, **one.record} for one in found.solutions),
+        *(
+            {"kind": "contrast", "of": kind, "measure": name, **asdict(contrast), "holm": p_value}
+            for kind, rows in found.comparisons.items()
+            for name, (contrast, p_value) in rows.items()
+        ),
+        *({"kind": "size", "of": name, **row} for name, rows in found.sizes.items() for row in rows),
+        *(
+            {"kind": "line", "of": name, "nll": rounded(line.nll), "barrier": line.barrier}
+            for name, line in landscape.lines.items()
+        ),
+        {"kind": "weight cosines", "matrix": np.round(landscape.cosines, 4).tolist()},
+        {"kind": "disagreement of checkpoints", "matrix": np.round(landscape.disagreement, 4).tolist()},
+        {
+            "kind": "disagreement of solutions",
+            "matrix": np.round(pairwise_disagreement(found.predictions.test_probs), 4).tolist(),
+        },
+        {
+            "kind": "plane",
+            "base_accuracy": plane.base_accuracy,
+            "accuracy": rounded(plane.accuracy),
+            "diversity": rounded(plane.diversity),
+        },
+    ]

@@ -1,40 +1,30 @@
-"""Tables, sentences and files of the study."""
+"""Tables and sentences of the study."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dnas_ens.metrics.scores import accuracy
-from dnas_ens.metrics.significance import CONFIDENCE, NUM_RESAMPLES, mean_and_deviation
-from dnas_ens.run.files import with_ending, write_atomic
-from studies.loss_landscape.found import KINDS, SEEDS, Found, records
-from studies.loss_landscape.measures import PAIR_MEASURES
+from dnas_ens.compare.report import Column, markdown_table, provenance
+from dnas_ens.metrics.significance import CONFIDENCE, NUM_RESAMPLES
+from studies.loss_landscape.measures import KINDS, PAIR_MEASURES, SEEDS, Found, score
 from studies.loss_landscape.member_groups import PairContrast
+
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
 
 
 def solutions_table(found: Found) -> str:
     """Return accuracies of every architecture's solutions as Markdown."""
-    lines = ["| architecture | parameters | test accuracy % | CPU s a training |", "|:--|--:|--:|--:|"]
+    rows = []
     for position, architecture in enumerate(found.bench.architectures):
         own = [one for one in found.solutions if one.architecture == position]
-        accuracies = [
-            100
-            * accuracy(
-                found.predictions.test_probs[one.index].astype(np.float64), found.predictions.test_labels
-            )
-            for one in own
-        ]
-        seconds = [one.record["cpu_seconds"] for one in own]
-        lines.append(
-            f"| {architecture.name} | {own[0].record['parameters']:,} | {mean_and_deviation(accuracies, digits=2)} | "
-            f"{np.mean(seconds):.1f} |"
-        )
-    return "\n".join(lines) + "\n"
+        accuracies = [score(found.predictions, [one.index])[0] for one in own]
+        seconds = np.mean([one.record["cpu_seconds"] for one in own])
+        percent = Column("", factor=100, digits=2).cell(accuracies)
+        rows.append([architecture.name, f"{own[0].record['parameters']:,}", percent, f"{seconds:.1f}"])
+    return markdown_table(["architecture", "parameters", "test accuracy %", "CPU s a training"], rows)
 
 
 def space_table(found: Found) -> str:
@@ -54,32 +44,41 @@ def space_table(found: Found) -> str:
         "seeds, at the end": list(itertools.combinations(ends, 2)),
     }
     matrices = (landscape.cosines, landscape.disagreement, landscape.normalised, landscape.of_independent)
-    lines = [
-        "| pairs, on val | cosine of weights | disagreement % | normalised disagreement | over independent errors' |",
-        "|:--|--:|--:|--:|--:|",
-    ]
+    lines = []
     for name, pairs in rows.items():
         first, second = np.array(pairs).T
         means = [float(matrix[first, second].mean()) for matrix in matrices]
-        lines.append(f"| {name} | {means[0]:.3f} | {100 * means[1]:.2f} | {means[2]:.3f} | {means[3]:.3f} |")
-    return "\n".join(lines) + "\n"
+        lines.append(
+            [name, f"{means[0]:.3f}", f"{100 * means[1]:.2f}", *(f"{each:.3f}" for each in means[2:])]
+        )
+    header = [
+        "pairs, on val",
+        "cosine of weights",
+        "disagreement %",
+        "normalised disagreement",
+        "over independent errors'",
+    ]
+    return markdown_table(header, lines)
 
 
 def contrast_table(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
     """Return seed pairs beside pairs of a kind as Markdown."""
-    one = kind[:-1]
-    lines = [f"| on test | seed pairs | {one} pairs | difference | p (Holm) |", "|:--|--:|--:|--:|--:|"]
+    lines = []
     for name, (contrast, p_value) in rows.items():
-        factor, unit = (100.0, " %") if name in ("disagreement", "shared errors") else (1.0, "")
-        values = [factor * value for value in (contrast.within, contrast.between, contrast.difference)]
-        digits = 2 if unit else 4
-        cells = [
-            f"{values[0]:.{digits}f}{unit}",
-            f"{values[1]:.{digits}f}{unit}",
-            f"{values[2]:+.{digits}f}{unit}",
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} | {p_value:.2g} |")
-    return "\n".join(lines) + "\n"
+        factor, unit, digits = (100.0, " %", 2) if name in ("disagreement", "shared errors") else (1.0, "", 4)
+        within, between, difference = (
+            factor * value for value in (contrast.within, contrast.between, contrast.difference)
+        )
+        lines.append(
+            [
+                name,
+                f"{within:.{digits}f}{unit}",
+                f"{between:.{digits}f}{unit}",
+                f"{difference:+.{digits}f}{unit}",
+                f"{p_value:.2g}",
+            ]
+        )
+    return markdown_table(["on test", "seed pairs", f"{kind[:-1]} pairs", "difference", "p (Holm)"], lines)
 
 
 def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
@@ -153,33 +152,33 @@ def shared_edges(found: Found) -> str:
 
 def sizes_table(found: Found) -> str:
     """Return ensembles of every size as Markdown."""
-    lines = [
-        "| ensemble of | size | ensembles averaged | accuracy % | NLL | calibrated NLL |",
-        "|:--|--:|--:|--:|--:|--:|",
-    ]
-    for name, rows in found.sizes.items():
-        for row in rows:
-            lines.append(
-                f"| {name} | {row['size']:.0f} | {row['ensembles']:.0f} | {100 * row['accuracy']:.2f} | "
-                f"{row['nll']:.4f} | {row['calibrated_nll']:.4f} |"
-            )
-    return "\n".join(lines) + "\n"
+    return markdown_table(
+        ["ensemble of", "size", "ensembles averaged", "accuracy %", "NLL", "calibrated NLL"],
+        [
+            [
+                name,
+                f"{row['size']:.0f}",
+                f"{row['ensembles']:.0f}",
+                f"{100 * row['accuracy']:.2f}",
+                f"{row['nll']:.4f}",
+                f"{row['calibrated_nll']:.4f}",
+            ]
+            for name, rows in found.sizes.items()
+            for row in rows
+        ],
+    )
 
 
 def header(found: Found, environment: dict[str, Any]) -> str:
     """Return what is needed to repeat the study."""
     bench, data, recipe = found.bench, found.bench.data, found.bench.recipe
     names = ", ".join(architecture.name for architecture in bench.architectures)
-    versions = ", ".join(
-        f"{name} {environment['packages'][name]}" for name in ("torch", "numpy", "scipy", "scikit-learn")
-    )
     stacked = any(architecture.genotype for architecture in bench.architectures)
     cells = f"; cells in stacks of {recipe.num_cells}, C={recipe.channels}" if stacked else ""
     device = environment["cuda_device"] if bench.device.type == "cuda" else "no GPU used"
     return (
-        f"# Loss landscape: {data.name}, {names}\n\nCommand: `{' '.join(environment['command'])}`\n\n"
-        f"Hardware: {environment['cpu']}, {environment['num_cpus']} cores, {device}. Versions: {versions}. "
-        f"Revision: {environment['git_revision']}. Date: {environment['time']}. Recipe seed {recipe.seed}, from which "
+        f"# Loss landscape: {data.name}, {names}\n\n"
+        f"{provenance(environment, hardware=device, packages=PACKAGES)} Recipe seed {recipe.seed}, from which "
         "initialisation, order and augmentation of every solution have seeds of their own; split seed 0.\n\n"
         f"**Scale that was run: {len(found.solutions)} solutions ({bench.seeds} seeds an architecture), {data.name}, "
         f"{len(data.train):,} training, {len(data.val):,} val and {len(data.test):,} test images of "
@@ -190,14 +189,14 @@ def header(found: Found, environment: dict[str, Any]) -> str:
     )
 
 
-def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> str:
-    """Write OUTPUT.md and OUTPUT.jsonl and return the text."""
+def report(found: Found, environment: dict[str, Any]) -> str:
+    """Return all of OUTPUT.md."""
     first = found.bench.architectures[0].name
     answers = "".join(
         f"{contrast_table(rows, kind)}\n{answer(rows, kind)}\n" for kind, rows in found.comparisons.items()
     )
     barriers = "; ".join(f"{name} {line.barrier:.3f} nats" for name, line in found.landscape.lines.items())
-    text = (
+    return (
         header(found, environment)
         + (
             f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}{shared_edges(found)}"
@@ -215,7 +214,3 @@ def write_report(found: Found, output: Path, *, environment: dict[str, Any]) -> 
         f"the NLLs are in nats. {at_equal_size(found)}".rstrip()
         + "\n"
     )
-    write_atomic(with_ending(output, ".md"), text.encode())
-    lines = "".join(json.dumps(record) + "\n" for record in records(found))
-    write_atomic(with_ending(output, ".jsonl"), lines.encode())
-    return text

@@ -124,23 +124,17 @@ class Bench:
                 if training.epoch in epochs:
                     name = f"checkpoint-{training.epoch}.safetensors"
                     save_tensors(folder / name, copied_to_cpu(training.network.state_dict()))
-            parameters = sum(parameter.numel() for parameter in training.network.parameters())
-            write_json(
-                folder / "solution.json",
-                {
-                    "architecture": self.architectures[architecture].name,
-                    "seeds": vars(training.seeds),
-                    "epochs": epochs,
-                    "parameters": parameters,
-                    "train_loss": scalars["train_loss"],
-                    **cost.seconds(),
-                },
-            )
-            seconds = cost.seconds()["cpu_seconds"]
-            print(
-                f"trained {folder.name}, {self.architectures[architecture].name}: {seconds:.1f} CPU s",
-                flush=True,
-            )
+            record = {
+                "architecture": self.architectures[architecture].name,
+                "seeds": vars(training.seeds),
+                "epochs": epochs,
+                "parameters": training.num_parameters,
+                "train_loss": scalars["train_loss"],
+                **cost.seconds(),
+            }
+            write_json(folder / "solution.json", record)
+            seconds = record["cpu_seconds"]
+            print(f"trained {folder.name}, {record['architecture']}: {seconds:.1f} CPU s", flush=True)
         record = read_json(folder / "solution.json")
         states = [load_tensors(folder / f"checkpoint-{epoch}.safetensors") for epoch in record["epochs"]]
         return Solution(architecture=architecture, index=index, states=states, record=record)

@@ -1,34 +1,109 @@
-"""OUTPUT.md with its tables and sentences and all that is needed to repeat it; its picture and records."""
+"""What the seeds of a model say together: OUTPUT.md with its tables and sentences, and its picture."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dnas_ens.run.files import with_ending
-from studies.comparisons import how_to_read
-from studies.report import markdown_table, provenance, write_results
-from studies.weight_averaging.figure import plot
-from studies.weight_averaging.methods import ACROSS, EQUAL, EXPONENTIAL, KINDS, LAST, LINEAR, PAIRS, SCHEDULES
-from studies.weight_averaging.options import CELL, Study, Task
-from studies.weight_averaging.problem import Problem
-from studies.weight_averaging.records import Group
+import numpy as np
+
+from dnas_ens.compare.records import Records
+from dnas_ens.compare.report import (
+    Column,
+    compare_pairs,
+    how_to_read,
+    losses_over_seeds,
+    markdown_table,
+    provenance,
+)
+from studies.weight_averaging.study import (
+    ACROSS,
+    CELL,
+    EQUAL,
+    EXPONENTIAL,
+    KINDS,
+    LAST,
+    LINEAR,
+    PAIRS,
+    SCHEDULES,
+    Problem,
+    Study,
+    Task,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from dnas_ens.metrics.significance import PairedDifference
 
 #: To which a calibrated NLL is given.
 DECIMALS = 4
+COLUMNS = {
+    "accuracy": Column("accuracy %", factor=100, digits=2),
+    "nll": Column("NLL"),
+    "calibrated_nll": Column("calibrated NLL"),
+    "val_nll": Column("val NLL"),
+}
+#: A method under a schedule.
+Entry = tuple[str, str]
+Pair = tuple[Entry, Entry]
+
+
+class Group:
+    """The finished seeds of one model under both schedules.
+
+    Args:
+        store: All records, with predictions.
+        model: The model.
+    """
+
+    def __init__(self, store: Records, model: str) -> None:
+        self.model = model
+        self.seeds = sorted(
+            seed
+            for seed in {record["seed"] for record in store}
+            if all(Task(model, schedule, seed) in store for schedule in SCHEDULES)
+        )
+        self.records = {
+            schedule: [store[Task(model, schedule, seed)] for seed in self.seeds] for schedule in SCHEDULES
+        }
+        self.methods = list(self.records[SCHEDULES[0]][0]["rows"]) if self.seeds else []
+        #: The calibrated NLL of every method on each test input, (S, N).
+        losses: dict[Entry, np.ndarray] = {}
+        for schedule in SCHEDULES if self.seeds else ():
+            tasks = [Task(model, schedule, seed) for seed in self.seeds]
+            losses |= {(schedule, name): of for name, of in losses_over_seeds(store, tasks).items()}
+        self.differences = compare_pairs(losses, self._pairs()) if self.seeds else {}
+
+    def _pairs(self) -> Iterator[Pair]:
+        """Yield what is compared: every method with the last model, `PAIRS`, and `ACROSS` schedules."""
+        constant, cosine = SCHEDULES
+        for schedule in SCHEDULES:
+            yield from (((schedule, method), (schedule, LAST)) for method in self.methods if method != LAST)
+            yield from (((schedule, first), (schedule, second)) for first, second in PAIRS)
+        yield from (((constant, method), (cosine, LAST)) for method in ACROSS)
+
+    def rows(self, schedule: str, method: str) -> list[dict[str, Any]]:
+        """Return a method's rows, a seed each."""
+        return [record["rows"][method] for record in self.records[schedule]]
+
+    def to_last(self, schedule: str, method: str) -> PairedDifference:
+        """Return what a method is worth beside the last model of its schedule."""
+        return self.differences[(schedule, method), (schedule, LAST)]
+
+
+def groups_of(study: Study, store: Records) -> list[Group]:
+    """Return the models of which seeds are finished, those of the options first."""
+    models = dict.fromkeys([*study.models, *sorted(record["model"] for record in store)])
+    return [group for model in models if (group := Group(store, model)).seeds]
 
 
 def report(
-    study: Study, problem: Problem, records: Mapping[Task, dict[str, Any]], command: Sequence[str]
-) -> str:
-    """Write OUTPUT.md, .png and .jsonl and return the tables."""
-    from dnas_ens.run.machine import environment
-
-    models = dict.fromkeys([*study.models, *(task.model for task in sorted(records))])
-    groups = [group for model in models if (group := Group(records, model, study.folder)).seeds]
-    env = environment(command)
+    study: Study, problem: Problem, groups: Sequence[Group], env: Mapping[str, Any]
+) -> tuple[str, str]:
+    """Return what OUTPUT.md begins with, and its tables."""
     recipe, (train_size, val_size, test_size) = study.recipe, problem.sizes
     seeds = "; ".join(f"{group.model} {', '.join(map(str, group.seeds))}" for group in groups)
     cells = "a given genotype" if study.genotypes else f"a random genotype (seed {study.genotype_seed})"
@@ -50,7 +125,11 @@ def report(
         "what the comparisons *across schedules* ask. Where models get worse towards the end, an average also gains by "
         "reaching back before that; a single earlier model does so too, hence the comparisons with the *best single "
         "kept model*. "
-        + (f"Cells: {cells}, {recipe.num_cells} cells, C={recipe.channels}. " if CELL in models else "")
+        + (
+            f"Cells: {cells}, {recipe.num_cells} cells, C={recipe.channels}. "
+            if any(group.model == CELL for group in groups)
+            else ""
+        )
         + "\n\nBatchNorm statistics are recomputed on training data for every row but the one that says otherwise, "
         f"and for single models too. n, by val NLL, is chosen separately for each rule; the exponential decay is "
         f"{study.decay:g} a model, the EMA's {study.ema_decay:g} a step. SWA takes every kept epoch, so it is the "
@@ -62,29 +141,11 @@ def report(
         "for soups and ensembles of branches, the other branches; *after it* is BatchNorm statistics and "
         "choosing on val.\n\n"
     )
-    text = "\n".join(section(group) for group in groups)
-    write_results(study.results, header + text, [records[task] for task in sorted(records)])
-    plot(groups, with_ending(study.results, ".png"))
-    return text
+    return header, "\n".join(section(group) for group in groups)
 
 
 def table(group: Group, schedule: str) -> str:
     """Return every method of a schedule as Markdown."""
-    from dnas_ens.metrics.significance import mean_and_deviation
-
-    header = (
-        "method",
-        "models, a seed",
-        "accuracy %",
-        "NLL",
-        "calibrated NLL",
-        "val NLL",
-        "passes",
-        "CPU s training",
-        "CPU s after it",
-        "calibrated NLL minus last model's",
-        "verdict",
-    )
     lines = []
     for method in group.methods:
         rows = group.rows(schedule, method)
@@ -92,11 +153,7 @@ def table(group: Group, schedule: str) -> str:
         cells = [
             method,
             "" if None in counts else ", ".join(map(str, counts if len(set(counts)) > 1 else counts[:1])),
-            mean_and_deviation([100 * row["accuracy"] for row in rows], digits=2),
-            *(
-                mean_and_deviation([row[name] for row in rows], digits=DECIMALS)
-                for name in ("nll", "calibrated_nll", "val_nll")
-            ),
+            *(column.cell(row[name] for row in rows) for name, column in COLUMNS.items()),
             f"{statistics.fmean(row['passes'] for row in rows):.3g}",
             *(
                 f"{statistics.fmean(row[f'{name}_cpu_seconds'] for row in rows):.1f}"
@@ -109,7 +166,17 @@ def table(group: Group, schedule: str) -> str:
             difference = group.to_last(schedule, method)
             figures = "0" if difference.same else difference.figures(digits=DECIMALS)
             lines.append([*cells, figures, difference.verdict])
-    return markdown_table(header, lines, num_text_columns=3)
+    header = (
+        "method",
+        "models, a seed",
+        *(column.heading for column in COLUMNS.values()),
+        "passes",
+        "CPU s training",
+        "CPU s after it",
+        "calibrated NLL minus last model's",
+        "verdict",
+    )
+    return markdown_table(header, lines, text_columns=(0, -2, -1))
 
 
 def comparisons(group: Group) -> str:
@@ -154,14 +221,10 @@ def bounded(group: Group, schedule: str) -> str:
 
 def section(group: Group) -> str:
     """Return everything on one model as Markdown."""
-    from dnas_ens.metrics.significance import mean_and_deviation
-
     parts = [f"## {group.model}, {group.records[SCHEDULES[0]][0]['parameters']:,} parameters\n"]
     for schedule in SCHEDULES:
         oldest, branch = (
-            mean_and_deviation(
-                [record["curves"][name] for record in group.records[schedule]], digits=DECIMALS
-            )
+            Column("").cell(record["curves"][name] for record in group.records[schedule])
             for name in ("barrier_to_oldest_kept", "barrier_to_branch")
         )
         parts += [
@@ -176,3 +239,91 @@ def section(group: Group) -> str:
         comparisons(group),
     ]
     return "\n".join(parts)
+
+
+def plot(groups: Sequence[Group], path: Path) -> None:
+    """Draw a row a model: val NLL over i under both schedules, and every method's difference on test."""
+    from dnas_ens.figures.style import font, new_figure
+
+    height = 70 + 290 * len(groups)
+    figure = new_figure(960, height)
+    # Unlike tight_layout it lets columns differ in the room their labels take.
+    figure.set_layout_engine(
+        "constrained", rect=(0, 50 / height, 1, 1 - 56 / height), wspace=0.04, hspace=0.06
+    )
+    axes = figure.subplots(len(groups), 3, squeeze=False, width_ratios=(1, 1, 1.1))
+    for row, group in zip(axes, groups, strict=True):
+        row[1].sharey(row[0])
+        row[1].tick_params(labelleft=False)
+        for axis, schedule in zip(row, SCHEDULES, strict=False):
+            _plot_curves(axis, group, schedule)
+        _plot_differences(row[2], group)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower left", ncols=3, frameon=False, prop=font(9))
+    handles, labels = axes[0, 2].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower right", ncols=1, frameon=False, prop=font(9))
+    figure.savefig(path, dpi=110)
+
+
+def _plot_curves(axis: Axes, group: Group, schedule: str) -> None:
+    """Draw val NLL over i minus that of the same training's last model: mean and standard deviation over seeds."""
+    from matplotlib.ticker import MaxNLocator
+
+    from dnas_ens.figures.style import BLUE, GREEN, MUTED_COLOUR, PURPLE, VERMILION, font, style_axis
+
+    lines = {
+        "single": ("model i from the end, alone", MUTED_COLOUR, "-"),
+        "equal": ("equal average of the last i", BLUE, "-"),
+        "linear": ("linearly decaying average", VERMILION, (0, (6, 2))),
+        "exponential": ("exponentially decaying average", GREEN, (0, (2, 1.5))),
+        "ensemble": ("ensemble of the last i (predictions averaged)", PURPLE, (0, (8, 2, 2, 2))),
+    }
+    records = group.records[schedule]
+    for name, (label, colour, style) in lines.items():
+        values = np.array([record["curves"][f"{name}_nll"] for record in records])
+        # A seed's own level would hide what averaging does to it.
+        values -= np.array([record["curves"]["single_nll"][:1] for record in records])
+        models, mean, spread = np.arange(1, values.shape[1] + 1), values.mean(axis=0), values.std(axis=0)
+        axis.fill_between(models, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
+        axis.plot(models, mean, color=colour, linestyle=style, linewidth=1.8, label=label)
+    level = statistics.fmean(record["curves"]["single_nll"][0] for record in records)
+    style_axis(
+        axis,
+        x_label="i, models from the end of the training",
+        y_label="val NLL minus the last model's, nats" if schedule == SCHEDULES[0] else "",
+    )
+    axis.set_xlim(1, None)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, prune="lower"))
+    rate = "constant rate" if schedule == SCHEDULES[0] else "cosine to 0"
+    axis.set_title(
+        f"{group.model}, {rate}\nlast model {level:.3f} nats", fontproperties=font(10, bold=True), loc="left"
+    )
+
+
+def _plot_differences(axis: Axes, group: Group) -> None:
+    """Draw each method's calibrated NLL on test minus the last model's, with both intervals."""
+    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, TEXT_COLOUR, VERMILION, font, style_axis
+
+    methods = [method for method in group.methods if method != LAST]
+    ends = []
+    for schedule, colour, offset in zip(SCHEDULES, (BLUE, VERMILION), (-0.17, 0.17), strict=True):
+        for position, method in enumerate(methods):
+            found = group.to_last(schedule, method)
+            label = schedule if position == 0 else None
+            axis.plot(found.mean, position + offset, "o", color=colour, markersize=4.5, label=label)
+            axis.plot(found.over_images, [position + offset] * 2, color=colour, linewidth=3, alpha=0.55)
+            axis.plot(found.over_seeds, [position + offset] * 2, color=colour, linewidth=0.9)
+            ends += [*found.over_images, found.mean]
+    axis.axvline(0, color=MUTED_COLOUR, linewidth=1, linestyle="--")
+    style_axis(axis, x_label="test: calibrated NLL minus last model's")
+    # An interval over few seeds may be far wider than anything else in the panel.
+    margin = 0.35 * (max(ends) - min(ends)) + 1e-6
+    axis.set_xlim(min(ends) - margin, max(ends) + margin)
+    axis.locator_params(axis="x", nbins=5)
+    axis.set_yticks(range(len(methods)), methods, fontproperties=font(8), color=TEXT_COLOUR)
+    axis.invert_yaxis()
+    axis.set_title(
+        f"{group.model}, 95 % intervals\nthick: test points, thin: seeds",
+        fontproperties=font(10, bold=True),
+        loc="left",
+    )

@@ -1,21 +1,55 @@
-"""One training with its kept models, its running averages and its branches."""
+"""One training with its kept models, running averages and branches, and every method's models, chosen on val."""
 
 from __future__ import annotations
 
 import copy
 import shutil
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
-from studies.training import Training
-from studies.weight_averaging.methods import EMA, POLYAK, POLYAK_LATE, SWA
-from studies.weight_averaging.options import Study, Task
-from studies.weight_averaging.problem import Problem, build_model
+import numpy as np
+
+from dnas_ens.compare.records import Record
+from dnas_ens.compare.report import Row, measured_rows
+from dnas_ens.compare.study import Unit
+from studies.weight_averaging.study import (
+    AS_SAVED,
+    BEST,
+    EMA,
+    ENSEMBLE,
+    ENSEMBLE_BRANCHES,
+    ENSEMBLE_KEPT,
+    EQUAL,
+    EXPONENTIAL,
+    GREEDY,
+    GREEDY_KEPT,
+    KINDS,
+    LAST,
+    LINEAR,
+    POLYAK,
+    POLYAK_LATE,
+    SWA,
+    UNIFORM,
+    Problem,
+    Study,
+    Task,
+    build_model,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from dnas_ens.ensembles.averaging import State
+    from dnas_ens.training.trainer import Training
 
 
-def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Training:
+def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Training[nn.Module]:
     """Return a training from fresh weights; the branch decides order and augmentation, branch 0 also initialises."""
+    from dnas_ens.nn.execution import PLAIN
     from dnas_ens.training.step import MemberSeeds
+    from dnas_ens.training.trainer import Training
 
     return Training(
         lambda: build_model(study, problem, task.model),
@@ -23,29 +57,31 @@ def start(study: Study, problem: Problem, task: Task, *, branch: int = 0) -> Tra
         study.recipe,
         MemberSeeds.derive(task.seed, branch),
         name=str(task),
+        execution=PLAIN,
     )
 
 
-def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
-    """Train a model with its branches and running averages and save everything; training.json comes last."""
+def train(study: Study, problem: Problem, task: Task) -> Record:
+    """Train a model with its branches and running averages, save the states, and return what the training was."""
     from dnas_ens.ensembles.averaging import (
         ExponentialMovingAverage,
         PolyakAverage,
         StochasticWeightAverage,
     )
-    from dnas_ens.run.files import save_tensors, write_json
+    from dnas_ens.run.files import save_tensors
     from dnas_ens.run.progress import CostMeter
 
+    place = study.folder / str(task)
     epochs, begin = study.recipe.epochs, study.recipe.epochs - study.kept
     # What an interrupted training left could be of other settings.
     shutil.rmtree(place, ignore_errors=True)
     cost = CostMeter()
     training = start(study, problem, task)
-    late = PolyakAverage(training.model)
+    late = PolyakAverage(training.network)
     averages = {
-        POLYAK: PolyakAverage(training.model),
-        EMA: ExponentialMovingAverage(training.model, decay=study.ema_decay),
-        SWA: StochasticWeightAverage(training.model, start_epoch=begin + 1),
+        POLYAK: PolyakAverage(training.network),
+        EMA: ExponentialMovingAverage(training.network, decay=study.ema_decay),
+        SWA: StochasticWeightAverage(training.network, start_epoch=begin + 1),
     }
     at_begin: dict[str, Any] = {}
     for epoch in range(epochs):
@@ -53,17 +89,17 @@ def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
             averages[POLYAK_LATE] = late
             at_begin = copy.deepcopy(training.state_dict())
 
-        def on_step(_: int) -> None:
+        def on_step() -> None:
             for average in averages.values():
-                average.after_step(training.model)
+                average.after_step(training.network)
 
         training.run_epoch(
             learning_rate=study.learning_rate_at(task.schedule, training.epoch), on_step=on_step
         )
         for average in averages.values():
-            average.after_epoch(training.model, epoch + 1)
+            average.after_epoch(training.network, epoch + 1)
         if epoch >= begin:
-            save_tensors(place / "kept" / f"{epoch - begin:04d}.safetensors", training.model.state_dict())
+            save_tensors(place / "kept" / f"{epoch - begin:04d}.safetensors", training.network.state_dict())
     for name, average in averages.items():
         finished = average.finished(problem.training)
         save_tensors(place / "averages" / f"{slug(name)}.safetensors", finished.state_dict())
@@ -73,19 +109,196 @@ def train(study: Study, problem: Problem, task: Task, place: Path) -> None:
         other.branch_off(at_begin)
         while other.epoch < epochs:
             other.run_epoch(learning_rate=study.learning_rate_at(task.schedule, other.epoch))
-        save_tensors(place / "branches" / f"{branch:04d}.safetensors", other.model.state_dict())
-    write_json(
-        place / "training.json",
-        {
-            "settings": study.settings(task, problem.fingerprint),
-            "seed": task.seed,
-            "parameters": training.num_parameters,
-            "training_cpu_seconds": own,
-            "branches_cpu_seconds": cost.seconds()["cpu_seconds"] - own,
-        },
-    )
+        save_tensors(place / "branches" / f"{branch:04d}.safetensors", other.network.state_dict())
+    return {
+        **task._asdict(),
+        "settings": study.settings(task, problem.fingerprint),
+        "parameters": training.num_parameters,
+        "training_cpu_seconds": own,
+        "branches_cpu_seconds": cost.seconds()["cpu_seconds"] - own,
+    }
 
 
 def slug(name: str) -> str:
     """Return a method's name as a file's."""
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """A method of one training: its models, and what is noted of it.
+
+    Args:
+        models: One, or as many as have their predictions averaged.
+        num_averaged: Models that went into it, where that is a number of saved models.
+        choosing_cpu_seconds: What making it cost after the training, the choice on val included.
+        branched: Whether it also needs the branches.
+        notes: What else is noted.
+    """
+
+    models: Sequence[nn.Module]
+    num_averaged: int | None = None
+    choosing_cpu_seconds: float = 0.0
+    branched: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice], dict[str, Any]]:
+    """Make every method's models, choosing on val alone; return them with the curves over n."""
+    import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    from dnas_ens.ensembles.averaging import CoefficientKind, averaged_model, coefficients
+    from dnas_ens.ensembles.soups import (
+        BarrierCheck,
+        averaging_curve,
+        greedy_soup,
+        loss_barrier,
+        uniform_soup,
+    )
+    from dnas_ens.metrics.scores import accuracy, nll
+    from dnas_ens.run.files import load_tensors
+    from dnas_ens.run.progress import CostMeter
+    from dnas_ens.training.prediction import predict_members
+
+    place = study.folder / str(task)
+    with torch.random.fork_rng(devices=[]):
+        shell = build_model(study, problem, task.model)
+    kept, others = (
+        [load_tensors(file) for file in sorted((place / name).iterdir())] for name in ("kept", "branches")
+    )
+    ends = [kept[-1], *others]
+
+    def fitted(state: State) -> nn.Module:
+        return averaged_model(shell, [state], None, problem.training)
+
+    def loaded(state: State) -> nn.Module:
+        model = copy.deepcopy(shell).eval()
+        model.load_state_dict(state)
+        return model
+
+    meter = CostMeter()
+
+    def seconds() -> float:
+        nonlocal meter
+        spent = meter.seconds()["cpu_seconds"]
+        meter = CostMeter()
+        return spent
+
+    rows: dict[str, Choice] = {}
+    singles = [fitted(state) for state in kept]
+    cost_of_singles = seconds()
+    rows[LAST] = Choice(
+        models=singles[-1:], num_averaged=1, choosing_cpu_seconds=cost_of_singles / len(singles)
+    )
+    if any(isinstance(module, _BatchNorm) for module in shell.modules()):
+        rows[AS_SAVED] = Choice(models=[loaded(kept[-1])], num_averaged=1)
+
+    # The newest first, as the curves are drawn.
+    probs, labels = predict_members(reversed(singles), problem.val)
+    curves: dict[str, Any] = {}
+    together = np.cumsum(probs, axis=0) / np.arange(1, len(probs) + 1)[:, None, None]
+    for name, of_name in (("single", probs), ("ensemble", together)):
+        curves[f"{name}_nll"] = [nll(each, labels) for each in of_name]
+        curves[f"{name}_accuracy"] = [accuracy(each, labels) for each in of_name]
+    best = int(np.argmin(curves["single_nll"]))
+    rows[BEST] = Choice(
+        models=[singles[-1 - best]],
+        num_averaged=1,
+        choosing_cpu_seconds=cost_of_singles + seconds(),
+        notes={"from_the_end": best + 1},
+    )
+    for name, kind in zip((EQUAL, LINEAR, EXPONENTIAL), KINDS, strict=True):
+        rule = cast("CoefficientKind", kind)
+        curve = averaging_curve(shell, kept, rule, problem.training, problem.val, decay=study.decay)
+        curves[f"{kind}_nll"] = [point.average_nll for point in curve]
+        curves[f"{kind}_accuracy"] = [point.average_accuracy for point in curve]
+        count = int(np.argmin(curves[f"{kind}_nll"])) + 1
+        shares = coefficients(rule, count, decay=study.decay)
+        model = averaged_model(shell, kept[-count:], shares, problem.training)
+        rows[name] = Choice(models=[model], num_averaged=count, choosing_cpu_seconds=seconds())
+    for name in (SWA, EMA, POLYAK_LATE, POLYAK):
+        rows[name] = Choice(models=[loaded(load_tensors(place / "averages" / f"{slug(name)}.safetensors"))])
+    rows[SWA].num_averaged = len(kept)
+    seconds()
+    for name, states in ((GREEDY_KEPT, kept), (GREEDY, ends)):
+        soup = greedy_soup(shell, states, problem.training, problem.val)
+        rows[name] = Choice(
+            models=[soup.model],
+            num_averaged=len(soup.ingredients),
+            choosing_cpu_seconds=seconds(),
+            branched=name == GREEDY,
+            notes={"ingredients": list(soup.ingredients)},
+        )
+    uniform = uniform_soup(shell, ends, problem.training, problem.val)
+    rows[UNIFORM] = Choice(
+        models=[uniform.model], num_averaged=len(ends), choosing_cpu_seconds=seconds(), branched=True
+    )
+    count = rows[EQUAL].num_averaged or 1
+    share = cost_of_singles / len(singles)
+    rows[ENSEMBLE] = Choice(
+        models=singles[-count:],
+        num_averaged=count,
+        choosing_cpu_seconds=rows[EQUAL].choosing_cpu_seconds + count * share,
+    )
+    rows[ENSEMBLE_KEPT] = Choice(
+        models=singles, num_averaged=len(singles), choosing_cpu_seconds=cost_of_singles
+    )
+    rows[ENSEMBLE_BRANCHES] = Choice(
+        models=[singles[-1], *map(fitted, others)],
+        num_averaged=len(ends),
+        choosing_cpu_seconds=len(ends) * share,
+        branched=True,
+    )
+    with warnings.catch_warnings():
+        # The barriers are in the table, also where they are high.
+        warnings.simplefilter("ignore", UserWarning)
+        for name, first in (("oldest_kept", kept[0]), ("branch", others[0])):
+            check = BarrierCheck(num_points=5)
+            line = loss_barrier(shell, first, kept[-1], problem.training, problem.val, check=check)
+            curves[f"barrier_to_{name}"] = line.barrier
+    return rows, curves
+
+
+def evaluate(study: Study, problem: Problem, task: Task, trained: Record) -> Unit:
+    """Choose on val, then predict test once.
+
+    Args:
+        study: Its options.
+        problem: Its data.
+        task: Which training.
+        trained: Its record.
+    """
+    from dnas_ens.metrics.scores import accuracy, nll
+    from dnas_ens.training.prediction import predict_batches
+
+    chosen, curves = choose(study, problem, task)
+    probs: dict[str, list[np.ndarray]] = {}
+    labels: dict[str, np.ndarray] = {}
+    for split, batches in (("val", problem.val), ("test", problem.test)):
+        known: dict[int, np.ndarray] = {}
+        for choice in chosen.values():
+            for model in choice.models:
+                # A model of several rows predicts once.
+                if id(model) not in known:
+                    known[id(model)], labels[split] = predict_batches(model, batches)
+        probs[split] = [
+            np.mean([known[id(model)] for model in choice.models], axis=0) for choice in chosen.values()
+        ]
+    rows = []
+    for index, (name, choice) in enumerate(chosen.items()):
+        of_branches = trained["branches_cpu_seconds"] if choice.branched else 0.0
+        val_probs = probs["val"][index].astype(np.float32)
+        details: dict[str, Any] = {
+            "num_averaged": choice.num_averaged,
+            "passes": len(choice.models),
+            "training_cpu_seconds": trained["training_cpu_seconds"] + of_branches,
+            "choosing_cpu_seconds": choice.choosing_cpu_seconds,
+            **choice.notes,
+            "val_nll": nll(val_probs, labels["val"]),
+            "val_accuracy": accuracy(val_probs, labels["val"]),
+        }
+        rows.append(Row(name=name, val_probs=val_probs, test_probs=probs["test"][index], details=details))
+    measured, arrays = measured_rows(rows, val_labels=labels["val"], test_labels=labels["test"])
+    by_name = {row.pop("name"): row for row in measured}
+    return {**trained, "sizes": problem.sizes, "rows": by_name, "curves": curves}, arrays

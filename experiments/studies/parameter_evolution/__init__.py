@@ -1,1 +1,0 @@
-"""What parameter_evolution.py alone needs: networks and evolution of a seed, then sentences and picture."""
