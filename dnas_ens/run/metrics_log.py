@@ -120,9 +120,9 @@ class MetricsLog:
 
         summaries = hparams(_flat(config, ""), {f"{phase}/{name}": 0.0 for name in metrics})
         writer = self._writer(phase)
-        assert writer.file_writer is not None
+        events: Any = writer.file_writer  # None, say its type hints
         for summary in summaries:
-            writer.file_writer.add_summary(summary)
+            events.add_summary(summary)
         writer.flush()
 
     def close(self) -> None:
