@@ -120,7 +120,7 @@ class MetricsLog:
 
         summaries = hparams(_flat(config, ""), {f"{phase}/{name}": 0.0 for name in metrics})
         writer = self._writer(phase)
-        events: Any = writer.file_writer
+        events: Any = writer.file_writer  # None, say its type hints
         for summary in summaries:
             events.add_summary(summary)
         writer.flush()

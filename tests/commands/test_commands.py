@@ -19,6 +19,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dnas_ens as de
+from dnas_ens.commands import evaluate, predict, retrain, search
+from dnas_ens.commands.parse import run_main
 
 TINY = (
     "--num-cells 1 --channels 2 --num-nodes 2 --directions 3 --epochs 3 --warmup-epochs 1 --limit-train 96 "
@@ -50,6 +52,16 @@ def run(*arguments, cwd, code=0):
     return out, err
 
 
+def refused(main, arguments, capsys):
+    """Run a command that ends with one line of cause and one of remedy, in this process; return both."""
+    assert run_main(main, arguments) == 2
+    printed = capsys.readouterr()
+    cause, remedy = printed.err.strip().splitlines()[-2:]
+    assert (cause[:7], remedy[:8]) == ("error: ", "remedy: "), printed.err
+    assert "Traceback" not in printed.out + printed.err
+    return cause, remedy
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run folder that went the whole way, and what each command printed."""
@@ -66,15 +78,11 @@ def finished(tmp_path_factory):
     return folder / "runs" / "001-digits", printed
 
 
-def test_each_command_names_the_next_and_the_last_one_the_report(finished):
-    _, printed = finished
+def test_the_run_folder_holds_what_the_contract_says(finished):
+    run_dir, printed = finished
     assert len(printed) == 5
     assert "next: python -m dnas_ens.compare runs/001-digits" in printed[2]
     assert "next: python -m dnas_ens.report runs/001-digits" in printed[3]
-
-
-def test_the_run_folder_holds_what_the_contract_says(finished):
-    run_dir, _ = finished
     names = (
         "config.json env.json splits.json metrics.jsonl genotypes.json hypernetwork.safetensors "
         "supernet.safetensors ensemble.json predictions.npz results.csv results.md results.json "
@@ -87,11 +95,8 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     assert config["search"]["bilevel"]["epochs"] == 3
     assert config["retrain"]["channels"] == 4
     environment = json.loads((run_dir / "env.json").read_text())
-    assert [entry["command"][2] for entry in environment] == [
-        "dnas_ens.search",
-        "dnas_ens.retrain",
-        "dnas_ens.evaluate",
-    ]
+    commands = [entry["command"][2] for entry in environment]
+    assert commands == ["dnas_ens.search", "dnas_ens.retrain", "dnas_ens.evaluate"]
     splits = json.loads((run_dir / "splits.json").read_text())
     assert len(splits["indices"]["train"]) == 96
     found = json.loads((run_dir / "genotypes.json").read_text())
@@ -209,11 +214,9 @@ def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
         ([".", "--batch-size", "0"], "--batch-size is 0"),
     ],
 )
-def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, given, cause):
-    run_dir, _ = finished
-    _, err = run("-m", "dnas_ens.predict", str(run_dir), *given, cwd=tmp_path, code=2)
-    assert cause in err
-    assert "remedy: " in err
+def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, monkeypatch, capsys, given, cause):
+    monkeypatch.chdir(tmp_path)
+    assert cause in refused(predict.main, [str(finished[0]), *given], capsys)[0]
 
 
 def test_a_run_folder_loads_as_an_ensemble_and_classifies_files(finished, tmp_path, digits):
@@ -230,18 +233,16 @@ def test_a_run_folder_loads_as_an_ensemble_and_classifies_files(finished, tmp_pa
     assert measured["accuracy"] == json.loads((run_dir / "results.json").read_text())[-1]["accuracy"]
 
 
-def test_nothing_is_overwritten(finished):
+def test_nothing_is_overwritten(finished, monkeypatch, capsys):
     run_dir, _ = finished
-    folder = run_dir.parent.parent
-    _, err = run("-m", "dnas_ens.search", *TINY, "--run-dir", "runs/001-digits", cwd=folder, code=2)
-    assert "already holds a search" in err
-    assert "--resume" in err
-    _, err = run(
-        "-m", "dnas_ens.search", *TINY, "--run-dir", "runs/001-digits", "--seed", "5", cwd=folder, code=2
-    )
-    assert "search.seed is 0 there and 5 here" in err
+    monkeypatch.chdir(run_dir.parent.parent)
+    again = [*TINY, "--run-dir", "runs/001-digits"]
+    cause, remedy = refused(search.main, again, capsys)
+    assert "already holds a search" in cause
+    assert "--resume" in remedy
+    assert "search.seed is 0 there and 5 here" in refused(search.main, [*again, "--seed", "5"], capsys)[0]
     before = (run_dir / "members/0/model.safetensors").read_bytes()
-    run("-m", "dnas_ens.retrain", "runs/001-digits", *TINY_RECIPE, "--resume", cwd=folder)
+    assert run_main(retrain.main, ["runs/001-digits", *TINY_RECIPE, "--resume"]) == 0
     assert (run_dir / "members/0/model.safetensors").read_bytes() == before
 
 
@@ -290,45 +291,42 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path):
     assert stored["search"]["supernet"]["channels"] == 2
 
 
-def test_pictures_in_a_folder_go_the_whole_way(tmp_path):
+def write_photos(folder, shades, count, shape=(8, 8, 3)):
     generator = np.random.default_rng(0)
-    for label, shade in (("dark", 40), ("light", 200)):
-        (tmp_path / "photos" / label).mkdir(parents=True)
-        for index in range(30):
-            pixels = generator.integers(shade - 40, shade + 40, (20, 24, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{index}.png")
+    for label, shade in shades.items():
+        (folder / label).mkdir(parents=True)
+        for index in range(count):
+            pixels = generator.integers(max(0, shade - 40), shade + 40, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{index}.png")
+
+
+def test_pictures_in_a_folder_go_the_whole_way_and_may_move(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_photos(tmp_path / "photos", {"dark": 40, "light": 200}, 30, (20, 24, 3))
     arguments = [*TINY, "--data", "photos", "--image-size", "16", "--limit-train", "36", "--batch-size", "8"]
-    out, _ = run("-m", "dnas_ens.search", *arguments, cwd=tmp_path)
-    run("-m", "dnas_ens.retrain", "runs/001-photos", *TINY_RECIPE, cwd=tmp_path)
-    out, _ = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path)
-    assert "photos, 12 test images" in out
+    assert run_main(search.main, arguments) == 0
+    run_dir = str(tmp_path / "runs/001-photos")
+    assert run_main(retrain.main, [run_dir, *TINY_RECIPE]) == 0
     # Continued from another directory, and after the folder has moved, of which the run takes note.
     (tmp_path / "elsewhere").mkdir()
-    run("-m", "dnas_ens.evaluate", "../runs/001-photos", cwd=tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run_main(evaluate.main, [run_dir]) == 0
+    assert "photos, 12 test images" in capsys.readouterr().out
     (tmp_path / "photos").rename(tmp_path / "my photos")
-    command = ("-m", "dnas_ens.evaluate", "runs/001-photos")
-    _, err = run(*command, cwd=tmp_path, code=2)
-    assert f"are not at {tmp_path}/photos any more" in err
-    assert "--data" in err
-    run(*command, "--data", "my photos", cwd=tmp_path)
-    run(*command, cwd=tmp_path)
-    _, err = run(*command, "--data", "digits", cwd=tmp_path, code=2)
-    assert "are not those" in err
-    (tmp_path / "my photos").rename(tmp_path / "photos")
-    run(*command, "--data", "photos", cwd=tmp_path)
+    cause, remedy = refused(evaluate.main, [run_dir], capsys)
+    assert f"are not at {tmp_path}/photos any more" in cause
+    assert "--data" in remedy
+    assert run_main(evaluate.main, [run_dir, "--data", str(tmp_path / "my photos")]) == 0
+    assert run_main(evaluate.main, [run_dir]) == 0
+    capsys.readouterr()
+    assert "are not those" in refused(evaluate.main, [run_dir, "--data", "digits"], capsys)[0]
     # The same folder with another picture is another data set.
-    Image.fromarray(pixels).save(tmp_path / "photos/light/more.png")
-    _, err = run("-m", "dnas_ens.evaluate", "runs/001-photos", cwd=tmp_path, code=2)
-    assert "are not those" in err
+    Image.new("RGB", (24, 20)).save(tmp_path / "my photos/light/more.png")
+    assert "are not those" in refused(evaluate.main, [run_dir], capsys)[0]
 
 
 def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_flip(tmp_path):
-    generator = np.random.default_rng(0)
-    for label in ("left", "right"):
-        (tmp_path / "my photos" / label).mkdir(parents=True)
-        for index in range(12):
-            pixels = generator.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "my photos" / label / f"{index}.png")
+    write_photos(tmp_path / "my photos", {"left": 128, "right": 128}, 12)
     tiny = [word for word in TINY if word not in ("--limit-train", "96")]
     tiny[tiny.index("--batch-size") + 1] = "4"
     command = ["-m", "dnas_ens.search", *tiny, "--data", "my photos", "--run-dir", "my run"]
@@ -339,15 +337,12 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
         told = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1]
         assert following in told
         out = run(*shlex.split(told), *MORE.get(following, []), cwd=tmp_path)[0]
-    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "my run/env.json").read_text())] == [
-        False
-    ] * 4
     # What the search was told holds for what follows.
     run(*command[:-1], "mirrored", "--flip", cwd=tmp_path)
     run("-m", "dnas_ens.retrain", "mirrored", *TINY_RECIPE, cwd=tmp_path)
-    assert [entry["data"]["flip"] for entry in json.loads((tmp_path / "mirrored/env.json").read_text())] == [
-        True
-    ] * 2
+    for folder, flips in (("my run", [False] * 4), ("mirrored", [True] * 2)):
+        entries = json.loads((tmp_path / folder / "env.json").read_text())
+        assert [entry["data"]["flip"] for entry in entries] == flips
 
 
 @pytest.mark.parametrize(
@@ -359,7 +354,7 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
         (["--data", "hollow"], "cats", ""),
         (["--operations", "sep_conv_3x3", "warp"], "Unknown operation 'warp'", "Known are"),
         (["--epochz", "3"], "Unknown option --epochz", "Did you mean --epochs?"),
-        (["--epochs", "many"], "whole number", "--epochs"),
+        (["--epochs", "many"], "--epochs takes a whole number", "--help"),
         (["--members", "50"], "50 members are more than the 30 candidates", "--pool-size"),
         (["--device", "cuda:77"], "cuda:77 is not there", "--device cpu"),
         (["--preset", "huge"], "Unknown preset 'huge'", "smoke"),
@@ -368,41 +363,23 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_of_cause_and_one_of_remedy(tmp_path, arguments, cause, remedy):
+def test_bad_input_is_one_line_of_cause_and_one_of_remedy(
+    tmp_path, monkeypatch, capsys, arguments, cause, remedy
+):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for name in ("cats", "dogs"):
-        (tmp_path / "hollow" / name).mkdir(parents=True)
-    for index in range(3):
-        Image.new("L", (8, 8)).save(tmp_path / "hollow/dogs" / f"{index}.png")
-    out, err = run("-m", "dnas_ens.search", *arguments, cwd=tmp_path, code=2)
-    lines = err.strip().splitlines()
-    assert len(lines) == 2, err
-    assert lines[0].startswith("error: ")
-    assert lines[1].startswith("remedy: ")
-    assert cause in lines[0]
-    assert remedy in lines[1]
+    (tmp_path / "hollow/cats").mkdir(parents=True)
+    write_photos(tmp_path / "hollow", {"dogs": 128}, 3)
+    said = refused(search.main, arguments, capsys)
+    assert cause in said[0]
+    assert remedy in said[1]
     assert not list(tmp_path.glob("runs/*/genotypes.json"))
-    assert "Traceback" not in out + err
 
 
-def test_other_commands_refuse_what_is_no_run_folder(tmp_path):
-    for command in ("retrain", "evaluate"):
-        _, err = run("-m", f"dnas_ens.{command}", ".", cwd=tmp_path, code=2)
-        assert "not a run folder" in err
-        _, err = run("-m", f"dnas_ens.{command}", cwd=tmp_path, code=2)
-        assert len(err.strip().splitlines()) == 2
-
-
-def test_help_does_not_import_torch(tmp_path):
-    script = (
-        "import sys, runpy\n"
-        "sys.argv = ['search', '--help']\n"
-        "try:\n    runpy.run_module('dnas_ens.search', run_name='__main__', alter_sys=True)\n"
-        "except SystemExit:\n    pass\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    out, _ = run("-c", script, cwd=tmp_path)
-    assert "--max-lambda" in out
+def test_other_commands_refuse_what_is_no_run_folder(tmp_path, capsys):
+    for main in (retrain.main, evaluate.main):
+        assert "not a run folder" in refused(main, [str(tmp_path)], capsys)[0]
+        assert "Run folder" in refused(main, [], capsys)[0]
 
 
 def test_python_interface_from_the_readme(few_digits, tiny_search):
@@ -422,26 +399,19 @@ def test_python_interface_from_the_readme(few_digits, tiny_search):
         de.search(few_digits, epocs=3)
 
 
-def regimes_of_the_guide():
-    """The commands of the guide's table of regimes."""
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
-    return re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", guide, re.MULTILINE)
-
-
 def test_every_regime_of_the_guide_runs_as_written(tmp_path, monkeypatch, capsys):
-    from dnas_ens.commands.search import main
-
     monkeypatch.chdir(tmp_path)
-    regimes = regimes_of_the_guide()
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    regimes = re.findall(r"^\| (\w+):.*`python -m dnas_ens\.search ?(.*?)` \|$", guide, re.MULTILINE)
     assert [name for name, _ in regimes] == ["optimal", "edges", "random", "hypernet", "js", "star"]
     # Small, and one member, since some regimes are about one architecture; the rest is the regime's own.
     scale = (
         "--num-cells 1 --channels 2 --num-nodes 2 --epochs 3 --warmup-epochs 1 --limit-train 96 --members 1 "
         "--batch-size 24 --drawn-members 2 --architecture-learning-rate 0.1 --device cpu"
-    ).split()
-    for name, arguments in regimes:
-        main([*arguments.split(), *scale])
-        assert "next: python -m dnas_ens.retrain" in capsys.readouterr().out, name
+    )
+    for regime, options in regimes:
+        search.main([*options.split(), *scale.split()])
+        assert "next: python -m dnas_ens.retrain" in capsys.readouterr().out, regime
     found = json.loads(next(tmp_path.glob("runs/*-digits/genotypes.json")).read_text())
     base = json.loads((tmp_path / "runs/base/genotypes.json").read_text())["base"]
     assert found["base"] == base
