@@ -269,7 +269,8 @@ def _plot_curves(axis: Axes, group: Group, schedule: str) -> None:
     """Draw val NLL over i minus that of the same training's last model: mean and standard deviation over seeds."""
     from matplotlib.ticker import MaxNLocator
 
-    from dnas_ens.figures.style import BLUE, GREEN, MUTED_COLOUR, PURPLE, VERMILION, font, style_axis
+    from dnas_ens.figures.style import BLUE, GREEN, MUTED_COLOUR, PURPLE, VERMILION
+    from studies.plotting import panel
 
     lines = {
         "single": ("model i from the end, alone", MUTED_COLOUR, "-"),
@@ -287,22 +288,21 @@ def _plot_curves(axis: Axes, group: Group, schedule: str) -> None:
         axis.fill_between(models, mean - spread, mean + spread, color=colour, alpha=0.12, linewidth=0)
         axis.plot(models, mean, color=colour, linestyle=style, linewidth=1.8, label=label)
     level = statistics.fmean(record["curves"]["single_nll"][0] for record in records)
-    style_axis(
+    constant = schedule == SCHEDULES[0]
+    panel(
         axis,
+        f"{group.model}, {'constant rate' if constant else 'cosine to 0'}\nlast model {level:.3f} nats",
         x_label="i, models from the end of the training",
-        y_label="val NLL minus the last model's, nats" if schedule == SCHEDULES[0] else "",
+        y_label="val NLL minus the last model's, nats" if constant else "",
     )
     axis.set_xlim(1, None)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, prune="lower"))
-    rate = "constant rate" if schedule == SCHEDULES[0] else "cosine to 0"
-    axis.set_title(
-        f"{group.model}, {rate}\nlast model {level:.3f} nats", fontproperties=font(10, bold=True), loc="left"
-    )
 
 
 def _plot_differences(axis: Axes, group: Group) -> None:
     """Draw each method's calibrated NLL on test minus the last model's, with both intervals."""
-    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, TEXT_COLOUR, VERMILION, font, style_axis
+    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, TEXT_COLOUR, VERMILION, font
+    from studies.plotting import panel
 
     methods = [method for method in group.methods if method != LAST]
     ends = []
@@ -315,15 +315,14 @@ def _plot_differences(axis: Axes, group: Group) -> None:
             axis.plot(found.over_seeds, [position + offset] * 2, color=colour, linewidth=0.9)
             ends += [*found.over_images, found.mean]
     axis.axvline(0, color=MUTED_COLOUR, linewidth=1, linestyle="--")
-    style_axis(axis, x_label="test: calibrated NLL minus last model's")
+    panel(
+        axis,
+        f"{group.model}, 95 % intervals\nthick: test points, thin: seeds",
+        x_label="test: calibrated NLL minus last model's",
+    )
     # An interval over few seeds may be far wider than anything else in the panel.
     margin = 0.35 * (max(ends) - min(ends)) + 1e-6
     axis.set_xlim(min(ends) - margin, max(ends) + margin)
     axis.locator_params(axis="x", nbins=5)
     axis.set_yticks(range(len(methods)), methods, fontproperties=font(8), color=TEXT_COLOUR)
     axis.invert_yaxis()
-    axis.set_title(
-        f"{group.model}, 95 % intervals\nthick: test points, thin: seeds",
-        fontproperties=font(10, bold=True),
-        loc="left",
-    )

@@ -65,6 +65,8 @@ PAIRS = (
 #: Methods under the constant rate that are held against the last model of the cosine.
 ACROSS = (LAST, EQUAL, SWA, EMA, ENSEMBLE)
 
+#: Training, val and test points of the blobs.
+BLOB_SIZES = (100, 200, 1000)
 BLOBS, CELL, BLOBS_MODEL = "blobs", "cell", "mlp"
 #: What differs from `RetrainConfig`: 100 points make 5 steps an epoch.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -246,44 +248,48 @@ class Problem:
     sizes: tuple[int, int, int]
 
 
-def draw_blobs_problem(study: Study) -> Problem:
-    """Draw the blobs; points are standardised by the training points."""
+def draw_blobs(study: Study) -> Problem:
+    """Draw three Gaussian clouds of points around centres uniform in [-10, 10]^2, standardised by the training points.
+
+    The few training points and the overlap leave a network of one training run uncertain, which is what averaging is
+    for. scikit-learn's make_blobs shuffles, so that consecutive points make a random split.
+    """
     import torch
+    from sklearn.datasets import make_blobs
 
-    from studies.weight_averaging.blobs import draw_blobs
-
-    blobs = draw_blobs(study.split_seed)
-    splits = (blobs.train, blobs.val, blobs.test)
-    mean, std = blobs.train[0].mean(axis=0), blobs.train[0].std(axis=0)
+    points, labels = make_blobs(sum(BLOB_SIZES), centers=3, cluster_std=2.0, random_state=study.split_seed)
+    points, labels = points.astype(np.float32), labels.astype(np.int64)
+    parts = np.cumsum(BLOB_SIZES)[:-1]
+    mean, std = points[: parts[0]].mean(axis=0), points[: parts[0]].std(axis=0)
     digest = hashlib.sha256()
     tensors = []
-    for points, labels in splits:
-        digest.update(points.tobytes() + labels.tobytes())
-        tensors.append((torch.from_numpy((points - mean) / std)[:, :, None, None], torch.from_numpy(labels)))
-    (inputs, classes), val, test = tensors
-    size = study.recipe.batch_size
+    for some, classes in zip(np.split(points, parts), np.split(labels, parts), strict=True):
+        digest.update(some.tobytes() + classes.tobytes())
+        inputs = torch.from_numpy((some - mean) / std)[:, :, None, None]
+        tensors.append((inputs, torch.from_numpy(classes)))
+    train, val, test = tensors
 
     def training_pass(order: torch.Generator, _: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        shuffled = torch.randperm(len(inputs), generator=order)
-        yield from ((inputs[chosen], classes[chosen]) for chosen in shuffled.split(size))
+        for chosen in torch.randperm(BLOB_SIZES[0], generator=order).split(study.recipe.batch_size):
+            yield train[0][chosen], train[1][chosen]
 
     return Problem(
         training_pass=training_pass,
-        training=lambda: [(inputs, classes)],
+        training=lambda: [train],
         val=lambda: [val],
         test=lambda: [test],
         in_channels=2,
-        num_classes=int(classes.max()) + 1,
+        num_classes=3,
         image_size=1,
         fingerprint=digest.hexdigest(),
-        sizes=(len(inputs), len(val[0]), len(test[0])),
+        sizes=BLOB_SIZES,
     )
 
 
 def load_problem(study: Study) -> Problem:
     """Draw blobs, or load images as the commands of the package do."""
     if study.data == BLOBS:
-        return draw_blobs_problem(study)
+        return draw_blobs(study)
     from dnas_ens.commands.options import load_configured_data
 
     data = load_configured_data(

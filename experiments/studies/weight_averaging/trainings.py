@@ -6,7 +6,7 @@ import copy
 import shutil
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -124,23 +124,23 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower())
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True)
 class Choice:
-    """A method of one training: its models, and what is noted of it.
+    """A method of one training.
 
     Args:
         models: One, or as many as have their predictions averaged.
         num_averaged: Models that went into it, where that is a number of saved models.
-        choosing_cpu_seconds: What making it cost after the training, the choice on val included.
+        seconds: What making it cost after the training, the choice on val included, in CPU seconds.
         branched: Whether it also needs the branches.
         notes: What else is noted.
     """
 
     models: Sequence[nn.Module]
-    num_averaged: int | None = None
-    choosing_cpu_seconds: float = 0.0
-    branched: bool = False
-    notes: dict[str, Any] = field(default_factory=dict)
+    num_averaged: int | None
+    seconds: float
+    branched: bool
+    notes: dict[str, Any]
 
 
 def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice], dict[str, Any]]:
@@ -167,7 +167,7 @@ def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice
     kept, others = (
         [load_tensors(file) for file in sorted((place / name).iterdir())] for name in ("kept", "branches")
     )
-    ends = [kept[-1], *others]
+    ends, batches = [kept[-1], *others], (problem.training, problem.val)
 
     def fitted(state: State) -> nn.Module:
         return averaged_model(shell, [state], None, problem.training)
@@ -186,13 +186,24 @@ def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice
         return spent
 
     rows: dict[str, Choice] = {}
+
+    def add(
+        name: str,
+        models: Sequence[nn.Module],
+        num_averaged: int | None = None,
+        *,
+        seconds: float = 0.0,
+        branched: bool = False,
+        **notes: Any,
+    ) -> None:
+        rows[name] = Choice(models, num_averaged, seconds, branched, notes)
+
     singles = [fitted(state) for state in kept]
     cost_of_singles = seconds()
-    rows[LAST] = Choice(
-        models=singles[-1:], num_averaged=1, choosing_cpu_seconds=cost_of_singles / len(singles)
-    )
+    share = cost_of_singles / len(singles)
+    add(LAST, singles[-1:], 1, seconds=share)
     if any(isinstance(module, _BatchNorm) for module in shell.modules()):
-        rows[AS_SAVED] = Choice(models=[loaded(kept[-1])], num_averaged=1)
+        add(AS_SAVED, [loaded(kept[-1])], 1)
 
     # The newest first, as the curves are drawn.
     probs, labels = predict_members(reversed(singles), problem.val)
@@ -202,103 +213,77 @@ def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice
         curves[f"{name}_nll"] = [nll(each, labels) for each in of_name]
         curves[f"{name}_accuracy"] = [accuracy(each, labels) for each in of_name]
     best = int(np.argmin(curves["single_nll"]))
-    rows[BEST] = Choice(
-        models=[singles[-1 - best]],
-        num_averaged=1,
-        choosing_cpu_seconds=cost_of_singles + seconds(),
-        notes={"from_the_end": best + 1},
-    )
+    add(BEST, [singles[-1 - best]], 1, seconds=cost_of_singles + seconds(), from_the_end=best + 1)
     for name, kind in zip((EQUAL, LINEAR, EXPONENTIAL), KINDS, strict=True):
         rule = cast("CoefficientKind", kind)
-        curve = averaging_curve(shell, kept, rule, problem.training, problem.val, decay=study.decay)
+        curve = averaging_curve(shell, kept, rule, *batches, decay=study.decay)
         curves[f"{kind}_nll"] = [point.average_nll for point in curve]
         curves[f"{kind}_accuracy"] = [point.average_accuracy for point in curve]
         count = int(np.argmin(curves[f"{kind}_nll"])) + 1
         shares = coefficients(rule, count, decay=study.decay)
-        model = averaged_model(shell, kept[-count:], shares, problem.training)
-        rows[name] = Choice(models=[model], num_averaged=count, choosing_cpu_seconds=seconds())
+        add(name, [averaged_model(shell, kept[-count:], shares, problem.training)], count, seconds=seconds())
     for name in (SWA, EMA, POLYAK_LATE, POLYAK):
-        rows[name] = Choice(models=[loaded(load_tensors(place / "averages" / f"{slug(name)}.safetensors"))])
-    rows[SWA].num_averaged = len(kept)
+        state = load_tensors(place / "averages" / f"{slug(name)}.safetensors")
+        add(name, [loaded(state)], len(kept) if name == SWA else None)
     seconds()
     for name, states in ((GREEDY_KEPT, kept), (GREEDY, ends)):
-        soup = greedy_soup(shell, states, problem.training, problem.val)
-        rows[name] = Choice(
-            models=[soup.model],
-            num_averaged=len(soup.ingredients),
-            choosing_cpu_seconds=seconds(),
+        soup = greedy_soup(shell, states, *batches)
+        chosen = list(soup.ingredients)
+        add(
+            name,
+            [soup.model],
+            len(chosen),
+            seconds=seconds(),
             branched=name == GREEDY,
-            notes={"ingredients": list(soup.ingredients)},
+            ingredients=chosen,
         )
-    uniform = uniform_soup(shell, ends, problem.training, problem.val)
-    rows[UNIFORM] = Choice(
-        models=[uniform.model], num_averaged=len(ends), choosing_cpu_seconds=seconds(), branched=True
-    )
+    uniform = uniform_soup(shell, ends, *batches)
+    add(UNIFORM, [uniform.model], len(ends), seconds=seconds(), branched=True)
     count = rows[EQUAL].num_averaged or 1
-    share = cost_of_singles / len(singles)
-    rows[ENSEMBLE] = Choice(
-        models=singles[-count:],
-        num_averaged=count,
-        choosing_cpu_seconds=rows[EQUAL].choosing_cpu_seconds + count * share,
-    )
-    rows[ENSEMBLE_KEPT] = Choice(
-        models=singles, num_averaged=len(singles), choosing_cpu_seconds=cost_of_singles
-    )
-    rows[ENSEMBLE_BRANCHES] = Choice(
-        models=[singles[-1], *map(fitted, others)],
-        num_averaged=len(ends),
-        choosing_cpu_seconds=len(ends) * share,
-        branched=True,
-    )
+    add(ENSEMBLE, singles[-count:], count, seconds=rows[EQUAL].seconds + count * share)
+    add(ENSEMBLE_KEPT, singles, len(singles), seconds=cost_of_singles)
+    models = [singles[-1], *map(fitted, others)]
+    add(ENSEMBLE_BRANCHES, models, len(ends), seconds=len(ends) * share, branched=True)
     with warnings.catch_warnings():
         # The barriers are in the table, also where they are high.
         warnings.simplefilter("ignore", UserWarning)
         for name, first in (("oldest_kept", kept[0]), ("branch", others[0])):
             check = BarrierCheck(num_points=5)
-            line = loss_barrier(shell, first, kept[-1], problem.training, problem.val, check=check)
-            curves[f"barrier_to_{name}"] = line.barrier
+            curves[f"barrier_to_{name}"] = loss_barrier(shell, first, kept[-1], *batches, check=check).barrier
     return rows, curves
 
 
 def evaluate(study: Study, problem: Problem, task: Task, trained: Record) -> Unit:
-    """Choose on val, then predict test once.
-
-    Args:
-        study: Its options.
-        problem: Its data.
-        task: Which training.
-        trained: Its record.
-    """
+    """Choose on val, then predict test once; returns the training's record with rows and curves."""
     from dnas_ens.metrics.scores import accuracy, nll
     from dnas_ens.training.prediction import predict_batches
 
     chosen, curves = choose(study, problem, task)
-    probs: dict[str, list[np.ndarray]] = {}
-    labels: dict[str, np.ndarray] = {}
+    # A model of several rows predicts once.
+    models = {id(model): model for choice in chosen.values() for model in choice.models}
+    known, labels = {}, {}
     for split, batches in (("val", problem.val), ("test", problem.test)):
-        known: dict[int, np.ndarray] = {}
-        for choice in chosen.values():
-            for model in choice.models:
-                # A model of several rows predicts once.
-                if id(model) not in known:
-                    known[id(model)], labels[split] = predict_batches(model, batches)
-        probs[split] = [
-            np.mean([known[id(model)] for model in choice.models], axis=0) for choice in chosen.values()
-        ]
+        for key, model in models.items():
+            known[split, key], labels[split] = predict_batches(model, batches)
+
+    def mean(split: str, choice: Choice) -> np.ndarray:
+        averaged: np.ndarray = np.mean([known[split, id(model)] for model in choice.models], axis=0)
+        return averaged
+
     rows = []
-    for index, (name, choice) in enumerate(chosen.items()):
-        of_branches = trained["branches_cpu_seconds"] if choice.branched else 0.0
-        val_probs = probs["val"][index].astype(np.float32)
-        details: dict[str, Any] = {
+    for name, choice in chosen.items():
+        val_probs = mean("val", choice).astype(np.float32)
+        details = {
             "num_averaged": choice.num_averaged,
             "passes": len(choice.models),
-            "training_cpu_seconds": trained["training_cpu_seconds"] + of_branches,
-            "choosing_cpu_seconds": choice.choosing_cpu_seconds,
+            "training_cpu_seconds": trained["training_cpu_seconds"]
+            + (trained["branches_cpu_seconds"] if choice.branched else 0.0),
+            "choosing_cpu_seconds": choice.seconds,
             **choice.notes,
             "val_nll": nll(val_probs, labels["val"]),
             "val_accuracy": accuracy(val_probs, labels["val"]),
         }
-        rows.append(Row(name=name, val_probs=val_probs, test_probs=probs["test"][index], details=details))
+        rows.append(Row(name=name, val_probs=val_probs, test_probs=mean("test", choice), details=details))
     measured, arrays = measured_rows(rows, val_labels=labels["val"], test_labels=labels["test"])
     by_name = {row.pop("name"): row for row in measured}
     return {**trained, "sizes": problem.sizes, "rows": by_name, "curves": curves}, arrays
