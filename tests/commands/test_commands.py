@@ -205,6 +205,16 @@ def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
     assert [int(row["votes"]) for row in rows] == votes.tolist()
 
 
+def test_export_writes_a_file_that_predicts_as_the_run_did(finished, tmp_path, digits):
+    run_dir, _ = finished
+    out, _ = run("-m", "dnas_ens.export", str(run_dir), "--output", "ours.pt2", cwd=tmp_path)
+    assert "wrote ours.pt2: 3 members" in out
+    graph = torch.export.load(tmp_path / "ours.pt2").module()
+    _, members = graph(digits.test.images.permute(0, 2, 3, 1))
+    with np.load(run_dir / "predictions.npz") as arrays:
+        np.testing.assert_allclose(members.detach().numpy(), arrays["test_probs"], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("given", "cause"),
     [

@@ -1,0 +1,98 @@
+"""Command: ``python -m dnas_ens.export R --output FILE``: a trained ensemble as one file for other software."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from dnas_ens.commands.parse import parse
+from dnas_ens.config import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dnas_ens.ensembles import Ensemble
+
+PROG = "python -m dnas_ens.export"
+#: Pictures on which the file is compared with the ensemble.
+NUM_COMPARED = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportCommand:
+    """Options of the command."""
+
+    folder: Positional[Path]
+    """Run folder whose members are trained, or a folder an ensemble was saved in."""
+    images: Positional[tuple[Path, ...]] = ()
+    """Pictures to compare the file on, and folders of them; default: images of the run's val."""
+    output: Path
+    """The file, .pt2 or .onnx."""
+    format: Literal["torch", "onnx"] | None = None
+    """torch (torch.export) or onnx; default: by the ending of the output."""
+    data: str | None = None
+    """Where the images of the run are now, if they have moved."""
+
+
+def main(argv: list[str]) -> None:
+    """Run the command."""
+    command = parse(
+        ExportCommand,
+        argv,
+        prog=PROG,
+        description="Export an ensemble as one graph: uint8 pictures (B, H, W, C) in, probabilities out, of the "
+        "average (B, K) and of each member (M, B, K). It is compared with the ensemble on pictures before it is kept. ONNX "
+        "needs: pip install 'dnas_ens[onnx]'.",
+        default=ExportCommand(folder=tyro.MISSING, output=tyro.MISSING),
+    )
+    from dnas_ens.ensembles import Ensemble
+    from dnas_ens.ensembles.export import export, format_of
+
+    # Before members and images are read, which may take long.
+    chosen = command.format or format_of(command.output)
+    ensemble = Ensemble.load(command.folder)
+    images = compared_images(command, ensemble)
+    difference = export(ensemble, command.output, images, format=chosen)
+    size = command.output.stat().st_size / 2**20
+    print(
+        f"wrote {command.output}: {ensemble.num_members} members, {size:.1f} MiB; probabilities of {len(images)} "
+        f"pictures within {difference:.1g} of the ensemble's"
+    )
+
+
+def compared_images(command: ExportCommand, ensemble: Ensemble) -> Tensor:
+    """Return uint8 images (N, C, H, W) to compare on: those given, else some of the run's val."""
+    import torch
+
+    from dnas_ens.commands.options import data_of_run
+    from dnas_ens.commands.predict import image_files
+    from dnas_ens.data import read_image
+    from dnas_ens.run.folder import RunFolder
+
+    wanted = ensemble.preprocessing
+    if command.images and wanted is not None:
+        files = image_files(command.images)[:NUM_COMPARED]
+        require(
+            len(files) > 1, f"{files[0]} is the only picture.", "Give two or more to compare the file on."
+        )
+        read = [
+            read_image(
+                path,
+                num_channels=wanted.num_channels,
+                image_size=wanted.image_size,
+                deep_bits=wanted.deep_bits,
+            )
+            for path in files
+        ]
+        return torch.stack(read)
+    require(
+        (command.folder / "config.json").exists(),
+        f"{command.folder} is no run folder, so there are no images to compare the file on.",
+        "Name some pictures after it.",
+    )
+    with RunFolder.open(command.folder, command=[*PROG.split(), str(command.folder)]) as run:
+        return data_of_run(run, moved_to=command.data).val.images[:NUM_COMPARED]
