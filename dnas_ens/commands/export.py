@@ -45,8 +45,8 @@ def main(argv: list[str]) -> None:
         argv,
         prog=PROG,
         description="Export an ensemble as one graph: uint8 pictures (B, H, W, C) in, probabilities out, of the "
-        "average (B, K) and of each member (M, B, K). It is compared with the ensemble on pictures before it is kept. ONNX "
-        "needs: pip install 'dnas_ens[onnx]'.",
+        "average (B, K) and of each member (M, B, K). It is compared with the ensemble on pictures before it is kept. "
+        "ONNX needs: pip install 'dnas_ens[onnx]'.",
         default=ExportCommand(folder=tyro.MISSING, output=tyro.MISSING),
     )
     from dnas_ens.ensembles import Ensemble

@@ -296,7 +296,7 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     assert run_main(whole_way.main, command) == 0
     out = capsys.readouterr().out
     assert "| ensemble " in out
-    assert "next: python -m dnas_ens.report runs/001-digits" in out
+    assert "next: python -m dnas_ens.compare runs/001-digits" in out
     stored = json.loads((tmp_path / "runs/001-digits/config.json").read_text())
     assert stored["retrain"]["batch_size"] == 24
     assert stored["search"]["supernet"]["channels"] == 2
