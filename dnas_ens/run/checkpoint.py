@@ -58,10 +58,10 @@ class CheckpointStore:
         """
         if step < 0:
             raise ValueError(f"step must be >= 0, not {step}")
-        _require_finite(state, f"the state of '{self.name}' at step {step}")
         tensors: dict[str, torch.Tensor] = {}
         structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
         data = tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
+        _require_finite(state, f"the state of '{self.name}' at step {step}")
         path = self._file(step, "safetensors")
         write_atomic(path, data)
         manifest = {"step": step, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}

@@ -19,7 +19,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import dnas_ens as de
-from dnas_ens.commands import evaluate, predict, retrain, search
+from dnas_ens.commands import compare, evaluate, predict, retrain, search, whole_way
 from dnas_ens.commands.parse import run_main
 
 TINY = (
@@ -104,43 +104,39 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     assert set(found["candidates"][0]) >= {"genotype", "lam", "direction", "distance_to_base", "shared_edges"}
 
 
-def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path):
-    shutil.copytree(finished[0], tmp_path / "grown")
-
-    def retrain(members, code=0):
-        arguments = ["grown", "--resume", "--members", members, *TINY_RECIPE]
-        return run("-m", "dnas_ens.retrain", *arguments, cwd=tmp_path, code=code)
-
-    found = json.loads((tmp_path / "grown/genotypes.json").read_text())
+def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "grown"
+    shutil.copytree(finished[0], folder)
+    resumed = ["grown", "--resume", *TINY_RECIPE, "--members"]
+    found = json.loads((folder / "genotypes.json").read_text())
     assert found["ranking"][:3] == found["selected"]
-    chosen = de.load(tmp_path / "grown")
-    logs = [tmp_path / f"grown/members/{index}/metrics.jsonl" for index in range(3)]
+    images = torch.zeros(2, 1, 8, 8)
+    chosen = de.load(folder).member_probs(images)
+    logs = [folder / f"members/{index}/metrics.jsonl" for index in range(3)]
     before = [file.stat().st_mtime_ns for file in logs]
-    retrain(4)
+    assert run_main(retrain.main, [*resumed, "4"]) == 0
     assert [file.stat().st_mtime_ns for file in logs] == before
-    fourth = json.loads((tmp_path / "grown/members/3/member.json").read_text())["spec"]["genotype"]
+    fourth = json.loads((folder / "members/3/member.json").read_text())["spec"]["genotype"]
     assert fourth == found["candidates"][found["ranking"][3]]["genotype"]
     assert fourth not in [found["candidates"][index]["genotype"] for index in found["selected"]]
-    grown = de.load(tmp_path / "grown")
-    images = torch.zeros(2, 1, 8, 8)
-    assert grown.num_members == 4
-    assert torch.equal(grown.member_probs(images)[:3], chosen.member_probs(images))
-    retrain(2)
-    shrunk = de.load(tmp_path / "grown")
-    assert torch.equal(shrunk.member_probs(images), grown.member_probs(images)[:2])
-    _, err = retrain(99, code=2)
-    assert f"99 members were asked for, but the search holds {len(found['ranking'])} candidates" in err
+    grown = de.load(folder).member_probs(images)
+    assert len(grown) == 4
+    assert torch.equal(grown[:3], chosen)
+    assert run_main(retrain.main, [*resumed, "2"]) == 0
+    assert torch.equal(de.load(folder).member_probs(images), grown[:2])
+    capsys.readouterr()
+    cause, _ = refused(retrain.main, [*resumed, "99"], capsys)
+    assert f"99 members were asked for, but the search holds {len(found['ranking'])} candidates" in cause
 
     # Of an earlier version's search the candidates are ranked by the remedy that is named.
     del found["ranking"]
-    (tmp_path / "grown/genotypes.json").write_text(json.dumps(found))
-    _, err = retrain(4, code=2)
-    assert "no ranking" in err
-    assert "--resume" in err
-    run("-m", "dnas_ens.search", *TINY, "--run-dir", "grown", "--resume", cwd=tmp_path)
-    again, first = (
-        json.loads((folder / "genotypes.json").read_text()) for folder in (tmp_path / "grown", finished[0])
-    )
+    (folder / "genotypes.json").write_text(json.dumps(found))
+    cause, remedy = refused(retrain.main, [*resumed, "4"], capsys)
+    assert "no ranking" in cause
+    assert "--resume" in remedy
+    assert run_main(search.main, [*TINY, "--run-dir", "grown", "--resume"]) == 0
+    again, first = (json.loads((one / "genotypes.json").read_text()) for one in (folder, finished[0]))
     for one in (again, first):
         one["report"] = {key: value for key, value in one["report"].items() if not key.endswith("seconds")}
     assert again == first
@@ -173,7 +169,8 @@ def test_tensorboard_holds_the_scalars_and_figures(finished):
     assert "members/cells" in members.Tags()["images"]
 
 
-def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
+def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     run_dir, _ = finished
     for index in range(5):
         path = tmp_path / "pictures" / ("more" if index > 2 else "") / f"{index}.png"
@@ -181,14 +178,14 @@ def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits):
         Image.fromarray(digits.test.images[index, 0].numpy()).save(path)
     (tmp_path / "pictures" / "broken.png").write_text("no image")
     (tmp_path / "pictures" / "notes.txt").write_text("no image either")
-    command = ("-m", "dnas_ens.predict", str(run_dir), "pictures")
-    printed, err = run(*command, cwd=tmp_path, code=2)
-    assert "broken.png cannot be read" in err
-    assert not printed
-    printed, err = run(*command, "--skip-bad-images", "--batch-size", "2", cwd=tmp_path)
+    command = [str(run_dir), "pictures"]
+    assert "broken.png cannot be read" in refused(predict.main, command, capsys)[0]
+    command.append("--skip-bad-images")
+    assert run_main(predict.main, [*command, "--batch-size", "2"]) == 0
+    printed, err = capsys.readouterr()
     assert "left out: pictures/broken.png cannot be read" in err
     assert "5 images classified by 3 members, 1 left out" in err
-    run(*command, "--skip-bad-images", "--output", "out/labels.csv", cwd=tmp_path)
+    assert run_main(predict.main, [*command, "--output", "out/labels.csv"]) == 0
     assert (tmp_path / "out/labels.csv").read_text() == printed
     rows = list(csv.DictReader(printed.splitlines()))
     names = [f"pictures/{name}" for name in ("0.png", "1.png", "2.png", "more/3.png", "more/4.png")]
@@ -278,7 +275,8 @@ def test_an_interrupted_search_resumes_to_the_same_genotypes(finished, tmp_path)
     assert [line["epoch"] for line in lines if line["phase"] == "search"] == [1, 2, 3]
 
 
-def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path):
+def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     settings = {
         "search": {
             "supernet": {"num_cells": 1, "channels": 2, "num_nodes": 2},
@@ -289,16 +287,22 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path):
         "retrain": {"num_cells": 1, "channels": 2, "epochs": 1},
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    command = ["-m", "dnas_ens", "--config", "settings.json", "--retrain.batch-size", "24", "--device", "cpu"]
-    out, _ = run(*command, "--dry-run", cwd=tmp_path)
+    command = "--config settings.json --retrain.batch-size 24 --device cpu".split()
+    assert run_main(whole_way.main, [*command, "--dry-run"]) == 0
+    out = capsys.readouterr().out
     assert '"batch_size": 24' in out
     assert "memory mib" in out
     assert not (tmp_path / "runs").exists()
-    out, _ = run(*command, cwd=tmp_path)
+    assert run_main(whole_way.main, command) == 0
+    out = capsys.readouterr().out
     assert "| ensemble " in out
+    assert "next: python -m dnas_ens.compare runs/001-digits" in out
     stored = json.loads((tmp_path / "runs/001-digits/config.json").read_text())
     assert stored["retrain"]["batch_size"] == 24
     assert stored["search"]["supernet"]["channels"] == 2
+    # The same file for one command, and a dry run of it.
+    assert run_main(retrain.main, ["runs/001-digits", "--config", "settings.json", "--dry-run"]) == 0
+    assert "parameters a member" in capsys.readouterr().out
 
 
 def write_photos(folder, shades, count, shape=(8, 8, 3)):
@@ -335,21 +339,31 @@ def test_pictures_in_a_folder_go_the_whole_way_and_may_move(tmp_path, monkeypatc
     assert "are not those" in refused(evaluate.main, [run_dir], capsys)[0]
 
 
-def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_flip(tmp_path):
+def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_flip(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    monkeypatch.chdir(tmp_path)
     write_photos(tmp_path / "my photos", {"left": 128, "right": 128}, 12)
     tiny = [word for word in TINY if word not in ("--limit-train", "96")]
     tiny[tiny.index("--batch-size") + 1] = "4"
-    command = ["-m", "dnas_ens.search", *tiny, "--data", "my photos", "--run-dir", "my run"]
-    _, err = run(*command, cwd=tmp_path)
-    assert "does not mirror" in err
-    out = run("-m", "dnas_ens.retrain", "my run", *TINY_RECIPE, cwd=tmp_path)[0]
-    for following in ("dnas_ens.evaluate", "dnas_ens.compare", "dnas_ens.report"):
-        told = re.search(r"^next: python (.*)$", out, re.MULTILINE)[1]
-        assert following in told
-        out = run(*shlex.split(told), *MORE.get(following, []), cwd=tmp_path)[0]
+    command = [*tiny, "--data", "my photos", "--run-dir"]
+    mains = {
+        "retrain": retrain.main,
+        "evaluate": evaluate.main,
+        "compare": compare.main,
+        "report": evaluate.report_main,
+    }
+    assert run_main(search.main, [*command, "my run"]) == 0
+    out = capsys.readouterr().out
+    assert "does not mirror" in caplog.text
+    for following, main in mains.items():
+        told = shlex.split(re.search(r"^next: (.*)$", out, re.MULTILINE)[1])
+        assert told == ["python", "-m", f"dnas_ens.{following}", "my run"]
+        assert run_main(main, told[3:] + MORE.get(told[2], [])) == 0
+        out = capsys.readouterr().out
     # What the search was told holds for what follows.
-    run(*command[:-1], "mirrored", "--flip", cwd=tmp_path)
-    run("-m", "dnas_ens.retrain", "mirrored", *TINY_RECIPE, cwd=tmp_path)
+    assert run_main(search.main, [*command, "mirrored", "--flip"]) == 0
+    assert run_main(retrain.main, ["mirrored", *TINY_RECIPE]) == 0
     for folder, flips in (("my run", [False] * 4), ("mirrored", [True] * 2)):
         entries = json.loads((tmp_path / folder / "env.json").read_text())
         assert [entry["data"]["flip"] for entry in entries] == flips

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
 from dnas_ens.errors import UserError
-from dnas_ens.run.checkpoint import load_state, save_state
+from dnas_ens.run.checkpoint import CheckpointStore
 
 STEPS = 5
 COSINE = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.2)
@@ -140,8 +140,8 @@ def test_an_interrupted_training_goes_on_exactly(tmp_path: Path) -> None:
         "optimizer": optimizer.state_dict(),
         "recorder": recorder.state_dict(),
     }
-    save_state(tmp_path / "state.safetensors", parts)
-    state = load_state(tmp_path / "state.safetensors")
+    CheckpointStore(tmp_path).save(1, parts)
+    _, state = CheckpointStore(tmp_path).load_newest()
 
     model, optimizer = build(seed=5)
     recorder = SnapshotRecorder(model, optimizer, COSINE, steps_per_epoch=STEPS)

@@ -71,37 +71,18 @@ def test_resuming_holds_no_line_twice(tmp_path: Path) -> None:
     assert [event.step for event in others] == [1, 2, 3, 4, 5, 6]
 
 
-def test_half_a_line_is_dropped_before_the_next(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"phase": "a", "step": 1}\n{"phase": "a", "st')
-    log = MetricsLog(tmp_path)
-    assert len(log.read()) == 1
-    log.log({"x": 1.0}, step=2, phase="a")
-    log.close()
-    assert [line["step"] for line in log.read()] == [1, 2]
-
-
-def test_truncating_nothing(tmp_path: Path) -> None:
+def test_nan_is_null_in_json_and_nan_in_tensorboard(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path)
     assert log.truncate("search", step=3) == 0
     assert log.read() == []
-    log.log({"x": 1.0}, step=3, phase="search")
-    assert log.truncate("search", step=3) == 0
-    assert len(log.read()) == 1
-
-
-def test_nan_is_null_in_json_and_nan_in_tensorboard(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path)
     log.log({"tau": math.nan, "big": math.inf}, step=1, phase="search")
+    with pytest.raises(ValueError, match="step"):
+        log.log({"step": 1.0}, step=1, phase="search")
     log.close()
     (line,) = log.read()
     assert (line["tau"], line["big"]) == (None, None)
     events = accumulated(tmp_path / "tensorboard" / "search").Scalars("search/tau")
     assert math.isnan(events[0].value)
-
-
-def test_reserved_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="step"):
-        MetricsLog(tmp_path).log({"step": 1.0}, step=1, phase="search")
 
 
 def test_a_damaged_line_is_told_and_the_others_read(
@@ -127,17 +108,10 @@ def test_lines_of_another_file_are_refused(tmp_path: Path, line: str) -> None:
         MetricsLog(tmp_path).read()
 
 
-def test_a_member_can_log_beside_the_run(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "members" / "3", tensorboard=tmp_path / "tensorboard")
-    log.log({"loss": 1.0}, step=1, phase="member-3")
-    log.close()
-    assert (tmp_path / "members" / "3" / "metrics.jsonl").read_text().count("\n") == 1
-    assert accumulated(tmp_path / "tensorboard" / "member-3").Tags()["scalars"] == ["member-3/loss"]
-
-
 def test_figures_show_without_a_display(tmp_path: Path) -> None:
     figure = Figure(figsize=(2, 1), dpi=50, facecolor=(1.0, 0.0, 0.0))
-    log = MetricsLog(tmp_path)
+    # Its own folder for TensorBoard, as a member's log has.
+    log = MetricsLog(tmp_path / "members" / "3", tensorboard=tmp_path / "tensorboard")
     log.add_figure("cells", figure, step=4, phase="search")
     log.close()
     (image,) = accumulated(tmp_path / "tensorboard" / "search").Images("search/cells")

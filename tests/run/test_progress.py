@@ -5,11 +5,12 @@ import math
 import os
 import re
 import termios
+import time
 
 import numpy as np
 import pytest
 
-from dnas_ens.run.progress import Progress
+from dnas_ens.run.progress import CostMeter, Progress
 
 
 def test_one_line_an_epoch_away_from_a_terminal() -> None:
@@ -93,3 +94,39 @@ def test_a_terminal_gets_a_bar_and_the_same_line() -> None:
     assert "5/10" in written
     assert "loss=0.5000" in written
     assert re.search(r"search 1/2  loss 0\.5000  eta \d+:\d\d\r\n", written)
+
+
+def test_waiting_costs_wall_time_and_working_costs_both() -> None:
+    waiting = CostMeter()
+    time.sleep(0.1)
+    waited = waiting.seconds()
+    assert waited["wall_seconds"] >= 0.1
+    assert waited["cpu_seconds"] < 0.1
+    working = CostMeter()
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    worked = working.seconds()
+    assert worked["cpu_seconds"] >= 0.1
+    assert worked["wall_seconds"] >= 0.09
+
+
+def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held() -> None:
+    assert "gpu_seconds" not in CostMeter().seconds()
+    meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0, "gpu_seconds": 30.0}, gpu=True)
+    spent = meter.seconds()
+    assert 50.0 <= spent["cpu_seconds"] < 51.0
+    assert spent["gpu_seconds"] - 30.0 == pytest.approx(spent["wall_seconds"] - 100.0)
+    # What an earlier sitting held stays, also where this one holds none.
+    assert CostMeter({"gpu_seconds": 30.0}).seconds()["gpu_seconds"] == 30.0
+
+
+def test_a_paused_meter_rests() -> None:
+    meter = CostMeter({"cpu_seconds": 5.0})
+    meter.pause()
+    before = meter.seconds()
+    sum(range(10**6))
+    assert meter.seconds() == before
+    meter.resume()
+    sum(range(10**6))
+    assert meter.seconds()["cpu_seconds"] > before["cpu_seconds"] >= 5.0

@@ -51,7 +51,7 @@ def test_same_seed_same_genotypes_and_another_seed_others(few_digits, tiny_searc
 
 @pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax"])
 def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_search, relaxation, tmp_path):
-    from dnas_ens.run.checkpoint import load_state, save_state
+    from dnas_ens.run.checkpoint import CheckpointStore
 
     config = with_fields(tiny_search, relaxation=relaxation)
     straight = SearchLoop(config, few_digits)
@@ -60,10 +60,10 @@ def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_se
     stopped = SearchLoop(config, few_digits)
     stopped.run_epoch()
     stopped.run_epoch()
-    save_state(tmp_path / "state.safetensors", stopped.state_dict())
+    CheckpointStore(tmp_path).save(1, stopped.state_dict())
     torch.manual_seed(999)  # the global stream must not matter
     resumed = SearchLoop(with_fields(config, seed=config.seed), few_digits)
-    resumed.load_state_dict(load_state(tmp_path / "state.safetensors"))
+    resumed.load_state_dict(CheckpointStore(tmp_path).load_newest()[1])
     assert resumed.run_epoch() == last
     assert states_equal(resumed.state_dict(), straight.state_dict())
 
