@@ -51,17 +51,6 @@ def main(argv: list[str]) -> None:
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         result = run_search(config, data, device=device, run=run, resume=command.resume)
         for member, index in enumerate(result.selected):
-            candidate = result.candidates[index]
-            score = candidate.supernet_val_nll
-            print(
-                f"member {member}: candidate {index}, lambda {_shown(candidate.lam)}, direction "
-                f"{candidate.direction}, D to base {_shown(candidate.distance_to_base)}, "
-                f"{candidate.shared_edges} edges shared with the base, val NLL with inherited weights "
-                f"{_shown(score)}"
-            )
+            print(f"member {member}: candidate {index}, {result.candidates[index]}")
         # The recipe's defaults come from the preset that config.json holds.
         print_next(run.path, "dnas_ens.retrain")
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"

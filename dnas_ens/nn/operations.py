@@ -43,11 +43,6 @@ def register_operation(name: str) -> Callable[[OperationBuilder], OperationBuild
     return add
 
 
-def operation_names() -> tuple[str, ...]:
-    """Return the names of all registered operations."""
-    return tuple(_REGISTRY)
-
-
 def require_operations(names: tuple[str, ...] | frozenset[str]) -> None:
     """Check that every name is registered.
 
@@ -239,21 +234,10 @@ def _skip_connect(channels: int, stride: int, affine: bool) -> nn.Module:
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine=affine)
 
 
-@register_operation("sep_conv_3x3")
-def _sep_conv_3x3(channels: int, stride: int, affine: bool) -> nn.Module:
-    return SeparableConv(channels, 3, stride, affine=affine)
+def _convolution(kind: type[SeparableConv | DilatedConv], kernel_size: int) -> OperationBuilder:
+    return lambda channels, stride, affine: kind(channels, kernel_size, stride, affine=affine)
 
 
-@register_operation("sep_conv_5x5")
-def _sep_conv_5x5(channels: int, stride: int, affine: bool) -> nn.Module:
-    return SeparableConv(channels, 5, stride, affine=affine)
-
-
-@register_operation("dil_conv_3x3")
-def _dil_conv_3x3(channels: int, stride: int, affine: bool) -> nn.Module:
-    return DilatedConv(channels, 3, stride, affine=affine)
-
-
-@register_operation("dil_conv_5x5")
-def _dil_conv_5x5(channels: int, stride: int, affine: bool) -> nn.Module:
-    return DilatedConv(channels, 5, stride, affine=affine)
+for _name, _kind in (("sep_conv", SeparableConv), ("dil_conv", DilatedConv)):
+    for _size in (3, 5):
+        register_operation(f"{_name}_{_size}x{_size}")(_convolution(_kind, _size))

@@ -52,6 +52,23 @@ class Candidate:
     supernet_val_nll: float | None = None
     supernet_val_accuracy: float | None = None
 
+    def cells(self) -> list[str]:
+        """Return lambda, direction, D to the base, shared edges and validation NLL as text; - for what there is not."""
+        return [
+            _shown(self.lam),
+            "-" if self.direction is None else str(self.direction),
+            _shown(self.distance_to_base),
+            str(self.shared_edges),
+            _shown(self.supernet_val_nll),
+        ]
+
+    def __str__(self) -> str:
+        lam, direction, distance, shared, val_nll = self.cells()
+        return (
+            f"lambda {lam}, direction {direction}, D to base {distance}, {shared} edges shared with the base, "
+            f"val NLL with inherited weights {val_nll}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return {**vars(self), "genotype": self.genotype.to_dict()}
@@ -60,6 +77,10 @@ class Candidate:
     def from_dict(cls, entry: dict[str, Any]) -> Candidate:
         """Rebuild a candidate from its dictionary."""
         return cls(**{**entry, "genotype": Genotype.from_dict(entry["genotype"])})
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def drop_doubles(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,12 +45,37 @@ class SearchResult:
     report: dict[str, float] = field(default_factory=dict)
     execution: dict[str, str | bool] = field(default_factory=dict)
 
-    def __repr__(self) -> str:
-        members = ", ".join(f"candidate {index}" for index in self.selected[:_MEMBERS_NAMED])
-        more = ", ..." if len(self.selected) > _MEMBERS_NAMED else ""
+    def _heading(self) -> str:
         return (
-            f"SearchResult(regime {self.config.regime!r}: {len(self.selected)} members of {len(self.candidates)} "
-            f"candidates: {members}{more})"
+            f"{len(self.selected)} members of {len(self.candidates)} candidates, regime {self.config.regime}"
+        )
+
+    def __repr__(self) -> str:
+        members = [
+            f"member {member}: candidate {index}, {self.candidates[index]}"
+            for member, index in enumerate(self.selected[:_MEMBERS_NAMED])
+        ]
+        more = ["..."] if len(self.selected) > _MEMBERS_NAMED else []
+        return "\n  ".join([f"SearchResult: {self._heading()}", *members, *more])
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the members and the cells of the base."""
+        from dnas_ens.figures.cells import draw_genotype
+        from dnas_ens.figures.style import to_svg
+
+        heads = "member", "candidate", "λ", "direction", "D to base", "shared edges", "val NLL, inherited"
+        rows = [
+            [str(member), str(index), *self.candidates[index].cells()]
+            for member, index in enumerate(self.selected)
+        ]
+        table = "".join(
+            f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in row)}</tr>"
+            for tag, row in [("th", heads), *(("td", row) for row in rows)]
+        )
+        svg = base64.b64encode(to_svg(draw_genotype(self.base)).encode()).decode()
+        return (
+            f"<p>{self._heading()}</p><table>{table}</table>"
+            f'<p>Base</p><img alt="cells of the base" src="data:image/svg+xml;base64,{svg}">'
         )
 
     @property

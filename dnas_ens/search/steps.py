@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import SearchConfig
-from dnas_ens.nn.cuda_graph import GraphedStep
-from dnas_ens.nn.execution import PLAIN, Execution
+from dnas_ens.nn.execution import PLAIN, Execution, GraphedStep
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
 from dnas_ens.search.family import ArchitectureFamily, Points, moved

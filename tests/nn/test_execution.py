@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import stack
+from tiny import genotype, stack, supernet_pair
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,14 +19,12 @@ from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.execution import PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise, moments
-from dnas_ens.nn.supernet import Supernet
 from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude
 from dnas_ens.search.steps import Schedules, SearchSteps
-from dnas_ens.space.genotype import random_genotype
-from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.search_space import DARTS_OPERATIONS
 from dnas_ens.training.trainer import MemberTraining
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -35,33 +33,26 @@ BFLOAT16 = Execution(precision="bfloat16")
 EPSILON = 2.0**-8
 
 
-def some_cells():
-    return random_genotype(
-        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
-    )
+FOUR = ("channels_last float32", "channels_last bfloat16", "contiguous float32", "contiguous bfloat16")
 
 
-def choices(layout, precision, device, **more):
-    return [str(choice) for choice in candidates(layout=layout, precision=precision, device=device, **more)]
-
-
-def test_what_settings_leave_open():
-    four = [
-        "channels_last float32",
-        "channels_last bfloat16",
-        "contiguous float32",
-        "contiguous bfloat16",
-    ]
-    assert choices("auto", "auto", CPU) == four[:1]
-    assert choices("measured", "measured", CPU) == four
-    assert len(choices("auto", "auto", GPU)) == 1
-    assert choices("contiguous", "measured", CPU) == four[2:]
-    assert choices("auto", "bfloat16", CPU) == four[1:2]
-    assert choices("measured", "measured", GPU, layouts=("channels_last",)) == four[:2]
-    assert choices("auto", "float32", GPU, cuda_graph="auto") == ["channels_last float32 CUDA graph"]
-    assert choices("auto", "float32", GPU, cuda_graph="auto", recordable=False) == four[:1]
-    assert choices("auto", "float32", GPU, cuda_graph="off") == four[:1]
-    assert choices("auto", "auto", CPU, cuda_graph="auto") == four[:1]
+@pytest.mark.parametrize(
+    ("layout", "precision", "device", "more", "expected"),
+    [
+        ("auto", "auto", CPU, {}, FOUR[:1]),
+        ("measured", "measured", CPU, {}, FOUR),
+        ("contiguous", "measured", CPU, {}, FOUR[2:]),
+        ("auto", "bfloat16", CPU, {}, FOUR[1:2]),
+        ("measured", "measured", GPU, {"layouts": ("channels_last",)}, FOUR[:2]),
+        ("auto", "float32", GPU, {"cuda_graph": "auto"}, ("channels_last float32 CUDA graph",)),
+        ("auto", "float32", GPU, {"cuda_graph": "auto", "recordable": False}, FOUR[:1]),
+        ("auto", "float32", GPU, {"cuda_graph": "off"}, FOUR[:1]),
+        ("auto", "auto", CPU, {"cuda_graph": "auto"}, FOUR[:1]),
+    ],
+)
+def test_what_settings_leave_open(layout, precision, device, more, expected):
+    found = candidates(layout=layout, precision=precision, device=device, **more)
+    assert tuple(map(str, found)) == expected
 
 
 def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
@@ -78,6 +69,8 @@ def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
     assert torch.equal(torch.get_rng_state(), state)
     assert built == [slow, fast]
     assert f"taking {fast}" in capsys.readouterr().err
+    assert fastest([BFLOAT16], lambda _: pytest.fail("timed"), device=CPU) == BFLOAT16
+    assert not capsys.readouterr().err
 
 
 def test_a_choice_that_fails_is_left_out(capsys):
@@ -94,11 +87,6 @@ def test_a_choice_that_fails_is_left_out(capsys):
     assert f"{fails} does not run here: no kernel for it\n" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="no kernel"):
         fastest([fails, replace(fails, layout="contiguous")], lambda _: build_step(fails), device=CPU)
-
-
-def test_a_single_choice_is_not_timed(capsys):
-    assert fastest([BFLOAT16], lambda _: pytest.fail("timed"), device=CPU) == BFLOAT16
-    assert not capsys.readouterr().err
 
 
 def test_moments_of_bfloat16_are_those_of_the_same_numbers():
@@ -148,12 +136,11 @@ def test_depthwise_convolution_under_autocast(kernel, dilation, stride):
         torch.testing.assert_close(found.float(), expected, rtol=0, atol=4 * EPSILON * scale)
 
 
-@pytest.mark.parametrize("form", [FastSupernet, Supernet])
+@pytest.mark.parametrize("form", [1, 0], ids=["fast", "reference"])
 def test_supernet_under_autocast_rounds_and_nothing_else(form):
-    torch.manual_seed(0)
-    space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
-    net = Supernet(space, stack(3))
-    net = FastSupernet.from_reference(net) if form is FastSupernet else net
+    size = {"operations": DARTS_OPERATIONS, "num_nodes": 2, "in_channels": 1, "num_classes": 3}
+    net = supernet_pair(**size)[form].float()
+    space = net.space
     images = torch.randn(32, 1, 8, 8)
 
     def outcome(execution):
@@ -203,31 +190,18 @@ def test_a_measured_search_says_what_it_took(few_digits, tiny_search, capsys):
     assert all(weight.grad is None for weight in loop.steps.weights)
 
 
-def test_a_member_in_bfloat16_learns_as_well(digits):
-    cells = random_genotype(
-        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
+@pytest.mark.parametrize(
+    ("way", "tolerance"), [({"precision": "bfloat16"}, 0.1), ({"layout": "contiguous"}, 1e-4)], ids=str
+)
+def test_a_member_learns_as_well_in_another_precision_or_layout(few_digits, way, tolerance):
+    recipe = RetrainConfig(num_cells=1, channels=4, batch_size=16, epochs=3)
+    plain, other = (
+        MemberTraining(genotype(), few_digits, with_fields(recipe, **fields), index=0) for fields in ({}, way)
     )
-    recipe = RetrainConfig(num_cells=1, channels=8, epochs=3)
-    losses = {}
-    for precision in ("float32", "bfloat16"):
-        training = MemberTraining(cells, digits, with_fields(recipe, precision=precision), index=0)
-        for _ in range(recipe.epochs):
-            losses[precision] = training.run_epoch()["train_loss"]
-        assert all(parameter.dtype == torch.float32 for parameter in training.network.parameters())
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.1)
-
-
-def test_layouts_differ_by_rounding(few_digits):
-    cells = random_genotype(
-        np.random.default_rng(0), operations=DARTS_OPERATIONS, num_nodes=2, cell_types=("reduction",)
-    )
-    recipe = RetrainConfig(num_cells=1, channels=4, batch_size=32)
-    found = []
-    for layout in ("channels_last", "contiguous"):
-        training = MemberTraining(cells, few_digits, with_fields(recipe, layout=layout), index=0)
-        found.append(training.run_epoch()["train_loss"])
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    losses = [[training.run_epoch()["train_loss"] for _ in range(2)] for training in (plain, other)]
+    assert all(parameter.dtype == torch.float32 for parameter in other.network.parameters())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
 def test_layout_of_images_and_weights():
@@ -263,7 +237,7 @@ def search_losses(config, data, *, device, pairs=6):
 
 def training_losses(recipe, data, *, device, steps=8):
     """The losses of a member's first steps, one by one."""
-    training = MemberTraining(some_cells(), data, recipe, index=0, device=device)
+    training = MemberTraining(genotype(), data, recipe, index=0, device=device)
     losses, before = [], 0.0
     for _ in range(2):
         for _ in itertools.islice(training.epoch_steps(), steps):
@@ -333,7 +307,7 @@ def test_replayed_training_steps_are_the_steps_themselves(digits):
 def test_losses_of_steps_are_those_of_an_epoch(few_digits, tiny_search):
     # The two functions above, where they can be tried: on a CPU.
     recipe = RetrainConfig(num_cells=1, channels=2, batch_size=24, epochs=2)
-    whole = MemberTraining(some_cells(), few_digits, recipe, index=0).run_epoch()["train_loss"]
+    whole = MemberTraining(genotype(), few_digits, recipe, index=0).run_epoch()["train_loss"]
     assert np.mean(training_losses(recipe, few_digits, device=CPU, steps=4)[:4]) == pytest.approx(whole)
     config = with_fields(tiny_search, warmup_epochs=0)
     epoch = SearchLoop(config, few_digits).run_epoch()
@@ -361,10 +335,10 @@ def test_a_gpu_takes_what_is_fast_there(few_digits, tiny_search, capsys):
     [(torch.float64, 4, 1e-8), (torch.float32, 4, 1e-3), (torch.float32, 16, 1e-3)],
 )
 def test_a_gpu_steps_as_the_reference_on_a_cpu(dtype, channels, tolerance):
-    torch.manual_seed(0)
-    space = SearchSpace.for_stack(3, operations=DARTS_OPERATIONS, num_nodes=2)
-    reference = Supernet(space, stack(3, channels=channels)).double()
-    fast = PLAIN.place_module(FastSupernet.from_reference(reference).to(dtype), GPU)
+    size = {"operations": DARTS_OPERATIONS, "num_nodes": 2, "in_channels": 1, "channels": channels}
+    reference, fast = supernet_pair(**size)
+    fast = PLAIN.place_module(fast.to(dtype), GPU)
+    space = reference.space
     images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
     mixture = torch.rand(4, *space.shape, dtype=torch.float64)
     gradients = []
@@ -398,14 +372,11 @@ def test_depthwise_kernels_of_a_gpu(side, dilation, stride, precision):
         assert difference <= limit * torch.linalg.vector_norm(expected)
 
 
-def test_cuda_graphs_are_refused_where_there_are_none(few_digits, tiny_search):
+def test_cuda_graphs_and_layouts_are_refused_where_there_are_none(few_digits, tiny_search):
     with pytest.raises(UserError, match="do not run on the device cpu"):
         SearchLoop(with_fields(tiny_search, cuda_graph="on"), few_digits).run_epoch()
     with pytest.raises(UserError, match="gumbel"):
         with_fields(SearchConfig(), cuda_graph="on", relaxation="gumbel-softmax")
-
-
-def test_the_fast_form_has_one_layout():
     with pytest.raises(UserError, match="channels_last"):
         with_fields(SearchConfig(), layout="contiguous")
 
@@ -469,9 +440,6 @@ def steps_on_meta(config):
 def test_no_step_of_the_search_mixes_host_and_device(fields):
     for operations in steps_on_meta(with_fields(SearchConfig(), **fields)):
         assert not operations.waiting
-
-
-def test_an_index_on_the_host_is_seen():
     with _Operations() as operations:
         torch.empty(3, device="meta")[torch.tensor([0, 1])]
     assert "index" in operations.waiting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,10 +20,6 @@ from dnas_ens.nn.reference_models.small_networks import MLP, PlainCNN
 
 #: Those that are small enough to run in a test.
 LIGHT = [name for name in REFERENCE_MODELS if name not in ("wrn-28-8", "wrn-28-10", "densenet-100-24")]
-
-
-def count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def wide_resnet_by_hand(depth: int, widening: int, num_classes: int = 10) -> int:
@@ -72,42 +69,33 @@ def densenet_bc_by_hand(depth: int, growth: int, num_classes: int = 10) -> int:
         ("wrn-28-10", wide_resnet_by_hand(28, 10), "36.5"),
         # Not in that table: 16-4 is 2.7 M wherever it is quoted.
         ("wrn-16-4", wide_resnet_by_hand(16, 4), "2.7"),
+        ("wrn-28-8", wide_resnet_by_hand(28, 8), None),
         # arXiv 1608.06993, Table 2.
         ("densenet-40-12", densenet_by_hand(40, 12), "1.0"),
         ("densenet-100-12", densenet_by_hand(100, 12), "7.0"),
         ("densenet-100-24", densenet_by_hand(100, 24), "27.2"),
         ("densenet-bc-100-12", densenet_bc_by_hand(100, 12), "0.8"),
+        ("densenet-bc-100-24", densenet_bc_by_hand(100, 24), None),
         ("densenet-bc-250-24", densenet_bc_by_hand(250, 24), "15.3"),
         ("densenet-bc-190-40", densenet_bc_by_hand(190, 40), "25.6"),
         # arXiv 1512.03385, Table 6, with two digits after the point.
         ("resnet20", 269_722, "0.27"),
         ("resnet56", 853_018, "0.85"),
+        # 9 * 3 * 16 + 16, 9 * 16 * 32 + 32, 9 * 32 * 32 + 32, and 32 * 4 * 4 features to 10 classes.
+        ("small-cnn", 448 + 4640 + 9248 + 5130, None),
+        # 9 * 3 * 64 + 64, 9 * 64 * 128 + 128, 9 * 128 * 256 + 256, 9 * 256 * 256 + 256, and 256 * 2 * 2 to 10.
+        ("medium-cnn", 1792 + 73_856 + 295_168 + 590_080 + 10_250, None),
+        # 9 * 3 * 32 + 32, 9 * 32 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 64 + 64, and 64 * 8 * 8 to 10.
+        ("shallow-cnn", 896 + 9248 + 18_496 + 36_928 + 40_970, None),
+        ("mlp", 3072 * 25 + 25 + 26 * 10, None),
     ],
 )
-def test_parameters_by_hand_and_as_published(name: str, exact: int, published: str) -> None:
+def test_parameters_by_hand_and_as_published(name: str, exact: int, published: str | None) -> None:
     with torch.device("meta"):
         model = reference_model(name, 3, 10, 32)
-    assert count(model) == exact
-    digits = len(published.partition(".")[2])
-    assert f"{exact / 1e6:.{digits}f}" == published
-
-
-@pytest.mark.parametrize(
-    ("name", "exact"),
-    [
-        # 9 * 3 * 16 + 16, 9 * 16 * 32 + 32, 9 * 32 * 32 + 32, and 32 * 4 * 4 features to 10 classes.
-        ("small-cnn", 448 + 4640 + 9248 + 5130),
-        # 9 * 3 * 64 + 64, 9 * 64 * 128 + 128, 9 * 128 * 256 + 256, 9 * 256 * 256 + 256, and 256 * 2 * 2 to 10.
-        ("medium-cnn", 1792 + 73_856 + 295_168 + 590_080 + 10_250),
-        # 9 * 3 * 32 + 32, 9 * 32 * 32 + 32, 9 * 32 * 64 + 64, 9 * 64 * 64 + 64, and 64 * 8 * 8 to 10.
-        ("shallow-cnn", 896 + 9248 + 18_496 + 36_928 + 40_970),
-        ("mlp", 3072 * 25 + 25 + 26 * 10),
-        ("densenet-bc-100-24", densenet_bc_by_hand(100, 24)),
-        ("wrn-28-8", wide_resnet_by_hand(28, 8)),
-    ],
-)
-def test_parameters_by_hand(name: str, exact: int) -> None:
-    assert count(reference_model(name, 3, 10, 32)) == exact
+    assert sum(parameter.numel() for parameter in model.parameters()) == exact
+    if published is not None:
+        assert f"{exact / 1e6:.{len(published.partition('.')[2])}f}" == published
 
 
 def test_weighted_layers_are_the_depth_in_the_name() -> None:
@@ -177,11 +165,6 @@ def test_dropout_is_where_it_was_asked_for() -> None:
     assert len(dropouts(reference_model("medium-cnn", 1, 2, 8))) == 4
 
 
-def test_the_plain_network_refuses_other_sizes() -> None:
-    with pytest.raises(UserError, match="9 x 8 pixels"):
-        reference_model("small-cnn", 1, 2, 8)(torch.zeros(1, 1, 9, 8))
-
-
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
@@ -209,27 +192,25 @@ def test_names_in_other_writings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "cause"),
-    [((0, 10, 32), "in_channels = 0"), ((3, 0, 32), "num_classes = 0"), ((3, 10, 7), "7 pixels")],
+    ("build", "cause"),
+    [
+        (lambda: reference_model("mlp", 0, 10, 32), "in_channels = 0"),
+        (lambda: reference_model("mlp", 3, 0, 32), "num_classes = 0"),
+        (lambda: reference_model("mlp", 3, 10, 7), "7 pixels"),
+        (lambda: reference_model("densenet-40-0", 1, 2, 8), "growth_rate = 0"),
+        (lambda: reference_model("resnet50", 3, 10, 32), "network for ImageNet"),
+        (lambda: reference_model("ResNet-152", 3, 10, 32), "network for ImageNet"),
+        (lambda: reference_model("small-cnn", 1, 2, 8)(torch.zeros(1, 1, 9, 8)), "9 x 8 pixels"),
+        (lambda: PlainCNN(channels=(), in_channels=1, num_classes=2, image_size=8), "convolutions = 0"),
+        (
+            lambda: WideResNet(depth=10, widening=1, in_channels=1, num_classes=2, dropout=1.0),
+            r"dropout probability is 1\.0",
+        ),
+    ],
 )
-def test_bad_arguments(arguments: tuple[int, int, int], cause: str) -> None:
+def test_bad_arguments(build: Callable[[], object], cause: str) -> None:
     with pytest.raises(UserError, match=cause):
-        reference_model("mlp", *arguments)
-
-
-@pytest.mark.parametrize("name", ["resnet50", "ResNet-152"])
-def test_a_name_that_means_another_network_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match="network for ImageNet"):
-        reference_model(name, 3, 10, 32)
-
-
-def test_bad_arguments_of_the_classes() -> None:
-    with pytest.raises(UserError, match="convolutions = 0"):
-        PlainCNN(channels=(), in_channels=1, num_classes=2, image_size=8)
-    with pytest.raises(UserError, match=r"dropout probability is 1\.0"):
-        WideResNet(depth=10, widening=1, in_channels=1, num_classes=2, dropout=1.0)
-    with pytest.raises(UserError, match="growth_rate = 0"):
-        reference_model("densenet-40-0", 1, 2, 8)
+        build()
 
 
 @pytest.mark.parametrize("name", ["wrn-10-1", "densenet-bc-10-4", "resnet8", "medium-cnn", "mlp"])
@@ -253,11 +234,8 @@ def test_foreign_descriptions_are_refused() -> None:
 
 
 def test_an_ensemble_of_reference_models_is_saved_and_loaded(tmp_path) -> None:
-    def members() -> list[nn.Module]:
-        return [reference_model(name, 1, 3, 8) for name in ("wrn-10-1", "small-cnn", "mlp")]
-
     torch.manual_seed(0)
-    ensemble = Ensemble(members()).eval()
+    ensemble = Ensemble([reference_model(name, 1, 3, 8) for name in ("wrn-10-1", "small-cnn", "mlp")]).eval()
     images = torch.randn(4, 1, 8, 8)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path).eval()
