@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -58,25 +60,21 @@ def test_fifteen_corruptions_as_published():
 
 def test_a_folder_below_the_data_root_is_found(cifar10, tmp_path):
     write(tmp_path / "CIFAR-10-C", cifar10.test.labels.numpy())
-    found = Cifar10C(type(tmp_path)("CIFAR-10-C"), cifar10, data_root=tmp_path)
-    assert found.folder == tmp_path / "CIFAR-10-C"
+    assert Cifar10C(Path("CIFAR-10-C"), cifar10, data_root=tmp_path).folder == tmp_path / "CIFAR-10-C"
     with pytest.raises(UserError, match="no folder"):
-        Cifar10C(type(tmp_path)("elsewhere"), cifar10, data_root=tmp_path)
+        Cifar10C(Path("elsewhere"), cifar10, data_root=tmp_path)
 
 
-def test_another_test_split_is_refused(cifar10, tmp_path):
-    labels = cifar10.test.labels.numpy()
-    for name, other in (("order", labels[::-1]), ("number", labels[:-5])):
-        write(tmp_path / name, other)
-        with pytest.raises(UserError, match="not those of the 20 test images of cifar10") as caught:
-            Cifar10C(tmp_path / name, cifar10)
-        assert "--data cifar10" in caught.value.remedy
-
-
-def test_digits_are_refused(digits, tmp_path):
-    write(tmp_path / "c", digits.test.labels.numpy())
-    with pytest.raises(UserError, match="not those of"):
-        Cifar10C(tmp_path / "c", digits)
+@pytest.mark.parametrize("wrong", ["order", "number", "digits"])
+def test_another_test_split_is_refused(cifar10, digits, tmp_path, wrong):
+    data = digits if wrong == "digits" else cifar10
+    labels = data.test.labels.numpy()
+    write(tmp_path / "c", {"order": labels[::-1], "number": labels[:-5], "digits": labels}[wrong])
+    with pytest.raises(
+        UserError, match=f"not those of the {len(labels)} test images of {data.name}"
+    ) as caught:
+        Cifar10C(tmp_path / "c", data)
+    assert "--data cifar10" in caught.value.remedy
 
 
 def test_damage_is_told(cifar10, tmp_path):

@@ -144,14 +144,9 @@ def test_defocus_spreads_a_point_over_a_disc_and_motion_over_a_line():
     lines = motion_blur(point, STRENGTHS["motion_blur"][4], draws(40))[:, 0].double()
     np.testing.assert_allclose(lines.sum((1, 2)), 1.0, atol=1e-5)
     steps = torch.arange(33).double() - 16
-    covariance = torch.stack(
-        [
-            torch.stack(
-                [(lines * steps[:, None] ** 2).sum((1, 2)), (lines * steps[:, None] * steps).sum((1, 2))]
-            ),
-            torch.stack([(lines * steps[:, None] * steps).sum((1, 2)), (lines * steps**2).sum((1, 2))]),
-        ]
-    ).permute(2, 0, 1)
+    rows, columns = torch.meshgrid(steps, steps, indexing="ij")
+    places = torch.stack([rows, columns])
+    covariance = torch.einsum("nrc,irc,jrc->nij", lines, places, places)
     across, along = torch.linalg.eigvalsh(covariance).T
     # The variance of a uniform line of length L is L^2 / 12; its width is about a pixel.
     np.testing.assert_allclose(along.mean(), length**2 / 12, rtol=0.1)
@@ -192,10 +187,8 @@ def test_translation_moves_by_its_length_in_all_directions():
     steps = torch.arange(32).double() - 16
     rows, columns = (moved * steps[:, None]).sum((1, 2)), (moved * steps).sum((1, 2))
     np.testing.assert_allclose(torch.hypot(rows, columns), 0.2 * 32, rtol=1e-3)
-    assert (
-        stats.kstest(torch.atan2(rows, columns).numpy(), stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue
-        > 0.01
-    )
+    angles = torch.atan2(rows, columns).numpy()
+    assert stats.kstest(angles, stats.uniform(-math.pi, 2 * math.pi).cdf).pvalue > 0.01
 
 
 def test_elastic_moves_by_its_length_in_the_root_mean_square():
@@ -220,14 +213,9 @@ def network(digits):
     """A small convolutional network trained on digits for two seconds."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1),
-        nn.BatchNorm2d(32),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(512, 10),
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
+        *(nn.Flatten(), nn.Linear(512, 10)),
     )
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     images, labels = digits.train.images.float() / 255, digits.train.labels
@@ -257,26 +245,26 @@ def test_severities_are_monotone_in_a_networks_error(network, digits):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("shape", "arguments", "words"),
     [
-        (("gausian_noise", 1), "no corruption 'gausian_noise'. Give one of gaussian_noise"),
-        (("jpeg", 0), "severity is 0"),
-        (("jpeg", 6), "severity is 6"),
+        (
+            (1, 1, 8, 8),
+            {"name": "gausian_noise"},
+            "no corruption 'gausian_noise'. Give one of gaussian_noise",
+        ),
+        ((1, 1, 8, 8), {"severity": 0}, "severity is 0"),
+        ((1, 1, 8, 8), {"severity": 6}, "severity is 6"),
+        ((1, 8, 8), {}, "images to corrupt"),
+        ((1, 2, 8, 8), {}, "images to corrupt"),
+        ((2, 1, 8, 8), {"indices": [1]}, "indices"),
+        ((1, 1, 8, 8), {"seed": -1}, "negative"),
     ],
 )
-def test_mistakes(arguments, words):
+def test_mistakes(shape, arguments, words):
     with pytest.raises(UserError, match=words):
-        corrupt(random_images(1, 1, 8, 8), *arguments)
-
-
-def test_other_images_are_refused():
-    for images in (torch.rand(1, 1, 8, 8), random_images(1, 8, 8), random_images(1, 2, 8, 8)):
-        with pytest.raises(UserError, match="images to corrupt"):
-            corrupt(images, "jpeg", 1)
-    with pytest.raises(UserError, match="indices"):
-        corrupt(random_images(2, 1, 8, 8), "jpeg", 1, indices=[1])
-    with pytest.raises(UserError, match="negative"):
-        corrupt(random_images(1, 1, 8, 8), "jpeg", 1, seed=-1)
+        corrupt(random_images(*shape), **{"name": "jpeg", "severity": 1, **arguments})
+    with pytest.raises(UserError, match="images to corrupt"):
+        corrupt(torch.rand(1, 1, 8, 8), "jpeg", 1)
 
 
 @pytest.mark.gpu

@@ -7,18 +7,21 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from dnas_ens.data import ImageData, Split, iterate_batches
+from dnas_ens.data.dataset import measure_normalisation
 from dnas_ens.errors import UserError
 
 
-def split_of(num: int = 6, *, channels: int = 1, size: int = 4, label: int | None = None) -> Split:
+def split_of(num=6, *, channels=1, size=4, label=None):
     labels = torch.arange(num) % 2 if label is None else torch.full((num,), label)
     return Split(torch.arange(num * channels * size * size).reshape(num, channels, size, size).byte(), labels)
 
 
-def test_split_length_subset_and_device() -> None:
+def test_split_length_subset_and_device():
     split = split_of(6)
     assert len(split) == 6
     for indices in ([4, 1], np.array([4, 1]), torch.tensor([4, 1], dtype=torch.int32), (4, 1)):
@@ -28,14 +31,11 @@ def test_split_length_subset_and_device() -> None:
     assert len(split.subset([])) == 0
     moved = split.to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta"
-
-
-def test_split_subset_refuses_a_mask() -> None:
     with pytest.raises(UserError, match="asked for by a mask"):
         split_of(2).subset([True, False])
 
 
-def test_drawn_images_are_some_of_all_in_an_order_that_repeats() -> None:
+def test_drawn_images_are_some_of_all_in_an_order_that_repeats():
     split = Split(split_of(20).images, torch.arange(20))
     every, some = split.drawn(), split.drawn(8)
     order = every.labels.tolist()
@@ -45,27 +45,22 @@ def test_drawn_images_are_some_of_all_in_an_order_that_repeats() -> None:
     assert split.drawn(50).labels.tolist() == order
 
 
+IMAGES, LABELS = torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "cause"),
     [
-        (
-            torch.zeros(2, 1, 4, 4).int(),
-            torch.zeros(2, dtype=torch.int64),
-            "torch.int32 of shape (2, 1, 4, 4)",
-        ),
-        (torch.zeros(2, 4, 4), torch.zeros(2, dtype=torch.int64), "torch.float32 of shape (2, 4, 4)"),
-        (torch.zeros(2, 4, 4).byte(), torch.zeros(2, dtype=torch.int64), "torch.uint8 of shape (2, 4, 4)"),
-        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2), "labels are torch.float32"),
-        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, 1, dtype=torch.int64), "shape (2, 1)"),
-        (torch.zeros(2, 1, 4, 4).byte(), torch.zeros(3, dtype=torch.int64), "2 images but 3 labels"),
-        (
-            torch.zeros(2, 1, 4, 4).byte(),
-            torch.zeros(2, dtype=torch.int64, device="meta"),
-            "its labels on meta",
-        ),
+        (IMAGES.int(), LABELS, "torch.int32 of shape (2, 1, 4, 4)"),
+        (torch.zeros(2, 4, 4), LABELS, "torch.float32 of shape (2, 4, 4)"),
+        (torch.zeros(2, 4, 4).byte(), LABELS, "torch.uint8 of shape (2, 4, 4)"),
+        (IMAGES, LABELS.float(), "labels are torch.float32"),
+        (IMAGES, LABELS[:, None], "shape (2, 1)"),
+        (IMAGES, torch.zeros(3, dtype=torch.int64), "2 images but 3 labels"),
+        (IMAGES, LABELS.to("meta"), "its labels on meta"),
     ],
 )
-def test_split_refuses_wrong_tensors(images: torch.Tensor, labels: torch.Tensor, cause: str) -> None:
+def test_split_refuses_wrong_tensors(images, labels, cause):
     with pytest.raises(UserError) as caught:
         Split(images, labels)
     assert cause in caught.value.cause
@@ -73,39 +68,51 @@ def test_split_refuses_wrong_tensors(images: torch.Tensor, labels: torch.Tensor,
 
 
 @pytest.mark.parametrize("name", ["train", "val", "test"])
-def test_floats_are_a_split_but_no_data_set(make_data, name: str) -> None:
+def test_floats_are_a_split_but_no_data_set(make_data, name):
     data = make_data()
     floats = Split(data.val.images / 255, data.val.labels)
+    before = floats.images.clone()
     cause = rf"The images of {name} are torch\.float32, but they are to be normalised"
     with pytest.raises(UserError, match=cause):
         ImageData.from_splits("made", data.classes, flip=True, **data.named_splits() | {name: floats})
     with pytest.raises(UserError, match=cause):
         dataclasses.replace(data, **{name: floats})
-    before = floats.images.clone()
     with pytest.raises(UserError, match="to be normalised"):
         next(iterate_batches(floats, 4))
     assert torch.equal(floats.images, before)
 
 
-def test_normalisation_is_of_the_training_images_only(make_data) -> None:
-    data = make_data(channels=3)
-    pixels = data.train.images.numpy() / 255
-    np.testing.assert_allclose(data.mean, pixels.mean(axis=(0, 2, 3)), rtol=1e-12)
-    np.testing.assert_allclose(data.std, pixels.std(axis=(0, 2, 3)), rtol=1e-9)
-    assert (data.image_size, data.num_channels, data.num_classes) == (8, 3, 4)
+@given(images=arrays(np.uint8, array_shapes(min_dims=4, max_dims=4, max_side=5)))
+def test_normalisation_is_measured_as_numpy_does(images):
+    mean, std = measure_normalisation(torch.from_numpy(images))
+    np.testing.assert_allclose(mean, images.mean(axis=(0, 2, 3)) / 255, rtol=1e-12)
+    expected = images.std(axis=(0, 2, 3)) / 255
+    np.testing.assert_allclose(std, np.where(expected == 0, 1, expected), rtol=1e-9)
 
 
-def test_fingerprint_changes_with_one_pixel_label_or_index(make_data) -> None:
+def test_normalisation_is_of_all_the_training_images_and_of_no_others():
+    images = np.random.default_rng(0).integers(0, 256, (2500, 3, 4, 4), dtype=np.uint8)
+    images[2000:] //= 2
+    train = Split(torch.from_numpy(images), torch.arange(2500) % 2)
+    other = split_of(channels=3)
+    data = ImageData.from_splits("made", "ab", train=train, val=other, test=other, flip=True)
+    np.testing.assert_allclose(data.mean, images.mean(axis=(0, 2, 3)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(data.std, images.std(axis=(0, 2, 3)) / 255, rtol=1e-12)
+    assert (data.image_size, data.num_channels, data.num_classes) == (4, 3, 2)
+    with pytest.raises(UserError, match="no training images"):
+        measure_normalisation(torch.empty(0, 1, 8, 8, dtype=torch.uint8))
+
+
+def test_fingerprint_changes_with_one_pixel_label_or_index(make_data):
     data = make_data()
-    parts = {"train": data.train, "val": data.val, "test": data.test}
 
-    def fingerprint(**changed: object) -> str:
-        arguments = {**parts, "splits": data.splits, "flip": True, **changed}
+    def fingerprint(**changed):
+        arguments = {**data.named_splits(), "splits": data.splits, "flip": True, **changed}
         return ImageData.from_splits("made", data.classes, **arguments).fingerprint
 
     assert fingerprint() == data.fingerprint == make_data().fingerprint
     seen = {data.fingerprint}
-    for name, split in parts.items():
+    for name, split in data.named_splits().items():
         images, labels = split.images.clone(), split.labels.clone()
         images[3, 0, 2, 1] ^= 1
         labels[3] = (labels[3] + 1) % 4
@@ -117,7 +124,7 @@ def test_fingerprint_changes_with_one_pixel_label_or_index(make_data) -> None:
     assert len(seen) == 10
 
 
-def test_split_fingerprint_sees_the_shape() -> None:
+def test_split_fingerprint_sees_the_shape_and_not_the_strides():
     labels = torch.tensor([0, 1])
     pixels = torch.arange(2 * 16, dtype=torch.uint8)
     flat, square = (Split(pixels.view(shape), labels) for shape in ((2, 1, 2, 8), (2, 1, 4, 4)))
@@ -126,27 +133,25 @@ def test_split_fingerprint_sees_the_shape() -> None:
     assert strided.fingerprint() == square.fingerprint()
 
 
-def test_search_halves(make_data) -> None:
+def test_search_halves(make_data):
     data = make_data(41)
     weight, architecture = data.search_halves(seed=7)
     assert (len(weight), len(architecture)) == (21, 20)
 
-    def images_of(split: Split) -> set[bytes]:
+    def images_of(split):
         return {image.numpy().tobytes() for image in split.images}
 
     assert not images_of(weight) & images_of(architecture)
     assert images_of(weight) | images_of(architecture) == images_of(data.train)
     difference = weight.labels.bincount(minlength=4) - architecture.labels.bincount(minlength=4)
     assert difference.abs().max() <= 1
-    again, _ = data.search_halves(seed=7)
-    other, _ = data.search_halves(seed=8)
+    again, other = (data.search_halves(seed=seed)[0] for seed in (7, 8))
     assert again.fingerprint() == weight.fingerprint() != other.fingerprint()
 
 
-def test_limited_leaves_val_and_test_alone(make_data) -> None:
+def test_limited_and_moved_data_keep_the_rest(make_data):
     data = make_data(40)
     small = data.limited(12, seed=1)
-    assert len(small.train) == 12
     assert small.train.labels.bincount().tolist() == [3, 3, 3, 3]
     for name in ("val", "test"):
         assert getattr(small, name).fingerprint() == getattr(data, name).fingerprint()
@@ -154,56 +159,46 @@ def test_limited_leaves_val_and_test_alone(make_data) -> None:
     assert torch.equal(small.train.images, data.train.images[small.splits["train"]])
     np.testing.assert_allclose(small.mean[0], small.train.images.numpy().mean() / 255)
     assert small.fingerprint != data.fingerprint
+    moved = data.to(torch.device("cpu"))
+    assert moved.fingerprint == data.fingerprint
+    assert torch.equal(moved.val.images, data.val.images)
 
 
-def test_describe_is_json_ready(make_data) -> None:
+def test_describe_is_json_ready(make_data):
     data = make_data(40, channels=3)
     described = json.loads(json.dumps(data.describe()))
     assert described["fingerprint"] == data.fingerprint
     assert described["classes"] == list("abcd")
     assert described["mean"] == list(data.mean)
     assert (described["num_channels"], described["image_size"], described["flip"]) == (3, 8, True)
-    assert described["splits"]["train"] == {
-        "num_images": 40,
-        "class_counts": [10, 10, 10, 10],
-        "fingerprint": data.train.fingerprint(),
-    }
-    assert {key: value["num_images"] for key, value in described["splits"].items()} == {
-        "train": 40,
-        "val": 20,
-        "test": 20,
-    }
+    counts = {key: value["class_counts"] for key, value in described["splits"].items()}
+    assert counts == {"train": [10] * 4, "val": [5] * 4, "test": [5] * 4}
+    assert described["splits"]["train"]["num_images"] == 40
+    assert described["splits"]["train"]["fingerprint"] == data.train.fingerprint()
 
 
-def test_indices_default_to_train_then_val_then_test(make_data) -> None:
+def test_indices_default_to_train_then_val_then_test(make_data):
     assert make_data(4, classes=2).splits == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7]}
 
 
-def test_to_keeps_everything_else(make_data) -> None:
-    data = make_data()
-    moved = data.to(torch.device("cpu"))
-    assert moved.fingerprint == data.fingerprint
-    assert torch.equal(moved.val.images, data.val.images)
+def odd_split(*shape):
+    return Split(torch.zeros(2, *shape, dtype=torch.uint8), torch.tensor([0, 1]))
 
 
 @pytest.mark.parametrize(
     ("changed", "cause"),
     [
-        (
-            {"train": split_of(size=4), "val": split_of(size=5)},
-            "Images of val are (1, 5, 5), of train (1, 4, 4)",
-        ),
+        ({"train": split_of(size=4), "val": split_of(size=5)}, "Images of val are (1, 5, 5), of train (1, 4"),
         ({"test": split_of(channels=3)}, "Images of test are (3, 4, 4)"),
         ({"val": split_of(0)}, "The val split is empty"),
         ({"test": split_of(label=2)}, "Labels of test reach from 2 to 2, but there are 2 classes"),
         ({"val": split_of(label=-1)}, "Labels of val reach from -1"),
-        (
-            {"splits": {"train": [0], "val": range(6), "test": range(6)}},
-            "split indices of train do not number 6",
-        ),
+        ({"splits": {"train": [0], "val": range(6), "test": range(6)}}, "indices of train do not number 6"),
+        ({"train": odd_split(1, 4, 6)}, "The images are 4x6"),
+        ({"train": odd_split(2, 4, 4)}, "The images have 2 channels"),
     ],
 )
-def test_contradictions_are_refused(changed: dict[str, object], cause: str) -> None:
+def test_contradictions_are_refused(changed, cause):
     parts = {"train": split_of(), "val": split_of(), "test": split_of(), "flip": False}
     with pytest.raises(UserError) as caught:
         ImageData.from_splits("made", ("a", "b"), **{**parts, **changed})
@@ -211,27 +206,26 @@ def test_contradictions_are_refused(changed: dict[str, object], cause: str) -> N
     assert caught.value.remedy
 
 
-@pytest.mark.parametrize(("channels", "height", "width"), [(1, 4, 6), (2, 4, 4)])
-def test_odd_shapes_are_refused(channels: int, height: int, width: int) -> None:
-    split = Split(torch.zeros(2, channels, height, width, dtype=torch.uint8), torch.tensor([0, 1]))
-    with pytest.raises(UserError, match=r"4x6|2 channels"):
-        ImageData.from_splits("made", ("a", "b"), train=split, val=split, test=split, flip=False)
+def test_normalisation_must_fit_the_channels(make_data):
+    for wrong in ({"mean": (0.5, 0.5)}, {"std": ()}, {"std": (0.0,)}):
+        with pytest.raises(UserError, match="do not fit 1 channels"):
+            dataclasses.replace(make_data(), **wrong)
 
 
-def test_what_a_notebook_shows_is_short(digits, make_data) -> None:
+def test_what_is_printed_is_short(digits):
     shown = repr(digits)
-    assert "1079 train, 359 val, 359 test" in shown
+    assert "1079 train, 359 val, 359 test; 1x8x8" in shown
     assert digits.fingerprint[:12] in shown
     assert len(shown.splitlines()) == 4
     assert len(shown) < 300
     assert repr(digits.train) == "Split(1079 images, 1x8x8, on cpu)"
     many = dataclasses.replace(digits, classes=tuple(f"class {index}" for index in range(1000)))
-    assert "1000 classes" in repr(many)
+    assert "1000 classes: class 0, " in repr(many)
     assert len(repr(many)) < 400
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_notebooks_table_and_picture(make_data, channels: int) -> None:
+def test_a_notebooks_table_and_picture(make_data, channels):
     data = dataclasses.replace(make_data(channels=channels), name="a<b")
     shown = data._repr_html_()
     assert len(shown) < 20_000

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,15 +15,20 @@ class_sizes = st.lists(st.integers(3, 60), min_size=2, max_size=6)
 seeds = st.integers(0, 2**32)
 
 
-def labels_of(sizes: list[int]) -> np.ndarray:
+def labels_of(sizes):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     return np.random.default_rng(len(labels)).permutation(labels)
 
 
+def split(labels, num_train=None, **options):
+    """Lists instead of arrays, for a source without parts of its own unless it is said."""
+    options = {"classes": NAMES[: labels.max() + 1], "seed": 0, **options}
+    parts = choose_splits(labels, num_train=len(labels) if num_train is None else num_train, **options)
+    return {name: part.tolist() for name, part in parts.items()}
+
+
 @given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
-def test_proportional_counts_are_exact_in_total_and_within_one_of_the_share(
-    sizes: list[int], data: st.DataObject
-) -> None:
+def test_proportional_counts_are_exact_in_total_and_within_one_of_the_share(sizes, data):
     total = sum(sizes)
     num = data.draw(st.integers(0, total))
     counts = proportional_counts(np.array(sizes), num)
@@ -32,7 +38,7 @@ def test_proportional_counts_are_exact_in_total_and_within_one_of_the_share(
         assert abs(Fraction(int(count)) - (Fraction(size * num, total) if total else 0)) < 1
 
 
-def test_proportional_counts_by_hand() -> None:
+def test_proportional_counts_by_hand():
     # Hamilton's method: shares 4.7, 3.2, 2.1 of 10 give 4 + 3 + 2 and the one left to the largest remainder.
     assert proportional_counts(np.array([47, 32, 21]), 10).tolist() == [5, 3, 2]
     # Shares 9.82, 0.09, 0.09: the small ones are raised at the cost of the large one only when asked.
@@ -41,52 +47,65 @@ def test_proportional_counts_by_hand() -> None:
 
 
 @given(sizes=class_sizes, seed=seeds)
-def test_60_20_20_is_disjoint_complete_and_stratified(sizes: list[int], seed: int) -> None:
+def test_60_20_20_is_disjoint_complete_stratified_and_repeatable(sizes, seed):
     labels = labels_of(sizes)
-    parts = choose_splits(labels, classes=NAMES[: len(sizes)], num_train=len(labels), seed=seed)
-    assert sorted(np.concatenate(list(parts.values()))) == list(range(len(labels)))
+    parts = split(labels, seed=seed)
+    assert sorted(chain(*parts.values())) == list(range(len(labels)))
     for name, share in (("train", Fraction(3, 5)), ("val", Fraction(1, 5)), ("test", Fraction(1, 5))):
-        assert (np.diff(parts[name]) > 0).all()
+        assert parts[name] == sorted(parts[name])
         for label, size in enumerate(sizes):
             count = int((labels[parts[name]] == label).sum())
             assert count >= 1
             assert abs(count - share * size) <= 1
-
-
-@given(sizes=class_sizes, seed=seeds)
-def test_same_seed_same_splits_and_test_does_not_depend_on_val(sizes: list[int], seed: int) -> None:
-    labels = labels_of(sizes)
-    classes = NAMES[: len(sizes)]
-    one = choose_splits(labels, classes=classes, num_train=len(labels), seed=seed)
-    two = choose_splits(labels, classes=classes, num_train=len(labels), seed=seed)
-    small_val = choose_splits(labels, classes=classes, num_train=len(labels), max_val=1, seed=seed)
-    assert all(np.array_equal(one[name], two[name]) for name in one)
-    assert np.array_equal(one["test"], small_val["test"])
+    assert split(labels, seed=seed) == parts
+    # Images without copies change nothing, and test does not depend on val.
+    assert split(labels, seed=seed, first_equal=np.arange(len(labels))) == parts
+    small_val = split(labels, seed=seed, max_val=1)
     assert len(small_val["val"]) == 1
+    assert small_val["test"] == parts["test"]
 
 
-def test_another_seed_gives_other_splits() -> None:
-    labels = labels_of([50, 50, 50])
-    one, two = (choose_splits(labels, classes=NAMES[:3], num_train=150, seed=seed) for seed in (0, 1))
-    assert all(not np.array_equal(one[name], two[name]) for name in one)
+def test_another_seed_gives_other_splits():
+    one, two = (split(labels_of([50, 50, 50]), seed=seed) for seed in (0, 1))
+    assert all(one[name] != two[name] for name in one)
 
 
-def test_own_parts_stay_as_the_source_has_them() -> None:
+@given(
+    kinds=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), min_size=30, max_size=60),
+    seed=st.integers(0, 1000),
+)
+def test_equal_images_stay_together_and_distinct_ones_are_stratified(kinds, seed):
+    kinds += [(label, 1) for label in (0, 1, 2) for _ in range(3)]
+    groups = np.repeat(np.arange(len(kinds)), [number for _, number in kinds])
+    groups = groups[np.random.default_rng(seed).permutation(len(groups))]
+    labels = np.array([label for label, _ in kinds])[groups]
+    first = np.array([int(np.flatnonzero(groups == group)[0]) for group in groups])
+    parts = split(labels, first_equal=first, seed=seed)
+    assert sorted(chain(*parts.values())) == list(range(len(labels)))
+    held = {name: set(groups[part]) for name, part in parts.items()}
+    assert sum(map(len, held.values())) == len(kinds)
+    sizes = np.bincount([label for label, _ in kinds])
+    for name, share in (("train", 0.6), ("val", 0.2), ("test", 0.2)):
+        counts = np.bincount([kinds[group][0] for group in held[name]], minlength=3)
+        assert (np.abs(counts - share * sizes) <= 1).all()
+
+
+def test_own_parts_stay_as_the_source_has_them():
     labels = np.arange(100) % 2
-    with_test = choose_splits(labels, classes=NAMES[:2], num_train=80, num_test=20, seed=3)
-    assert with_test["test"].tolist() == list(range(80, 100))
+    with_test = split(labels, 80, num_test=20)
+    assert with_test["test"] == list(range(80, 100))
     assert len(with_test["val"]) == 16
-    assert set(with_test["train"]) | set(with_test["val"]) == set(range(80))
-    with_both = choose_splits(labels, classes=NAMES[:2], num_train=50, num_val=30, num_test=20, seed=3)
-    assert {name: part.tolist() for name, part in with_both.items()} == {
-        "train": list(range(50)),
-        "val": list(range(50, 80)),
-        "test": list(range(80, 100)),
+    assert sorted(with_test["train"] + with_test["val"]) == list(range(80))
+    with_both = split(labels, 50, num_val=30, num_test=20)
+    assert with_both == {
+        "train": [*range(50)],
+        "val": [*range(50, 80)],
+        "test": [*range(80, 100)],
     }
-    with_val = choose_splits(labels, classes=NAMES[:2], num_train=50, num_val=50, seed=3)
-    assert with_val["val"].tolist() == list(range(50, 100))
+    with_val = split(labels, 50, num_val=50)
+    assert with_val["val"] == list(range(50, 100))
     assert len(with_val["test"]) == 10
-    assert set(with_val["train"]) | set(with_val["test"]) == set(range(50))
+    assert sorted(with_val["train"] + with_val["test"]) == list(range(50))
 
 
 @pytest.mark.parametrize(
@@ -97,21 +116,43 @@ def test_own_parts_stay_as_the_source_has_them() -> None:
         (73_257, 26_032, (63_257, 10_000)),
     ],
 )
-def test_protocol_sizes_and_class_counts_of_scikit_learn(
-    num_train: int, num_test: int, expected: tuple[int, int]
-) -> None:
+def test_protocol_sizes_and_class_counts_of_scikit_learn(num_train, num_test, expected):
     labels = np.random.default_rng(0).choice(10, num_train + num_test, p=np.arange(1, 11) / 55)
-    parts = choose_splits(
-        labels, classes=NAMES, num_train=num_train, num_test=num_test, max_val=10_000, seed=0
-    )
+    parts = split(labels, num_train, num_test=num_test, max_val=10_000)
     assert (len(parts["train"]), len(parts["val"])) == expected
     _, reference = train_test_split(labels[:num_train], test_size=10_000, stratify=labels[:num_train])
     difference = np.bincount(labels[parts["val"]], minlength=10) - np.bincount(reference, minlength=10)
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("rare", "options"),
+    [([0] * 3, {}), ([0] * 2, {"num_train": 32, "num_test": 2})],
+    ids=["60/20/20", "own test"],
+)
+def test_a_small_class_is_in_every_split(rare, options):
+    labels = np.array(rare + [1] * 30 + ([0, 1] if options else []))
+    parts = split(labels, **options)
+    assert [int((labels[part] == 0).sum()) for part in parts.values()] == [1, 1, 1]
+
+
+def test_too_small_classes_are_named():
+    with pytest.raises(UserError) as caught:
+        split(np.array([0] * 10 + [1] * 2 + [2] * 3), classes=("cat", "dog", "owl"))
+    assert caught.value.cause == "Too few training images to be in every split: class 'dog' (2)."
+    assert "at least 3 images" in caught.value.remedy
+    many = np.repeat(np.arange(8), [9] + [1] * 7)
+    with pytest.raises(UserError, match=r"'b' \(1\), .*'f' \(1\) and 2 more"):
+        split(many)
+
+
+def test_a_source_that_miscounts_its_parts():
+    with pytest.raises(ValueError, match="5 labels"):
+        split(np.array([0, 1, 0, 1, 0]), 4)
+
+
 @given(sizes=class_sizes, seed=seeds, data=st.data())
-def test_limit_is_an_exact_stratified_subset(sizes: list[int], seed: int, data: st.DataObject) -> None:
+def test_limit_is_an_exact_stratified_subset(sizes, seed, data):
     labels = labels_of(sizes)
     num = data.draw(st.integers(len(sizes), len(labels)))
     chosen = draw_limited(labels, num, classes=NAMES[: len(sizes)], seed=seed)
@@ -122,80 +163,47 @@ def test_limit_is_an_exact_stratified_subset(sizes: list[int], seed: int, data: 
         assert (np.abs(counts - np.array(sizes) * num / len(labels)) < 1).all()
 
 
-def test_limits_of_one_seed_are_nested() -> None:
+def test_limits_of_one_seed_are_nested():
     labels = labels_of([100, 200])
     small, large = (set(draw_limited(labels, num, classes=NAMES[:2], seed=5)) for num in (30, 150))
     assert small < large
 
 
-@given(sizes=st.lists(st.integers(1, 40), min_size=2, max_size=6), seed=seeds)
-def test_halves_are_disjoint_complete_and_stratified(sizes: list[int], seed: int) -> None:
-    labels = labels_of(sizes)
-    first, second = halve(labels, seed=seed)
-    assert sorted([*first, *second]) == list(range(len(labels)))
-    assert len(first) - len(second) == len(labels) % 2
-    counts = np.bincount(labels[first], minlength=len(sizes))
-    assert (np.abs(counts - np.array(sizes) / 2) < 1).all()
-
-
-def test_a_class_of_two_is_in_train_and_val_where_the_source_has_a_test() -> None:
-    labels = np.array([0] * 2 + [1] * 30 + [0, 1])
-    parts = choose_splits(labels, classes=("rare", "often"), num_train=32, num_test=2, seed=0)
-    assert [int((labels[part] == 0).sum()) for part in parts.values()] == [1, 1, 1]
-
-
-def test_choices_of_one_seed_are_not_the_same_choice() -> None:
-    labels = labels_of([100, 100])
-    limited = draw_limited(labels, 100, classes=NAMES[:2], seed=0)
-    test = choose_splits(labels, classes=NAMES[:2], num_train=200, seed=0)["test"]
-    for half in halve(labels, seed=0):
-        assert 30 <= len(np.intersect1d(half, limited)) <= 70
-        assert len(np.intersect1d(half, test)) < len(test)
-    assert len(np.intersect1d(limited, test)) < len(test)
-
-
-def test_tiny_classes_are_named() -> None:
-    labels = np.array([0] * 10 + [1] * 2 + [2] * 3)
-    with pytest.raises(UserError) as caught:
-        choose_splits(labels, classes=("cat", "dog", "owl"), num_train=15, seed=0)
-    assert caught.value.cause == "Too few training images to be in every split: class 'dog' (2)."
-    assert caught.value.remedy == "Give every class at least 3 images, or leave the class out."
-
-
-def test_a_class_of_three_is_in_every_split() -> None:
-    labels = np.array([0] * 3 + [1] * 30)
-    parts = choose_splits(labels, classes=("rare", "often"), num_train=33, seed=0)
-    assert [int((labels[part] == 0).sum()) for part in parts.values()] == [1, 1, 1]
-
-
 @pytest.mark.parametrize("num", [1, 13])
-def test_limit_out_of_range(num: int) -> None:
+def test_limit_out_of_range(num):
     with pytest.raises(UserError) as caught:
         draw_limited(np.arange(12) % 2, num, classes=("a", "b"), seed=0)
     assert caught.value.cause == f"The limit is {num} training images, of 12 in 2 classes."
     assert caught.value.remedy == "Give --limit-train a number from 2 to 12."
 
 
-def test_negative_seed() -> None:
-    with pytest.raises(UserError, match="The seed is -1"):
-        halve(np.array([0, 1]), seed=-1)
+@given(sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6), seed=seeds)
+def test_halves_are_disjoint_complete_and_stratified(sizes, seed):
+    labels = labels_of([*sizes, 1])
+    for halves in (halve(labels, seed=seed), alternating_halves(labels)):
+        assert sorted([*halves[0], *halves[1]]) == list(range(len(labels)))
+        assert all((np.diff(half) > 0).all() for half in halves)
+        first, second = (np.bincount(labels[half], minlength=len(sizes) + 1) for half in halves)
+        assert np.abs(first - second).max() <= 1
+    assert len(halve(labels, seed=seed)[0]) == (len(labels) + 1) // 2
 
 
-@given(sizes=st.lists(st.integers(0, 9), min_size=1, max_size=6))
-def test_alternating_halves_are_disjoint_complete_and_stratified(sizes: list[int]) -> None:
-    labels = labels_of(sizes)
-    first, second = alternating_halves(labels)
-    assert sorted([*first, *second]) == list(range(len(labels)))
-    difference = np.bincount(labels[first], minlength=len(sizes)) - np.bincount(
-        labels[second], minlength=len(sizes)
-    )
-    assert np.abs(difference).max() <= 1
-    for half in (first, second):
-        assert (np.diff(half) > 0).all()
-
-
-def test_alternating_halves_by_hand() -> None:
+def test_alternating_halves_by_hand():
     # Class 0 at 0, 2, 3 begins in the first half, class 1 at 1, 4, 5 in the second.
     first, second = alternating_halves(np.array([0, 1, 0, 0, 1, 1]))
-    assert first.tolist() == [0, 3, 4]
-    assert second.tolist() == [1, 2, 5]
+    assert (first.tolist(), second.tolist()) == ([0, 3, 4], [1, 2, 5])
+
+
+def test_choices_of_one_seed_are_not_the_same_choice():
+    labels = labels_of([100, 100])
+    limited = draw_limited(labels, 100, classes=NAMES[:2], seed=0)
+    test = split(labels)["test"]
+    for half in halve(labels, seed=0):
+        assert 30 <= len(np.intersect1d(half, limited)) <= 70
+        assert len(np.intersect1d(half, test)) < len(test)
+    assert len(np.intersect1d(limited, test)) < len(test)
+
+
+def test_negative_seed():
+    with pytest.raises(UserError, match="The seed is -1"):
+        halve(np.array([0, 1]), seed=-1)

@@ -1,6 +1,3 @@
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -11,18 +8,18 @@ from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
 
 
-class Listed(Dataset[Any]):
+class Listed(Dataset):
     """A Dataset of the items it is given."""
 
-    def __init__(self, items: list[Any], classes: list[str] | None = None) -> None:
+    def __init__(self, items, classes=None):
         self.items = items
         if classes is not None:
             self.classes = classes
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.items)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index):
         return self.items[index]
 
 
@@ -30,8 +27,8 @@ class MNIST(Listed):
     """Named as torchvision's."""
 
 
-class Endless(IterableDataset[Any]):
-    def __iter__(self) -> Iterator[Any]:
+class Endless(IterableDataset):
+    def __iter__(self):
         return iter(())
 
 
@@ -43,13 +40,14 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 6, 3), dtype=np.uint8)
     [
         Image.fromarray,
         lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1),
-        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1) / 255,
-        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).double() / 255,
-        lambda pixels: torch.from_numpy(pixels).permute(2, 0, 1).half() / 255,
+        *(
+            lambda pixels, dtype=dtype: (torch.from_numpy(pixels).permute(2, 0, 1) / 255).to(dtype)
+            for dtype in (torch.float32, torch.float64, torch.float16)
+        ),
     ],
     ids=["pil", "uint8", "float32", "float64", "float16"],
 )
-def test_images_of_every_kind(convert) -> None:
+def test_images_of_every_kind(convert):
     loaded = load_torch_dataset(Listed([(convert(pixels), index % 2) for index, pixels in enumerate(PIXELS)]))
     assert np.array_equal(loaded.images, PIXELS.transpose(0, 3, 1, 2))
     assert loaded.labels.tolist() == [0, 1, 0, 1]
@@ -57,26 +55,26 @@ def test_images_of_every_kind(convert) -> None:
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (4, 0, 0)
 
 
-def test_grey_with_and_without_a_channel_and_tensor_labels() -> None:
+@pytest.mark.parametrize("channel", [False, True])
+def test_grey_with_and_without_a_channel_and_tensor_labels(channel):
     images = torch.from_numpy(PIXELS[..., 0])
-    flat = load_torch_dataset(TensorDataset(images, torch.tensor([0, 1, 1, 0])))
-    deep = load_torch_dataset(TensorDataset(images[:, None], torch.tensor([0, 1, 1, 0])))
-    assert np.array_equal(flat.images, images[:, None].numpy())
-    assert np.array_equal(deep.images, flat.images)
-    assert flat.labels.tolist() == [0, 1, 1, 0]
-    assert flat.name == "TensorDataset"
+    labels = torch.tensor([0, 1, 1, 0])
+    loaded = load_torch_dataset(TensorDataset(images[:, None] if channel else images, labels))
+    assert np.array_equal(loaded.images, images[:, None].numpy())
+    assert loaded.labels.tolist() == labels.tolist()
+    assert loaded.name == "TensorDataset"
 
 
-def test_images_do_not_share_memory_with_a_buffer_the_dataset_reuses() -> None:
+def test_images_do_not_share_memory_with_a_buffer_the_dataset_reuses():
     class Reusing(Listed):
-        def __getitem__(self, index: int) -> Any:
+        def __getitem__(self, index):
             self.buffer = getattr(self, "buffer", torch.zeros(1, 4, 4, dtype=torch.uint8)).fill_(index)
             return self.buffer, index % 2
 
     assert load_torch_dataset(Reusing([None] * 4)).images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
 
-def test_classes_and_flip_of_the_data_set_inside_a_subset() -> None:
+def test_classes_and_flip_of_the_data_set_inside_a_subset():
     items = [(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)]
     loaded = load_torch_dataset(Subset(Subset(MNIST(items, ["zero", "one"]), [3, 2, 1]), [0, 1]))
     assert loaded.classes == ("zero", "one")
@@ -86,13 +84,13 @@ def test_classes_and_flip_of_the_data_set_inside_a_subset() -> None:
     assert load_torch_dataset(Listed(items)).flip
 
 
-def test_sizes() -> None:
+def test_sizes():
     items = [(Image.new("L", (20, 10), 5), 0), (Image.new("L", (8, 8), 5), 1)]
     assert load_torch_dataset(Listed(items)).images.shape == (2, 1, 8, 8)
     assert load_torch_dataset(Listed(items), image_size=8).images.shape == (2, 1, 8, 8)
 
 
-def test_deep_pil_images_have_one_scale() -> None:
+def test_deep_pil_images_have_one_scale():
     values = [np.full((4, 4), value, dtype=np.uint16) for value in (1000, 4000)]
     loaded = load_torch_dataset(Listed([(Image.fromarray(each), label) for label, each in enumerate(values)]))
     assert loaded.images[:, 0, 0, 0].tolist() == [round(1000 * 255 / 4095), round(4000 * 255 / 4095)]
@@ -130,7 +128,7 @@ GOOD = (torch.zeros(1, 4, 4), 0)
         (Listed([GOOD, GOOD]), "the one class '0'", "two classes"),
     ],
 )
-def test_unsuitable_datasets(dataset: Dataset[Any], cause: str, remedy: str) -> None:
+def test_unsuitable_datasets(dataset, cause, remedy):
     with pytest.raises(UserError) as caught:
         load_torch_dataset(dataset)
     assert cause in caught.value.cause
