@@ -1,14 +1,7 @@
-"""What the studies in this folder stand on; every script beside it asks one question and runs as it is.
+"""What several studies share; every script beside this folder asks one question and runs as it is.
 
-Shared: `options` (of the studies of reference models), `batches` (passes over images), `training` (one network,
-epoch by epoch), `bench` (data and model on a device, trainings that go on where they stopped), `predictors` (the rows
-of a seed: predictions, metrics, losses of every image), `records` (what is kept, and that nothing is mixed with it),
-`comparisons` (paired, corrected together) and `report` (tables, where figures come from, files). What one study alone
-needs is in the folder of its name.
-
-The run folder of such a study holds, for every seed, one folder a training (its states and its cost, ``training.json``
-written last), the rows' predictions (``predictions.npz``) and the rows themselves (``rows.json``, written last).
-What is finished is not run again, and a training that was interrupted goes on from its newest checkpoint.
-
-Legend: M networks, R rows, N images, K classes, S seeds.
+The engine is in the package, `dnas_ens.compare`: conditions × seeds × run_one, the store, tables and files. Here are
+`reference_models` (options, trainings and rows of studies of one reference model), `from_scratch` (genotypes trained
+from scratch), `steering` (how lambda orders what it is meant to steer) and `plotting`. What one study alone needs is
+in its script or in the folder of its name.
 """

@@ -1,45 +1,19 @@
 """What the tests of studies share: running a script, reading what it wrote, and checks that hold for several."""
 
-import contextlib
-import io
 import json
 import math
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 
-from dnas_ens.commands.whole_way import main as whole_way
-
 SCRIPTS = Path(__file__).parents[2] / "experiments"
-
-
-#: A search and a training of seconds.
-TINY_RUN = (
-    "--limit-train 160 --num-cells 1 --channels 2 --num-nodes 2 --epochs 2 --warmup-epochs 1 --members 2 "
-    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --retrain.num-cells 2 --retrain.channels 4 "
-    "--retrain.epochs 2 --device cpu --workers 1"
-).split()
-
-
-@pytest.fixture(scope="session")
-def tiny_run():
-    """Search, train and evaluate into a run folder, which is returned; all in seconds."""
-
-    def run(folder, *options):
-        with contextlib.redirect_stdout(io.StringIO()):
-            whole_way([*TINY_RUN, *map(str, options), "--run-dir", str(folder)])
-        return folder
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -154,53 +128,4 @@ def check_resumed(run_script, read_lines, timeless):
         again, out = (timeless(read_lines(folder / f"{stem}.jsonl")) for stem in ("again", "out"))
         assert again == out
 
-    return check
-
-
-@pytest.fixture
-def check_no_worker_left():
-    """Check that a study which is ended by a signal exits with its code and leaves no process behind."""
-
-    def alive(pids):
-        return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-    def workers_it_waits_for(pid):
-        """Give the process's children, a resource tracker and a worker, once it has waited for them for a while.
-
-        Before, Python's import machinery or a compiled module might swallow the signal: they do so now and then with
-        one that comes while something is imported.
-        """
-        process = Path(f"/proc/{pid}")
-        deadline = time.monotonic() + 120
-        asleep, children = 0, []
-        while asleep < 10 and time.monotonic() < deadline:
-            time.sleep(0.05)
-            children = (process / f"task/{pid}/children").read_text().split()
-            sleeps = (process / "stat").read_text().rsplit(")", 1)[1].split()[0] == "S"
-            asleep = asleep + 1 if len(children) >= 2 and sleeps else 0
-        return children
-
-    def check(name, *arguments, end, code):
-        with subprocess.Popen(
-            [sys.executable, str(SCRIPTS / f"{name}.py"), *map(str, arguments)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        ) as process:
-            try:
-                workers = workers_it_waits_for(process.pid)
-                end(process)
-                assert process.wait(timeout=60) == code
-            finally:
-                process.kill()
-        deadline = time.monotonic() + 30
-        while alive(workers) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert len(workers) >= 2
-        assert not alive(workers)
-
-    if not Path("/proc/self/task").exists():
-        pytest.skip("looks for processes in Linux's /proc")
     return check

@@ -1,8 +1,6 @@
 import json
 import math
-import os
 import re
-import signal
 import statistics
 from itertools import combinations
 
@@ -149,12 +147,3 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, run_script, read_
     other = ("--epochs", "4", *TINY[2:], "--seeds", "2", "--output", resumed)
     _, err = run_script("batchnorm_sharing", *other, code=2)
     assert "with other settings" in err
-
-
-def test_an_interrupted_study_leaves_no_worker_behind(tmp_path, check_no_worker_left):
-    check_no_worker_left(
-        *("batchnorm_sharing", "--epochs", 500, "--output", tmp_path / "x"),
-        # To the whole group, as a terminal sends it.
-        end=lambda process: os.killpg(process.pid, signal.SIGINT),
-        code=130,
-    )

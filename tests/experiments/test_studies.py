@@ -1,20 +1,13 @@
-"""The rooms that several studies use."""
-
-from pathlib import Path
+"""Trainings of reference models, and whether a scale is the published one."""
 
 import numpy as np
 import pytest
 import torch
-from scipy import stats
-from studies.bench import Bench
-from studies.comparisons import compare_pairs
-from studies.options import StudyOptions
-from studies.records import append_line, read_lines
-from studies.report import markdown_table
-from studies.snapshot_trainings import train
+from studies.reference_models import Bench, StudyOptions, train
 
+from dnas_ens.data.batches import iterate_batches
 from dnas_ens.ensembles.snapshot import CosineCycles
-from dnas_ens.run.files import read_json, with_ending
+from dnas_ens.run.files import read_json
 
 OPTIONS = StudyOptions(
     model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1
@@ -25,24 +18,6 @@ CYCLES = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.05)
 @pytest.fixture(scope="module")
 def bench():
     return Bench.of(OPTIONS)
-
-
-def test_an_unfinished_last_line_is_cut_off(tmp_path, capsys):
-    file = tmp_path / "study.jsonl"
-    assert read_lines(file) == []
-    append_line(file, {"seed": 0})
-    # As a process leaves it that was killed while it wrote.
-    with file.open("a") as stream:
-        stream.write('{"seed": 1, "lo')
-    assert read_lines(file) == [{"seed": 0}]
-    assert "the last line is unfinished" in capsys.readouterr().err
-    append_line(file, {"seed": 2})
-    assert read_lines(file) == [{"seed": 0}, {"seed": 2}]
-    assert not capsys.readouterr().err
-
-
-def test_an_output_keeps_its_dots():
-    assert with_ending(Path("out/lambda-0.5"), ".md") == Path("out/lambda-0.5.md")
 
 
 def same(first, second):
@@ -75,68 +50,47 @@ def test_an_interrupted_training_goes_on_to_the_same_snapshots(bench, tmp_path, 
 
 def test_a_training_is_plain_sgd(bench):
     """Against torch alone: one epoch of the same batches by hand."""
-    training = bench.training(root=0, member=0, name="a training")
+    training = bench.training(root=0, member=0)
     model = bench.model()
-    model.load_state_dict(training.model.state_dict())
+    model.load_state_dict(training.network.state_dict())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.03, momentum=0.9, weight_decay=5e-4)
     order, augmentation = torch.Generator(), torch.Generator()
     order.set_state(training.order.get_state())
-    augmentation.set_state(training.augmentation.get_state())
+    augmentation.set_state(training.augmentation_generator.get_state())
     losses = []
-    for images, labels in training.training_pass(order, augmentation):
+    for images, labels in iterate_batches(
+        bench.data.train,
+        OPTIONS.batch_size,
+        generator=order,
+        augmentation=training.augmentation,
+        augmentation_generator=augmentation,
+        drop_last=True,
+    ):
         loss = torch.nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert training.run_epoch(learning_rate=0.03) == pytest.approx(np.mean(losses), rel=1e-5)
+    assert training.run_epoch(learning_rate=0.03)["train_loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert training.epoch == 1
-    for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(training.model.state_dict()[name], tensor)
+    torch.testing.assert_close(training.network.state_dict(), model.state_dict())
 
 
 def test_branches_begin_alike_and_see_other_batches(bench):
-    first, second = (bench.training(root=0, member=member, name="a branch") for member in (0, 1))
+    first, second = (bench.training(root=0, member=member) for member in (0, 1))
     first.run_epoch()
     order = second.order.get_state()
     second.branch_off(first.state_dict())
     assert second.epoch == 1
-    assert same(first.model.state_dict(), second.model.state_dict())
+    assert same(first.network.state_dict(), second.network.state_dict())
     assert torch.equal(second.order.get_state(), order)
-    before = {name: tensor.clone() for name, tensor in first.model.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in first.network.state_dict().items()}
     second.run_epoch()
     # Neither weights nor momentum are shared.
-    assert same(before, first.model.state_dict())
-    assert not same(before, second.model.state_dict())
+    assert same(before, first.network.state_dict())
+    assert not same(before, second.network.state_dict())
     states = [training.optimizer.state_dict()["state"][0]["momentum_buffer"] for training in (first, second)]
     assert not torch.equal(*states)
-
-
-def test_pairs_are_corrected_together():
-    generator = np.random.default_rng(0)
-    # As few images as let all sign changes be counted.
-    losses = {
-        name: generator.normal(loc=shift, size=(2, 12)) for name, shift in (("a", 0), ("b", 1), ("c", 1))
-    }
-    pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "b")]
-    found = compare_pairs(losses, pairs)
-    assert list(found) == pairs[:3]
-    raw = [
-        stats.permutation_test(
-            ((losses[first] - losses[second]).mean(axis=0),), np.mean, permutation_type="samples"
-        ).pvalue
-        for first, second in pairs[:3]
-    ]
-    ranked = sorted(raw)
-    corrected = [max(min(1.0, (3 - rank) * ranked[rank]) for rank in range(ranked.index(p) + 1)) for p in raw]
-    assert [each.p_value for each in found.values()] == pytest.approx(corrected)
-    assert found["a", "b"].mean == pytest.approx((losses["a"] - losses["b"]).mean())
-
-
-def test_markdown_table_aligns_text_and_numbers():
-    assert markdown_table(["a", "b", "c"], [["x", "1", "y"]], num_text_columns=2) == (
-        "| a | b | c |\n|:--|--:|:--|\n| x | 1 | y |\n"
-    )
 
 
 def test_the_published_scale_is_known():
