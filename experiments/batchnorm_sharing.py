@@ -24,24 +24,23 @@ import functools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from studies.from_scratch import load, train_from_scratch
-from studies.options import PRESETS
+from studies.search_studies import PRESETS, SearchStudy, load, run_units, training_tasks
 from studies.steering import JUDGED_LAMBDA, steering
 
+from dnas_ens.baselines import random_pool
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.report import Column, markdown_table, provenance
-from dnas_ens.compare.study import RESULTS, Task, require_positive, run_missing, run_script, write_study
-from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config.fields import to_dict, with_fields
-from dnas_ens.config.presets import retrain_preset, search_preset
-from dnas_ens.run.files import with_ending
-from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.compare.study import Task, run_script, write_study
+from dnas_ens.config import SearchConfig, require
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import search_preset
+from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
 
 if TYPE_CHECKING:
@@ -70,30 +69,19 @@ MEASURES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(SearchStudy):
     """Options of the study."""
 
-    data: Literal["digits", "fashion-mnist"] = "digits"
-    """digits with preset smoke, or fashion-mnist with preset micro."""
-    seeds: int = 3
-    """Seeds, each with one search a setting."""
-    epochs: int | None = None
-    """Epochs a search; default: the preset's."""
-    limit_train: int | None = None
-    """Training images of searches and trainings; default: the preset's."""
+    name = "batchnorm-sharing"
+    first_setting = SETTINGS[0]
+
     pool: int = 16
     """P, genotypes that are ranked in each search: random ones and candidates of the search."""
     random_genotypes: int | None = None
     """How many of them are random, the same in both settings; default: half."""
-    candidate_recipe_epochs: int | None = None
-    """Epochs of every training from scratch; default: the preset's."""
-    workers: int = 1
-    """Searches and trainings side by side, each on one CPU core."""
-    output: Path | None = None
-    """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/batchnorm-sharing-DATA."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "seeds", "workers")
+        super().__post_init__()
         require(
             2 <= self.num_random < self.pool,
             f"{self.num_random} random genotypes of a pool of {self.pool} leave nothing to rank or to compare with.",
@@ -105,21 +93,13 @@ class Study:
         """Random genotypes of the pool."""
         return self.pool // 2 if self.random_genotypes is None else self.random_genotypes
 
-    @property
-    def path(self) -> Path:
-        """Output without suffix."""
-        return RESULTS / f"batchnorm-sharing-{self.data}" if self.output is None else self.output
-
     def configuration(self, setting: str, seed: int) -> SearchConfig:
         """Return the search of a setting and a seed."""
-        given = {"epochs": self.epochs, "limit_train": self.limit_train}
-        fields = {name: value for name, value in given.items() if value is not None}
-        return with_fields(search_preset(PRESETS[self.data]), seed=seed, passes=setting, **fields)
+        return with_fields(search_preset(PRESETS[self.data]), seed=seed, passes=setting, **self.given())
 
-    def recipe(self, seed: int) -> RetrainConfig:
-        """Return the recipe of a seed's trainings from scratch."""
-        recipe = retrain_preset(PRESETS[self.data])
-        return replace(recipe, seed=seed, epochs=self.candidate_recipe_epochs or recipe.epochs)
+    def measured(self) -> Record:
+        """Return what decides the figures of a search beside its configuration."""
+        return {"pool": self.pool, "random_genotypes": self.num_random}
 
     def random_pool(self, seed: int) -> list[Genotype]:
         """Return the random genotypes of a seed, no two isomorphic; they do not depend on the setting."""
@@ -129,25 +109,8 @@ class Study:
             operations=config.supernet.operations,
             num_nodes=config.supernet.num_nodes,
         )
-        generator = np.random.default_rng(seed)
-        drawn: dict[str, Genotype] = {}
-        while len(drawn) < self.num_random:
-            genotype = random_genotype(
-                generator,
-                operations=space.operations,
-                num_nodes=space.num_nodes,
-                edges_per_node=config.candidates.edges_per_node,
-                cell_types=space.cell_types,
-            )
-            drawn.setdefault(genotype.canonical_hash(), genotype)
-        return list(drawn.values())
-
-    def settings_of(self, record: Record) -> Record:
-        """Return the settings that a record must have."""
-        config = to_dict(self.configuration(record.get("setting", SETTINGS[0]), record["seed"]))
-        if record["kind"] == "search":
-            return {"config": config, "pool": self.pool, "random_genotypes": self.num_random}
-        return {"recipe": to_dict(self.recipe(record["seed"])), "data": config["data"]}
+        edges = config.candidates.edges_per_node
+        return random_pool(space, self.num_random, seed=seed, edges_per_node=edges)
 
 
 # What is run
@@ -180,12 +143,7 @@ def run_search(study: Study, setting: str, seed: int) -> Record:
     base_accuracy = pool[0].supernet_val_accuracy
     assert base_accuracy is not None
     return {
-        "kind": "search",
-        "setting": setting,
-        "seed": seed,
-        "config": to_dict(config),
-        "pool": study.pool,
-        "random_genotypes": study.num_random,
+        **study.search_record(setting, seed),
         **steered,
         "relaxed_accuracy": relaxed,
         "discretisation_gap": relaxed - base_accuracy,
@@ -229,28 +187,17 @@ def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genoty
     return chosen
 
 
-def run_training(study: Study, cells: str, genotype: Genotype, seed: int) -> Record:
-    """Train one genotype from scratch; what comes out depends on its isomorphism class and the seed alone."""
-    import torch
-
+def run_training(study: Study, genotype: Genotype, seed: int) -> Record:
+    """Train one genotype from scratch and evaluate it on val."""
     from dnas_ens.metrics.scores import accuracy, nll
 
-    torch.set_num_threads(1)
-    recipe = study.recipe(seed)
-    data = load(study.configuration(SETTINGS[0], seed).data)
-    training, seconds = train_from_scratch(genotype, data, recipe)
+    training, record = study.train(genotype, seed)
     probs, labels = training.val_probs(), training.val.labels.numpy()
     return {
-        "kind": "training",
-        "cells": cells,
-        "seed": seed,
-        "genotype": genotype.to_dict(),
-        "recipe": to_dict(recipe),
-        "data": to_dict(study.configuration(SETTINGS[0], seed).data),
-        "parameters": sum(parameter.numel() for parameter in training.network.parameters()),
+        **record,
+        "parameters": training.num_parameters,
         "val_nll": nll(probs, labels),
         "val_accuracy": accuracy(probs, labels),
-        **seconds,
     }
 
 
@@ -263,12 +210,8 @@ def searches(study: Study, seed: int) -> dict[Any, Task]:
 
 
 def trainings(study: Study, genotypes: Sequence[Genotype], seed: int) -> dict[Any, Task]:
-    """Return the trainings of a seed by key, each isomorphism class once."""
-    by_cells = {genotype.canonical_hash(): genotype for genotype in genotypes}
-    return {
-        ("training", cells, seed): functools.partial(run_training, study, cells, genotype, seed)
-        for cells, genotype in by_cells.items()
-    }
+    """Return the trainings of a seed by key."""
+    return training_tasks(functools.partial(run_training, study), genotypes, seed)
 
 
 def pools(records: Records, seed: int) -> list[Genotype]:
@@ -438,18 +381,17 @@ def report(study: Study, records: Records, seeds: Sequence[int], env: Mapping[st
 
 def plot(records: Records, seeds: Sequence[int], path: Path) -> None:
     """Draw supernet NLL against retrained NLL, a panel a setting."""
-    from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullLocator
+    from studies.plotting import handle, panel
 
-    from dnas_ens.figures.style import CYCLE, MARKERS, MUTED_COLOUR, font, new_figure, style_axis
-    from dnas_ens.metrics.significance import mean_and_deviation
+    from dnas_ens.figures.style import CYCLE, MARKERS, font, new_figure
 
     figure = new_figure(620, 330)
     axes = figure.subplots(1, len(SETTINGS), sharex=True, sharey=True)
+    looks = [(CYCLE[index % len(CYCLE)], MARKERS[index % len(MARKERS)]) for index, _ in enumerate(seeds)]
     for axis, setting in zip(axes, SETTINGS, strict=True):
-        for position, seed in enumerate(seeds):
+        for seed, (colour, marker) in zip(seeds, looks, strict=True):
             ranks = ranking(records, setting, seed)
-            colour, marker = CYCLE[position % len(CYCLE)], MARKERS[position % len(MARKERS)]
             for chosen, face in ((ranks.random, "none"), (~ranks.random, colour)):
                 axis.scatter(
                     ranks.supernet[chosen],
@@ -468,36 +410,25 @@ def plot(records: Records, seeds: Sequence[int], path: Path) -> None:
             direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             direction.set_major_formatter("{x:g}")
             direction.set_minor_locator(NullLocator())
-        style_axis(
-            axis,
-            x_label="val NLL, inherited weights",
-            y_label="val NLL, trained from scratch" if axis is axes[0] else "",
-        )
         found = [measures(records, setting, seed) for seed in seeds]
         pool, drawn = (
-            mean_and_deviation([values[name] for values in found], digits=2)
-            for name in ("tau_pool", "tau_random")
+            Column("", digits=2).cell(values[name] for values in found) for name in ("tau_pool", "tau_random")
         )
         shares = "shared statistics" if setting == "slices" else "each member's own statistics"
-        axis.set_title(
+        panel(
+            axis,
             f"{setting}: {shares}\nτ {pool}; random alone {drawn}",
-            fontproperties=font(9, bold=True),
-            loc="left",
+            x_label="val NLL, inherited weights",
+            y_label="val NLL, trained from scratch" if axis is axes[0] else "",
+            size=9,
         )
-
-    def handle(label: str, **look: Any) -> Line2D:
-        return Line2D([], [], linestyle="", label=label, **{"marker": "o", "color": MUTED_COLOUR} | look)
-
+    point = {"linestyle": "", "marker": "o"}
     handles = [
-        handle("random", markerfacecolor="none"),
-        handle("candidate of the search"),
+        handle("random", **point, markerfacecolor="none"),
+        handle("candidate of the search", **point),
         *(
-            handle(
-                f"seed {seed}",
-                marker=MARKERS[position % len(MARKERS)],
-                color=CYCLE[position % len(CYCLE)],
-            )
-            for position, seed in enumerate(seeds)
+            handle(f"seed {seed}", linestyle="", marker=marker, color=colour)
+            for seed, (colour, marker) in zip(seeds, looks, strict=True)
         ),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9))
@@ -511,20 +442,13 @@ def main(argv: list[str]) -> None:
     from dnas_ens.run.machine import environment
     from dnas_ens.training.workers import worker_pool
 
-    def key(record: Record) -> tuple[str, str, int]:
-        return record["kind"], record["setting" if record["kind"] == "search" else "cells"], record["seed"]
-
-    def said(record: Record) -> str:
-        name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
-        return f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s"
-
-    records = Records(with_ending(study.path, ".jsonl"), key=key, settings=study.settings_of)
+    records = study.records()
     with worker_pool(study.workers) as pool:
-        run = functools.partial(run_missing, records, pool=pool, said=said)
         # Seed by seed, so that an interrupted study has both settings.
         for seed in range(study.seeds):
-            run({**searches(study, seed), **trainings(study, study.random_pool(seed), seed)})
-            run(trainings(study, pools(records, seed), seed))
+            drawn = study.random_pool(seed)
+            run_units(records, searches(study, seed) | trainings(study, drawn, seed), pool=pool)
+            run_units(records, trainings(study, pools(records, seed), seed), pool=pool)
     seeds = complete_seeds(study, records)
     header, text = report(study, records, seeds, environment([*PROG.split(), *argv]))
     write_study(study.path, header + text, figure=lambda path: plot(records, seeds, path), shown=text)

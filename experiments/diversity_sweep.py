@@ -26,13 +26,12 @@ from __future__ import annotations
 
 import functools
 
-from studies.diversity_sweep.figure import plot
 from studies.diversity_sweep.searches import BASE_SETTING, Study, run_search, searches, trainings
 from studies.diversity_sweep.tables import Figures, report
+from studies.search_studies import run_units
 
 from dnas_ens.commands.parse import parse
-from dnas_ens.compare.records import Record
-from dnas_ens.compare.study import run_missing, run_script, write_study
+from dnas_ens.compare.study import run_script, write_study
 
 PROG = "python experiments/diversity_sweep.py"
 
@@ -40,16 +39,14 @@ PROG = "python experiments/diversity_sweep.py"
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
+    from studies.diversity_sweep.figure import plot
+
     from dnas_ens.run.machine import environment
     from dnas_ens.training.workers import worker_pool
 
-    def said(record: Record) -> str:
-        name = f"search, {record['setting']}" if record["kind"] == "search" else "training"
-        return f"seed {record['seed']}, {name}: {record['cpu_seconds']:.1f} s"
-
     records = study.records()
     with worker_pool(study.workers) as pool:
-        run = functools.partial(run_missing, records, pool=pool, said=said)
+        run = functools.partial(run_units, records, pool=pool)
         # Seed by seed, so that an interrupted study has all settings.
         for seed in range(study.seeds):
             base = functools.partial(run_search, study, BASE_SETTING, seed, None)

@@ -261,9 +261,9 @@ def found_sentences(study: Study, records: Sequence[Record]) -> str:
 
 def plot(records: Sequence[Record], path: Path) -> None:
     """Draw accuracy and NLL on val over e, a column a kind of networks, a colour a seed."""
-    from matplotlib.lines import Line2D
+    from studies.plotting import handle, panel
 
-    from dnas_ens.figures.style import CYCLE, MUTED_COLOUR, font, new_figure, style_axis
+    from dnas_ens.figures.style import CYCLE, font, new_figure, style_axis
 
     figure = new_figure(720, 470)
     axes = figure.subplots(2, len(KINDS), sharex=True, squeeze=False)
@@ -284,23 +284,20 @@ def plot(records: Sequence[Record], path: Path) -> None:
         if max(every) > 10 * min(every):
             axes[1, column].set_yscale("log")
             axes[1, column].yaxis.set_major_formatter("{x:g}")
-        style_axis(axes[0, column], y_label="val accuracy, %" if column == 0 else "")
-        style_axis(
-            axes[1, column],
-            x_label="e, share of the first network",
-            y_label="val NLL, nats" if column == 0 else "",
-        )
         barrier = np.mean([record["kinds"][kind]["barrier"] for record in records])
-        axes[0, column].set_title(
-            f"{'independent networks' if column == 0 else 'two snapshots of one training'}\n"
-            f"barrier {barrier:.3f} nats",
-            fontproperties=font(10, bold=True),
-            loc="left",
+        name = "independent networks" if column == 0 else "two snapshots of one training"
+        first = column == 0
+        panel(
+            axes[0, column],
+            f"{name}\nbarrier {barrier:.3f} nats",
+            y_label="val accuracy, %" if first else "",
         )
+        y_label = "val NLL, nats" if first else ""
+        style_axis(axes[1, column], x_label="e, share of the first network", y_label=y_label)
     handles = [
-        Line2D([], [], color=MUTED_COLOUR, linewidth=1.5, label="one network, weights averaged"),
-        Line2D([], [], color=MUTED_COLOUR, linestyle="", marker="*", markersize=10, label="evolved e"),
-        Line2D([], [], color=MUTED_COLOUR, linestyle=":", label="mean of the two networks' predictions"),
+        handle("one network, weights averaged", linewidth=1.5),
+        handle("evolved e", linestyle="", marker="*", markersize=10),
+        handle("mean of the two networks' predictions", linestyle=":"),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=3, frameon=False, prop=font(9))
     figure.tight_layout(rect=(0, 0.05, 1, 1))

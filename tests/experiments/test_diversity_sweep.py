@@ -23,7 +23,7 @@ from studies.diversity_sweep.searches import (
     trainings,
 )
 from studies.diversity_sweep.tables import mean_height
-from studies.from_scratch import load
+from studies.search_studies import load
 from studies.steering import rank_correlation
 
 from dnas_ens.data.splits import alternating_halves

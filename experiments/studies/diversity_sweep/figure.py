@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
+from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure
 from studies.diversity_sweep.searches import (
     COLD,
     CONSTANT,
@@ -19,17 +21,13 @@ from studies.diversity_sweep.searches import (
     STEERED,
 )
 from studies.diversity_sweep.tables import SHOWN_POINTS, WEIGHTS, Figures, Key
+from studies.plotting import handle, panel
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+ACCURACY = "test accuracy, %"
 
 
 def plot(figures: Figures, path: Path) -> None:
     """Draw paths on the left, ensembles and samples in the middle, schedules and search curves on the right."""
-    from matplotlib.lines import Line2D
-
-    from dnas_ens.figures.style import MUTED_COLOUR, font, new_figure
-
     figure = new_figure(980, 500)
     axes = figure.subplots(2, 4)
     for column, way in enumerate(STEERED):
@@ -42,12 +40,10 @@ def plot(figures: Figures, path: Path) -> None:
     for axis in axes[0, :2]:
         axis.set_ylim(lowest, 101)
     handles = [
-        *(Line2D([], [], color=_colour(way), linewidth=3, label=way) for way in STEERED),
-        Line2D(
-            [], [], color=MUTED_COLOUR, marker="o", markerfacecolor="white", linestyle="--", label=WEIGHTS[0]
-        ),
-        Line2D([], [], color=MUTED_COLOUR, marker="o", label=WEIGHTS[1]),
-        Line2D([], [], color=MUTED_COLOUR, marker="X", linestyle="", markersize=8, label="random deviations"),
+        *(handle(way, color=_colour(way), linewidth=3) for way in STEERED),
+        handle(WEIGHTS[0], marker="o", markerfacecolor="white", linestyle="--"),
+        handle(WEIGHTS[1], marker="o"),
+        handle("random deviations", marker="X", linestyle="", markersize=8),
     ]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, prop=font(9.5))
     figure.tight_layout(rect=(0, 0.055, 1, 1), w_pad=1.6, h_pad=1.6)
@@ -55,15 +51,7 @@ def plot(figures: Figures, path: Path) -> None:
 
 
 def _colour(setting: str) -> str:
-    from dnas_ens.figures.style import BLUE, VERMILION
-
     return BLUE if setting.startswith(STEERED[0]) else VERMILION
-
-
-def _title(axis: Axes, text: str) -> None:
-    from dnas_ens.figures.style import font
-
-    axis.set_title(text, fontproperties=font(9.5, bold=True), loc="left")
 
 
 def _line(
@@ -103,10 +91,6 @@ def _line(
 
 
 def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    from dnas_ens.figures.style import MUTED_COLOUR, font, style_axis
-
     top, bottom = axes
     records = figures.searches(way)
     largest = records[0]["config"]["hypernetwork"]["max_lambda"]
@@ -133,28 +117,22 @@ def _paths(figures: Figures, way: str, axes: np.ndarray) -> None:
     bottom.yaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.set_ylim(-0.03 * edges, 1.05 * edges)
     meaning = "distance to the base" if way == STEERED[0] else "edges to share"
-    style_axis(top, y_label="test accuracy, %")
-    style_axis(bottom, x_label=f"λ ({meaning})", y_label="edges shared with the base")
-    _title(top, f"a. {way}: accuracy along λ")
-    _title(bottom, f"a. {way}: edges, a line a path")
+    panel(top, f"a. {way}: accuracy along λ", y_label=ACCURACY, size=9.5)
+    labels = {"x_label": f"λ ({meaning})", "y_label": "edges shared with the base"}
+    panel(bottom, f"a. {way}: edges, a line a path", **labels, size=9.5)
 
 
 def _limits(figures: Figures, axis: Axes) -> None:
-    from dnas_ens.figures.style import style_axis
-
     for position, way in enumerate(STEERED):
         for weights, shares in zip(WEIGHTS, (LIMITS, RETRAINED_LIMITS), strict=True):
             keys: list[Key] = [("ensemble", way, share, weights) for share in shares]
             _line(axis, figures, shares, keys, shift=0.016 * position)
     axis.set_xticks(LIMITS, ["¼", "½", "¾", "1"])
-    style_axis(axis, x_label="limit Λ, share of the range", y_label="test accuracy, %")
-    _title(axis, "b. ensembles of λ ≤ Λ")
+    panel(axis, "b. ensembles of λ ≤ Λ", x_label="limit Λ, share of the range", y_label=ACCURACY, size=9.5)
 
 
 def _deviations(figures: Figures, axis: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
-
-    from dnas_ens.figures.style import style_axis
 
     for position, way in enumerate(STEERED):
         numbers = figures.sample_numbers(way, "retrained")
@@ -171,15 +149,11 @@ def _deviations(figures: Figures, axis: Axes) -> None:
                     marker=marker,
                 )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style_axis(axis, x_label="edges shared with the base", y_label="test accuracy, %")
-    _title(axis, "d. single networks, retrained")
+    labels = {"x_label": "edges shared with the base", "y_label": ACCURACY}
+    panel(axis, "d. single networks, retrained", **labels, size=9.5)
 
 
 def _curves(figures: Figures, axis: Axes) -> None:
-    from matplotlib.lines import Line2D
-
-    from dnas_ens.figures.style import MUTED_COLOUR, font, style_axis
-
     epochs: list[int] = []
     for setting in SETTINGS:
         epochs, losses = figures.epoch_losses(setting)
@@ -195,27 +169,21 @@ def _curves(figures: Figures, axis: Axes) -> None:
     axis.yaxis.set_major_formatter("{x:g}")
     axis.yaxis.set_minor_formatter("{x:g}")
     axis.tick_params(axis="y", which="minor", labelsize=8, length=2, colors=MUTED_COLOUR)
-    style_axis(axis, x_label="search epoch", y_label="val NLL, nats")
+    labels = {"x_label": "search epoch", "y_label": "val NLL, nats"}
+    panel(axis, "e. inherited ensemble, val", **labels, size=9.5)
     axis.set_xticks(epochs)
-    handles = [
-        Line2D([], [], color=MUTED_COLOUR, linestyle="-", label="as it is"),
-        Line2D([], [], color=MUTED_COLOUR, linestyle="--", label=CONSTANT),
-        Line2D([], [], color=MUTED_COLOUR, linestyle=":", label=COLD),
-    ]
+    styles = {"as it is": "-", CONSTANT: "--", COLD: ":"}
+    handles = [handle(name, linestyle=style) for name, style in styles.items()]
     axis.legend(handles=handles, frameon=False, prop=font(8))
-    _title(axis, "e. inherited ensemble, val")
 
 
 def _schedules(figures: Figures, axis: Axes) -> None:
-    from dnas_ens.figures.style import style_axis
-
     changes = ("", f", {CONSTANT}", f", {COLD}")
     for side, way in zip((-0.1, 0.1), STEERED, strict=True):
         for position, change in enumerate(changes):
             for weights in WEIGHTS:
                 keys: list[Key] = [("ensemble", f"{way}{change}", 1.0, weights)]
                 _line(axis, figures, [position], keys, shift=side)
-    style_axis(axis, y_label="test accuracy, %")
+    panel(axis, "c. ensembles, largest Λ", y_label=ACCURACY, size=9.5)
     axis.set_xlim(-0.5, len(changes) - 0.5)
     axis.set_xticks(range(len(changes)), ["as it is", "constant\nschedules", "no warm-up\nepochs"])
-    _title(axis, "c. ensembles, largest Λ")

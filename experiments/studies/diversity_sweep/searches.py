@@ -6,19 +6,17 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dnas_ens.compare.records import Record, Records
-from dnas_ens.compare.study import RESULTS, Task, Unit, require_positive
+from dnas_ens.compare.study import Task, Unit, require_positive
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config.fields import to_dict, with_fields
-from dnas_ens.config.presets import retrain_preset, search_preset
-from dnas_ens.run.files import with_ending
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import search_preset
 from dnas_ens.space.genotype import Genotype
-from studies.from_scratch import load, train_from_scratch
-from studies.options import PRESETS
+from studies.search_studies import PRESETS, SearchStudy, key_of, load, training_tasks
 from studies.steering import rank_correlation
 
 if TYPE_CHECKING:
@@ -51,11 +49,12 @@ NUM_EDGES = range(4)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(SearchStudy):
     """Options of the study."""
 
-    data: Literal["digits", "fashion-mnist"] = "digits"
-    """digits with preset smoke, or fashion-mnist with preset micro."""
+    name = "diversity-sweep"
+    first_setting = STEERED[0]
+
     seeds: int = 5
     """Seeds, each with seven searches."""
     cells: int = 1
@@ -70,54 +69,34 @@ class Study:
     """At how many epochs of a search its ensemble is measured."""
     samples: int = 2
     """Samples of a search, and random deviations, for each number of edges shared with the base."""
-    epochs: int | None = None
-    """Epochs a search; default: the preset's."""
-    limit_train: int | None = None
-    """Training images of searches and trainings; default: the preset's."""
-    candidate_recipe_epochs: int | None = None
-    """Epochs of every training from scratch; default: the preset's."""
-    workers: int = 1
-    """Searches and trainings side by side, each on one CPU core."""
     run_dir: Path | None = None
     """Where predictions are kept; default: runs/diversity-sweep-DATA."""
-    output: Path | None = None
-    """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/diversity-sweep-DATA."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "seeds", "workers", "members", "samples", "evaluations")
+        super().__post_init__()
+        require_positive(self, "members", "samples", "evaluations")
         require(
             self.lambdas > 1 and (self.lambdas - 1) % 4 == 0,
             f"--lambdas is {self.lambdas}, which leaves out quarters of the range.",
             "Give --lambdas 5, 9, 13, 17, 21 or another multiple of 4 plus 1.",
         )
 
-    @property
-    def path(self) -> Path:
-        """Output without suffix."""
-        return RESULTS / f"diversity-sweep-{self.data}" if self.output is None else self.output
-
-    @property
-    def predictions(self) -> Path:
-        """Folder of the predictions."""
-        return self.run_dir or Path("runs") / f"diversity-sweep-{self.data}"
-
-    @property
-    def measured(self) -> dict[str, int]:
-        """What decides the figures of a search beside its configuration."""
-        return {name: getattr(self, name) for name in ("members", "lambdas", "evaluations", "samples")}
+    def measured(self) -> Record:
+        """Return what decides the figures of a search beside its configuration."""
+        names = ("members", "lambdas", "evaluations", "samples")
+        return {"measured": {name: getattr(self, name) for name in names}}
 
     def configuration(self, setting: str, seed: int) -> SearchConfig:
         """Return the search of a setting and a seed."""
         regime, _, change = setting.partition(", ")
         # The base comes from memory; its name says where it is from.
         base = Path(f"{BASE_SETTING}-{seed}") if regime == "hypernet" else None
-        given = {"epochs": self.epochs, "limit_train": self.limit_train}
         config = with_fields(
             search_preset(PRESETS[self.data], regime, base=base),
             seed=seed,
             num_cells=self.cells,
             edges_per_node=self.edges_per_node,
-            **{name: value for name, value in given.items() if value is not None},
+            **self.given(),
         )
         if change == CONSTANT:
             ends = {name: getattr(config.objective, name)[1] for name in SCHEDULES}
@@ -131,32 +110,17 @@ class Study:
 
     def recipe(self, seed: int) -> RetrainConfig:
         """Return the recipe of a seed's trainings from scratch."""
-        recipe = retrain_preset(PRESETS[self.data])
-        epochs = self.candidate_recipe_epochs or recipe.epochs
-        return replace(recipe, seed=seed, num_cells=self.cells, epochs=epochs)
+        return replace(super().recipe(seed), num_cells=self.cells)
 
-    def settings_of(self, record: Record) -> Record:
-        """Return the settings that a record must have."""
-        config = to_dict(self.configuration(record.get("setting", STEERED[0]), record["seed"]))
-        if record["kind"] == "search":
-            return {"config": config, "measured": self.measured}
-        return {"recipe": to_dict(self.recipe(record["seed"])), "data": config["data"]}
-
-    def records(self) -> Records:
+    def records(self, **more: Any) -> Records:
         """Open the store: a line a unit in OUTPUT.jsonl, its predictions in the run folder."""
+        folder = self.run_dir or Path("runs") / f"{self.name}-{self.data}"
 
         def place(record: Record) -> Path:
             kind, name, seed = key_of(record)
-            name = name.replace(", ", "-").replace(" ", "-")
-            return self.predictions / f"seed-{seed}" / f"{kind}-{name}.npz"
+            return folder / f"seed-{seed}" / f"{kind}-{name.replace(', ', '-').replace(' ', '-')}.npz"
 
-        file = with_ending(self.path, ".jsonl")
-        return Records(file, key=key_of, settings=self.settings_of, arrays=place)
-
-
-def key_of(record: Record) -> tuple[str, str, int]:
-    """Return what names a search or a training: kind, setting or cells, seed."""
-    return record["kind"], record["setting" if record["kind"] == "search" else "cells"], record["seed"]
+        return super().records(arrays=place, **more)
 
 
 # What is chosen on val, and drawn from a search
@@ -308,11 +272,7 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
         )
     found = loop.family.base_genotype()
     record = {
-        "kind": "search",
-        "setting": setting,
-        "seed": seed,
-        "config": to_dict(config),
-        "measured": study.measured,
+        **study.search_record(setting, seed),
         "base": {"cells": found.canonical_hash(), "genotype": found.to_dict()},
     }
     if setting == BASE_SETTING:
@@ -412,23 +372,10 @@ def inherited(loop: SearchLoop, genotypes: Iterable[Genotype], splits: Sequence[
 
 def run_training(study: Study, genotype: Genotype, seed: int) -> Unit:
     """Train one genotype from scratch and predict val and test; nothing is chosen by them."""
-    import torch
-
     from dnas_ens.training.prediction import predict_log_probs
 
-    torch.set_num_threads(1)
-    recipe, config = study.recipe(seed), study.configuration(STEERED[0], seed).data
-    data = load(config)
-    training, seconds = train_from_scratch(genotype, data, recipe)
-    record = {
-        "kind": "training",
-        "cells": genotype.canonical_hash(),
-        "seed": seed,
-        "genotype": genotype.to_dict(),
-        "recipe": to_dict(recipe),
-        "data": to_dict(config),
-        **seconds,
-    }
+    training, record = study.train(genotype, seed)
+    data = load(study.configuration(STEERED[0], seed).data)
     probs = {
         f"{name}_probs": predict_log_probs(training.network, split, augmentation=training.augmentation)
         .exp()
@@ -450,11 +397,8 @@ def searches(study: Study, records: Records, seed: int) -> dict[Any, Task]:
 
 
 def trainings(study: Study, records: Records, seed: int) -> dict[Any, Task]:
-    """Return the trainings of a seed by key, each isomorphism class once; all searches must have been run."""
+    """Return the trainings of a seed by key; all searches must have been run."""
     wanted: dict[str, Genotype] = {}
     for setting in SETTINGS:
         wanted |= to_retrain(records["search", setting, seed])
-    return {
-        ("training", cells, seed): functools.partial(run_training, study, genotype, seed)
-        for cells, genotype in wanted.items()
-    }
+    return training_tasks(functools.partial(run_training, study), wanted.values(), seed)

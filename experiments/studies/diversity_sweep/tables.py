@@ -30,7 +30,7 @@ from studies.diversity_sweep.searches import (
     Study,
     path_cells,
 )
-from studies.from_scratch import load
+from studies.search_studies import load
 
 #: A network's or an ensemble's probabilities on val and test, (N, K) each.
 Probs = tuple[np.ndarray, np.ndarray]
