@@ -1,8 +1,6 @@
+import itertools
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import loss_landscape
 import numpy as np
@@ -14,21 +12,7 @@ from scipy.special import log_softmax
 from dnas_ens.commands.parse import run_main
 from dnas_ens.data import load_data
 
-SCRIPT = Path(__file__).parents[2] / "experiments" / "loss_landscape.py"
-TINY = (
-    "--limit-train",
-    320,
-    "--epochs",
-    3,
-    "--checkpoints",
-    2,
-    "--num-cells",
-    1,
-    "--channels",
-    4,
-    "--seeds",
-    2,
-)
+TINY = "--limit-train 320 --epochs 3 --checkpoints 2 --num-cells 1 --channels 4 --seeds 2".split()
 
 
 @pytest.fixture(scope="module")
@@ -77,19 +61,12 @@ def test_pairs_are_those_of_the_stored_predictions(finished):
 
 def test_weights_are_those_of_the_stored_checkpoints(finished):
     folder, _ = finished
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
     vectors = []
-    for solution in (0, 1):
-        for epoch in (0, 2, 3):
-            state = load_file(folder / "run" / f"solution-{solution}" / f"checkpoint-{epoch}.safetensors")
-            vectors.append(
-                np.concatenate(
-                    [
-                        value.ravel()
-                        for name, value in state.items()
-                        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-                    ]
-                ).astype(float)
-            )
+    for solution, epoch in itertools.product((0, 1), (0, 2, 3)):
+        state = load_file(folder / "run" / f"solution-{solution}" / f"checkpoint-{epoch}.safetensors")
+        weights = [value.ravel() for name, value in state.items() if not name.endswith(buffers)]
+        vectors.append(np.concatenate(weights).astype(float))
     vectors = np.array([vector / np.linalg.norm(vector) for vector in vectors])
     found = np.array(records(folder, "weight cosines")[0]["matrix"])
     np.testing.assert_allclose(found, vectors @ vectors.T, atol=1e-4)
@@ -199,8 +176,7 @@ def test_mistakes_are_told_in_two_lines(study, capsys, arguments, cause):
     assert cause in lines[0]
 
 
-def test_help_names_publication_cost_and_command():
-    command = [sys.executable, str(SCRIPT), "--help"]
-    text = subprocess.run(command, text=True, capture_output=True, check=True, timeout=120).stdout
+def test_help_names_publication_cost_and_command(run_script):
+    text, _ = run_script("loss_landscape", "--help")
     for part in ("1912.02757", "64 %", "Cost on one CPU core", "python experiments/loss_landscape.py"):
         assert part in text

@@ -9,6 +9,8 @@ import pytest
 import weight_averaging
 from safetensors.numpy import load_file
 from scipy.optimize import minimize_scalar
+from sklearn.datasets import make_blobs
+from studies.weight_averaging.study import Study, load_problem
 
 from dnas_ens.errors import UserError
 
@@ -202,6 +204,17 @@ def test_images_with_a_cell_and_a_reference_model(tmp_path, read_lines):
         )
     assert not (tmp_path / "other").exists()
     assert "one seed tells nothing" in output.with_suffix(".md").read_text()
+
+
+def test_blobs_are_one_draw_of_scikit_learn_standardised_by_the_training_points():
+    problem = load_problem(Study(split_seed=3))
+    points, labels = make_blobs(1300, centers=3, cluster_std=2.0, random_state=3)
+    points = (points - points[:100].mean(axis=0)) / points[:100].std(axis=0)
+    batches = [next(iter(split())) for split in (problem.training, problem.val, problem.test)]
+    assert tuple(len(classes) for _, classes in batches) == problem.sizes == (100, 200, 1000)
+    found = np.concatenate([inputs[:, :, 0, 0].numpy() for inputs, _ in batches])
+    np.testing.assert_allclose(found, points, atol=1e-5)
+    assert np.array_equal(np.concatenate([classes.numpy() for _, classes in batches]), labels)
 
 
 @pytest.mark.parametrize(

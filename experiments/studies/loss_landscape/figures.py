@@ -28,13 +28,13 @@ from dnas_ens.figures.style import (
     style_axis,
 )
 from dnas_ens.metrics.diversity import pairwise_disagreement
-from studies.loss_landscape.diversity_accuracy import (
+from studies.loss_landscape.landscape import (
     disagreement_bounds,
     independent_disagreement,
+    pair_values,
     perturbed_disagreement,
 )
 from studies.loss_landscape.measures import KINDS, PAIR_MEASURES, SEEDS, Found
-from studies.loss_landscape.member_groups import pair_values
 
 
 def draw(found: Found, path: Path) -> None:

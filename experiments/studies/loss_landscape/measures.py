@@ -22,14 +22,16 @@ from dnas_ens.metrics.diversity import pairwise_disagreement, pairwise_shared_er
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.metrics.significance import holm
 from dnas_ens.training.prediction import EVALUATION_BATCH
-from studies.loss_landscape.diversity_accuracy import DiversityAccuracy, diversity_accuracy_plane
 from studies.loss_landscape.landscape import (
+    DiversityAccuracy,
+    PairContrast,
+    contrast_pairs,
+    diversity_accuracy_plane,
     embed_predictions,
     normalised_disagreement,
     share_of_independent,
     weight_cosines,
 )
-from studies.loss_landscape.member_groups import PairContrast, contrast_pairs
 from studies.loss_landscape.solutions import Bench, Solution
 
 #: Val images of the landscape; the whole split would tell no more and cost more.
@@ -89,12 +91,11 @@ def measure_landscape(bench: Bench, solutions: Sequence[Solution]) -> Landscape:
     probs = np.concatenate([bench.predict(one.architecture, one.states, view) for one in solutions])
     focus = [one for one in solutions if one.architecture == 0]
     states = [state for one in focus for state in one.states]
-    names = [f"solution {one.index} at epoch {epoch}" for one in focus for epoch in one.epochs]
     own, last = probs[: len(states)], len(solutions[0].states) - 1
     embedded = [one.index for one in solutions if one.index % bench.seeds < EMBEDDED_SEEDS]
     trained = probs.reshape(len(solutions), last + 1, *probs.shape[1:])[embedded, 1:]
     return Landscape(
-        cosines=weight_cosines(bench.training(0, 0).network, states, names=names),
+        cosines=weight_cosines(bench.training(0, 0).network, states),
         disagreement=pairwise_disagreement(own),
         normalised=normalised_disagreement(own, labels),
         of_independent=share_of_independent(own, labels),

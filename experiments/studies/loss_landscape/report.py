@@ -9,8 +9,8 @@ import numpy as np
 
 from dnas_ens.compare.report import Column, markdown_table, provenance
 from dnas_ens.metrics.significance import CONFIDENCE, NUM_RESAMPLES
+from studies.loss_landscape.landscape import PairContrast
 from studies.loss_landscape.measures import KINDS, PAIR_MEASURES, SEEDS, Found, score
-from studies.loss_landscape.member_groups import PairContrast
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn")
 
