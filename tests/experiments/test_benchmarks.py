@@ -70,7 +70,8 @@ def check_line(stdout, output, *, name):
     return result
 
 
-TINY_STEP = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members", 2, "--num-cells", 1)
+TINY_STEP = "--image-size 4 --channels 2 --batch-size 4 --members 2 --num-cells 1"
+TINY_NETWORK = "--channels 2 --num-cells 1 --batch-size 8"
 
 
 @pytest.mark.parametrize(
@@ -78,33 +79,28 @@ TINY_STEP = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members",
     [
         (
             "search_step",
-            ("--setting", "28x28", *TINY_STEP, "--one-graph"),
+            f"--setting 28x28 {TINY_STEP} --one-graph",
             ["textbook, whole batch", "textbook, same images", "ours"],
             "textbook, same images / ours",
         ),
         ("floor", TINY_STEP, ["copy of its bytes", "ours"], "MiB read and written"),
-        (
-            "retraining",
-            ("--channels", 2, "--batch-size", 8, "--batches", 2, "--workers", 0),
-            ["textbook", "ours"],
-            "images a second",
-        ),
+        ("retraining", f"{TINY_NETWORK} --batches 2 --workers 0", ["textbook", "ours"], "images a second"),
         (
             "execution",
-            ("--what", "search", "--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1),
+            f"--what search {TINY_NETWORK} --batches 1",
             ["ours", "channels_last bfloat16"],
             "channels_last bfloat16 / ours",
         ),
         (
             "execution",
-            ("--what", "retraining", "--channels", 2, "--batch-size", 8, "--batches", 1, "--num-cells", 1),
+            f"--what retraining {TINY_NETWORK} --batches 1",
             ["ours", "contiguous float32", "channels_last bfloat16", "contiguous bfloat16"],
             "contiguous float32 / ours",
         ),
         (
             # Three steps are more than the epoch of two batches.
             "side_by_side",
-            ("--members", 2, "--channels", 2, "--num-cells", 1, "--batch-size", 512, "--batches", 3),
+            "--members 2 --channels 2 --num-cells 1 --batch-size 512 --batches 3",
             ["2 members", "one member"],
             "2 members / one member",
         ),
@@ -112,35 +108,32 @@ TINY_STEP = ("--image-size", 4, "--channels", 2, "--batch-size", 4, "--members",
 )
 def test_sides_are_compared(benchmark, tmp_path, name, arguments, sides, told):
     output = tmp_path / "new" / "lines.jsonl"
-    stdout, stderr = benchmark(name, *arguments, *ONCE, "--output", output)
+    stdout, stderr = benchmark(name, *arguments.split(), *ONCE, "--output", output)
     result = check_line(stdout, output, name=name)
-    check_comparison(result, ours=sides[-1] if "ours" not in sides else "ours")
+    check_comparison(result, ours="ours" if "ours" in sides else sides[-1])
     assert list(result["sides"]) == sides
-    assert result["memory_ratios"] == {}
-    assert result["options"]["keep_memory"] is False
+    assert (result["memory_ratios"], result["options"]["keep_memory"]) == ({}, False)
     assert told in stderr
     if name == "search_step":
         assert (result["setting"], result["options"]["channels"]) == ("28x28", 2)
     if name == "floor":
         assert result["bytes"] == sum(result["by_operation"].values()) > 0
     if name == "retraining":
+        ours = result["sides"]["ours"]
+        speeds = [16 / seconds for seconds in ours["seconds"]["values"]]
         assert result["images_per_round"] == 16
-        for side in result["sides"].values():
-            speeds = [16 / seconds for seconds in side["seconds"]["values"]]
-            assert side["images_per_second"]["median"] == pytest.approx(statistics.median(speeds))
+        assert ours["images_per_second"]["median"] == pytest.approx(statistics.median(speeds))
 
 
 def test_memory_is_taken_in_processes_of_their_own(run_script, tmp_path):
-    output = tmp_path / "lines.jsonl"
-    once = ("--rounds", 2, "--warmup", 0, "--memory-steps", 1, "--threads", 1, "--device", "cpu")
-    stdout, _ = run_script(
-        "benchmarks/floor", *TINY_STEP, *once, "--profile", tmp_path / "profile.txt", "--output", output
-    )
-    result = check_line(stdout, output, name="floor")
+    output, file = tmp_path / "lines.jsonl", tmp_path / "profile.txt"
+    once = "--rounds 2 --warmup 0 --memory-steps 1 --threads 1 --device cpu"
+    arguments = (*TINY_STEP.split(), *once.split(), "--profile", file, "--output", output)
+    result = check_line(run_script("benchmarks/floor", *arguments)[0], output, name="floor")
     check_comparison(result, ours="ours")
     assert (result["options"]["keep_memory"], result["threads"]) == (True, 1)
     assert len(result["memory_ratios"]) == 1
-    assert "convolution" in (tmp_path / "profile.txt").read_text()
+    assert "convolution" in file.read_text()
     # An error of a measuring process is told like one of ours.
     _, err = run_script("benchmarks/retraining", "--batches", 1000, "--output", tmp_path / "none", code=2)
     assert "training images of digits" in err
@@ -217,11 +210,6 @@ def test_growth_writes_table_and_plot(benchmark, tmp_path):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.fixture
-def timing(load):
-    return load("timing")
-
-
 def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_path):
     growth, timing = load("growth"), load("timing")
     measured = []
@@ -233,20 +221,14 @@ def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_pat
 
     monkeypatch.setattr(growth, "measure", measure)
     points = growth.measure_axes(growth.Growth(rounds=5))
-    assert len(points) == 16
-    assert len(measured) == 13
-    wide = next(entry for entry in points if (entry["axis"], entry["value"]) == ("channels", 16))
-    assert wide["other"] == growth.SAME_IMAGES
+    # Four axes of a step share the centre.
+    assert (len(points), len(measured)) == (16, 13)
     steps = [options for build, options in measured if build is growth.build_step]
-    sizes = [(step.channels, step.num_cells, step.batch_size, step.members) for step in steps]
-    centre = (8, 3, 64, 4)
-    assert sorted(sizes) == sorted(
-        {centre}
-        | {(channels, *centre[1:]) for channels in (4, 16)}
-        | {(8, cells, 64, 4) for cells in (5, 8)}
-        | {(8, 3, batch, 4) for batch in (32, 128)}
-        | {(8, 3, 64, members) for members in (1, 2, 8)}
+    found = [(step.channels, step.num_cells, step.batch_size, step.members) for step in steps]
+    wanted = (
+        "4 3 64 4, 8 3 64 4, 16 3 64 4, 8 5 64 4, 8 8 64 4, 8 3 32 4, 8 3 128 4, 8 3 64 1, 8 3 64 2, 8 3 64 8"
     )
+    assert found == [tuple(map(int, point.split())) for point in wanted.split(",")]
     assert {step.rounds for step in steps} == {5}
     assert [step.directions for build, step in measured if build is growth.build_loop_step] == [1, 4, 8]
     assert len(growth.table(points).splitlines()) == 2 + 16
@@ -254,67 +236,59 @@ def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_pat
     assert (tmp_path / "growth.png").stat().st_size > 10_000
 
 
-def test_sides_take_turns_and_the_warm_up_does_not_count(timing):
+def test_sides_take_turns_and_the_warm_up_does_not_count(load):
     calls = []
 
     def side(name):
-        def run():
-            calls.append(name)
-            return float(len(calls))
+        return lambda: calls.append(name) or float(len(calls))
 
-        return run
-
-    seconds = timing.in_turn({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
+    seconds = load("timing").in_turn({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
     assert calls == ["a", "b"] * 3
     assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
 
-def test_spread_and_ratio_of_known_values(timing):
-    assert timing.spread([4.0, 1.0, 2.0, 3.0, 5.0]) == {
-        "median": 3.0,
-        "lower_quartile": 2.0,
-        "upper_quartile": 4.0,
-        "values": [4.0, 1.0, 2.0, 3.0, 5.0],
-    }
-    assert timing.ratio([2.0, 6.0, 4.0], [1.0, 1.0, 4.0]) == {
-        "ratio": 4.0,
-        "lower_quartile": 1.5,
-        "upper_quartile": 4.0,
-    }
+def test_spread_and_ratios_of_known_values(load):
+    timing = load("timing")
+    values = [4.0, 1.0, 2.0, 3.0, 5.0]
+    quartiles = {"lower_quartile": 2.0, "median": 3.0, "upper_quartile": 4.0}
+    assert timing.spread(values) == quartiles | {"values": values}
+    quartiles = {"lower_quartile": 1.5, "upper_quartile": 4.0}
+    assert timing.ratio([2.0, 6.0, 4.0], [1.0, 1.0, 4.0]) == quartiles | {"ratio": 4.0}
     added = {"a": {"added_bytes": 1}, "b": {"added_bytes": 4}, "c": {"added_bytes": 0}}
     shares = timing.compared({key: [1.0] for key in "abc"}, added, ours="a")["memory_ratios"]
     assert shares == {"a / b": 0.25, "a / c": None}
 
 
 def test_the_table_holds_the_latest_line_of_each_kind(benchmark, tmp_path):
-    def line(ours, date):
-        sides = {"textbook": {"seconds": {"median": 0.6}}, "ours": {"seconds": {"median": ours}}}
-        quotient = {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}
+    def line(ours, date, name="retraining"):
         return {
-            "benchmark": "retraining",
+            "benchmark": name,
             "options": {"data": "digits", "channels": 4},
             "threads": 2,
-            "sides": sides,
-            "time_ratios": {"textbook / ours": quotient},
+            "sides": {"textbook": {"seconds": {"median": 0.6}}, "ours": {"seconds": {"median": ours}}},
+            "time_ratios": {
+                "textbook / ours": {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}
+            },
             "memory_ratios": {"ours / textbook": 0.5},
             "environment": {"time": f"{date}T00:00:00", "cpu": "a processor"},
         }
 
     results, output = tmp_path / "benchmarks.jsonl", tmp_path / "benchmarks.md"
-    results.write_text(
-        "".join(json.dumps(entry) + "\n" for entry in (line(0.3, "2026-01-01"), line(0.2, "2026-01-02")))
-    )
+    # Kernels have no sides and no rows.
+    lines = [line(0.3, "2026-01-01"), line(0.2, "2026-01-02"), {"benchmark": "kernels", "records": []}]
+    results.write_text("".join(json.dumps(entry) + "\n" for entry in lines))
     benchmark("table", "--results", results, "--output", output)
-    text = output.read_text()
-    row = (
+    (row,) = [line for line in output.read_text().splitlines() if line.startswith("| retraining")]
+    assert row == (
         "| retraining, digits, C=4, 2 threads | textbook | 600 | 200 | **3.0×** (1.00 to 9.0) | 0.50× | "
         "2026-01-02, a processor |"
     )
-    assert text.count("retraining") == 1
-    assert row in text
+    # What is published is what the script makes of the published lines.
+    benchmark("table", "--output", output)
+    assert output.read_text() == (BENCHMARKS.parent / "results" / "benchmarks.md").read_text()
 
 
-def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path):
+def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     tiny = {
         "search": {
             "data": {"limit_train": 96},
@@ -327,25 +301,24 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path):
     }
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
     output = tmp_path / "first-run"
-    environment = {"time": "2026-01-31T00:00:00", "cpu": "Chip", "num_cpus": 8}
-    figures = {"wall_seconds": 9.0, "cpu_seconds": 8.0, "peak_memory_mib": 700.0}
-    scores = {"accuracy": 0.5, "nll": 1.0, "calibrated_nll": 0.9}
     earlier = {
         "command": "python -m dnas_ens --config tiny.json",
-        **figures,
-        **scores,
-        "environment": environment,
+        "wall_seconds": 9.0,
+        "cpu_seconds": 8.0,
+        "peak_memory_mib": 700.0,
+        "accuracy": 0.5,
+        "nll": 1.0,
+        "calibrated_nll": 0.9,
+        "environment": {"time": "2026-01-31T00:00:00", "cpu": "Chip", "num_cpus": 8},
     }
     of_another = earlier | {"command": "python -m dnas_ens"}
-    output.with_suffix(".jsonl").write_text(
-        "".join(json.dumps(line) + "\n" for line in (earlier, of_another))
-    )
+    file = output.with_suffix(".jsonl")
+    file.write_text("".join(json.dumps(line) + "\n" for line in (earlier, of_another)))
     printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json")
-    lines = [json.loads(line) for line in output.with_suffix(".jsonl").read_text().splitlines()]
-    assert lines[:2] == [earlier, of_another]
-    assert lines[2]["command"] == earlier["command"]
+    *before, line = read_lines(file)
+    assert before == [earlier, of_another]
+    assert line["command"] == earlier["command"]
     assert printed.count("| 2026-01-31 | Chip, 8 cores | 9 | 8 | 700 | 50.00 | 1.0000 | 0.9000 |") == 1
-    line = lines[2]
     assert line["wall_seconds"] > 0
     assert line["cpu_seconds"] > 0.5
     # The interpreter with PyTorch alone takes more than that.

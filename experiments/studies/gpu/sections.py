@@ -134,7 +134,7 @@ def machine(session: Session) -> None:
 
 def gpu_tests(session: Session) -> None:
     """Every test that is marked for a GPU; one of them in a rehearsal, where all of those would be skipped."""
-    what = ["tests/test_cost.py"] if session.rehearse else ["-m", "gpu", "--durations=8"]
+    what = ["tests/run/test_progress.py"] if session.rehearse else ["-m", "gpu", "--durations=8"]
     report = session.out / "tests.xml"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--tb=short",
