@@ -26,8 +26,8 @@ from __future__ import annotations
 import functools
 
 from studies.weight_averaging.report import groups_of, plot, report
-from studies.weight_averaging.study import EQUAL, LAST, Study, Task, build_model, load_problem
-from studies.weight_averaging.trainings import evaluate, train
+from studies.weight_averaging.study import Study, Task, build_model, load_problem
+from studies.weight_averaging.trainings import EQUAL, LAST, evaluate, train
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records

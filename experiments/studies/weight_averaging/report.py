@@ -18,20 +18,8 @@ from dnas_ens.compare.report import (
     markdown_table,
     provenance,
 )
-from studies.weight_averaging.study import (
-    ACROSS,
-    CELL,
-    EQUAL,
-    EXPONENTIAL,
-    KINDS,
-    LAST,
-    LINEAR,
-    PAIRS,
-    SCHEDULES,
-    Problem,
-    Study,
-    Task,
-)
+from studies.weight_averaging.study import CELL, SCHEDULES, Problem, Study, Task
+from studies.weight_averaging.trainings import ACROSS, EQUAL, EXPONENTIAL, KINDS, LAST, LINEAR, PAIRS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,55 +16,15 @@ from dnas_ens.config import DataConfig, RetrainConfig, require
 from dnas_ens.config.fields import to_dict
 from dnas_ens.space.genotype import Genotype, load_genotype, random_genotype
 from dnas_ens.space.search_space import SearchSpace
-from studies.batches import plain_passes, training_passes
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from dnas_ens.training.prediction import Batches
-    from studies.batches import TrainingPass
+    from dnas_ens.training.trainer import TrainingBatches
 
 SCHEDULES = ("constant", "cosine")
-KINDS = {"equal": "equal", "linear": "linearly decaying", "exponential": "exponentially decaying"}
-
-LAST = "last model"
-AS_SAVED = "last model, running BatchNorm statistics"
-BEST = "best single kept model"
-EQUAL, LINEAR, EXPONENTIAL = (f"{name} average of the last n" for name in KINDS.values())
-SWA = "SWA: equal average of all kept"
-EMA = "EMA"
-POLYAK = "Polyak, every step of the training"
-POLYAK_LATE = "Polyak, every step of the kept epochs"
-GREEDY_KEPT = "greedy soup of the kept models"
-UNIFORM = "uniform soup of the branches"
-GREEDY = "greedy soup of the branches"
-ENSEMBLE = "ensemble of the last n (n of equal)"
-ENSEMBLE_KEPT = "ensemble of all kept"
-ENSEMBLE_BRANCHES = "ensemble of the branches"
-#: Which pairs of one schedule are told in a sentence each.
-PAIRS = (
-    (BEST, LAST),
-    (EQUAL, LAST),
-    (EQUAL, BEST),
-    (LINEAR, EQUAL),
-    (EXPONENTIAL, EQUAL),
-    (EQUAL, ENSEMBLE),
-    (SWA, LAST),
-    (SWA, ENSEMBLE_KEPT),
-    (EMA, LAST),
-    (POLYAK, LAST),
-    (POLYAK_LATE, LAST),
-    (GREEDY_KEPT, LAST),
-    (GREEDY_KEPT, BEST),
-    (UNIFORM, LAST),
-    (GREEDY, LAST),
-    (UNIFORM, ENSEMBLE_BRANCHES),
-    (ENSEMBLE, LAST),
-)
-#: Methods under the constant rate that are held against the last model of the cosine.
-ACROSS = (LAST, EQUAL, SWA, EMA, ENSEMBLE)
-
 #: Training, val and test points of the blobs.
 BLOB_SIZES = (100, 200, 1000)
 BLOBS, CELL, BLOBS_MODEL = "blobs", "cell", "mlp"
@@ -237,7 +197,7 @@ class Problem:
         sizes: Training, val and test inputs.
     """
 
-    training_pass: TrainingPass
+    training_pass: TrainingBatches
     training: Batches
     val: Batches
     test: Batches
@@ -291,17 +251,26 @@ def load_problem(study: Study) -> Problem:
     if study.data == BLOBS:
         return draw_blobs(study)
     from dnas_ens.commands.options import load_configured_data
+    from dnas_ens.data.batches import Augmentation, iterate_batches
+    from dnas_ens.training.prediction import plain_passes
 
-    data = load_configured_data(
-        DataConfig(
-            data=study.data,
-            data_root=study.data_root,
-            limit_train=study.limit_train,
-            split_seed=study.split_seed,
+    names = ("data", "data_root", "limit_train", "split_seed")
+    data = load_configured_data(DataConfig(**{name: getattr(study, name) for name in names}))
+    recipe = study.recipe
+    augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
+
+    def training_pass(order: torch.Generator, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        return iterate_batches(
+            data.train,
+            recipe.batch_size,
+            generator=order,
+            augmentation=augmentation,
+            augmentation_generator=generator,
+            drop_last=True,
         )
-    )
+
     return Problem(
-        training_pass=training_passes(data, study.recipe),
+        training_pass=training_pass,
         training=plain_passes(data, data.train.drawn()),
         val=plain_passes(data, data.val),
         test=plain_passes(data, data.test),
