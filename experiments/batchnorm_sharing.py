@@ -157,7 +157,7 @@ def run_search(study: Study, setting: str, seed: int) -> Record:
 def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genotype]) -> list[Candidate]:
     """Choose candidates of a search spread over lambda and directions, the base first.
 
-    The i-th is the one of the search's own pool that lies nearest to lambda = i / (count - 1) of the range, and
+    The i-th is the one of the search's own pool nearest to lambda = i / (count - 1) of the range, and
     among those nearest to direction i modulo R, so that neighbours in lambda are on different directions.
 
     Args:

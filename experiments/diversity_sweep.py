@@ -19,7 +19,7 @@ trainings of about 2 s. Estimated, not run: hours with ``--data fashion-mnist`` 
 to five times as long in the space of the project's other studies, ``--cells 3`` with ``--edges-per-node 2``.
 Finished searches and trainings are kept, a line each in OUTPUT.jsonl and their predictions in the run folder, and not
 run again, so that an interrupted study goes on and more seeds add to it; an interrupted search begins anew. Tables and
-plot are written at the end, those of fewer seeds with ``--seeds``.
+plot are written at the end; for fewer seeds give ``--seeds``.
 """
 
 from __future__ import annotations

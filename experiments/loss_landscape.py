@@ -17,7 +17,7 @@ tables, so they are compared in words. The question about genotypes has no publi
 
 Matrices, t-SNE, plane and lines are of val; nothing is chosen but temperatures, on val; the solutions then predict test
 once. Cost on one CPU core: the first and the third command about 3 minutes each (15 cells on digits), the second, with
-random cells, 5; the last waits for a GPU. Finished solutions lie in the study's folder and are not trained again.
+random cells, 5; the last waits for a GPU. Finished solutions are kept in the study's folder and not trained again.
 Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 """
 

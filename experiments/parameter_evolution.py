@@ -14,7 +14,7 @@ Published elsewhere (without data, network and recipe): networks 63.23 % and 63.
 predictions 64.92 %. Half of val judges the candidates and chooses the best single network, the whole of it fits every
 temperature (the other half alone may hold no error, and a temperature then says nothing); test is predicted after that.
 Cost of the first command: about two minutes of one core for three seeds; of the second hours on one GPU. Finished
-trainings, and every candidate that was evaluated, lie in the run folder and are not run again. Results: OUTPUT.md,
+trainings, and every candidate that was evaluated, are kept in the run folder and not run again. Results: OUTPUT.md,
 OUTPUT.png (accuracy and NLL over e), OUTPUT.jsonl.
 """
 

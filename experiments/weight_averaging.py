@@ -17,7 +17,7 @@ conventional training, at a constant or cyclic rate (1803.05407); soups of model
 pre-trained network are better than their best ingredient at the cost of one (2203.05482).
 
 Cost on one core: blobs with ten seeds less than a minute, digits with five seeds six to seven minutes. Trainings, their
-kept models and their predictions lie in the run folder and are not made again, so that an interrupted study goes on,
+kept models and their predictions are kept in the run folder and not made again, so that an interrupted study goes on,
 from the training that was interrupted, and more seeds add to it. Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 """
 

@@ -4,6 +4,7 @@ import re
 import statistics
 from itertools import combinations
 
+import numpy as np
 import pytest
 
 SETTINGS = ("slices", "separate")
@@ -26,49 +27,44 @@ def kendall(first, second):
 
 def expected_measures(search, trained):
     pool = search["candidates"]
-    supernet = [candidate["supernet_val_nll"] for candidate in pool]
-    retrained = [trained[search["seed"], candidate["cells"]] for candidate in pool]
-    drawn = [index for index, candidate in enumerate(pool) if candidate["direction"] is None]
-    own = [index for index, candidate in enumerate(pool) if candidate["direction"] is not None]
-    errors = [
-        abs(distance - lam)
-        for row in search["distance"]
-        for lam, distance in zip(search["lam"], row, strict=True)
-        if lam <= 0.7
-    ]
+    supernet = np.array([candidate["supernet_val_nll"] for candidate in pool])
+    retrained = np.array([trained[search["seed"], candidate["cells"]] for candidate in pool])
+    drawn = np.array([candidate["direction"] is None for candidate in pool])
+    lam, distance = np.array(search["lam"]), np.array(search["distance"])
     return {
         "Kendall's τ, pool": kendall(supernet, retrained),
-        **{
-            f"Kendall's τ, {name}": kendall(
-                [supernet[index] for index in chosen], [retrained[index] for index in chosen]
-            )
-            for name, chosen in (("random genotypes", drawn), ("candidates", own))
-        },
+        "Kendall's τ, random genotypes": kendall(supernet[drawn], retrained[drawn]),
+        "Kendall's τ, candidates": kendall(supernet[~drawn], retrained[~drawn]),
         "Spearman(λ, D to base)": search["spearman_distance"],
         "Spearman(λ, shared edges)": search["spearman_shared"],
-        "mean abs(D−λ), λ ≤ 0.7": statistics.fmean(errors),
+        "mean abs(D−λ), λ ≤ 0.7": abs(distance - lam)[:, lam <= 0.7].mean(),
         "relaxed val accuracy": search["relaxed_accuracy"],
         "discretisation gap": search["relaxed_accuracy"] - pool[0]["supernet_val_accuracy"],
-        "supernet val NLL, random genotypes": statistics.fmean(supernet[index] for index in drawn),
-        "supernet val NLL, candidates": statistics.fmean(supernet[index] for index in own),
-        "retrained val NLL, candidates": statistics.fmean(retrained[index] for index in own),
+        "supernet val NLL, random genotypes": supernet[drawn].mean(),
+        "supernet val NLL, candidates": supernet[~drawn].mean(),
+        "retrained val NLL, candidates": retrained[~drawn].mean(),
         "CPU seconds of the search": search["cpu_seconds"],
     }
 
 
-def test_table_is_what_the_records_say(finished, read_lines, numbers, t_half_width):
+@pytest.fixture
+def units(finished, read_lines):
+    """Records of searches by setting and seed, and val NLLs of trainings by seed and cells."""
+    records = read_lines(finished[0].with_suffix(".jsonl"))
+    searches = {
+        (record["setting"], record["seed"]): record for record in records if record["kind"] == "search"
+    }
+    trainings = [record for record in records if record["kind"] == "training"]
+    trained = {(record["seed"], record["cells"]): record["val_nll"] for record in trainings}
+    # Each isomorphism class is trained once.
+    assert len(trained) == len(trainings)
+    return searches, trained
+
+
+def test_table_is_what_the_records_say(finished, units, numbers, t_half_width):
     output, _ = finished
-    records = read_lines(output.with_suffix(".jsonl"))
-    trained = {
-        (record["seed"], record["cells"]): record["val_nll"]
-        for record in records
-        if record["kind"] == "training"
-    }
-    found = {
-        (record["setting"], record["seed"]): expected_measures(record, trained)
-        for record in records
-        if record["kind"] == "search"
-    }
+    searches, trained = units
+    found = {key: expected_measures(search, trained) for key, search in searches.items()}
     assert sorted(found) == sorted((setting, seed) for setting in SETTINGS for seed in (0, 1))
     text = output.with_suffix(".md").read_text()
     rows = {
@@ -99,30 +95,18 @@ def test_table_is_what_the_records_say(finished, read_lines, numbers, t_half_wid
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_settings_rank_the_same_random_genotypes_each_trained_once(finished, read_lines):
-    records = read_lines(finished[0].with_suffix(".jsonl"))
+def test_both_settings_rank_the_same_random_genotypes(units):
+    searches, trained = units
     for seed in (0, 1):
-        pools = {
-            record["setting"]: record["candidates"]
-            for record in records
-            if record["kind"] == "search" and record["seed"] == seed
-        }
-        drawn = [
-            [candidate["genotype"] for candidate in pools[setting] if candidate["lam"] is None]
-            for setting in SETTINGS
-        ]
+        pools = [searches[setting, seed]["candidates"] for setting in SETTINGS]
+        drawn = [[candidate["genotype"] for candidate in pool if candidate["lam"] is None] for pool in pools]
         assert len(drawn[0]) == 2
         assert drawn[0] == drawn[1]
-        trained = [
-            record["cells"] for record in records if record["kind"] == "training" and record["seed"] == seed
-        ]
-        assert sorted(trained) == sorted(
-            {candidate["cells"] for pool in pools.values() for candidate in pool}
-        )
-    searches = [record for record in records if record["kind"] == "search"]
-    assert {record["setting"]: record["config"]["objective"]["passes"] for record in searches} == {
-        setting: setting for setting in SETTINGS
-    }
+        ranked = {candidate["cells"] for pool in pools for candidate in pool}
+        assert {cells for trained_seed, cells in trained if trained_seed == seed} == ranked
+    assert all(
+        record["config"]["objective"]["passes"] == setting for (setting, _), record in searches.items()
+    )
 
 
 def test_what_is_finished_is_not_run_again(finished, tmp_path, run_script, read_lines, timeless):

@@ -155,40 +155,31 @@ def test_tables_hold_what_predictions_say(finished, read_lines, cells):
     searches = {(each["setting"], each["seed"]): each for each in records if each["kind"] == "search"}
     assert len(searches) == 2 * 7
 
-    def spread(values, digits):
-        return f"{statistics.fmean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    def percent(shares):
+        return f"{100 * statistics.fmean(shares):.2f} ± {100 * statistics.stdev(shares):.2f}"
+
+    def accuracy(seed, names):
+        probs = [predictions(folder, seed, f"training-{name}")["test_probs"] for name in names]
+        return (np.mean(probs, axis=0).argmax(1) == labels).mean()
 
     for way in STEERED:
-        single, joint, areas = [], [], []
-        for seed in range(2):
-            record = searches[way, seed]
-            first = next(each for each in record["points"] if each["lam"] == 0 and each["direction"] == 0)
-            probs = predictions(folder, seed, f"training-{first['cells']}")["test_probs"]
-            single.append(100 * (probs.argmax(1) == labels).mean())
-            members = [
-                predictions(folder, seed, f"training-{each}")["test_probs"]
-                for each in record["ensembles"][-1]["cells"]
-            ]
-            joint.append(100 * (np.mean(members, axis=0).argmax(1) == labels).mean())
-            epochs, accuracies = zip(
-                *((each["epoch"], each["val_accuracy"]) for each in record["epochs"]), strict=True
-            )
-            areas.append(100 * np.trapezoid(accuracies, epochs) / (epochs[-1] - epochs[0]))
-        assert cells(text, f"{way}, λ = 0")[3] == spread(single, 2)
-        limit = searches[way, 0]["ensembles"][-1]["limit"]
-        assert cells(text, f"{way}, Λ = {limit:g}")[4] == spread(joint, 2)
-        area = text[text.index("## e.") :]
-        assert cells(area, way)[-2] == spread(areas, 2)
-    for figure in (
-        "92.10",
-        "86.4 to 90.6",
-        "62.4",
-        "57.7",
-        "46.8 ± 1.7",
-        "48.1 ± 1.7",
-        "47.7 ± 3.4",
-        "2.1 h",
-    ):
+        of_way = [searches[way, seed] for seed in range(2)]
+        # The first point is the base's end of direction 0.
+        assert {(record["points"][0]["lam"], record["points"][0]["direction"]) for record in of_way} == {
+            (0, 0)
+        }
+        single = [accuracy(seed, [record["points"][0]["cells"]]) for seed, record in enumerate(of_way)]
+        joint = [accuracy(seed, record["ensembles"][-1]["cells"]) for seed, record in enumerate(of_way)]
+        areas = []
+        for record in of_way:
+            epochs = [each["epoch"] for each in record["epochs"]]
+            height = np.trapezoid([each["val_accuracy"] for each in record["epochs"]], epochs)
+            areas.append(height / (epochs[-1] - epochs[0]))
+        assert cells(text, f"{way}, λ = 0")[3] == percent(single)
+        limit = of_way[0]["ensembles"][-1]["limit"]
+        assert cells(text, f"{way}, Λ = {limit:g}")[4] == percent(joint)
+        assert cells(text[text.index("## e.") :], way)[-2] == percent(areas)
+    for figure in "92.10|86.4 to 90.6|62.4|57.7|46.8 ± 1.7|48.1 ± 1.7|47.7 ± 3.4|2.1 h".split("|"):
         assert f"| {figure} |" in text
     assert text.rstrip().endswith("Other work ran on the same machine.")
     assert "## e. The ensemble against search epochs" in printed

@@ -112,11 +112,8 @@ def test_kept_models_give_averages_and_choices(finished, read_lines):
             np.testing.assert_allclose(tensor, np.mean([state[name] for state in kept], axis=0), atol=1e-6)
         rows, curves = record["rows"], record["curves"]
         assert all(len(values) == 3 for name, values in curves.items() if not name.startswith("barrier"))
-        for kind, name in (
-            ("equal", "equal average of the last n"),
-            ("linear", "linearly decaying average of the last n"),
-            ("exponential", "exponentially decaying average of the last n"),
-        ):
+        for kind, name in (("equal", "equal"), ("linear", "linearly decaying")):
+            name += " average of the last n"
             values = curves[f"{kind}_nll"]
             assert values[0] == curves["single_nll"][0] == curves["ensemble_nll"][0]
             assert rows[name]["num_averaged"] == 1 + values.index(min(values))
@@ -134,20 +131,12 @@ def test_kept_models_give_averages_and_choices(finished, read_lines):
 
 def test_schedules_end_where_they_should_and_branches_differ(finished):
     folder, _ = finished
-    for schedule in ("constant", "cosine"):
-        place = folder / "run" / f"mlp-{schedule}-0"
-        ends = [load_file(place / "kept" / "0002.safetensors")]
-        ends += [load_file(file) for file in sorted((place / "branches").iterdir())]
-        assert len(ends) == 3
-        name = "classifier.weight"
-        assert not np.array_equal(ends[0][name], ends[1][name])
-        assert not np.array_equal(ends[1][name], ends[2][name])
     moves = {}
     for schedule in ("constant", "cosine"):
-        before, after = (
-            load_file(folder / "run" / f"mlp-{schedule}-0" / "kept" / f"{index:04d}.safetensors")
-            for index in (1, 2)
-        )
+        place = folder / "run" / f"mlp-{schedule}-0"
+        before, after = (load_file(place / "kept" / f"{index:04d}.safetensors") for index in (1, 2))
+        ends = [after, *(load_file(file) for file in sorted((place / "branches").iterdir()))]
+        assert len({end["classifier.weight"].tobytes() for end in ends}) == 3
         moves[schedule] = math.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in after))
     # The last epoch's rate is 0.02 with the one and 0.05 (1 + cos(5 pi / 6)) / 2 = 0.0033 with the other.
     assert moves["cosine"] < 0.5 * moves["constant"]

@@ -150,7 +150,7 @@ def chosen_on_other_half(probs: np.ndarray, labels: np.ndarray, num_members: int
 def limited_ensemble(
     limit: float, nearest: Mapping[str, float], probs: np.ndarray, labels: np.ndarray, num_members: int
 ) -> dict[str, Any]:
-    """Choose an ensemble greedily on val from the genotypes that lie at a lambda up to a limit.
+    """Choose an ensemble greedily on val from the genotypes with a lambda up to a limit.
 
     Args:
         limit: Lambda's limit.

@@ -1,4 +1,4 @@
-"""The sections of a session on a GPU: each measures one thing and gives away every figure as soon as it has it."""
+"""The sections of a session on a GPU: each measures one thing and writes every figure down at once."""
 
 from __future__ import annotations
 
@@ -372,7 +372,7 @@ def training_step(session: Session) -> None:
 def members_side_by_side(session: Session) -> None:
     """One, two, five and eight members in turns of a step, eager and recorded."""
     for way, batch_size in itertools.product(reversed(session.executions("bfloat16")), (256, 64)):
-        # Without a recording the host is what members wait for, whatever the batch.
+        # Without a recording members wait for the host at any batch size.
         few = session.rehearse or not way.cuda_graph
         if few and batch_size != 64:
             continue

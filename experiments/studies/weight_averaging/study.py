@@ -59,7 +59,7 @@ class Study:
     data: str = BLOBS
     """blobs, or images: digits, fashion-mnist, mnist, cifar10, cifar100, svhn, or a path to a folder of images."""
     data_root: Path | None = None
-    """Where data sets lie or are downloaded to; default $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
+    """Where named data sets are kept; default: $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
     limit_train: int | None = None
     """Use a stratified subset of this many training images; val and test stay whole."""
     split_seed: int = 0
