@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         default=ExportCommand(folder=tyro.MISSING, output=tyro.MISSING),
     )
     from dnas_ens.ensembles import Ensemble
-    from dnas_ens.ensembles.export import export, format_of
+    from dnas_ens.ensembles.exporting import export, format_of
 
     # Before members and images are read, which may take long.
     chosen = command.format or format_of(command.output)

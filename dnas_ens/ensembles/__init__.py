@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from dnas_ens.ensembles.ensemble import Ensemble, load
     from dnas_ens.ensembles.evolution import evolve_interpolation, evolve_simplex
-    from dnas_ens.ensembles.export import export
+    from dnas_ens.ensembles.exporting import export
     from dnas_ens.ensembles.preprocessing import Preprocessing
     from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
     from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles

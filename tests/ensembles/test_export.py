@@ -8,7 +8,7 @@ from torch import nn
 from dnas_ens.commands.export import main
 from dnas_ens.commands.parse import run_main
 from dnas_ens.ensembles.ensemble import Ensemble
-from dnas_ens.ensembles.export import export
+from dnas_ens.ensembles.exporting import export
 from dnas_ens.errors import UserError
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
