@@ -1,4 +1,4 @@
-"""One cell: what makes it valid, its renumberings, edges shared with another, random choices.
+"""One cell: what makes it valid, its renumberings, and the edges it shares with another.
 
 A cell has two inputs (sources 0 and 1, the outputs of the two preceding cells) and N intermediate nodes
 (sources 2 .. N+1). Each node sums its edges, an operation applied to an earlier source, and the cell
@@ -8,7 +8,6 @@ concatenates its N nodes (DARTS, arXiv 1806.09055).
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterator, Sequence
 from operator import index as to_index
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     import networkx
-    import numpy as np
 
 Edge = tuple[str, int]
 Node = tuple[Edge, ...]
@@ -47,45 +45,39 @@ def shown(value: object) -> str:
 
 def checked_cell(cell: Any, cell_type: str) -> Cell:
     """Return a cell, given as nested lists or tuples, as tuples; UserError names what is wrong with it."""
-    if not isinstance(cell, (list, tuple)):
+    if not isinstance(cell, list | tuple):
         raise UserError(f"The {cell_type} cell is {shown(cell)}, not a list of nodes.", CELL_PATTERN)
     return tuple(_checked_node(node, index, cell_type) for index, node in enumerate(cell))
 
 
 def _checked_node(node: Any, index: int, cell_type: str) -> Node:
-    where = f"Node {index} of the {cell_type} cell"
-    if not isinstance(node, (list, tuple)) or not node:
-        raise UserError(f"{where} is {shown(node)}, not a list of at least one edge.", CELL_PATTERN)
-    edges = []
+    def wrong(what: str, remedy: str = CELL_PATTERN) -> UserError:
+        return UserError(f"Node {index} of the {cell_type} cell {what}.", remedy)
+
+    if not isinstance(node, list | tuple) or not node:
+        raise wrong(f"is {shown(node)}, not a list of at least one edge")
+    edges: dict[int, str] = {}
     for edge in node:
-        if not isinstance(edge, (list, tuple)) or len(edge) != 2:
-            raise UserError(
-                f"{where} has the edge {shown(edge)}, not an [operation, source] pair.", CELL_PATTERN
-            )
+        if not isinstance(edge, list | tuple) or len(edge) != 2:
+            raise wrong(f"has the edge {shown(edge)}, not an [operation, source] pair")
         operation, source = edge
         if not isinstance(operation, str) or not operation:
-            raise UserError(
-                f"{where} has the operation {shown(operation)}, which is not a name.", CELL_PATTERN
-            )
+            raise wrong(f"has the operation {shown(operation)}, which is not a name")
         try:
-            source = to_index(source)
+            number = None if isinstance(source, bool) else to_index(source)
         except TypeError:
-            source = None
-        if source is None or isinstance(edge[1], bool):
-            raise UserError(
-                f"{where} has the source {shown(edge[1])}, which is not a whole number.", CELL_PATTERN
-            )
-        if not 0 <= source < NUM_INPUTS + index:
-            raise UserError(
-                f"{where} takes {shown(operation)} from source {source}, which does not exist before it.",
+            number = None
+        if number is None:
+            raise wrong(f"has the source {shown(source)}, which is not a whole number")
+        if not 0 <= number < NUM_INPUTS + index:
+            raise wrong(
+                f"takes {shown(operation)} from source {number}, which does not exist before it",
                 f"Use a source from 0 to {NUM_INPUTS + index - 1}; 0 and 1 are the inputs, 2 is node 0.",
             )
-        edges.append((operation, source))
-    if len({source for _, source in edges}) < len(edges):
-        raise UserError(
-            f"{where} takes a source twice: {shown(node)}.", "Give each edge of a node its own source."
-        )
-    return tuple(edges)
+        if number in edges:
+            raise wrong(f"takes a source twice: {shown(node)}", "Give each edge of a node its own source.")
+        edges[number] = operation
+    return tuple((operation, source) for source, operation in edges.items())
 
 
 def cell_graph(cell: Cell) -> networkx.DiGraph:
@@ -199,52 +191,3 @@ def most_shared_edges(cell: Cell, other: Cell) -> int:
 
     extend((0, 1), 0)
     return best
-
-
-def drawable_operations(operations: Sequence[str], *, at_least: int) -> list[str]:
-    """Return the different operations other than "none"; UserError if there are too few to draw from."""
-    names = [name for name in dict.fromkeys(operations) if name != "none"]
-    if len(names) < at_least:
-        raise UserError(
-            f"There are {len(names)} operations to draw from: {shown(names)}.",
-            f'Give at least {at_least} different operations other than "none".',
-        )
-    return names
-
-
-def random_cell(
-    generator: np.random.Generator, num_nodes: int, *, edges_per_node: int, operations: Sequence[str]
-) -> Cell:
-    """Draw for each node its distinct sources and an operation for each; `random_genotype` describes it."""
-    names = drawable_operations(operations, at_least=1)
-    for field, count in (("num_nodes", num_nodes), ("edges_per_node", edges_per_node)):
-        if count < 1:
-            raise UserError(f"A random cell cannot have {field} = {count}.", f"Set {field} to 1 or more.")
-
-    def draw_node(num_sources: int) -> Node:
-        sources = generator.choice(num_sources, size=min(edges_per_node, num_sources), replace=False)
-        return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
-
-    return tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes))
-
-
-def deviated_cell(
-    cell: Cell, *, replaced: Iterator[bool], operations: Sequence[str], generator: np.random.Generator
-) -> Cell:
-    """Replace the edges for which `replaced`, edge after edge, is true by others their node did not have.
-
-    Two operations are enough for a replacement to exist: whichever source is free, at least one of them
-    makes a new edge on it.
-    """
-    nodes = []
-    for num_sources, node in enumerate(cell, start=NUM_INPUTS):
-        marks = [next(replaced) for _ in node]
-        taken = {source for (_, source), mark in zip(node, marks, strict=True) if not mark}
-        edges = list(node)
-        for position in (position for position, mark in enumerate(marks) if mark):
-            free = [source for source in range(num_sources) if source not in taken]
-            new = [(name, source) for source in free for name in operations if (name, source) not in node]
-            edges[position] = new[int(generator.integers(len(new)))]
-            taken.add(edges[position][1])
-        nodes.append(tuple(edges))
-    return tuple(nodes)

@@ -1,12 +1,10 @@
-"""Genotypes: the discrete cells a search ends in, what makes two of them equal, and random ones.
-
-No torch. `dnas_ens.space.cells` says what a single cell is.
-"""
+"""Genotypes: the discrete cells a search ends in, when two are equal, their files, and random ones; no torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +24,7 @@ from dnas_ens.space.cells import (
     cell_graph,
     check_cell_type,
     checked_cell,
-    deviated_cell,
-    drawable_operations,
     most_shared_edges,
-    random_cell,
     shown,
 )
 from dnas_ens.space.flat_genotype import flat_fields, is_flat, nested_cells, printed_fields
@@ -53,7 +48,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Genotype:
     """The cells of one network; equality is literal, `canonical` compares up to renumbering.
 
@@ -79,6 +74,28 @@ class Genotype:
                 f"The normal cell has {len(self.normal)} nodes and the reduction cell {len(self.reduction)}.",
                 "Give both cells the same number of nodes, or leave one of them empty.",
             )
+
+    def __repr__(self) -> str:
+        """One line: its size, and how often it uses which operation."""
+        names = [name for cell_type in self.cell_types for name, _ in self.edges(cell_type)]
+        used = ", ".join(f"{name} x{count}" for name, count in Counter(names).most_common())
+        return f"Genotype({' and '.join(self.cell_types)}, {self.num_nodes} nodes, {self.num_edges} edges: {used})"
+
+    def __str__(self) -> str:
+        """A line a node: the edges that it sums."""
+        lines = [
+            f"{cell_type} {index} = {' + '.join(f'{name}({source})' for name, source in node)}"
+            for cell_type in self.cell_types
+            for index, node in enumerate(self.cell(cell_type), NUM_INPUTS)
+        ]
+        return "\n".join([repr(self), *lines])
+
+    def _repr_svg_(self) -> str:
+        """A drawing of the cells, for notebooks."""
+        from dnas_ens.figures.cells import draw_genotype
+        from dnas_ens.figures.style import to_svg
+
+        return to_svg(draw_genotype(self), title=repr(self))
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -112,14 +129,16 @@ class Genotype:
 
     def skip_counts(self) -> dict[str, int]:
         """Count the skip_connect edges of each cell: the sign of a collapsing search."""
-        names = {cell_type: [name for name, _ in self.edges(cell_type)] for cell_type in self.cell_types}
-        return {cell_type: found.count("skip_connect") for cell_type, found in names.items()}
+        return {
+            cell_type: sum(name == "skip_connect" for name, _ in self.edges(cell_type))
+            for cell_type in self.cell_types
+        }
 
     def to_dict(self) -> dict[str, list[list[list[str | int]]]]:
         """Return the JSON form, {"normal": [[["sep_conv_3x3", 0], ...], ...], "reduction": [...]}."""
-        cells = {cell_type: self.cell(cell_type) for cell_type in CELL_TYPES}
         return {
-            cell_type: [[list(edge) for edge in node] for node in cell] for cell_type, cell in cells.items()
+            cell_type: [[list(edge) for edge in node] for node in self.cell(cell_type)]
+            for cell_type in CELL_TYPES
         }
 
     def to_flat_dict(self) -> dict[str, list[Any]]:
@@ -316,11 +335,21 @@ def random_genotype(
     Raises:
         UserError: Nothing to draw from, or a count below 1.
     """
-    cells = {
-        cell_type: random_cell(generator, num_nodes, edges_per_node=edges_per_node, operations=operations)
-        for cell_type in cell_types
-    }
-    return Genotype.from_dict(cells)
+    names = _drawable(operations, at_least=1)
+    for field, count in (("num_nodes", num_nodes), ("edges_per_node", edges_per_node)):
+        if count < 1:
+            raise UserError(f"A random cell cannot have {field} = {count}.", f"Set {field} to 1 or more.")
+
+    def draw_node(num_sources: int) -> Node:
+        sources = generator.choice(num_sources, size=min(edges_per_node, num_sources), replace=False)
+        return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
+
+    return Genotype.from_dict(
+        {
+            cell_type: tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes))
+            for cell_type in cell_types
+        }
+    )
 
 
 def random_deviation(
@@ -330,7 +359,8 @@ def random_deviation(
 
     A replacement has another operation, another source or both, and is none of its node's original edges,
     so exactly `num_edges` (node, source, operation) triples of the genotype are gone from the result as
-    numbered. (`shared_edges`, which may renumber, can find that more of them survive.)
+    numbered. (`shared_edges`, which may renumber, can find that more of them survive.) With two operations there is
+    always a replacement: whichever source is free, at least one of them makes a new edge on it.
 
     Args:
         genotype: The base to deviate from.
@@ -341,17 +371,39 @@ def random_deviation(
     Raises:
         UserError: `num_edges` is out of range, or fewer than two operations are given.
     """
-    names = drawable_operations(operations, at_least=2)
+    names = _drawable(operations, at_least=2)
     if not 0 <= num_edges <= genotype.num_edges:
         raise UserError(
             f"Cannot replace {num_edges} edges of a genotype that has {genotype.num_edges}.",
             f"Choose a number of edges from 0 to {genotype.num_edges}.",
         )
     replaced = iter(generator.permutation([True] * num_edges + [False] * (genotype.num_edges - num_edges)))
-    cells = {
-        cell_type: deviated_cell(
-            genotype.cell(cell_type), replaced=replaced, operations=names, generator=generator
+
+    def deviated(node: Node, num_sources: int) -> Node:
+        marks = [next(replaced) for _ in node]
+        taken = {source for (_, source), mark in zip(node, marks, strict=True) if not mark}
+        edges = list(node)
+        for position in (position for position, mark in enumerate(marks) if mark):
+            free = [source for source in range(num_sources) if source not in taken]
+            new = [(name, source) for source in free for name in names if (name, source) not in node]
+            edges[position] = new[int(generator.integers(len(new)))]
+            taken.add(edges[position][1])
+        return tuple(edges)
+
+    return Genotype(
+        **{
+            cell_type: tuple(deviated(node, n) for n, node in enumerate(genotype.cell(cell_type), NUM_INPUTS))
+            for cell_type in genotype.cell_types
+        }
+    )
+
+
+def _drawable(operations: Sequence[str], *, at_least: int) -> list[str]:
+    """Return the different operations other than "none"; UserError if there are too few to draw from."""
+    names = [name for name in dict.fromkeys(operations) if name != "none"]
+    if len(names) < at_least:
+        raise UserError(
+            f"There are {len(names)} operations to draw from: {shown(names)}.",
+            f'Give at least {at_least} different operations other than "none".',
         )
-        for cell_type in genotype.cell_types
-    }
-    return Genotype(**cells)
+    return names
