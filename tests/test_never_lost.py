@@ -306,24 +306,35 @@ def test_a_damaged_env_file_is_set_aside(folder, command):
     assert len(read_json(folder / "env.json")) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("config.json", "[]"),
-        ("config.json", "{}"),
-        ("config.json", '{"search": []}'),
-        ("config.json", '{"search": {"data": 5}}'),
-        ("genotypes.json", "{}"),
-        ("genotypes.json", "[]"),
-        ("genotypes.json", '{"selected": [0, 99], "candidates": []}'),
-        ("splits.json", "{}"),
-        ("splits.json", '{"name": "digits", "fingerprint": 5}'),
-        ("splits.json", "null"),
-        ("env.json", "{}"),
-        ("env.json", "[5]"),
-        ("metrics.jsonl", "5\n"),
-    ],
-)
+def files(name, *contents):
+    return [(name, content) for content in contents]
+
+
+FILES = [
+    *files("config.json", "[]", "{}", '{"search": []}', '{"search": {"data": 5}}'),
+    *files("genotypes.json", "{}", "[]", '{"selected": [0, 99], "candidates": []}'),
+    *files("splits.json", "{}", '{"name": "digits", "fingerprint": 5}', "null"),
+    *files("env.json", "{}", "[5]"),
+    *files("metrics.jsonl", "5\n"),
+]
+REPORTED = [
+    *files("env.json", "5", '{"a": 1}'),
+    *files("config.json", '{"search": {"data": []}}'),
+    *files(
+        "genotypes.json",
+        "[5]",
+        '{"selected": [0], "candidates": [], "curve": null}',
+        '{"selected": [], "candidates": [], "curve": {"lam": [0], "distance_to_base": []}}',
+        '{"selected": [], "candidates": [], "curve": true}',
+    ),
+    *files("members/0/member.json", "{}", "null"),
+    *files("ensemble.json", '{"members": 5}'),
+    *files("comparison.json", '{"rows": [{"name": "a", "accuracy": "x", "calibrated_nll": 1.0}]}'),
+    *files("shift.json", '{"corruptions": [{}]}'),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), FILES)
 def test_run_files_of_another_form_are_told(folder, command, name, content):
     (folder / name).write_text(content)
     told = command("search", "--resume", code=2) if name == "metrics.jsonl" else command("retrain", code=2)
@@ -331,26 +342,7 @@ def test_run_files_of_another_form_are_told(folder, command, name, content):
     assert not (folder / "members").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("env.json", "5"),
-        ("env.json", '{"a": 1}'),
-        ("config.json", '{"search": {"data": []}}'),
-        ("genotypes.json", "[5]"),
-        ("genotypes.json", '{"selected": [0], "candidates": [], "curve": null}'),
-        (
-            "genotypes.json",
-            '{"selected": [], "candidates": [], "curve": {"lam": [0], "distance_to_base": []}}',
-        ),
-        ("genotypes.json", '{"selected": [], "candidates": [], "curve": true}'),
-        ("members/0/member.json", "{}"),
-        ("members/0/member.json", "null"),
-        ("ensemble.json", '{"members": 5}'),
-        ("comparison.json", '{"rows": [{"name": "a", "accuracy": "x", "calibrated_nll": 1.0}]}'),
-        ("shift.json", '{"corruptions": [{}]}'),
-    ],
-)
+@pytest.mark.parametrize(("name", "content"), REPORTED)
 def test_a_report_of_files_of_another_form_is_refused(folder, name, content):
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
     (folder / name).write_text(content)

@@ -128,20 +128,22 @@ def read_checked(path: Path, form: object) -> Any:
 
 
 def _misfit(value: object, form: object, name: str) -> str:
+    """Return how a value fails to have a form; empty if it has it."""
     if isinstance(form, tuple):
         misfits = [_misfit(value, part, name) for part in form]
         return "" if "" in misfits else misfits[0]
     if isinstance(form, dict):
         if not isinstance(value, dict):
             return f"{name} is not an object"
-        misfits = []
         for key, part in form.items():
             plain = key.removesuffix("?")
-            if plain in value:
-                misfits.append(_misfit(value[plain], part, plain if name == "it" else f"{name}.{plain}"))
-            elif plain == key:
-                misfits.append(f"{name} has no {key!r}")
-        return next(filter(None, misfits), "")
+            if plain not in value:
+                misfit = f"{name} has no {key!r}" if plain == key else ""
+            else:
+                misfit = _misfit(value[plain], part, plain if name == "it" else f"{name}.{plain}")
+            if misfit:
+                return misfit
+        return ""
     if isinstance(form, list):
         if not isinstance(value, list):
             return f"{name} is not a list"
@@ -249,27 +251,20 @@ def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str
         Field, first and second value; None where they agree (1 and 1.0 do).
     """
     if isinstance(stored, dict) and isinstance(asked, dict):
-        for key in [*stored, *(key for key in asked if key not in stored)]:
-            found = first_difference(stored.get(key, ABSENT), asked.get(key, ABSENT), f"{field}.{key}")
-            if found is not None:
-                return found
-        return None
-    if stored is ABSENT and asked is None:
-        # A field of a later version, left open, was open before.
-        return None
-    if ABSENT not in (stored, asked) and _comparable(stored) == _comparable(asked):
+        pairs = ((key, stored.get(key, ABSENT), asked.get(key, ABSENT)) for key in {**stored, **asked})
+        found = (first_difference(one, other, f"{field}.{key}") for key, one, other in pairs)
+        return next(filter(None, found), None)
+    # A field of a later version, left open, was open before.
+    if (stored is ABSENT and asked is None) or _same(stored, asked):
         return None
     return field, _shown(stored), _shown(asked)
 
 
-def _comparable(value: Any) -> str:
-    """JSON in which 1 and 1.0 are the same, and 1 and true are not."""
-    return json.dumps(json.loads(json.dumps(value), parse_float=_whole_as_int))
-
-
-def _whole_as_int(text: str) -> float:
-    number = float(text)
-    return int(number) if number.is_integer() else number
+def _same(one: Any, other: Any) -> bool:
+    """Whether JSON values are equal; 1 and 1.0 are, 1 and true are not."""
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _shown(value: Any) -> str:

@@ -73,7 +73,7 @@ class RunFolder:
             command: The command line; this process's own by default.
             resume: Go on with a folder that holds the same configuration.
             name: Last part of a numbered folder's name.
-            root: Where numbered folders lie.
+            root: The folder of numbered folders.
 
         Raises:
             UserError: The folder holds something else, belongs to another configuration (the first field that
@@ -115,13 +115,7 @@ class RunFolder:
         return run
 
     def record_config(self, section: str, config: Mapping[str, Any], *, resume: bool = False) -> None:
-        """Add the configuration of one more command to config.json; `create`'s rules of refusal hold for it.
-
-        Args:
-            section: The command, such as `retrain`.
-            config: Its configuration.
-            resume: Go on where the section holds the same configuration already.
-        """
+        """Add the configuration of one more command to config.json; `create`'s rules of refusal hold for it."""
         if section in self.config:
             # A later command has no folder of its own to name.
             self._compare(section, config, resume=resume, otherwise="Search into another folder")

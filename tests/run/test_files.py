@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -47,7 +45,7 @@ assert "torch" not in sys.modules
 """
 
 
-def test_a_full_disk_is_told_and_the_old_file_survives(tmp_path: Path) -> None:
+def test_a_full_disk_is_told_and_the_old_file_survives(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.json")],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -59,7 +57,7 @@ def test_a_full_disk_is_told_and_the_old_file_survives(tmp_path: Path) -> None:
     assert done.stdout.startswith(f"Cannot write {tmp_path / 'a.json'}: File too large")
 
 
-def test_write_atomic_makes_folders_and_honours_the_umask(tmp_path: Path) -> None:
+def test_write_atomic_makes_folders_and_honours_the_umask(tmp_path):
     path = tmp_path / "a" / "b" / "c.txt"
     write_atomic(path, b"x")
     (tmp_path / "plain.txt").write_bytes(b"x")
@@ -70,15 +68,15 @@ def test_write_atomic_makes_folders_and_honours_the_umask(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="names of open files are read from /proc")
-def test_content_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
     calls: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 
-    def watched_fsync(descriptor: int) -> None:
+    def watched_fsync(descriptor: int):
         calls.append(("fsync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
         fsync(descriptor)
 
-    def watched_replace(source: Path, target: Path) -> None:
+    def watched_replace(source: Path, target: Path):
         calls.append(("replace", str(target)))
         replace(source, target)
 
@@ -91,7 +89,7 @@ def test_content_is_on_the_disk_before_its_name_is(tmp_path: Path, monkeypatch: 
     assert rest == [("replace", str(tmp_path / "a")), ("fsync", str(tmp_path))]
 
 
-def test_json_keeps_order_and_plain_values(tmp_path: Path) -> None:
+def test_json_keeps_order_and_plain_values(tmp_path):
     path = tmp_path / "deep" / "a.json"
     obj = {"z": (1, 2.5), "a": Path("x/y"), 3: np.float64(0.1), "é": None}
     write_json(path, obj)
@@ -102,7 +100,7 @@ def test_json_keeps_order_and_plain_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), np.float32("nan")])
-def test_json_refuses_nan_and_leaves_the_old_file(tmp_path: Path, number: Any) -> None:
+def test_json_refuses_nan_and_leaves_the_old_file(tmp_path, number: Any):
     write_json(tmp_path / "a.json", 1)
     with pytest.raises(ValueError, match=r"a\.json"):
         write_json(tmp_path / "a.json", {"loss": [number]})
@@ -114,7 +112,7 @@ def test_json_refuses_nan_and_leaves_the_old_file(tmp_path: Path, number: Any) -
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[NaN]", b"\xff\xfe\xfa", b"[" * 100_000])
-def test_malformed_json_is_a_users_error(tmp_path: Path, content: bytes) -> None:
+def test_malformed_json_is_a_users_error(tmp_path, content: bytes):
     path = tmp_path / "a.json"
     with pytest.raises(UserError, match="No such file"):
         read_json(path)
@@ -123,7 +121,7 @@ def test_malformed_json_is_a_users_error(tmp_path: Path, content: bytes) -> None
         read_json(path)
 
 
-def test_tensors_round_trip(tmp_path: Path) -> None:
+def test_tensors_round_trip(tmp_path):
     weight = torch.randn(4, 3)
     tensors = {"weight": weight, "tied": weight, "transposed": weight.T, "half": weight.bfloat16()}
     save_tensors(tmp_path / "a.safetensors", tensors, metadata={"kind": "supernet"})
@@ -137,7 +135,7 @@ def test_tensors_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", (2**40).to_bytes(8, "little") + b"{}"])
-def test_unreadable_tensors_are_a_users_error(tmp_path: Path, content: bytes) -> None:
+def test_unreadable_tensors_are_a_users_error(tmp_path, content: bytes):
     path = tmp_path / "a.safetensors"
     with pytest.raises(UserError, match=r"Cannot read .*a\.safetensors"):
         load_tensors(path)
@@ -146,7 +144,7 @@ def test_unreadable_tensors_are_a_users_error(tmp_path: Path, content: bytes) ->
         load_tensors(path)
 
 
-def test_threads_write_one_file_without_mixing(tmp_path: Path) -> None:
+def test_threads_write_one_file_without_mixing(tmp_path):
     path = tmp_path / "a.json"
     contents = [[number] * 2000 for number in range(4)]
     threads = [threading.Thread(target=write_json, args=(path, content)) for content in contents]
@@ -171,7 +169,7 @@ def test_threads_write_one_file_without_mixing(tmp_path: Path) -> None:
         ('{"name": "a", "sizes": [], "of": {"part": "1"}}', "of.part is a str"),
     ],
 )
-def test_a_file_of_another_form_is_told_by_place(tmp_path: Path, text: str, misfit: str) -> None:
+def test_a_file_of_another_form_is_told_by_place(tmp_path, text: str, misfit: str):
     (tmp_path / "file.json").write_text(text)
     form = {"name": str, "sizes": [int], "of": {"part": (int, float)}}
     if misfit:
@@ -181,7 +179,7 @@ def test_a_file_of_another_form_is_told_by_place(tmp_path: Path, text: str, misf
         assert read_checked(tmp_path / "file.json", form)["sizes"] == [1, 2]
 
 
-def test_only_our_own_temporary_files_are_leftovers(tmp_path: Path) -> None:
+def test_only_our_own_temporary_files_are_leftovers(tmp_path):
     ours = [tmp_path / ".a.json.0123abcd.tmp", tmp_path / "deep" / "down" / ".b.0123abcd.tmp"]
     others = [
         tmp_path / "a.0123abcd.tmp",

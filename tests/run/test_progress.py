@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -13,7 +11,7 @@ import pytest
 from dnas_ens.run.progress import CostMeter, Progress
 
 
-def test_one_line_an_epoch_away_from_a_terminal() -> None:
+def test_one_line_an_epoch_away_from_a_terminal():
     stream = io.StringIO()
     with Progress(3, description="search", steps_per_epoch=2, stream=stream) as progress:
         for epoch in (1, 2, 3):
@@ -29,7 +27,7 @@ def test_one_line_an_epoch_away_from_a_terminal() -> None:
     assert lines[-1].endswith("eta 0:00")
 
 
-def test_resumed_work_counts_on_and_leaves_out_what_it_does_not_know() -> None:
+def test_resumed_work_counts_on_and_leaves_out_what_it_does_not_know():
     stream = io.StringIO()
     progress = Progress(10, description="retrain", steps_per_epoch=2, initial_epoch=4, stream=stream)
     progress.epoch(4, val=0.5)
@@ -37,7 +35,7 @@ def test_resumed_work_counts_on_and_leaves_out_what_it_does_not_know() -> None:
     assert stream.getvalue() == "retrain 4/10  val 0.5000\nretrain 10/10  val 0.5000  eta 0:00\n"
 
 
-def test_time_left_is_the_mean_epoch_times_the_epochs_left() -> None:
+def test_time_left_is_the_mean_epoch_times_the_epochs_left():
     clock = iter([100.0, 130.0, 190.0, 100.0 + 2 * 3725.0])
     stream = io.StringIO()
     progress = Progress(
@@ -73,13 +71,13 @@ def test_time_left_is_the_mean_epoch_times_the_epochs_left() -> None:
         (np.float32(0.25), "0.2500"),
     ],
 )
-def test_values_read_well(value: object, shown: str) -> None:
+def test_values_read_well(value: object, shown: str):
     stream = io.StringIO()
     Progress(1, description="x", steps_per_epoch=1, stream=stream).epoch(0, value=value)
     assert stream.getvalue() == f"x 0/1  value {shown}\n"
 
 
-def test_a_terminal_gets_a_bar_and_the_same_line() -> None:
+def test_a_terminal_gets_a_bar_and_the_same_line():
     master, slave = os.openpty()
     termios.tcsetwinsize(slave, (24, 100))
     with os.fdopen(slave, "w") as terminal:
@@ -88,7 +86,9 @@ def test_a_terminal_gets_a_bar_and_the_same_line() -> None:
                 progress.step(loss=0.5)
             progress.epoch(1, loss=0.5)
         terminal.flush()
-        written = os.read(master, 65536).decode()
+        written = ""
+        while "eta" not in written:
+            written += os.read(master, 65536).decode()
     os.close(master)
     assert "search:" in written
     assert "5/10" in written
@@ -96,7 +96,7 @@ def test_a_terminal_gets_a_bar_and_the_same_line() -> None:
     assert re.search(r"search 1/2  loss 0\.5000  eta \d+:\d\d\r\n", written)
 
 
-def test_waiting_costs_wall_time_and_working_costs_both() -> None:
+def test_waiting_costs_wall_time_and_working_costs_both():
     waiting = CostMeter()
     time.sleep(0.1)
     waited = waiting.seconds()
@@ -111,7 +111,7 @@ def test_waiting_costs_wall_time_and_working_costs_both() -> None:
     assert worked["wall_seconds"] >= 0.09
 
 
-def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held() -> None:
+def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held():
     assert "gpu_seconds" not in CostMeter().seconds()
     meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0, "gpu_seconds": 30.0}, gpu=True)
     spent = meter.seconds()
@@ -121,7 +121,7 @@ def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held() -> None:
     assert CostMeter({"gpu_seconds": 30.0}).seconds()["gpu_seconds"] == 30.0
 
 
-def test_a_paused_meter_rests() -> None:
+def test_a_paused_meter_rests():
     meter = CostMeter({"cpu_seconds": 5.0})
     meter.pause()
     before = meter.seconds()
