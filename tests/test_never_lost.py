@@ -23,10 +23,10 @@ from dnas_ens.run.checkpoint import CheckpointStore, first_not_finite
 from dnas_ens.run.files import read_json
 
 SEARCH = (
-    "--num-cells 3 --channels 4 --num-nodes 2 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
+    "--num-cells 1 --channels 4 --num-nodes 2 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
     "--batch-size 32 --drawn-members 2 --penalty-draws 2 --members 2 --pool-size 4 --device cpu --run-dir R"
 ).split()
-RECIPE = "R --epochs 4 --channels 4 --num-cells 3 --batch-size 32 --device cpu --workers 1".split()
+RECIPE = "R --epochs 4 --channels 4 --num-cells 1 --batch-size 32 --device cpu --workers 1".split()
 COMMANDS = {"search": (search.main, SEARCH), "retrain": (retrain.main, RECIPE)}
 
 
@@ -232,12 +232,12 @@ def test_a_state_of_another_genotype_is_refused(folder, command, fault):
     fault["killed"]("member-0", 2)
     command("retrain", code="killed")
     found = read_json(folder / "genotypes.json")
-    node = found["candidates"][found["selected"][0]]["genotype"]["normal"][1]
+    node = found["candidates"][found["selected"][0]]["genotype"]["reduction"][1]
     # The same operations, one from another source: every tensor has the shape it had.
     node[0][1] = next(source for source in range(3) if source not in {source for _, source in node})
     (folder / "genotypes.json").write_text(json.dumps(found))
     told = command("retrain", "--resume", code=2)
-    assert "The saved state of member 0 is another one: spec.genotype.normal is" in told
+    assert "The saved state of member 0 is another one: spec.genotype.reduction is" in told
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,7 @@ def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
 
 @contextmanager
 def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
-    """Let an interruption tell the command that goes on with the run.
-
-    Args:
-        run: Its folder, which the command may not name.
-        command: What was typed.
-    """
+    """Let an interruption tell the command that goes on with the run, of which `command` may not name the folder."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -252,6 +247,6 @@ def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) 
 
 
 def print_next(run_dir: Path, module: str) -> None:
-    """Print the run folder and the exact next command, a module of this package on that folder."""
+    """Print the run folder and the next command, a module of this package."""
     print(f"run folder: {run_dir}")
     print(f"next: {shlex.join(['python', '-m', module, str(run_dir)])}")

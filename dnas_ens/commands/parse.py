@@ -187,7 +187,7 @@ def run_main(
     Args:
         main: The command, called with the command line; `--debug` is taken out.
         argv: What was typed after the program's name; by default this process's.
-        go_on: What to do after an interruption, printed with it where the interruption carries no note of its own.
+        go_on: What to do after an interruption that carries no note of its own.
 
     Returns:
         0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the

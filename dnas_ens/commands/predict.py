@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 from tyro.conf import Positional
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 PROG = "python -m dnas_ens.predict"
 COLUMNS = ("path", "label", "probability", "entropy", "mutual_information", "votes")
+#: Written to six digits.
+ROUNDED = ("probability", "entropy", "mutual_information")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +75,13 @@ def main(argv: list[str]) -> None:
     target = written if command.output is not None else sys.stdout
     writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
     with tqdm(total=len(paths), desc="predicting", unit="image", disable=None, leave=False) as bar:
-        for chunk in chunks(paths, command.batch_size):
+        for start in range(0, len(paths), command.batch_size):
+            chunk = paths[start : start + command.batch_size]
             readable = readable_of(chunk, preprocessing) if command.skip_bad_images else chunk
             rows = ensemble.predict(readable, batch_size=command.batch_size) if readable else []
             if not classified + skipped:
                 writer.writeheader()
-            writer.writerows({**row, **rounded(row)} for row in rows)
+            writer.writerows({**row, **{name: f"{row[name]:.6g}" for name in ROUNDED}} for row in rows)
             classified, skipped = classified + len(rows), skipped + len(chunk) - len(readable)
             bar.update(len(chunk))
     left_out = f", {skipped} left out" if skipped else ""
@@ -114,17 +117,13 @@ def image_files(given: Sequence[Path]) -> list[Path]:
     return found
 
 
-def chunks(paths: Sequence[Path], size: int) -> Iterator[Sequence[Path]]:
-    """Yield the paths in parts of a size."""
-    return (paths[start : start + size] for start in range(0, len(paths), size))
-
-
 def readable_of(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
     """Return the files that can be read as the ensemble wants them, naming the others on standard error."""
     from dnas_ens.data.images import in_threads, read_image
     from dnas_ens.errors import UserError
 
     def fault(path: Path) -> str | None:
+        """Why a file cannot be read."""
         try:
             read_image(
                 path,
@@ -136,12 +135,10 @@ def readable_of(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Pat
             return error.cause
         return None
 
-    faults = list(in_threads(fault, paths))
-    for told in filter(None, faults):
-        print(f"left out: {told}", file=sys.stderr)
-    return [path for path, told in zip(paths, faults, strict=True) if told is None]
-
-
-def rounded(row: dict[str, Any]) -> dict[str, str]:
-    """Return the numbers of a row as a file holds them, to six digits."""
-    return {name: f"{row[name]:.6g}" for name in ("probability", "entropy", "mutual_information")}
+    readable = []
+    for path, told in zip(paths, in_threads(fault, paths), strict=True):
+        if told is None:
+            readable.append(path)
+        else:
+            print(f"left out: {told}", file=sys.stderr)
+    return readable

@@ -1,8 +1,8 @@
 """Reading and writing files: whole or not at all, JSON as standard JSON, tensors as safetensors.
 
-The save protocol is the one of torch.distributed.checkpoint and Lightning: write a temporary file in the
-same folder, flush, fsync, rename over the target, fsync the folder. Nothing is ever pickled, so loading a
-file cannot run code. torch is imported where it is used, so that the JSON half stays free of it.
+The save protocol is that of torch.distributed.checkpoint and Lightning: write a temporary file in the same folder,
+flush, fsync, rename over the target, fsync the folder. Nothing is pickled, so loading a file runs no code. torch is
+imported where it is used.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def with_ending(path: Path, ending: str) -> Path:
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace a file as a whole: a reader sees the old content or the new one, also after a crash.
 
-    Args:
-        path: The file; its folder is made where it is absent.
-        data: The whole content.
+    Its folder is made where it is absent.
 
     Raises:
         UserError: The disk is full or the folder cannot be written; the old content is untouched.
@@ -81,11 +79,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, obj: Any) -> None:
-    """Write a JSON file atomically, indented and in the order given.
-
-    Args:
-        path: The file.
-        obj: What JSON can hold; tuples become lists, paths strings, and NumPy scalars numbers.
+    """Write a JSON file atomically, indented; tuples become lists, paths strings, and NumPy scalars numbers.
 
     Raises:
         ValueError: NaN or an infinity is in it, which JSON has no word for.
@@ -98,11 +92,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        UserError: The file is missing or is not valid JSON.
-    """
+    """Read a JSON file; UserError if it is missing or is not valid JSON."""
     try:
         return json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
@@ -153,11 +143,7 @@ def _misfit(value: object, form: object, name: str) -> str:
 
 
 def as_json(obj: Any) -> Any:
-    """Return what `read_json` gives for an object that `write_json` has written.
-
-    Raises:
-        ValueError: NaN or an infinity is in it, which JSON has no word for.
-    """
+    """Return what `read_json` gives for an object that `write_json` has written."""
     return json.loads(json.dumps(obj, allow_nan=False, default=_plain))
 
 
@@ -175,14 +161,9 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> bytes:
-    """Serialise tensors as safetensors; those that share memory or are not contiguous are copied first.
+    """Return tensors of any shape and device as the content of a .safetensors file, with text beside them.
 
-    Args:
-        tensors: Tensors of any shape, on any device, by name.
-        metadata: Text stored beside them.
-
-    Returns:
-        The content of a .safetensors file.
+    Those that share memory or are not contiguous are copied first.
 
     Raises:
         TypeError: A tensor is sparse, has no data, or is of a type that safetensors does not know.
@@ -213,11 +194,7 @@ def save_tensors(
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Read the tensors of one .safetensors file.
-
-    Raises:
-        UserError: The file is missing or is not a valid safetensors file.
-    """
+    """Read the tensors of one .safetensors file; UserError if it is missing or is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

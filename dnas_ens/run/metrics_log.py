@@ -24,7 +24,7 @@ class MetricsLog:
     because resuming hides the events past a step in the whole folder, whatever their tag.
 
     Args:
-        folder: Where metrics.jsonl lies.
+        folder: The folder of metrics.jsonl.
         tensorboard: Folder of the phases' TensorBoard folders; `folder/tensorboard` by default.
     """
 
@@ -38,11 +38,7 @@ class MetricsLog:
     def log(self, scalars: Mapping[str, float], *, step: int, phase: str, epoch: int | None = None) -> None:
         """Append one line, and `<phase>/<name>` to TensorBoard; both have left the process on return.
 
-        Args:
-            scalars: Values by name. JSON has no NaN or infinity: in metrics.jsonl these read null.
-            step: Steps taken in the phase.
-            phase: The course of steps.
-            epoch: Epochs done in the phase, where that makes sense.
+        JSON has no NaN or infinity: in metrics.jsonl these read null.
         """
         line: dict[str, Any] = {"time": round(time.time(), 3), "phase": phase, "step": step, "epoch": epoch}
         if taken := line.keys() & scalars.keys():
@@ -89,7 +85,7 @@ class MetricsLog:
 
         Args:
             phase: The course that is resumed.
-            step: Step of the state it resumes from; this step's own line stays.
+            step: Step of the state it resumes from, of which the line stays.
 
         Returns:
             Number of lines dropped.
@@ -109,13 +105,7 @@ class MetricsLog:
         writer.flush()
 
     def add_hparams(self, config: Mapping[str, Any], *, phase: str, metrics: Sequence[str]) -> None:
-        """Show a configuration in TensorBoard's HPARAMS tab beside scalars that the phase logs.
-
-        Args:
-            config: The configuration; nested fields get dotted names.
-            phase: The course of steps it belongs to.
-            metrics: Names of the scalars to list.
-        """
+        """Show a configuration in TensorBoard's HPARAMS tab beside the scalars `metrics` that the phase logs."""
         from torch.utils.tensorboard.summary import hparams
 
         summaries = hparams(_flat(config, ""), {f"{phase}/{name}": 0.0 for name in metrics})

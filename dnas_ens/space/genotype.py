@@ -156,11 +156,7 @@ class Genotype:
         }
 
     def to_flat_text(self) -> str:
-        """Return the flat form as DARTS repositories print it and write it into their genotypes.py.
-
-        Raises:
-            UserError: See `to_flat_dict`.
-        """
+        """Return the flat form as DARTS repositories print it; UserError as in `to_flat_dict`."""
         fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
         return f"Genotype({', '.join(f'{field}={values!r}' for field, values in fields.items())})"
 
@@ -260,11 +256,7 @@ def load_genotype(path: str | Path) -> Genotype:
 
 
 def read_genotypes(path: Path) -> dict[str, Any]:
-    """Read the genotypes.json of a search.
-
-    Raises:
-        UserError: It is missing or malformed.
-    """
+    """Read the genotypes.json of a search; UserError if it is missing or malformed."""
     form = {
         "base": {"genotype": dict},
         "selected": [int],

@@ -142,7 +142,7 @@ def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path
     assert again == first
 
 
-def test_results_can_be_recomputed_from_the_predictions_alone(finished):
+def test_results_can_be_recomputed_from_predictions_or_the_folder_alone(finished, digits):
     run_dir, printed = finished
     with np.load(run_dir / "predictions.npz") as arrays:
         probs, labels = arrays["test_probs"], arrays["test_labels"]
@@ -154,6 +154,9 @@ def test_results_can_be_recomputed_from_the_predictions_alone(finished):
     assert rows["ensemble"]["accuracy"] == (averaged.argmax(1) == labels).mean()
     assert rows["ensemble"]["nll"] <= rows["average member"]["nll"]
     assert f"{rows['ensemble']['nll']:.4f}" in printed[2]
+    ensemble = de.load(run_dir)
+    np.testing.assert_allclose(ensemble.predict_probs(digits.test), probs, atol=1e-5)
+    assert ensemble.evaluate(digits.test)["accuracy"] == rows["ensemble"]["accuracy"]
 
 
 def test_tensorboard_holds_the_scalars_and_figures(finished):
@@ -224,20 +227,6 @@ def test_export_writes_a_file_that_predicts_as_the_run_did(finished, tmp_path, d
 def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, monkeypatch, capsys, given, cause):
     monkeypatch.chdir(tmp_path)
     assert cause in refused(predict.main, [str(finished[0]), *given], capsys)[0]
-
-
-def test_a_run_folder_loads_as_an_ensemble_and_classifies_files(finished, tmp_path, digits):
-    run_dir, _ = finished
-    ensemble = de.load(run_dir)
-    with np.load(run_dir / "predictions.npz") as arrays:
-        np.testing.assert_allclose(ensemble.predict_probs(digits.test), arrays["test_probs"], atol=1e-5)
-    path = tmp_path / "digit.png"
-    Image.fromarray(digits.test.images[0, 0].numpy()).save(path)
-    (row,) = ensemble.predict([path])
-    measured = ensemble.evaluate(digits.test)
-    assert row["label"] in digits.classes
-    assert 0 <= row["votes"] <= 3
-    assert measured["accuracy"] == json.loads((run_dir / "results.json").read_text())[-1]["accuracy"]
 
 
 def test_nothing_is_overwritten(finished, monkeypatch, capsys):
