@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.commands.options import data_of_run, print_next, read_splits
@@ -38,7 +37,6 @@ def main(argv: list[str]) -> None:
         argv,
         prog=PROG,
         description="Measure every member, the best single one and the ensemble on the test images.",
-        default=EvaluateCommand(run_dir=tyro.MISSING),
     )
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
     from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
@@ -84,6 +82,5 @@ def report_main(argv: list[str]) -> None:
         argv,
         prog="python -m dnas_ens.report",
         description="Write report.html and figures/ of a run folder again, from the files in it.",
-        default=ReportCommand(run_dir=tyro.MISSING),
     )
     print(f"report: {write_report(command.run_dir)}")

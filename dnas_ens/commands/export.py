@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import Positional
 
 from dnas_ens.commands.parse import parse
@@ -47,7 +46,6 @@ def main(argv: list[str]) -> None:
         description="Export an ensemble as one graph: uint8 pictures (B, H, W, C) in, probabilities out, of the "
         "average (B, K) and of each member (M, B, K). It is compared with the ensemble before it is kept. ONNX "
         "needs: pip install 'dnas_ens[onnx]'.",
-        default=ExportCommand(folder=tyro.MISSING, output=tyro.MISSING),
     )
     from dnas_ens.ensembles import Ensemble
     from dnas_ens.ensembles.exporting import export, format_of

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from tyro.conf import Positional
 
 from dnas_ens.commands.parse import parse
@@ -52,7 +51,6 @@ def main(argv: list[str]) -> None:
         description="Classify pictures. A row each: label; its probability, in [0, 1]; entropy of the prediction in "
         "nats, how unsure the ensemble is; mutual information of prediction and member in nats, how much of that is "
         "disagreement; votes, members that find the label most probable.",
-        default=PredictCommand(folder=tyro.MISSING, images=tyro.MISSING),
     )
     from tqdm import tqdm
 

@@ -438,7 +438,7 @@ class Ensemble(nn.Module):
 
 
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
-    """Rebuild a saved ensemble; see `Ensemble.load`."""
+    """Load the ensemble of a run folder, or one that `Ensemble.save` wrote; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
 
 
