@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
 from dnas_ens.commands.options import print_next
@@ -97,8 +96,7 @@ def main(argv: list[str], *, prog: str = PROG, description: str = DESCRIPTION) -
         prog: The program's name as typed.
         description: First lines of ``--help``.
     """
-    default = CompareCommand(run_dirs=tyro.MISSING)
-    command = parse(CompareCommand, argv, prog=prog, description=description, default=default)
+    command = parse(CompareCommand, argv, prog=prog, description=description)
     from dnas_ens.compare.run import compare_runs
     from dnas_ens.run.machine import resolve_device
 

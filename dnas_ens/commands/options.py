@@ -1,4 +1,4 @@
-"""What the commands share: their common options, reading presets and files, finding data and device."""
+"""What the commands share: common options, presets and configuration files, the run folder and its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EarlyOptions:
-    """Options that are read ahead, for they decide the defaults of the others."""
+    """Options that are read first, because they decide the defaults of the others."""
 
     preset: str | None = None
     regime: str | None = None
@@ -154,7 +154,7 @@ def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
 
 @contextmanager
 def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
-    """Let an interruption tell the command that goes on with the run, of which `command` may not name the folder."""
+    """On an interruption, add a note with the command that continues the run: what was typed, the folder, --resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -200,7 +200,7 @@ def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
 
     Args:
         run: Its folder.
-        moved_to: Where the images lie now, if they have moved; noted in the run where they are the same.
+        moved_to: Where the images are now, if they have moved; noted in the run if they are the same.
 
     Raises:
         UserError: If the images are not where they were, or images, labels or splits have changed since.
@@ -221,7 +221,7 @@ def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
                 f"The images that {run.path} was made with are not at {config.data} any more.",
                 "Say where they are with --data FOLDER.",
             ) from error
-    # As in the search, whatever class names would decide today.
+    # Mirrored as in the search, even if the class names would decide otherwise today.
     data = load_configured_data(dataclasses.replace(config, flip=stored.get("flip", config.flip)))
     _require_same_data(run, data, config.data)
     if moved_to is not None:

@@ -80,11 +80,11 @@ def parse(
 
 
 def peek(options: type[T], argv: Sequence[str], *, prog: str) -> T:
-    """Read ahead a few options that decide the defaults of the others; see `parse`.
+    """Read first the few options that decide the defaults of the others, and ignore the rest; see `parse`.
 
     Args:
-        options: Their dataclass, in which each has a default; the fields of the command itself have their names, too.
-        argv: The whole command line, of which anything else is passed over.
+        options: Their dataclass, each with a default. The command has fields of the same names.
+        argv: The whole command line.
         prog: The program's name as typed.
 
     Raises:
@@ -95,7 +95,7 @@ def peek(options: type[T], argv: Sequence[str], *, prog: str) -> T:
 
 
 def _tyro(command: type[T], argv: Sequence[str], *, prog: str, **options: Any) -> tuple[T, list[str]]:
-    """Let tyro read a command line; it says what is wrong in a box, and the end of the box in UserError."""
+    """Call tyro, and turn the box in which it prints an error into a UserError."""
     import tyro
 
     errors = io.StringIO()
@@ -148,7 +148,7 @@ def _negated(flag: str) -> str:
 
 
 def _with_values(argv: Sequence[str], undecided: Sequence[str]) -> list[str]:
-    """Let flags that may be left undecided be typed as others are: --flip for --flip True, --no-flip for False."""
+    """Give flags of the type `bool | None` their value: --flip means --flip True, --no-flip means --flip False."""
     negated = {_negated(flag): flag for flag in undecided}
     found: list[str] = []
     for index, argument in enumerate(argv):
@@ -255,7 +255,7 @@ def _reader_is_gone(stream: TextIO) -> bool:
 
 @contextlib.contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that files and locks are closed."""
+    """Raise Terminated on SIGTERM, so that files and locks are closed as after Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -272,7 +272,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminal_width(columns: int) -> Iterator[None]:
-    """Let tyro write what is read back here as if to a terminal of this width."""
+    """Make tyro write for a terminal of this width."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = str(columns)
     try:

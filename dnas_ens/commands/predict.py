@@ -31,7 +31,7 @@ class PredictCommand:
     folder: Positional[Path]
     """Run folder whose members are trained, or a folder an ensemble was saved in."""
     images: Positional[tuple[Path, ...]]
-    """Image files, and folders of them, whose own folders are looked through too."""
+    """Image files, and folders of them, with the folders inside."""
     output: Path | None = None
     """CSV file for the rows; default: they are printed as CSV."""
     device: str = "auto"

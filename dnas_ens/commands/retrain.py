@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
 
 
 def _stored_preset(argv: list[str]) -> str:
-    """Return the preset of the search whose run folder is named on the command line."""
+    """Return the preset of the search in the run folder that the command line names."""
     from dnas_ens.run.files import read_json
 
     for argument in argv:

@@ -67,7 +67,7 @@ class DataConfig:
     data: str = "digits"
     """digits, fashion-mnist, mnist, cifar10, cifar100, svhn, or a path to a folder of images."""
     data_root: Path | None = None
-    """Where data sets lie or are downloaded to; default $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
+    """Folder of the data sets, also for downloads; default $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
     limit_train: int | None = None
     """Use a stratified subset of this many training images; val and test stay whole."""
     image_size: int | None = None

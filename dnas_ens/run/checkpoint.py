@@ -70,16 +70,14 @@ class CheckpointStore:
         return path
 
     def steps(self) -> list[int]:
-        """The steps whose save was completed, ascending."""
+        """The steps of complete saves, ascending."""
         return self._steps("json")
 
     def load_newest(self) -> tuple[int, Any] | None:
-        """The newest state whose content matches its manifest and is finite.
-
-        Another one is passed over with a warning.
+        """Load the newest state that matches its manifest and is finite; others are passed over with a warning.
 
         Returns:
-            Its step and the state, or None where nothing was ever saved.
+            Its step and the state, or None if nothing was ever saved.
 
         Raises:
             UserError: States were saved, but every one of them is damaged.

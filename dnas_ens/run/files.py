@@ -28,7 +28,7 @@ _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 def unwritable(path: Path, error: OSError) -> UserError:
-    """What to tell a user whose disk refuses a write."""
+    """The error of a write that the disk refuses."""
     return UserError(
         f"Cannot write {path}: {error.strerror or error}.",
         "Free some space or make the folder writable, then run the command again.",
@@ -36,14 +36,14 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 
 def unreadable(path: Path, reason: object) -> UserError:
-    """What to tell a user whose file is missing or damaged."""
+    """The error of a missing or damaged file."""
     if isinstance(reason, OSError):
         reason = reason.strerror or reason
     return UserError(f"Cannot read {path}: {reason}.", "Check the path, or restore the file from a copy.")
 
 
 def with_ending(path: Path, ending: str) -> Path:
-    """Return a path with an ending behind its whole name; ``with_suffix`` would cut off what follows a dot in it."""
+    """Return a path with an ending added to its name; ``with_suffix`` would replace what follows a dot in it."""
     return path.with_name(path.name + ending)
 
 

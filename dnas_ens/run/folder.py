@@ -141,7 +141,7 @@ class RunFolder:
         """The path of a file in the folder.
 
         Raises:
-            UserError: The name, perhaps read from another file, leads out of the folder.
+            UserError: The name leads out of the folder.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise UserError(

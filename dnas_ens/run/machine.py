@@ -26,14 +26,14 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let the GNU C library keep freed memory for the next allocation instead of giving it back at once.
+    """Make the GNU C library keep freed memory for the next allocation instead of giving it back at once.
 
-    Every training step frees and takes the same large tensors. By default each of them comes as fresh pages from the
-    operating system, which are zeroed and mapped a page at a time; on two CPU cores that was a third of a search
-    step. The process's memory then stays at its peak until it ends.
+    Every training step frees and allocates the same large tensors. By default each comes as fresh pages from the
+    operating system, which zeroes and maps them one by one: a third of a search step on two CPU cores. In return the
+    process keeps its peak of memory until it ends.
 
     Returns:
-        Whether it took effect; False on systems with another C library, which stay as they are.
+        Whether it took effect; False with another C library.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -113,7 +113,7 @@ def _cpu_model() -> str:
 
 def _git_revision(folder: Path) -> str | None:
     """The commit of the checkout that tracks the package, with -dirty where files differ from it."""
-    # An installed copy may lie inside somebody else's checkout; only a tracked one has a revision.
+    # An installed copy may be inside another project's checkout; only a tracked one has a revision.
     tracked = ("git", "ls-files", "--error-unmatch", Path(__file__).name)
     describe = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     try:

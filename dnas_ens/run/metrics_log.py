@@ -1,4 +1,4 @@
-"""Scalars and figures of long work, in metrics.jsonl for programs and in TensorBoard for eyes."""
+"""Scalars and figures of long work: metrics.jsonl for programs, TensorBoard for people."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MetricsLog:
     """Scalars in metrics.jsonl, one JSON line a call, and the same scalars in TensorBoard.
 
     A phase is one course of steps, such as `search` or `member-3`. Each has a TensorBoard folder of its own,
-    because resuming hides the events past a step in the whole folder, whatever their tag.
+    because resuming hides all events of a folder past a step.
 
     Args:
         folder: The folder of metrics.jsonl.

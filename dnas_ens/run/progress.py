@@ -20,7 +20,7 @@ class Progress:
         steps_per_epoch: Steps of one epoch.
         initial_epoch: Epochs that an earlier process has done.
         stream: Where to write; stderr by default.
-        clock: Seconds that have passed since any fixed moment.
+        clock: Returns seconds.
     """
 
     def __init__(
@@ -117,11 +117,11 @@ def _duration(seconds: float) -> str:
 
 
 class CostMeter:
-    """Wall-clock, CPU and GPU seconds of this process while the meter runs, from the start on, plus what came before.
+    """Wall-clock, CPU and GPU seconds of this process while the meter runs, and of earlier processes.
 
     Args:
-        before: ``seconds()`` of an earlier sitting, such as a checkpoint holds.
-        gpu: Whether a GPU is held all the while.
+        before: ``seconds()`` of earlier processes, as a checkpoint holds them.
+        gpu: Whether this process holds a GPU.
     """
 
     def __init__(self, before: Mapping[str, float] | None = None, *, gpu: bool = False) -> None:
@@ -136,20 +136,14 @@ class CostMeter:
             self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def pause(self) -> None:
-        """Count no more until ``resume``: something else has its turn."""
+        """Stop counting until ``resume``."""
         self._before, self._running = self.seconds(), False
 
     def seconds(self) -> dict[str, float]:
-        """Return ``wall_seconds``, ``cpu_seconds``, and ``gpu_seconds`` where a GPU was held.
-
-        CPU seconds count all threads, also waiting ones; GPU seconds count a GPU from the first to the last moment,
-        also where it waits.
-        """
-        wall, cpu = (
-            (time.perf_counter() - self._wall, time.process_time() - self._cpu)
-            if self._running
-            else (0.0, 0.0)
-        )
+        """Return ``wall_seconds``, ``cpu_seconds`` of all threads, and ``gpu_seconds`` a GPU was held, busy or not."""
+        wall = cpu = 0.0
+        if self._running:
+            wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         spent = {"wall_seconds": wall, "cpu_seconds": cpu} | ({"gpu_seconds": wall} if self._gpu else {})
         return {
             name: self._before.get(name, 0.0) + spent.get(name, 0.0)

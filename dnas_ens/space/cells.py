@@ -23,7 +23,7 @@ Cell = tuple[Node, ...]
 
 CELL_TYPES = ("normal", "reduction")
 NUM_INPUTS = 2
-#: Equal beginnings of a canonical form that are followed at most.
+#: Limit on the equal beginnings of a canonical form that are followed.
 MOST_ORDERS = 20_000
 
 CELL_PATTERN = (
@@ -99,9 +99,9 @@ def cell_graph(cell: Cell) -> networkx.DiGraph:
 def canonical_cell(cell: Cell) -> Cell:
     """Return the lexicographically smallest of a cell's topological renumberings, edges sorted by source.
 
-    Nodes are chosen one after the other: of all beginnings that are smallest so far, those go on whose next node is
-    smallest. Beginnings that leave the same to come are one, and of nodes that can be exchanged the first is taken, so
-    that N alike nodes take N choices and not N!.
+    Nodes are placed one after the other. A beginning is kept if its next node is the smallest of all. Beginnings with
+    the same nodes left are merged, and of interchangeable nodes only the first is tried, so that N alike nodes take N
+    choices and not N!.
 
     Raises:
         UserError: More than MOST_ORDERS beginnings are equal, which only a cell made for that has.
@@ -130,7 +130,7 @@ def canonical_cell(cell: Cell) -> Cell:
 
 
 def _next_nodes(cell: Cell, index: dict[int, int], twins: list[int]) -> list[int]:
-    """Return the old indices of the nodes whose sources are all placed, the first of each set of twins."""
+    """Return the old indices of the nodes that can be placed next: all sources placed, the first of its twins."""
     found: dict[int, int] = {}
     for old, node in enumerate(cell, start=NUM_INPUTS):
         if old not in index and all(source in index for _, source in node):
@@ -139,7 +139,7 @@ def _next_nodes(cell: Cell, index: dict[int, int], twins: list[int]) -> list[int
 
 
 def _to_come(cell: Cell, index: dict[int, int]) -> object:
-    """Return what is equal for two beginnings only if they can end in the same ways."""
+    """Return a key of the nodes left: two beginnings with an equal key can end in the same ways."""
     left = [old for old in range(NUM_INPUTS, NUM_INPUTS + len(cell)) if old not in index]
     # A source that is not placed yet keeps its old index, told apart by its sign.
     nodes = {
@@ -149,13 +149,13 @@ def _to_come(cell: Cell, index: dict[int, int]) -> object:
         for old in left
     }
     if all(source in index for old in left for _, source in cell[old - NUM_INPUTS]):
-        # Those that are left do not see each other: only what they are counts, not which.
+        # No node that is left reads another: their order does not matter.
         return tuple(sorted(nodes.values()))
     return tuple(sorted(nodes.items()))
 
 
 def _twins(cell: Cell) -> list[int]:
-    """Return for every node the first one that it can be exchanged with, leaving the cell as it is; perhaps itself."""
+    """Return for every node the first one (it may be itself) that can be exchanged with it without a change."""
     readers: list[dict[int, str]] = [{} for _ in range(NUM_INPUTS + len(cell))]
     for old, node in enumerate(cell, start=NUM_INPUTS):
         for operation, source in node:
