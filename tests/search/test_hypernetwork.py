@@ -71,19 +71,13 @@ def test_continuous_in_lambda(build):
 
 
 @pytest.mark.parametrize("build", [star, mlp])
-def test_all_directions_share_the_base_and_part_from_it(build):
+def test_all_directions_part_from_the_base_and_lambda_is_clipped(build):
     net = build()
-    bases = torch.stack([at(net, 0.0, direction) for direction in range(3)])
-    alpha, beta = net.base_logits()
-    base = torch.cat([alpha.flatten(), beta.flatten()])
-    torch.testing.assert_close(bases, base.expand(3, -1))
+    base = torch.cat([part.flatten() for part in net.base_logits()])
+    for direction in range(3):
+        torch.testing.assert_close(at(net, 0.0, direction), base)
     ends = torch.stack([at(net, 0.8, direction) for direction in range(3)])
     assert float(torch.pdist(ends.detach()).min()) > 0
-
-
-@pytest.mark.parametrize("build", [star, mlp])
-def test_lambda_is_clipped(build):
-    net = build()
     assert torch.equal(at(net, -0.3, 1), at(net, 0.0, 1))
     assert torch.equal(at(net, 5.0, 1), at(net, 0.8, 1))
 
@@ -115,11 +109,12 @@ def test_knot_positions_train_only_on_request():
     assert not star().gap_logits.requires_grad
 
 
-def test_impossible_stars_are_refused():
-    with pytest.raises(ValueError, match="num_knots is 1"):
-        PiecewiseLinearHypernetwork(SPACE, num_directions=1, num_knots=1, max_lambda=1.0)
-    with pytest.raises(ValueError, match="must be positive"):
-        PiecewiseLinearHypernetwork(SPACE, num_directions=0, max_lambda=1.0)
+@pytest.mark.parametrize(
+    ("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")]
+)
+def test_impossible_paths_are_refused(knots, directions, cause):
+    with pytest.raises(ValueError, match=cause):
+        PiecewiseLinearHypernetwork(SPACE, num_directions=directions, num_knots=knots, max_lambda=1.0)
 
 
 def test_draws_are_stratified_clipped_and_without_replacement():
