@@ -61,7 +61,6 @@ class Evaluations:
 
     Args:
         train: Trains a genotype and returns its validation probabilities (N, K).
-        val_labels: Class indices, (N,), integers.
         folder: Where evaluations are kept; None keeps them in memory.
     """
 
@@ -151,7 +150,6 @@ def forward_select(label_probs: npt.ArrayLike, num_members: int) -> list[int]:
 
     Args:
         label_probs: (P, N), in [0, 1].
-        num_members: M.
 
     Returns:
         M positions, best first; see `dnas_ens.ensembles.selection.greedy_selection`.

@@ -76,9 +76,6 @@ class EdgesOfSource(nn.Module):
     """The k edges that leave one source, with all their candidate operations.
 
     Args:
-        operations: Names of the O candidate operations.
-        num_edges: k.
-        channels: C.
         stride: 1 or 2, of all these edges.
     """
 

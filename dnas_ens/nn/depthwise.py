@@ -44,9 +44,6 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: C, in and out.
-        kernel_size: Odd.
-        stride: 1 or 2.
-        dilation: 1 or 2.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, *, dilation: int = 1) -> None:
@@ -72,8 +69,6 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
     Args:
         features: (B, C, H, W).
         weight: (k * C, 1, s, s), s odd: k kernels a channel, that of output e * C + c for channel c.
-        stride: Step of the output.
-        dilation: Step of the kernel.
 
     Returns:
         (B, k * C, ceil(H / stride), ceil(W / stride)).

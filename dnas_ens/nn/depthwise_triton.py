@@ -212,8 +212,6 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int, dilation: i
         features: (B, C, H, W) of float32 or lower precision, of fewer than 2^31 numbers, as the result's; taken to
             channels_last where they are not.
         weight: (k * C, 1, s, s), s odd, in float32 or the features' precision.
-        stride: 1 or 2.
-        dilation: Step of the kernel.
 
     Returns:
         (B, k * C, ceil(H / stride), ceil(W / stride)) in channels_last and the features' precision.

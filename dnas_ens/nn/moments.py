@@ -162,7 +162,6 @@ def moments(features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
     Args:
         features: (B, G * c, H, W), channels_last.
-        groups: G.
 
     Returns:
         Mean (G, c) and biased covariance (G, c, c), in float32 for features of lower precision.
@@ -178,7 +177,6 @@ class PointwiseNorm(nn.BatchNorm2d):
     convolutions' weights too.
 
     Args:
-        groups: G.
         channels: c, in and out of each convolution.
         convolve: False for BatchNorm alone, as if every convolution were the identity.
     """

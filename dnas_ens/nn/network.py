@@ -117,7 +117,6 @@ class Network(nn.Module):
     Args:
         genotype: The cells; it must hold every cell type that occurs in the stack.
         stack: Size of the stack and of the images; partial channels inherit from a supernet that has them.
-        auxiliary: Whether to add the auxiliary head.
         affine: Whether BatchNorm in the cells has a learnt scale and shift.
 
     Raises:

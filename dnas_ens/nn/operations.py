@@ -59,10 +59,8 @@ def build_operation(name: str, channels: int, stride: int, *, affine: bool) -> n
     """Build one registered operation.
 
     Args:
-        name: Registered name.
         channels: C, kept by the operation.
         stride: 1, or 2 on the edges that leave an input of a reduction cell.
-        affine: Whether BatchNorm has a learnt scale and shift.
 
     Raises:
         UserError: If the name is unknown.
@@ -76,7 +74,6 @@ def average_pool(features: Tensor, stride: int) -> Tensor:
 
     Args:
         features: (B, C, H, W).
-        stride: 1 or 2.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)).

@@ -93,10 +93,6 @@ class Supernet(nn.Module):
 
     BatchNorm is affine-free inside the cells: a learnt scale would undo the mixture weights.
 
-    Args:
-        space: Cell types, nodes and operations.
-        stack: Size of the stack and of the images.
-
     Raises:
         UserError: If an operation is unknown.
     """

@@ -35,7 +35,6 @@ class Candidate:
     """One genotype of the pool.
 
     Args:
-        genotype: The cells.
         lam: Diversity parameter it was drawn at; None for a random deviation.
         direction: Direction it was drawn on; None for a random deviation.
         distance_to_base: D to the base, in [0, 1]; None for a random deviation.
@@ -174,8 +173,6 @@ def score(
     """Score candidates on the validation images with the supernet's weights.
 
     Args:
-        loop: A finished search.
-        pool: Candidates.
         recipe: Learning rate and regularisation of the optional brief training (``candidate_epochs``).
 
     Returns:
@@ -248,8 +245,6 @@ def rank(probs: np.ndarray, labels: np.ndarray, selected: list[int]) -> list[int
 
     Args:
         probs: Probabilities of the pool, shape (P, N, K).
-        labels: Class indices, shape (N,).
-        selected: What `select` chose.
 
     Returns:
         Positions in the pool, first ``selected``, then every other one once.

@@ -60,7 +60,6 @@ def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
     Args:
         p: Mixtures (..., T, E, O), summing to 1 over each node's incoming edges and operations.
         q: Mixtures of a shape that broadcasts with p.
-        space: The space both live in.
 
     Returns:
         (..., T, N), in [0, 1] (units of ln 2).
@@ -75,7 +74,6 @@ def architecture_distance(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
     Args:
         p: Mixtures (..., T, E, O).
         q: Mixtures of a shape that broadcasts with p.
-        space: The space both live in.
 
     Returns:
         (...), in [0, 1]. It is a metric, as a mean of metrics.

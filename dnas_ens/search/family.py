@@ -59,9 +59,6 @@ def draw_points(
     Directions come without replacement; when m exceeds R every direction comes equally often, up to one.
 
     Args:
-        num_points: m.
-        num_directions: R.
-        max_lambda: End of the range.
         margin: Overhang on both sides.
         generator: A CPU generator.
         fixed_lambda: If given, every lambda is this one.
@@ -94,9 +91,7 @@ class ArchitectureFamily:
     """Points (lambda, direction) as distributions, relaxed samples and genotypes.
 
     Args:
-        config: The search's configuration.
         base: A given base, if the configuration names one; otherwise the base is learnt.
-        device: Where the hypernetwork lives.
 
     Attributes:
         space: That of the configuration's stack.

@@ -25,10 +25,7 @@ class Hypernetwork(nn.Module, ABC):
     The last column of the packed tensor is beta. Packing keeps interpolation in one place.
 
     Args:
-        space: The search space.
-        num_directions: R.
         max_lambda: Largest lambda, > 0; larger and negative values are clipped.
-        generator: Source of the initial values.
         base_logits: (alpha, beta) of a given base, which then stays fixed; without it the base is learnt.
     """
 
@@ -92,12 +89,9 @@ class PiecewiseLinearHypernetwork(Hypernetwork):
     with its two interpolation weights the right way round, so that the path is continuous and meets its knots.
 
     Args:
-        space: The search space.
-        num_directions: R.
         num_knots: K >= 2.
         max_lambda: Position of the last knot.
         train_positions: Whether the inner knots' positions are learnt.
-        generator: Source of the initial values.
         base_logits: (alpha, beta) of a given base, which then stays fixed.
     """
 
@@ -152,11 +146,8 @@ class MlpHypernetwork(Hypernetwork):
     """Smooth paths: theta(lambda, r) = base + (lambda / max_lambda) * mlp(lambda, embedding of r).
 
     Args:
-        space: The search space.
-        num_directions: R.
         max_lambda: Largest lambda.
         width: Hidden units of both layers and size of the embedding.
-        generator: Source of the initial values.
         base_logits: (alpha, beta) of a given base, which then stays fixed.
     """
 

@@ -32,9 +32,7 @@ class SearchLoop:
     """State and steps of one search.
 
     Args:
-        config: The search's configuration.
         data: Images; only ``train`` (halved) and ``val`` are read.
-        device: Where the supernet lives.
         base: A given base, if the configuration names one.
     """
 
@@ -204,11 +202,7 @@ class SearchLoop:
 
     @torch.no_grad()
     def measure(self, *, num_images: int = 1000) -> dict[str, float]:
-        """Return validation accuracy, diversity, skips and entropy at the current state.
-
-        Args:
-            num_images: How many validation images are looked at.
-        """
+        """Return validation accuracy, diversity, skips and entropy at the current state."""
         hyper = self.config.hypernetwork
         members = self.family.distributions(self.family.grid(torch.tensor([0.5 * hyper.max_lambda])))
         distances = pairwise_architecture_distance(members, self.family.space)

@@ -47,10 +47,7 @@ def run_search(
     """Search, choose the members, and write both to the run folder if there is one.
 
     Args:
-        config: The search.
         data: Images; ``test`` is not read.
-        device: Where the supernet lives.
-        run: Where checkpoints, metrics and results go.
         resume: Whether to go on from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
 
@@ -162,7 +159,6 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
     """Draw, score and choose candidates, and measure how lambda steers.
 
     Args:
-        loop: A finished loop.
         recipe: For the optional brief training of candidates.
         cost: The loop's meter; the scoring is counted on.
     """

@@ -31,12 +31,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Schedules:
-    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last.
-
-    Args:
-        config: The search's configuration.
-        epoch: From 0.
-    """
+    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last."""
 
     config: SearchConfig
     epoch: int
@@ -88,7 +83,6 @@ class SearchSteps:
     """Supernet and family of architectures with their optimisers.
 
     Args:
-        config: The search's configuration.
         family: Its hypernetwork is the architecture.
         supernet: On the family's device.
         generator: On the CPU; every draw of a step comes from it.

@@ -54,10 +54,7 @@ def recalibrate(
     """Recompute BatchNorm's running statistics as plain averages over training images.
 
     Args:
-        model: Network (B, C, H, W) -> logits.
-        split: Training images.
         augmentation: For its normalisation alone; images are not augmented.
-        num_images: How many images to use at most.
     """
     batches = evaluation_batches(split.drawn(num_images), augmentation=augmentation)
     average_statistics(model, (images for images, _ in batches))

@@ -48,9 +48,7 @@ def train_member(
     """Train one member to the end, going on from its newest checkpoint if there is one.
 
     Args:
-        training: The member.
         folder: The ensemble's folder; the member goes to ``members/<i>/``, its states to ``checkpoints/``.
-        num_members: M, for the progress line.
 
     Returns:
         The network in evaluation mode, and what member.json holds.
@@ -64,9 +62,6 @@ def member_steps(
     """Train one member as ``train_member`` does, pausing after every step.
 
     Args:
-        training: The member.
-        folder: The ensemble's folder.
-        num_members: M, for the progress line.
         alone: Whether nothing else has turns in between: epochs are then not paused, and operations that draw from
             the global stream find it seeded.
     """
@@ -153,9 +148,6 @@ def train_members(
     Args:
         genotypes: M genotypes; the same one several times makes a deep ensemble.
         data: Images; ``test`` is not read.
-        recipe: How to train.
-        device: Where to train.
-        folder: Where the ensemble goes.
         workers: Members trained side by side, which needs a folder. On a CPU in processes, each with its share of
             the threads, 0 for one a thread; members differ from those of a single worker as far as rounding depends
             on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
@@ -223,7 +215,6 @@ def trained_network(training: MemberTraining, *, folder: Path | None = None, num
     Args:
         training: The member; it holds the network's weights afterwards.
         folder: The ensemble's folder; a member that is finished there is loaded, another one kept there.
-        num_members: M, for the progress line.
 
     Raises:
         UserError: The folder holds a finished member of another genotype or recipe.
@@ -273,9 +264,6 @@ def train_in_turns(
     """Train unfinished members step by step in turns, and keep them in the folder.
 
     Args:
-        trainings: The members.
-        folder: The ensemble's folder.
-        num_members: M, for the progress lines.
         context: What the steps of the training of that number are done in.
     """
     works = [member_steps(training, folder=folder, num_members=num_members) for training in trainings]
@@ -308,10 +296,6 @@ def _train_side_by_side(
 
     Args:
         builders: Give the training of each unfinished member; importable, for other processes.
-        device: Where to train.
-        folder: The ensemble's folder.
-        workers: As in ``train_members``.
-        num_members: M, for the progress lines.
     """
     if device.type == "cuda":
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.

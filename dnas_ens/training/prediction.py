@@ -153,7 +153,6 @@ def class_probs(
         model: Inputs (B, ...) -> logits or probabilities (B, K) or (B, K, 1, 1), on any device; or an `Ensemble`, which
             says that it returns probabilities.
         inputs: (B, ...), moved to the model's device and dtype.
-        name: What an error calls it.
         dtype: What the softmax is computed in at least.
         outputs: What it returns, "logits" or "probs"; None to tell by these outputs.
 
@@ -286,9 +285,7 @@ def predict_batches(
 
     Args:
         model: Inputs (B, ...) -> logits or probabilities (B, K); or an `Ensemble`.
-        val_batches: Validation batches.
         outputs: Which of the two, "logits" or "probs"; None to tell by the first batch, see `class_probs`.
-        name: What an error calls the model.
 
     Returns:
         Class probabilities, shape (N, K), range [0, 1], NaN where logits are not finite; labels, shape (N,).

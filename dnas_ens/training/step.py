@@ -78,9 +78,6 @@ class FiniteWatch:
     """Keeps on the device whether the gradients of all steps were finite, and how many came before the first bad one.
 
     It is read once an epoch: reading at every step would make a GPU wait.
-
-    Args:
-        device: Of the numbers.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,8 +117,6 @@ class TrainingStep:
 
     Args:
         network: On its device, in the layout of ``execution``.
-        optimizer: Of the network's parameters.
-        recipe: Loss and clipping.
         execution: How the network is computed; a recording lasts as long as this object.
         prepare: Makes images and labels of a step's tensors; None takes them as they are.
         generators: What ``prepare`` and the network draw from on the device, but for its default generator.
@@ -180,9 +175,6 @@ class TrainingStep:
     def scalars(self, *, where: str = "the training") -> dict[str, float]:
         """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.
 
-        Args:
-            where: What was trained, for the error.
-
         Raises:
             DivergedError: A gradient or a weight is not finite.
         """
@@ -207,10 +199,8 @@ def training_steps(
     """Take a step on each of the given batches, pausing after it; ``exhaust`` of it trains without a pause.
 
     Args:
-        step: What trains.
         batches: The tensors of each step, on its device.
         on_step: Called after every step with the number of its images.
-        where: What is trained, for the error.
 
     Returns:
         The step's ``scalars``.

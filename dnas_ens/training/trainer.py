@@ -46,9 +46,6 @@ class Training(Generic[Model]):
         build: Makes the module with fresh weights from torch's global generator.
         batches: Starts an epoch, given the generators of order and augmentation: the tensors of each step.
         recipe: Learning rate, momentum, weight decay, loss, clipping.
-        seeds: Of initialisation, order and augmentation.
-        name: What an error calls it.
-        device: Where to train.
         execution: How the module is computed, where that is settled; None for what the recipe says.
         prepare: Makes images (B, ...) and labels (B,) of a step's tensors, and is recorded with the step; None takes
             the tensors as they are.
@@ -162,7 +159,6 @@ class Training(Generic[Model]):
         """Train one epoch and return its scalars: ``train_loss`` in nats, ``train_accuracy``, ``learning_rate``.
 
         Args:
-            progress: Where to show how far it is.
             learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
                 cosine. ``self.learning_rate`` goes on with that of the optimiser.
             on_step: Called after every step of the optimiser; a learning rate it sets by ``set_learning_rate``
@@ -257,9 +253,7 @@ class NetworkTraining(Training[Model]):
     Args:
         build: Makes the network with fresh weights from torch's global generator.
         data: Images; ``train`` is learnt from and ``val`` measured on.
-        recipe: How to train.
         index: Position in the ensemble; decides its seeds.
-        device: Where to train.
         execution: How the network is computed, where that is settled; None for what the recipe says.
     """
 
@@ -317,12 +311,7 @@ class MemberTraining(NetworkTraining[Network]):
     """A member of an ensemble: the network of a genotype; arguments but the first as in ``NetworkTraining``.
 
     Args:
-        genotype: Its cells.
-        data: Images.
         recipe: Also the size of the network.
-        index: Position in the ensemble.
-        device: Where to train.
-        execution: How the network is computed, where that is settled.
     """
 
     def __init__(

@@ -126,7 +126,6 @@ def reference_model(name: str, in_channels: int, num_classes: int, image_size: i
         name: wrn-N-K, densenet-L-K, densenet-bc-L-K, resnetN, cnn6-W, small-cnn, medium-cnn, shallow-cnn or mlp,
             in small or capital letters; `REFERENCE_MODELS` lists the usual ones.
         in_channels: Channels of the images, such as 1 or 3.
-        num_classes: K.
         image_size: Side of the images in pixels, at least 8. Only the plain networks and the MLP depend on it; the
             others pool over whatever is left.
 
