@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.search.divergence import architecture_distance, pairwise_architecture_distance
-from dnas_ens.search.hypernetwork import build_hypernetwork
+from dnas_ens.search.hypernetwork import HYPERNETWORKS
 from dnas_ens.search.relaxation import (
     discretise,
     genotype_logits,
@@ -124,8 +124,7 @@ class ArchitectureFamily:
             else:
                 base_logits = logits[0].cpu(), logits[1].cpu()
         hyper = config.hypernetwork
-        self.hypernetwork = build_hypernetwork(
-            hyper.hypernetwork,
+        self.hypernetwork = HYPERNETWORKS[hyper.hypernetwork](
             space,
             num_directions=hyper.directions,
             num_knots=hyper.num_knots,
