@@ -135,42 +135,38 @@ def test_training_learns_and_the_ensemble_is_the_average(few_digits, tmp_path):
     assert float(ensemble.temperature) != 1.0
 
 
-def test_finished_members_are_kept_and_others_are_refused(few_digits, tmp_path):
-    train_members([genotype(0)], few_digits, RECIPE, folder=tmp_path)
+def test_what_is_finished_is_kept_and_what_is_not_the_same_is_refused(few_digits, tmp_path):
+    genotypes = [genotype(0), genotype(1)]
+
+    def train(genotypes=genotypes, data=few_digits, **changes):
+        return train_members(genotypes, data, replace(RECIPE, **changes), folder=tmp_path)
+
+    train(genotypes[:1])
     weights = (tmp_path / "members/0/model.safetensors").read_bytes()
     shutil.rmtree(tmp_path / "checkpoints")
-    train_members([genotype(0), genotype(1)], few_digits, RECIPE, folder=tmp_path)
+    trained = train()
     assert (tmp_path / "members/0/model.safetensors").read_bytes() == weights
-    assert (tmp_path / "members/1/model.safetensors").exists()
-    with pytest.raises(UserError, match=r"is another one: spec\.genotype\.reduction is"):
-        train_members([genotype(2)], few_digits, RECIPE, folder=tmp_path)
-
-
-def test_a_finished_ensemble_is_returned_without_a_look_at_val(few_digits, tmp_path):
-    genotypes = [genotype(0), genotype(1)]
-    trained = train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
     manifest = tmp_path / "ensemble.json"
     written = manifest.read_bytes()
     # Labels of val decide the temperature; with others there would be another one.
-    shuffled = Split(few_digits.val.images, few_digits.val.labels.flip(0))
-    elsewhere = replace(few_digits, val=shuffled)
-    again = train_members(genotypes, elsewhere, RECIPE, folder=tmp_path)
+    again = train(data=replace(few_digits, val=Split(few_digits.val.images, few_digits.val.labels.flip(0))))
     assert manifest.read_bytes() == written
-    assert float(again.temperature) == float(trained.temperature)
     assert same(trained.state_dict(), again.state_dict())
-    with pytest.raises(UserError, match=r"is another one: recipe\.seed is 0 there and 1 here"):
-        train_members(genotypes, few_digits, replace(RECIPE, seed=1), folder=tmp_path)
     # Of fewer members, or with one that is trained again, it is another ensemble.
-    assert len(train_members(genotypes[:1], few_digits, RECIPE, folder=tmp_path).members) == 1
-    train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
-    assert manifest.read_bytes() == written
-    weights = tmp_path / "members/1/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
-    with pytest.raises(UserError, match="SHA-256 differs"):
-        train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    assert len(train(genotypes[:1]).members) == 1
     shutil.rmtree(tmp_path / "members/1")
-    train_members(genotypes, few_digits, RECIPE, folder=tmp_path)
+    train()
     assert manifest.read_bytes() == written
+    for asked, cause in (
+        ({"seed": 1}, r"is another one: recipe\.seed is 0 there and 1 here"),
+        ({"genotypes": [genotype(2)]}, r"is another one: spec\.genotype\.reduction is"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            train(**asked)
+    damaged = tmp_path / "members/1/model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + bytes(4))
+    with pytest.raises(UserError, match="SHA-256 differs"):
+        train()
 
 
 def test_an_ensemble_whose_member_is_being_trained_does_not_load(few_digits, tmp_path):
