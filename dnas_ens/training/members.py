@@ -171,10 +171,11 @@ def train_members(
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
     if folder is not None:
-        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
-        sent = copy.deepcopy(data) if device.type == "cpu" and workers != 1 else data
-        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
         unfinished = [index for index in range(num_members) if not _is_finished(folder, index)]
+        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
+        sends = device.type == "cpu" and workers != 1 and len(unfinished) > 1
+        sent = copy.deepcopy(data) if sends else data
+        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
         _train_side_by_side(
             [partial(build, genotypes[index], index=index) for index in unfinished],
             device=device,
