@@ -73,7 +73,7 @@ class Evaluations:
 
     def name_of(self, genotype: Genotype, index: int) -> str:
         """Return the name of an evaluation's folder."""
-        # As numbered: weights trained under one numbering do not fit another.
+        # Not canonical: weights trained under one numbering of the nodes do not fit another.
         text = json.dumps(genotype.to_dict(), sort_keys=True, separators=(",", ":"))
         return f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 

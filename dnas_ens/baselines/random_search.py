@@ -22,7 +22,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.space.genotype import Genotype, random_deviation, random_genotype
 from dnas_ens.space.search_space import SearchSpace
 
-#: Draws for one genotype before it is declared not to exist.
+#: Draws for one genotype before giving up.
 MAX_DRAWS = 2000
 
 

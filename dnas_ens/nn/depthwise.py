@@ -85,7 +85,7 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
     if not (_accelerated and needs_gradient and features.device.type == "cpu"):
         return _convolve(features, weight, stride, dilation)
     if torch.is_autocast_enabled("cpu"):
-        # As autocast does for PyTorch's own convolution; outside of it the gradients would meet two dtypes.
+        # As autocast does for PyTorch's own convolution; otherwise the gradients would mix two dtypes.
         dtype = torch.get_autocast_dtype("cpu")
         features, weight = features.to(dtype), weight.to(dtype)
     if stride == dilation == 2:
@@ -135,7 +135,7 @@ def _convolve(features: Tensor, weight: Tensor, stride: int, dilation: int) -> T
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        # Channels of a larger tensor are kept as they are: copying them again costs less than keeping the copy.
+        # Saved without making them contiguous: copying again in the backward pass costs less than keeping a copy.
         ctx.save_for_backward(features, weight)
         ctx.stride, ctx.dilation = stride, dilation
         return _convolve(features.contiguous(memory_format=torch.channels_last), weight, stride, dilation)

@@ -54,7 +54,7 @@ def _convolve_kernel(
     for term in range(num_terms):
         source = out % channels + term * channels
         kernel = out + term * channels
-        # Columns are unrolled and rows are not: enough loads at a time, and compiled in a third of a second.
+        # Only columns are unrolled: that gives enough loads at a time and compiles in a third of a second.
         for down in range(SIDE):
             if TRANSPOSED:
                 y = row + pad - down * dilation
@@ -141,7 +141,7 @@ def _launch(
         stride,
         dilation,
         SIDE=math.isqrt(len(taps)),
-        # The step of the transpose; a division by it is dear where it is not known beforehand.
+        # The step of the transpose, a constant because dividing by a variable is slow.
         STEP=stride if transposed else 1,
         TRANSPOSED=transposed,
         **blocks,

@@ -171,7 +171,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-#: As members are computed when nothing is said: what wins on CPUs (experiments/results/benchmarks.md).
+#: The default for members: what wins on CPUs (experiments/results/benchmarks.md).
 PLAIN = Execution()
 
 

@@ -215,7 +215,7 @@ class PointwiseNorm(nn.BatchNorm2d):
             else:
                 mean = (self.pointwise @ mean.unsqueeze(2)).squeeze(2)
                 variance = ((self.pointwise @ covariance) * self.pointwise).sum(2)
-            # Rounding can take a variance of nearly nothing below zero.
+            # Rounding can make a tiny variance negative.
             variance = variance.clamp_min(0.0)
             if self.training and self.track_running_stats:
                 self._track(mean.detach(), variance.detach(), features.numel() // features.shape[1])

@@ -68,7 +68,7 @@ class NetworkCell(nn.Module):
     ) -> Tensor:
         """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
-        # A tensor's value would have to be waited for; where there is one, paths are dropped in some epoch.
+        # Reading a tensor's value would wait for the device; where there is one, paths are dropped in some epoch.
         drops = isinstance(drop_path_probability, Tensor) or drop_path_probability > 0.0
         for operations, sources in zip(self.nodes, self.sources, strict=True):
             terms = []

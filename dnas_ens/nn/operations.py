@@ -207,7 +207,7 @@ class Zero(nn.Module):
 
 
 def _pooling(pool: nn.Module, channels: int) -> nn.Module:
-    # Pooling has no weights to set its scale, so DARTS puts an affine-free BatchNorm behind it always.
+    # Pooling has no weights to set its scale, so DARTS always puts an affine-free BatchNorm behind it.
     return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False))
 
 

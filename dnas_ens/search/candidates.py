@@ -107,7 +107,7 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
     for density in _DENSER:
         num_lambdas = 1 if fixed is not None else max(1, density * config.pool_size // hyper.directions)
         steps = torch.arange(1, num_lambdas + 1) / num_lambdas * hyper.max_lambda
-        # The paths' own start comes first; with a base that is only compared with it is another architecture.
+        # The start of the paths comes first; it differs from a given base that only the penalty compares with.
         points = family.start_point().joined(family.grid(steps if fixed is None else torch.tensor([fixed])))
         mixtures = family.distributions(points)
         distances = architecture_distance(mixtures, family.reference(), family.space)

@@ -80,7 +80,7 @@ def pair_penalty(distances: Tensor, targets: Tensor) -> Tensor:
         distances: (m, m), in [0, 1].
         targets: (m, m), the distances asked for.
     """
-    # On their device: indices from the host would be copied at every step, which a recording refuses.
+    # On their device: indices on the host would be copied at every step, which a CUDA graph cannot record.
     rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
     if len(rows) == 0:
         return distances.new_zeros(())
@@ -176,7 +176,7 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
         (..., T, E, O), 1/k on every kept (edge, operation), without a gradient.
     """
     allowed = mixtures.detach().clone()
-    # By number and not by a mask, which would be copied from the host at every step; so below.
+    # By number: a mask would be copied from the host at every step. The same holds below.
     if NONE in space.operations:
         allowed.select(-1, space.operations.index(NONE)).fill_(-1.0)
     strength, best = allowed.max(-1)

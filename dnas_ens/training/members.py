@@ -80,7 +80,7 @@ def member_steps(
             _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
             training.load_state_dict(newest[1]["training"])
             before = newest[1]["seconds"]
-        # Without a state, too: a process may have been killed between its first epoch's line and its state.
+        # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
@@ -106,7 +106,7 @@ def member_steps(
                 scalars = training.run_epoch(progress)
             else:
                 scalars = yield from _metered(training.epoch_steps(progress), cost)
-            # Measured at the quarters only: the last state is the member whatever val says on the way.
+            # Measured at the quarters only: the last state is the member, whatever its validation loss on the way.
             if 4 * training.epoch // recipe.epochs > 4 * (training.epoch - 1) // recipe.epochs:
                 measured = on_val()
                 scalars |= measured
@@ -116,7 +116,7 @@ def member_steps(
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
                 state = {"training": training.state_dict(), "seconds": cost.seconds()}
                 store.save(training.epoch, {**state, "identity": identity})
-    # Nothing was measured in a sitting that found the last epoch done.
+    # A resumed run that finds all epochs done has not measured anything yet.
     measured = measured or on_val()
     tell_if_guessing(measured["val_nll"], training.num_classes, f"member {index}")
     description = {
@@ -164,10 +164,10 @@ def train_members(
             for index in range(num_members):
                 _require_same(training_of(index), folder)
             return stored.to(device)
-        # Before anything is overwritten: what is damaged must not be signed anew.
+        # Before anything is overwritten: a damaged member must not get a new checksum.
         for index in filter(partial(_is_finished, folder), range(num_members)):
             _require_same(training_of(index), folder)
-        # An older one's would be of other members than those that are there then.
+        # An older manifest would describe other members.
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
     if folder is not None:
@@ -238,7 +238,7 @@ def _is_finished(folder: Path, index: int) -> bool:
 def _keep(network: Network, description: dict[str, Any], folder: Path) -> None:
     place = folder / "members" / str(description["index"])
     save_tensors(place / "model.safetensors", network.state_dict())
-    # Last, for this file says that the member is finished.
+    # Last, because this file says that the member is finished.
     write_json(place / "member.json", {**description, "sha256": sha256(place / "model.safetensors")})
 
 
@@ -275,7 +275,7 @@ def train_in_turns(
 def _settled(training: MemberTraining, folder: Path | None) -> Execution:
     """Return how all members are computed: as a member of the folder is, or as is measured now, once for all.
 
-    Each measuring for itself, beside others at that, an ensemble would mix precisions by chance.
+    If every member measured for itself, beside others, an ensemble would mix precisions by chance.
     """
     if training.execution_is_settled or folder is None:
         return training.settle_execution()
@@ -315,7 +315,7 @@ def _train_side_by_side(
 
 
 def _train_in_worker(build: Callable[[], MemberTraining], folder: Path, num_members: int) -> None:
-    # Without a result: the network is in the folder, and need not be sent.
+    # Returns nothing: the network is in the folder and need not be sent.
     trained_network(build(), folder=folder, num_members=num_members)
 
 

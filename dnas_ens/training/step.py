@@ -75,7 +75,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 class FiniteWatch:
-    """Keeps on the device whether the gradients of all steps were finite, and how many came before the first bad one.
+    """Tracks on the device whether all gradients were finite, and how many steps came before the first that was not.
 
     It is read once an epoch: reading at every step would make a GPU wait.
     """
@@ -100,7 +100,7 @@ class FiniteWatch:
         self._good_steps.zero_()
         tensors = [*module.parameters(), *module.buffers()]
         each = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
-        # Names, as a saved state has them, only where one is wanted.
+        # Looking up the name is slow, so only where a tensor is bad.
         unharmed = not each or bool(torch.stack(each).all())
         tensor = "" if unharmed else first_not_finite(module.state_dict())
         if not finite:
@@ -239,7 +239,7 @@ def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, beg
 
 
 def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:
-    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite, and worthless."""
+    """Warn on stderr if the validation NLL is more than twice that of guessing, ln K."""
     if val_nll > 2 * math.log(num_classes):
         print(
             f"{what} is far worse than guessing on val: NLL {val_nll:.2f}, and ln {num_classes} is "

@@ -201,7 +201,7 @@ class Training(Generic[Model]):
         where = f"epoch {self.epoch + 1} of {self.name}"
         scalars = yield from training_steps(self._step, batches, on_step=after_step, where=where)
         if isinstance(self.network, Network):
-            # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
+            # The generator belongs to the epoch; a network that is copied or sent should not carry it along.
             self.network.drop_path_generator = None
         require_finite(scalars, where=where)
         self.epoch += 1
@@ -241,9 +241,9 @@ class Training(Generic[Model]):
         """Go on from the weights, momentum and epoch of a state, in an order and augmentation of its own."""
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
-        # The optimiser takes over the tensors of a state, which another branch may begin from too.
+        # A copy, because the optimiser keeps the tensors, and another branch may start from the same state.
         load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]))
-        # After them, for a recorded step holds the tensors of the optimiser.
+        # Last, because a recorded step holds the tensors of the optimiser.
         self._execute(Execution(**state["execution"]))
 
 
@@ -276,7 +276,7 @@ class NetworkTraining(Training[Model]):
             indices = epoch_indices(self.train_split, recipe.batch_size, generator=order, drop_last=True)
             return ((index,) for index in indices)
 
-        # Gathered and augmented within the step, so that a recording holds that too.
+        # Gathering and augmenting are part of the step, so that a CUDA graph records them too.
         def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
             images, labels = self.train_split.images[index], self.train_split.labels[index]
             return self.augmentation(images, self.augmentation_generator), labels
