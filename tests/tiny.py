@@ -9,6 +9,7 @@ import torch
 
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
+from dnas_ens.search.relaxation import mixture_distribution
 from dnas_ens.space.genotype import Genotype, random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 from dnas_ens.space.stack import StackSpec
@@ -57,3 +58,18 @@ def mixture(space: SearchSpace, *lead: int, seed: int = 0) -> torch.Tensor:
     """Random mixture weights (*lead, T, E, O) in double precision."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(*lead, *space.shape, generator=generator, dtype=torch.float64) / len(space.operations)
+
+
+def logits(
+    space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normal alpha (*lead, T, E, O) and beta (*lead, T, E) in double precision."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (*lead, *space.shape)
+    alpha = scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+    return alpha, scale * torch.randn(shape[:-1], generator=generator, dtype=torch.float64)
+
+
+def distributions(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+    """Natural distributions (*lead, T, E, O) of random logits."""
+    return mixture_distribution(*logits(space, *lead, seed=seed, scale=scale), space)

@@ -61,7 +61,6 @@ class Evaluations:
 
     Args:
         train: Trains a genotype and returns its validation probabilities (N, K).
-        val_labels: Class indices, (N,), integers.
         folder: Where evaluations are kept; None keeps them in memory.
     """
 
@@ -74,7 +73,7 @@ class Evaluations:
 
     def name_of(self, genotype: Genotype, index: int) -> str:
         """Return the name of an evaluation's folder."""
-        # As numbered: weights trained under one numbering do not fit another.
+        # Not canonical: weights trained under one numbering of the nodes do not fit another.
         text = json.dumps(genotype.to_dict(), sort_keys=True, separators=(",", ":"))
         return f"{index:04d}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -151,7 +150,6 @@ def forward_select(label_probs: npt.ArrayLike, num_members: int) -> list[int]:
 
     Args:
         label_probs: (P, N), in [0, 1].
-        num_members: M.
 
     Returns:
         M positions, best first; see `dnas_ens.ensembles.selection.greedy_selection`.

@@ -22,7 +22,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.space.genotype import Genotype, random_deviation, random_genotype
 from dnas_ens.space.search_space import SearchSpace
 
-#: Draws for one genotype before it is declared not to exist.
+#: Draws for one genotype before giving up.
 MAX_DRAWS = 2000
 
 
@@ -32,10 +32,7 @@ def random_pool(
     """Draw different random genotypes, no two of them isomorphic.
 
     Args:
-        space: Where to draw from.
         num_genotypes: P, at least 1. A larger pool of the same seed begins with the smaller one.
-        seed: Decides the draw.
-        edges_per_node: Edges each node keeps.
 
     Raises:
         UserError: The space holds too few different genotypes, or P is below 1.
@@ -72,10 +69,8 @@ def deviations_sharing(
     Sharing is `Genotype.shared_edges`: given those of an ensemble's members, this makes their counterpart.
 
     Args:
-        base: The genotype to deviate from.
         shared_edges: M numbers of shared edges, each from 0 to below ``base.num_edges``.
         operations: At least two names to draw from.
-        seed: Decides the draw.
 
     Raises:
         UserError: No deviation found shares so many edges; the nearest number found is named.
@@ -117,9 +112,7 @@ def nes_random_search(
 
     Args:
         train: Trains a genotype; called with it and its position in the pool, which should decide all seeds.
-        val_labels: Class indices of the validation images, (N,).
         pool: P genotypes: `random_pool` for NES-RS, deviations for its RandomD counterpart.
-        num_members: M, from 1 to P.
         folder: Where each evaluation is kept; run again with it, only what is missing is trained.
 
     Raises:

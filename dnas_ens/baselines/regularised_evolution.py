@@ -79,7 +79,6 @@ class Individual:
 
     Args:
         index: Position in the history, which is its birthday.
-        genotype: Its cells.
         parent: Index of its parent; None in the first population.
         val_nll: Its own validation NLL, nats.
     """
@@ -97,11 +96,6 @@ def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.rando
     the edge, and what it changes to. What is not possible is passed over: a source can only become one that its
     node does not take yet. A change that gives the parent back under another numbering of its nodes is none, and
     is passed over as well. The identity, which the paper allows at a low rate, is not among the mutations.
-
-    Args:
-        genotype: The parent.
-        operations: Names to draw from; "none" is never drawn.
-        generator: The source of randomness.
 
     Returns:
         A valid genotype that differs from the parent in exactly one edge, and there in the operation or in the
@@ -163,9 +157,6 @@ class RegularisedEvolution:
 
     Args:
         train: Trains a genotype; called with it and its index, which should decide all seeds.
-        val_labels: Class indices of the validation images, (N,).
-        space: The space to search.
-        config: Population, parents, seed.
         initial: The first population; None draws it with `random_pool` from the seed, so that it is the beginning of
             the pool of a random search with that seed.
         folder: Holds evolution.json, the state, and ``evaluations/``; None keeps all in memory. A folder that holds a
@@ -249,7 +240,6 @@ class RegularisedEvolution:
         """Choose M of everything ever trained, greedily on the ensemble's validation NLL.
 
         Args:
-            num_members: M.
             num_evaluations: Choose from the first so many only: the result of a smaller budget. None for all.
 
         Raises:
@@ -306,11 +296,7 @@ def nes_regularised_evolution(
 
     Args:
         train: See `RegularisedEvolution`.
-        val_labels: Class indices of the validation images, (N,).
-        space: The space to search.
-        config: Population, parents, seed.
         num_evaluations: Genotypes trained in all (the paper's budget K), at least M and at least P.
-        num_members: M.
         folder: Where state and evaluations are kept; run again with it, the evolution goes on.
 
     Raises:

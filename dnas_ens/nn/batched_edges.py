@@ -76,9 +76,6 @@ class EdgesOfSource(nn.Module):
     """The k edges that leave one source, with all their candidate operations.
 
     Args:
-        operations: Names of the O candidate operations.
-        num_edges: k.
-        channels: C.
         stride: 1 or 2, of all these edges.
     """
 
@@ -152,7 +149,7 @@ class EdgesOfSource(nn.Module):
         return total
 
     def _of(self, names: list[str], weights: Tensor) -> Tensor:
-        # Without a list of indices, which would be copied from the host at every step.
+        # Not by a list of indices, which would be copied from the host at every step.
         columns = [self.operations.index(name) for name in names]
         if columns == list(range(columns[0], columns[0] + len(columns))):
             return weights[..., columns[0] : columns[0] + len(columns)]
@@ -161,8 +158,8 @@ class EdgesOfSource(nn.Module):
     def _mix_convolutions(self, active: Tensor, weights: Tensor) -> Tensor:
         edges, count, channels = self.num_edges, len(self.convolutions), self.channels
         on_cpu = not moments.suits_large_products(active)
-        # On a CPU, calls below either bound cost more than a copy of the input for every edge does. On a GPU calls
-        # always do, and the input need not be copied.
+        # On a CPU, below either bound a call costs more than copying the input for every edge. On a GPU it always does,
+        # and there the input need not be copied.
         together = not on_cpu or channels < NARROW or active.numel() < SMALL
         copies = [active] * (1 if together else edges)
         if together and on_cpu:

@@ -44,9 +44,6 @@ class DepthwiseConv2d(nn.Conv2d):
 
     Args:
         channels: C, in and out.
-        kernel_size: Odd.
-        stride: 1 or 2.
-        dilation: 1 or 2.
     """
 
     def __init__(self, channels: int, kernel_size: int, stride: int = 1, *, dilation: int = 1) -> None:
@@ -72,8 +69,6 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
     Args:
         features: (B, C, H, W).
         weight: (k * C, 1, s, s), s odd: k kernels a channel, that of output e * C + c for channel c.
-        stride: Step of the output.
-        dilation: Step of the kernel.
 
     Returns:
         (B, k * C, ceil(H / stride), ceil(W / stride)).
@@ -90,7 +85,7 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
     if not (_accelerated and needs_gradient and features.device.type == "cpu"):
         return _convolve(features, weight, stride, dilation)
     if torch.is_autocast_enabled("cpu"):
-        # As autocast does for PyTorch's own convolution; outside of it the gradients would meet two dtypes.
+        # As autocast does for PyTorch's own convolution; otherwise the gradients would mix two dtypes.
         dtype = torch.get_autocast_dtype("cpu")
         features, weight = features.to(dtype), weight.to(dtype)
     if stride == dilation == 2:
@@ -140,7 +135,7 @@ def _convolve(features: Tensor, weight: Tensor, stride: int, dilation: int) -> T
 class _DepthwiseConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
-        # Channels of a larger tensor are kept as they are: copying them again costs less than keeping the copy.
+        # Saved without making them contiguous: copying again in the backward pass costs less than keeping a copy.
         ctx.save_for_backward(features, weight)
         ctx.stride, ctx.dilation = stride, dilation
         return _convolve(features.contiguous(memory_format=torch.channels_last), weight, stride, dilation)

@@ -37,9 +37,7 @@ class GraphedStep:
 
     Args:
         step: Must not wait for the device, and must take all that changes from call to call as arguments.
-        device: A CUDA device.
         generators: On the device, all but its default one that the step draws from.
-        unrecorded: How many calls run before the recording.
     """
 
     def __init__(
@@ -114,7 +112,6 @@ class Execution:
 
         Args:
             step: Takes tensors alone, see `GraphedStep`.
-            device: Where it is computed.
             generators: What it draws from, but for the device's default generator.
 
         Raises:
@@ -174,7 +171,7 @@ def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, enabled=False) if available else nullcontext()
 
 
-#: As members are computed when nothing is said: what wins on CPUs (experiments/results/benchmarks.md).
+#: The default for members: what wins on CPUs (experiments/results/benchmarks.md).
 PLAIN = Execution()
 
 
@@ -233,9 +230,7 @@ def fastest(
     is left out, and said to be.
 
     Args:
-        choices: At least one.
         build_step: Gives one step of a network that is thrown away afterwards.
-        device: Where it is computed.
         rounds: Timed steps of every choice; the median counts.
 
     Raises:

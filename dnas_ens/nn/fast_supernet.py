@@ -44,7 +44,7 @@ class FastSupernetCell(nn.Module):
 
     def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
         """Compute the cell's output (B, N * C, H, W); mixture is (S, T, E, O) for S slices of the batch."""
-        # Taken apart at once: a gradient of each part alone would be summed into a tensor of zeros of its own.
+        # Split once: the gradient of every separate slice would be added into its own tensor of zeros.
         weights = mixture[:, self.type_index].unbind(1)
         inputs = [
             state.contiguous(memory_format=torch.channels_last)

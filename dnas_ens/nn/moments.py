@@ -162,7 +162,6 @@ def moments(features: Tensor, groups: int) -> tuple[Tensor, Tensor]:
 
     Args:
         features: (B, G * c, H, W), channels_last.
-        groups: G.
 
     Returns:
         Mean (G, c) and biased covariance (G, c, c), in float32 for features of lower precision.
@@ -178,7 +177,6 @@ class PointwiseNorm(nn.BatchNorm2d):
     convolutions' weights too.
 
     Args:
-        groups: G.
         channels: c, in and out of each convolution.
         convolve: False for BatchNorm alone, as if every convolution were the identity.
     """
@@ -217,7 +215,7 @@ class PointwiseNorm(nn.BatchNorm2d):
             else:
                 mean = (self.pointwise @ mean.unsqueeze(2)).squeeze(2)
                 variance = ((self.pointwise @ covariance) * self.pointwise).sum(2)
-            # Rounding can take a variance of nearly nothing below zero.
+            # Rounding can make a tiny variance negative.
             variance = variance.clamp_min(0.0)
             if self.training and self.track_running_stats:
                 self._track(mean.detach(), variance.detach(), features.numel() // features.shape[1])

@@ -68,7 +68,7 @@ class NetworkCell(nn.Module):
     ) -> Tensor:
         """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
-        # A tensor's value would have to be waited for; where there is one, paths are dropped in some epoch.
+        # Reading a tensor's value would wait for the device; where there is one, paths are dropped in some epoch.
         drops = isinstance(drop_path_probability, Tensor) or drop_path_probability > 0.0
         for operations, sources in zip(self.nodes, self.sources, strict=True):
             terms = []
@@ -117,7 +117,6 @@ class Network(nn.Module):
     Args:
         genotype: The cells; it must hold every cell type that occurs in the stack.
         stack: Size of the stack and of the images; partial channels inherit from a supernet that has them.
-        auxiliary: Whether to add the auxiliary head.
         affine: Whether BatchNorm in the cells has a learnt scale and shift.
 
     Raises:

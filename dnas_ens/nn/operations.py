@@ -59,10 +59,8 @@ def build_operation(name: str, channels: int, stride: int, *, affine: bool) -> n
     """Build one registered operation.
 
     Args:
-        name: Registered name.
         channels: C, kept by the operation.
         stride: 1, or 2 on the edges that leave an input of a reduction cell.
-        affine: Whether BatchNorm has a learnt scale and shift.
 
     Raises:
         UserError: If the name is unknown.
@@ -76,7 +74,6 @@ def average_pool(features: Tensor, stride: int) -> Tensor:
 
     Args:
         features: (B, C, H, W).
-        stride: 1 or 2.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)).
@@ -210,7 +207,7 @@ class Zero(nn.Module):
 
 
 def _pooling(pool: nn.Module, channels: int) -> nn.Module:
-    # Pooling has no weights to set its scale, so DARTS puts an affine-free BatchNorm behind it always.
+    # Pooling has no weights to set its scale, so DARTS always puts an affine-free BatchNorm behind it.
     return nn.Sequential(pool, nn.BatchNorm2d(channels, affine=False))
 
 

@@ -250,9 +250,6 @@ def folded_norm(
         pointwise: P, (G, c, c) float32; None for the identity.
         gram: Sums of z z^T over pixels in float32: (G' * c, G' * c), or the blocks on its diagonal (G', c, c).
         tracked: running_mean, running_var (G * c,) and num_batches_tracked, updated in place; None for none.
-        groups: G.
-        channels: c.
-        epsilon: Added to variances.
         momentum: Share of the batch in the running statistics.
 
     Returns:

@@ -37,7 +37,7 @@ class MixedOperation(nn.Module):
         columns = weights.reshape(-1, weights.shape[-1], 1, 1, 1).unbind(1)
         total: Tensor | None = None
         for operation, column in zip(self.operations, columns, strict=True):
-            # ``none`` adds nothing; its weight still counts, for it takes from the others' share.
+            # ``none`` adds nothing, but its weight lowers the share of the others.
             if isinstance(operation, Zero):
                 continue
             term = operation(active)
@@ -74,7 +74,7 @@ class SupernetCell(nn.Module):
             (B, N * C, H, W).
         """
         weights = mixture[:, self.type_index]
-        # One mixture for all images stays one: PyTorch broadcasts it over the batch.
+        # PyTorch broadcasts a single mixture over the batch.
         if len(weights) > 1:
             weights = weights.repeat_interleave(len(last) // len(weights), dim=0)
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
@@ -92,10 +92,6 @@ class Supernet(nn.Module):
     """A stack of cells in which every edge holds every candidate operation (DARTS, arXiv 1806.09055).
 
     BatchNorm is affine-free inside the cells: a learnt scale would undo the mixture weights.
-
-    Args:
-        space: Cell types, nodes and operations.
-        stack: Size of the stack and of the images.
 
     Raises:
         UserError: If an operation is unknown.

@@ -29,10 +29,6 @@ def first_order_gradient(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the validation loss and its gradient with the weights held fixed.
 
-    Args:
-        validation_loss: Evaluates the objective at the current parameters.
-        architecture: Parameters of the hypernetwork.
-
     Returns:
         The detached loss and one gradient a parameter, zeros where the loss does not depend on it.
     """
@@ -63,13 +59,9 @@ def second_order_gradient(
 
     Args:
         training_loss: Evaluates the training loss at the current parameters; the same value at each call.
-        validation_loss: Evaluates the objective at the current parameters.
-        weights: Parameters of the supernet.
-        architecture: Parameters of the hypernetwork.
         learning_rate: xi, that of the virtual step.
         momentum: mu of the weights' optimiser.
         momentum_buffers: Its buffers, or None before the first step.
-        weight_decay: That of the weights' optimiser.
         radius: Length of the finite-difference step in weight space.
     """
     weights, architecture = list(weights), list(architecture)

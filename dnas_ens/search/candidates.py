@@ -35,7 +35,6 @@ class Candidate:
     """One genotype of the pool.
 
     Args:
-        genotype: The cells.
         lam: Diversity parameter it was drawn at; None for a random deviation.
         direction: Direction it was drawn on; None for a random deviation.
         distance_to_base: D to the base, in [0, 1]; None for a random deviation.
@@ -108,7 +107,7 @@ def draw_pool(loop: SearchLoop) -> list[Candidate]:
     for density in _DENSER:
         num_lambdas = 1 if fixed is not None else max(1, density * config.pool_size // hyper.directions)
         steps = torch.arange(1, num_lambdas + 1) / num_lambdas * hyper.max_lambda
-        # The paths' own start comes first; with a base that is only compared with it is another architecture.
+        # The start of the paths comes first; it differs from a given base that only the penalty compares with.
         points = family.start_point().joined(family.grid(steps if fixed is None else torch.tensor([fixed])))
         mixtures = family.distributions(points)
         distances = architecture_distance(mixtures, family.reference(), family.space)
@@ -174,8 +173,6 @@ def score(
     """Score candidates on the validation images with the supernet's weights.
 
     Args:
-        loop: A finished search.
-        pool: Candidates.
         recipe: Learning rate and regularisation of the optional brief training (``candidate_epochs``).
 
     Returns:
@@ -248,8 +245,6 @@ def rank(probs: np.ndarray, labels: np.ndarray, selected: list[int]) -> list[int
 
     Args:
         probs: Probabilities of the pool, shape (P, N, K).
-        labels: Class indices, shape (N,).
-        selected: What `select` chose.
 
     Returns:
         Positions in the pool, first ``selected``, then every other one once.

@@ -16,7 +16,7 @@ from dnas_ens.space.search_space import SearchSpace
 
 #: Below this divergence the root is replaced by a line, so that its gradient stays finite at equality.
 ROOT_EPSILON = 1e-8
-#: Probabilities are clamped to this before their logarithm is taken; the divergence does not notice.
+#: Probabilities are clamped to this before their logarithm is taken; too small to change the divergence.
 PROBABILITY_FLOOR = 1e-30
 
 
@@ -32,7 +32,7 @@ def jensen_shannon_terms(p: Tensor, q: Tensor) -> Tensor:
     Returns:
         The broadcast shape; summed over the outcomes of a distribution it is the divergence in [0, 1].
     """
-    # Without the clamp an underflowed probability would give the gradient log(0).
+    # Without the clamp, an underflowed probability has the gradient log(0).
     p, q = p.clamp_min(PROBABILITY_FLOOR), q.clamp_min(PROBABILITY_FLOOR)
     mean = 0.5 * (p + q)
     terms = 0.5 * (torch.xlogy(p, p) + torch.xlogy(q, q)) - torch.xlogy(mean, mean)
@@ -60,7 +60,6 @@ def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
     Args:
         p: Mixtures (..., T, E, O), summing to 1 over each node's incoming edges and operations.
         q: Mixtures of a shape that broadcasts with p.
-        space: The space both live in.
 
     Returns:
         (..., T, N), in [0, 1] (units of ln 2).
@@ -75,7 +74,6 @@ def architecture_distance(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
     Args:
         p: Mixtures (..., T, E, O).
         q: Mixtures of a shape that broadcasts with p.
-        space: The space both live in.
 
     Returns:
         (...), in [0, 1]. It is a metric, as a mean of metrics.

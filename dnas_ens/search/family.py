@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.search.divergence import architecture_distance, pairwise_architecture_distance
-from dnas_ens.search.hypernetwork import build_hypernetwork
+from dnas_ens.search.hypernetwork import HYPERNETWORKS
 from dnas_ens.search.relaxation import (
     discretise,
     genotype_logits,
@@ -59,9 +59,6 @@ def draw_points(
     Directions come without replacement; when m exceeds R every direction comes equally often, up to one.
 
     Args:
-        num_points: m.
-        num_directions: R.
-        max_lambda: End of the range.
         margin: Overhang on both sides.
         generator: A CPU generator.
         fixed_lambda: If given, every lambda is this one.
@@ -94,9 +91,7 @@ class ArchitectureFamily:
     """Points (lambda, direction) as distributions, relaxed samples and genotypes.
 
     Args:
-        config: The search's configuration.
         base: A given base, if the configuration names one; otherwise the base is learnt.
-        device: Where the hypernetwork lives.
 
     Attributes:
         space: That of the configuration's stack.
@@ -129,8 +124,7 @@ class ArchitectureFamily:
             else:
                 base_logits = logits[0].cpu(), logits[1].cpu()
         hyper = config.hypernetwork
-        self.hypernetwork = build_hypernetwork(
-            hyper.hypernetwork,
+        self.hypernetwork = HYPERNETWORKS[hyper.hypernetwork](
             space,
             num_directions=hyper.directions,
             num_knots=hyper.num_knots,

@@ -28,6 +28,8 @@ class Hypernetwork(nn.Module, ABC):
         space: The search space.
         num_directions: R.
         max_lambda: Largest lambda, > 0; larger and negative values are clipped.
+        num_knots: K >= 2, of a piecewise-linear path.
+        train_positions: Whether its inner knots' positions are learnt.
         generator: Source of the initial values.
         base_logits: (alpha, beta) of a given base, which then stays fixed; without it the base is learnt.
     """
@@ -40,18 +42,24 @@ class Hypernetwork(nn.Module, ABC):
         *,
         num_directions: int,
         max_lambda: float,
+        num_knots: int = 5,
+        train_positions: bool = False,
         generator: torch.Generator | None = None,
         base_logits: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
         if num_directions < 1 or max_lambda <= 0:
             raise ValueError(f"num_directions {num_directions} and max_lambda {max_lambda} must be positive.")
+        if num_knots < 2:
+            raise ValueError(f"num_knots is {num_knots}; a path needs at least 2.")
         self.space, self.num_directions, self.max_lambda = space, num_directions, max_lambda
+        self.num_knots, self.train_positions = num_knots, train_positions
         if base_logits is None:
             self.base = nn.Parameter(INITIAL_SCALE * torch.randn(self.packed_shape, generator=generator))
         else:
             alpha, beta = base_logits
             self.register_buffer("base", torch.cat([alpha, beta.unsqueeze(-1)], dim=-1))
+        self.build(generator)
 
     @property
     def packed_shape(self) -> tuple[int, int, int]:
@@ -76,6 +84,10 @@ class Hypernetwork(nn.Module, ABC):
         return packed[..., :-1], packed[..., -1]
 
     @abstractmethod
+    def build(self, generator: torch.Generator | None) -> None:
+        """Make what the paths are computed from."""
+
+    @abstractmethod
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
         """Return packed logits (m, T, E, O + 1) at clipped lambda, given the base."""
 
@@ -90,44 +102,17 @@ class PiecewiseLinearHypernetwork(Hypernetwork):
     Equation: theta(lambda, r) = sum over k of hat_k(lambda) * knot_{k, r} with the hat functions of the knot
     positions 0 = s_0 < ... < s_{K-1} = max_lambda, and knot_{0, r} = base. R = 1 is the hypernetwork of EdgeNES
     with its two interpolation weights the right way round, so that the path is continuous and meets its knots.
-
-    Args:
-        space: The search space.
-        num_directions: R.
-        num_knots: K >= 2.
-        max_lambda: Position of the last knot.
-        train_positions: Whether the inner knots' positions are learnt.
-        generator: Source of the initial values.
-        base_logits: (alpha, beta) of a given base, which then stays fixed.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        num_directions: int,
-        num_knots: int = 5,
-        max_lambda: float,
-        train_positions: bool = False,
-        generator: torch.Generator | None = None,
-        base_logits: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        super().__init__(
-            space,
-            num_directions=num_directions,
-            max_lambda=max_lambda,
-            generator=generator,
-            base_logits=base_logits,
-        )
-        if num_knots < 2:
-            raise ValueError(f"num_knots is {num_knots}; a path needs at least 2.")
-        shape = (num_directions, num_knots - 1, *self.packed_shape)
+    def build(self, generator: torch.Generator | None) -> None:
+        """Make the steps between knots and what their positions come from."""
+        shape = (self.num_directions, self.num_knots - 1, *self.packed_shape)
         # A knot is the base plus the steps up to it. The paths follow while the base is learnt, and every
         # large lambda trains the first steps too, which keeps a path straight: with free knots the way from one
         # to the next often led back past the base.
         self.steps = nn.Parameter(INITIAL_SCALE * torch.randn(shape, generator=generator))
         # Softmax of these, summed up, gives the positions: ordered and inside the range by construction.
-        self.gap_logits = nn.Parameter(torch.zeros(num_knots - 1), requires_grad=train_positions)
+        self.gap_logits = nn.Parameter(torch.zeros(self.num_knots - 1), requires_grad=self.train_positions)
 
     def positions(self) -> Tensor:
         """Return the knots' positions (K,), ascending from 0 to max_lambda."""
@@ -149,40 +134,19 @@ class PiecewiseLinearHypernetwork(Hypernetwork):
 
 
 class MlpHypernetwork(Hypernetwork):
-    """Smooth paths: theta(lambda, r) = base + (lambda / max_lambda) * mlp(lambda, embedding of r).
+    """Smooth paths: theta(lambda, r) = base + (lambda / max_lambda) * mlp(lambda, embedding of r)."""
 
-    Args:
-        space: The search space.
-        num_directions: R.
-        max_lambda: Largest lambda.
-        width: Hidden units of both layers and size of the embedding.
-        generator: Source of the initial values.
-        base_logits: (alpha, beta) of a given base, which then stays fixed.
-    """
+    #: Hidden units of both layers and size of the embedding.
+    width = 64
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        *,
-        num_directions: int,
-        max_lambda: float,
-        width: int = 64,
-        generator: torch.Generator | None = None,
-        base_logits: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
-        super().__init__(
-            space,
-            num_directions=num_directions,
-            max_lambda=max_lambda,
-            generator=generator,
-            base_logits=base_logits,
-        )
-        outputs = self.base.numel()
-        self.embedding = nn.Parameter(torch.randn(num_directions, width, generator=generator))
+    def build(self, generator: torch.Generator | None) -> None:
+        """Make the perceptron and the embeddings."""
+        width = self.width
+        self.embedding = nn.Parameter(torch.randn(self.num_directions, width, generator=generator))
         self.hidden = nn.Sequential(
             nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
-        self.last = nn.Linear(width, outputs)
+        self.last = nn.Linear(width, self.base.numel())
         with torch.no_grad():
             for parameter in (*self.hidden.parameters(), *self.last.parameters()):
                 scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.0
@@ -196,32 +160,8 @@ class MlpHypernetwork(Hypernetwork):
         return base + relative.view(-1, 1, 1, 1) * offsets.view(-1, *self.packed_shape)
 
 
-def build_hypernetwork(
-    kind: HypernetworkKind,
-    space: SearchSpace,
-    *,
-    num_directions: int,
-    num_knots: int,
-    max_lambda: float,
-    train_positions: bool,
-    generator: torch.Generator | None = None,
-    base_logits: tuple[Tensor, Tensor] | None = None,
-) -> Hypernetwork:
-    """Build a hypernetwork of the given kind; knots concern the piecewise-linear one, "star", alone."""
-    if kind == "mlp":
-        return MlpHypernetwork(
-            space,
-            num_directions=num_directions,
-            max_lambda=max_lambda,
-            generator=generator,
-            base_logits=base_logits,
-        )
-    return PiecewiseLinearHypernetwork(
-        space,
-        num_directions=num_directions,
-        num_knots=num_knots,
-        max_lambda=max_lambda,
-        train_positions=train_positions,
-        generator=generator,
-        base_logits=base_logits,
-    )
+#: By the name that a configuration gives them.
+HYPERNETWORKS: dict[HypernetworkKind, type[Hypernetwork]] = {
+    "star": PiecewiseLinearHypernetwork,
+    "mlp": MlpHypernetwork,
+}

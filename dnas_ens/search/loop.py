@@ -32,9 +32,7 @@ class SearchLoop:
     """State and steps of one search.
 
     Args:
-        config: The search's configuration.
         data: Images; only ``train`` (halved) and ``val`` are read.
-        device: Where the supernet lives.
         base: A given base, if the configuration names one.
     """
 
@@ -81,7 +79,7 @@ class SearchLoop:
         self.epoch = 0
         self.steps_per_epoch = max(1, len(self.weight_half) // config.bilevel.batch_size)
         bilevel = config.bilevel
-        # The fast form computes channels_last whatever it is given.
+        # The fast form converts its inputs to channels_last itself.
         layouts = (PLAIN.layout,) if supernet.form == "fast" else tuple(LAYOUTS)
         self._open_choices = candidates(
             layout=bilevel.layout,
@@ -138,7 +136,7 @@ class SearchLoop:
     def _whole_slices(self, images: Tensor, labels: Tensor) -> Batch:
         """Leave out what does not fill a slice a member; where images are too few for it, they are taken in turns."""
         num_members = self.config.objective.drawn_members
-        # BatchNorm on a slice by itself has no variance of a single image that has shrunk to a pixel.
+        # A slice of one image that has shrunk to one pixel has no variance for BatchNorm.
         least = 2 * num_members if self.config.objective.passes == "separate" else num_members
         if len(labels) < least:
             turns = torch.arange(least, device=labels.device) % len(labels)
@@ -204,11 +202,7 @@ class SearchLoop:
 
     @torch.no_grad()
     def measure(self, *, num_images: int = 1000) -> dict[str, float]:
-        """Return validation accuracy, diversity, skips and entropy at the current state.
-
-        Args:
-            num_images: How many validation images are looked at.
-        """
+        """Return validation accuracy, diversity, skips and entropy at the current state."""
         hyper = self.config.hypernetwork
         members = self.family.distributions(self.family.grid(torch.tensor([0.5 * hyper.max_lambda])))
         distances = pairwise_architecture_distance(members, self.family.space)
@@ -253,7 +247,7 @@ class SearchLoop:
         self.family.hypernetwork.load_state_dict(state["hypernetwork"])
         load_optimizer(self.steps.weight_optimizer, state["weight_optimizer"])
         self.steps.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
-        # Last, for a recorded step holds the tensors of the optimisers.
+        # Last, because a recorded step holds the tensors of the optimisers.
         self._execute(Execution(**state["execution"]))
         for name, generator in self.generators.items():
             generator.set_state(state["generators"][name].cpu())

@@ -80,7 +80,7 @@ def pair_penalty(distances: Tensor, targets: Tensor) -> Tensor:
         distances: (m, m), in [0, 1].
         targets: (m, m), the distances asked for.
     """
-    # On their device: indices from the host would be copied at every step, which a recording refuses.
+    # On their device: indices on the host would be copied at every step, which a CUDA graph cannot record.
     rows, columns = torch.triu_indices(len(distances), len(distances), offset=1, device=distances.device)
     if len(rows) == 0:
         return distances.new_zeros(())
@@ -94,7 +94,6 @@ def base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace
         mixtures: (m, T, E, O) distributions of the drawn members.
         base: (T, E, O) distribution of the base.
         lam: (m,), in [0, 1].
-        space: The space.
     """
     return (lam - architecture_distance(mixtures, base, space)).square().mean()
 
@@ -129,7 +128,6 @@ def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpa
     Args:
         mixtures: (m, T, E, O) relaxed samples.
         base_edges: (T, E, O), 1 on the triples of the base.
-        space: The space.
 
     Returns:
         (m,).
@@ -149,7 +147,6 @@ def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space
         samples: (m, T, E, O) relaxed samples of the drawn members.
         base_edges: (T, E, O), 1 on the triples of the given base.
         lam: (m,), in edges.
-        space: The space.
     """
     return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
 
@@ -162,7 +159,6 @@ def predictive_penalty(logits: Tensor, points: Points, *, scale: float) -> Tenso
 
     Args:
         logits: (m, B, K) on the same images.
-        points: The m points of the members.
         scale: Predictive distance asked for per unit of lambda.
     """
     distances = pairwise_predictive_distance(logits.log_softmax(-1))
@@ -174,14 +170,13 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
 
     Args:
         mixtures: (..., T, E, O) natural distributions.
-        space: The space.
         edges_per_node: k, edges the discretisation keeps.
 
     Returns:
         (..., T, E, O), 1/k on every kept (edge, operation), without a gradient.
     """
     allowed = mixtures.detach().clone()
-    # By number and not by a mask, which would be copied from the host at every step; so below.
+    # By number: a mask would be copied from the host at every step. The same holds below.
     if NONE in space.operations:
         allowed.select(-1, space.operations.index(NONE)).fill_(-1.0)
     strength, best = allowed.max(-1)
@@ -202,8 +197,6 @@ def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_n
 
     Args:
         mixtures: (..., T, E, O) natural distributions.
-        space: The space.
-        edges_per_node: Edges the discretisation keeps.
 
     Returns:
         (...), in [0, 1]: 0 for a distribution that is its own discretisation.
@@ -224,7 +217,6 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
 
     Args:
         mixtures: (..., T, E, O) natural distributions.
-        space: The space.
 
     Returns:
         (...), in [0, ln O].
@@ -254,8 +246,6 @@ def diversity_penalty(
         distributions: (m, T, E, O) natural distributions of the drawn members.
         samples: (m, T, E, O) relaxed samples (equal to the distributions for the softmax relaxation).
         base: (T, E, O) natural distribution of the base; 1 on the base's triples for ``edge-overlap``.
-        points: The m points.
-        space: The space.
     """
     if kind == "none":
         return distributions.new_zeros(())

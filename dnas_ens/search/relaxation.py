@@ -19,8 +19,6 @@ def edge_probs(beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) ->
 
     Args:
         beta: (..., T, E) edge logits.
-        space: The space.
-        temperature: t > 0.
 
     Returns:
         (..., T, E), summing to 1 over each node's edges.
@@ -36,8 +34,6 @@ def mixture_distribution(
     Args:
         alpha: (..., T, E, O) operation logits.
         beta: (..., T, E) edge logits.
-        space: The space.
-        temperature: t > 0.
 
     Returns:
         (..., T, E, O), summing to 1 over each node's incoming edges and operations.
@@ -61,9 +57,7 @@ def gumbel_mixture(
     Args:
         alpha: (..., T, E, O) operation logits.
         beta: (..., T, E) edge logits.
-        space: The space.
         temperature: t > 0; the sample tends to one-hot as t falls to 0.
-        generator: Source of the noise.
 
     Returns:
         (..., T, E, O), summing to 1 over each node's incoming edges and operations.
@@ -108,7 +102,6 @@ def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) 
 
     Args:
         mixture: (T, E, O) natural distribution.
-        space: The space.
         edges_per_node: Edges kept; nodes with fewer incoming edges keep all.
 
     Returns:
@@ -165,7 +158,6 @@ def genotype_logits(mixture: Tensor, space: SearchSpace, *, smoothing: float) ->
 
     Args:
         mixture: (T, E, O), 1 on every (edge, operation) of the genotype and 0 elsewhere.
-        space: The space.
         smoothing: tau in (0, 1).
     """
     num_operations = len(space.operations)
@@ -188,7 +180,6 @@ def normalised_entropy(mixture: Tensor, space: SearchSpace) -> float:
 
     Args:
         mixture: (T, E, O) or (m, T, E, O) natural distributions.
-        space: The space.
     """
     terms = -torch.xlogy(mixture, mixture).sum(-1)
     shares = []

@@ -24,7 +24,6 @@ class SearchResult:
     """The result of ``dnas_ens.search``.
 
     Args:
-        config: The search's configuration.
         base: The base's genotype.
         candidates: The pool, with scores.
         ranking: Positions in the pool in the order that larger ensembles take them in, the chosen members first.

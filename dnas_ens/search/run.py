@@ -47,10 +47,7 @@ def run_search(
     """Search, choose the members, and write both to the run folder if there is one.
 
     Args:
-        config: The search.
         data: Images; ``test`` is not read.
-        device: Where the supernet lives.
-        run: Where checkpoints, metrics and results go.
         resume: Whether to go on from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
 
@@ -90,7 +87,7 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     if "ranking" not in found:
         return None
     print(f"the search in {run.path} is finished", file=sys.stderr, flush=True)
-    # A log that is not the search's is told, as where the search goes on.
+    # Reports a log that does not belong to this search, as resuming does.
     run.metrics.read("search")
     result = SearchResult.from_dict(found, config=config)
     file = run.file("hypernetwork.safetensors")
@@ -116,7 +113,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
         if newest is not None:
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
-        # Without a state, too: a process may have been killed between its first epoch's line and its state.
+        # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         run.metrics.truncate("search", step=loop.epoch * loop.steps_per_epoch)
     cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
@@ -130,7 +127,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             progress.count_images(num_images)
             progress.step()
 
-        # A state that the search had stopped at is one it stops at again.
+        # A resumed search stops early where it had stopped before.
         while loop.epoch < config.bilevel.epochs and not _stops_early(loop):
             scalars = loop.run_epoch(on_step)
             progress.epoch(
@@ -162,7 +159,6 @@ def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> Sea
     """Draw, score and choose candidates, and measure how lambda steers.
 
     Args:
-        loop: A finished loop.
         recipe: For the optional brief training of candidates.
         cost: The loop's meter; the scoring is counted on.
     """

@@ -31,12 +31,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Schedules:
-    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last.
-
-    Args:
-        config: The search's configuration.
-        epoch: From 0.
-    """
+    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last."""
 
     config: SearchConfig
     epoch: int
@@ -88,7 +83,6 @@ class SearchSteps:
     """Supernet and family of architectures with their optimisers.
 
     Args:
-        config: The search's configuration.
         family: Its hypernetwork is the architecture.
         supernet: On the family's device.
         generator: On the CPU; every draw of a step comes from it.
@@ -136,7 +130,7 @@ class SearchSteps:
         """Compute steps in another way from now on; also called when tensors that a recording holds were replaced."""
         self.execution = execution
         for group in self.architecture_optimizer.param_groups:
-            # Counts its steps on the device, where a recorded step can.
+            # Adam then counts its steps on the device, so that they can be recorded.
             group["capturable"] = execution.cuda_graph
         device = self.family.device
         self._update_weights = execution.graphed(self._weight_update, device)
@@ -160,7 +154,7 @@ class SearchSteps:
         for update in (self._update_weights, self._update_architecture):
             if isinstance(update, GraphedStep):
                 update.record_anew()
-        # In the order in which steps take them. One copy to the device instead of several a step.
+        # Drawn in the order in which steps use them, and copied to the device at once instead of several times a step.
         objective, second_order = self.config.objective, self.config.bilevel.second_order
         architecture = ["members", "penalised"] + ["members"] * second_order
         draws = []
@@ -187,7 +181,7 @@ class SearchSteps:
             points = members.lam, members.direction, penalised.lam, penalised.direction
             self._update_architecture(*batch, *points)
 
-    # Updates take tensors alone and read what an epoch leaves as it is, so that they can be replayed.
+    # Updates take only tensors and read only what stays fixed during an epoch, so that they can be replayed.
 
     def _weight_update(self, images: Tensor, labels: Tensor, lam: Tensor, direction: Tensor) -> None:
         loss = self._training_loss((images, labels), Points(lam, direction), self._noise_seed)
@@ -210,7 +204,7 @@ class SearchSteps:
             penalised = Points(penalised_lam, penalised_direction)
             return self._objective((images, labels), Points(lam, direction), penalised)
 
-        # Else the backward pass would compute gradients of the weights and throw them away.
+        # Otherwise the backward pass would also compute gradients of the weights, which nobody uses.
         with frozen(self.supernet):
             loss, gradients = first_order_gradient(validation_loss, self.architecture)
         self._descend(loss, gradients)
@@ -257,7 +251,7 @@ class SearchSteps:
                 logits = torch.cat([self.supernet(part, weight) for part, weight in passes])
             else:
                 logits = self.supernet(torch.cat(parts), weights)
-        # The loss wants more bits than autocast leaves; a supernet in double precision keeps its own.
+        # The loss needs more than bfloat16; a supernet in double precision keeps its own dtype.
         logits = logits.float() if logits.dtype == torch.bfloat16 else logits
         return logits.view(num_members, -1, logits.shape[-1])
 

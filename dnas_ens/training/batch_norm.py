@@ -54,10 +54,7 @@ def recalibrate(
     """Recompute BatchNorm's running statistics as plain averages over training images.
 
     Args:
-        model: Network (B, C, H, W) -> logits.
-        split: Training images.
         augmentation: For its normalisation alone; images are not augmented.
-        num_images: How many images to use at most.
     """
     batches = evaluation_batches(split.drawn(num_images), augmentation=augmentation)
     average_statistics(model, (images for images, _ in batches))
@@ -96,7 +93,7 @@ def average_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
             for norm in norms:
                 norm.train()
                 norm.reset_running_stats()
-                # A plain average over calls, for a module that is not run by a call of its own.
+                # A plain average over calls, where the hook does not run: the module is not called itself.
                 norm.momentum = None
             for batch in inputs:
                 model(batch)
@@ -119,7 +116,7 @@ def average_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
 
 def _without_compiled_code() -> AbstractContextManager[object]:
     """Run compiled modules as they are written: compiled code does not look for hooks."""
-    # What compiles is imported by the first compilation, and slowly.
+    # torch._dynamo is imported by the first compilation; importing it here would be slow.
     compiled = "torch._dynamo" in sys.modules
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
@@ -128,11 +125,11 @@ class _ImageWeight:
     """Before each call of one BatchNorm: lets the batch count by its images among all that were seen."""
 
     def __init__(self) -> None:
-        # By device: of the replicas of a DataParallel only one's statistics are kept.
+        # By device: DataParallel keeps the statistics of one replica only.
         self.num_images: dict[torch.device, int] = {}
 
     def __call__(self, norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         images = inputs[0]
         self.num_images[images.device] = self.num_images.get(images.device, 0) + len(images)
-        # Of batches of one size this is 1 / t to the last bit.
+        # For batches of one size this is 1 / t to the last bit.
         norm.momentum = len(images) / self.num_images[images.device]  # type: ignore[assignment]

@@ -32,7 +32,6 @@ def in_turns(
     """Do a step of each work in turn until all are done.
 
     Args:
-        works: What to do.
         context: Gives what a step of the work of that number is done in, such as a CUDA stream.
 
     Returns:

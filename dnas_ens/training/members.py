@@ -48,9 +48,7 @@ def train_member(
     """Train one member to the end, going on from its newest checkpoint if there is one.
 
     Args:
-        training: The member.
         folder: The ensemble's folder; the member goes to ``members/<i>/``, its states to ``checkpoints/``.
-        num_members: M, for the progress line.
 
     Returns:
         The network in evaluation mode, and what member.json holds.
@@ -64,9 +62,6 @@ def member_steps(
     """Train one member as ``train_member`` does, pausing after every step.
 
     Args:
-        training: The member.
-        folder: The ensemble's folder.
-        num_members: M, for the progress line.
         alone: Whether nothing else has turns in between: epochs are then not paused, and operations that draw from
             the global stream find it seeded.
     """
@@ -85,7 +80,7 @@ def member_steps(
             _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
             training.load_state_dict(newest[1]["training"])
             before = newest[1]["seconds"]
-        # Without a state, too: a process may have been killed between its first epoch's line and its state.
+        # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
@@ -111,7 +106,7 @@ def member_steps(
                 scalars = training.run_epoch(progress)
             else:
                 scalars = yield from _metered(training.epoch_steps(progress), cost)
-            # Measured at the quarters only: the last state is the member whatever val says on the way.
+            # Measured at the quarters only: the last state is the member, whatever its validation loss on the way.
             if 4 * training.epoch // recipe.epochs > 4 * (training.epoch - 1) // recipe.epochs:
                 measured = on_val()
                 scalars |= measured
@@ -121,7 +116,7 @@ def member_steps(
                 log.log(scalars, step=step, epoch=training.epoch, phase=phase)
                 state = {"training": training.state_dict(), "seconds": cost.seconds()}
                 store.save(training.epoch, {**state, "identity": identity})
-    # Nothing was measured in a sitting that found the last epoch done.
+    # A resumed run that finds all epochs done has not measured anything yet.
     measured = measured or on_val()
     tell_if_guessing(measured["val_nll"], training.num_classes, f"member {index}")
     description = {
@@ -153,9 +148,6 @@ def train_members(
     Args:
         genotypes: M genotypes; the same one several times makes a deep ensemble.
         data: Images; ``test`` is not read.
-        recipe: How to train.
-        device: Where to train.
-        folder: Where the ensemble goes.
         workers: Members trained side by side, which needs a folder. On a CPU in processes, each with its share of
             the threads, 0 for one a thread; members differ from those of a single worker as far as rounding depends
             on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
@@ -172,17 +164,18 @@ def train_members(
             for index in range(num_members):
                 _require_same(training_of(index), folder)
             return stored.to(device)
-        # Before anything is overwritten: what is damaged must not be signed anew.
+        # Before anything is overwritten: a damaged member must not get a new checksum.
         for index in filter(partial(_is_finished, folder), range(num_members)):
             _require_same(training_of(index), folder)
-        # An older one's would be of other members than those that are there then.
+        # An older manifest would describe other members.
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
     if folder is not None:
-        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
-        sent = copy.deepcopy(data) if device.type == "cpu" and workers != 1 else data
-        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
         unfinished = [index for index in range(num_members) if not _is_finished(folder, index)]
+        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
+        sends = device.type == "cpu" and workers != 1 and len(unfinished) > 1
+        sent = copy.deepcopy(data) if sends else data
+        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
         _train_side_by_side(
             [partial(build, genotypes[index], index=index) for index in unfinished],
             device=device,
@@ -223,7 +216,6 @@ def trained_network(training: MemberTraining, *, folder: Path | None = None, num
     Args:
         training: The member; it holds the network's weights afterwards.
         folder: The ensemble's folder; a member that is finished there is loaded, another one kept there.
-        num_members: M, for the progress line.
 
     Raises:
         UserError: The folder holds a finished member of another genotype or recipe.
@@ -246,7 +238,7 @@ def _is_finished(folder: Path, index: int) -> bool:
 def _keep(network: Network, description: dict[str, Any], folder: Path) -> None:
     place = folder / "members" / str(description["index"])
     save_tensors(place / "model.safetensors", network.state_dict())
-    # Last, for this file says that the member is finished.
+    # Last, because this file says that the member is finished.
     write_json(place / "member.json", {**description, "sha256": sha256(place / "model.safetensors")})
 
 
@@ -273,9 +265,6 @@ def train_in_turns(
     """Train unfinished members step by step in turns, and keep them in the folder.
 
     Args:
-        trainings: The members.
-        folder: The ensemble's folder.
-        num_members: M, for the progress lines.
         context: What the steps of the training of that number are done in.
     """
     works = [member_steps(training, folder=folder, num_members=num_members) for training in trainings]
@@ -286,7 +275,7 @@ def train_in_turns(
 def _settled(training: MemberTraining, folder: Path | None) -> Execution:
     """Return how all members are computed: as a member of the folder is, or as is measured now, once for all.
 
-    Each measuring for itself, beside others at that, an ensemble would mix precisions by chance.
+    If every member measured for itself, beside others, an ensemble would mix precisions by chance.
     """
     if training.execution_is_settled or folder is None:
         return training.settle_execution()
@@ -308,10 +297,6 @@ def _train_side_by_side(
 
     Args:
         builders: Give the training of each unfinished member; importable, for other processes.
-        device: Where to train.
-        folder: The ensemble's folder.
-        workers: As in ``train_members``.
-        num_members: M, for the progress lines.
     """
     if device.type == "cuda":
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.
@@ -330,7 +315,7 @@ def _train_side_by_side(
 
 
 def _train_in_worker(build: Callable[[], MemberTraining], folder: Path, num_members: int) -> None:
-    # Without a result: the network is in the folder, and need not be sent.
+    # Returns nothing: the network is in the folder and need not be sent.
     trained_network(build(), folder=folder, num_members=num_members)
 
 

@@ -18,13 +18,13 @@ from dnas_ens.types import FloatArray, IntArray
 
 #: Images of a pass without gradients.
 EVALUATION_BATCH = 256
-#: Passes over data, inputs (B, ...) and labels (B,): what starts one at every call, or a DataLoader or list, which can
-#: be passed over again. A batch is a pair, or a dict with one of `INPUT_KEYS` and one of `LABEL_KEYS`.
+#: Batches of inputs (B, ...) and labels (B,) that can be iterated again: a DataLoader, a list or a function that starts
+#: a new pass at every call. A batch is a pair, or a dict with one of `INPUT_KEYS` and one of `LABEL_KEYS`.
 Batches = (
     Callable[[], Iterable[tuple[Tensor, Tensor] | Mapping[str, Any]]]
     | Iterable[tuple[Tensor, Tensor] | Mapping[str, Any]]
 )
-#: Under which a batch that is a dict holds its inputs, and its labels.
+#: Keys under which a batch that is a dict holds its inputs and its labels.
 INPUT_KEYS = ("image", "images", "img", "input", "inputs", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 #: What a classifier returns.
@@ -32,9 +32,9 @@ Outputs = Literal["logits", "probs"]
 _BATCHES_REMEDY = (
     "Give a DataLoader, a list, or a function that starts a new pass over the data at every call."
 )
-#: How far the sum of probabilities may be from 1 for the rounding of whoever computed them, in a wide precision.
+#: How far the sum of probabilities may be from 1 because of rounding.
 _SUM_TOLERANCE = 1e-3
-#: What torch's errors say of shapes that do not fit a convolution or a product.
+#: Words of torch's errors about shapes that do not fit a convolution or a product.
 _SHAPE_WORDS = (
     "channels",
     "shapes cannot be multiplied",
@@ -128,7 +128,7 @@ def like_parameters(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def check_outputs(outputs: object) -> None:
-    """Refuse another word for what a classifier returns than those of `Outputs`, or None for what is not known."""
+    """Raise UserError unless this is one of `Outputs`, or None for unknown."""
     if outputs not in ("logits", "probs", None):
         raise UserError(
             f"outputs is {outputs!r}.", 'Give "logits", "probs", or None to find out on the first images.'
@@ -153,7 +153,6 @@ def class_probs(
         model: Inputs (B, ...) -> logits or probabilities (B, K) or (B, K, 1, 1), on any device; or an `Ensemble`, which
             says that it returns probabilities.
         inputs: (B, ...), moved to the model's device and dtype.
-        name: What an error calls it.
         dtype: What the softmax is computed in at least.
         outputs: What it returns, "logits" or "probs"; None to tell by these outputs.
 
@@ -171,7 +170,7 @@ def class_probs(
     try:
         returned = model(like_parameters(model, inputs))
     except RuntimeError as error:
-        # An operation that was given another shape than it wants; memory that ran out is another kind of error.
+        # Only errors about shapes; running out of memory, for instance, is a subclass of RuntimeError.
         if type(error) is not RuntimeError or not any(word in str(error) for word in _SHAPE_WORDS):
             raise
         raise UserError(
@@ -179,15 +178,15 @@ def class_probs(
             "Combine networks that were trained on images of one size and number of channels, and give it those.",
         ) from error
     found = _class_outputs(returned, num_images=inputs.shape[0], name=name)
-    # A sum over classes in half precision is not 1 to the accuracy that metrics ask for.
+    # In half precision the sum over classes is too far from 1 for the metrics.
     wide = found.to(torch.promote_types(found.dtype, dtype))
-    # An `Ensemble` says so of itself.
+    # True of an `Ensemble`.
     if getattr(model, "returns_probabilities", False):
         return wide, outputs
     if not _has_values(found):
         if outputs is None:
             told = _are_distributions(found)
-            # What is not chosen must not divide by 0 either, for the gradients.
+            # The branch that is not chosen must not divide by 0 either, or its gradient is NaN.
             return torch.where(told, _scaled(torch.where(told, wide, 1.0)), wide.softmax(dim=1)), None
     elif outputs is None and len(found):
         if bool(_are_distributions(found)):
@@ -286,9 +285,7 @@ def predict_batches(
 
     Args:
         model: Inputs (B, ...) -> logits or probabilities (B, K); or an `Ensemble`.
-        val_batches: Validation batches.
         outputs: Which of the two, "logits" or "probs"; None to tell by the first batch, see `class_probs`.
-        name: What an error calls the model.
 
     Returns:
         Class probabilities, shape (N, K), range [0, 1], NaN where logits are not finite; labels, shape (N,).

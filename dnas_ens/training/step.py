@@ -75,12 +75,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
 
 
 class FiniteWatch:
-    """Keeps on the device whether the gradients of all steps were finite, and how many came before the first bad one.
+    """Tracks on the device whether all gradients were finite, and how many steps came before the first that was not.
 
     It is read once an epoch: reading at every step would make a GPU wait.
-
-    Args:
-        device: Of the numbers.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -103,7 +100,7 @@ class FiniteWatch:
         self._good_steps.zero_()
         tensors = [*module.parameters(), *module.buffers()]
         each = [tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()]
-        # Names, as a saved state has them, only where one is wanted.
+        # Looking up the name is slow, so only where a tensor is bad.
         unharmed = not each or bool(torch.stack(each).all())
         tensor = "" if unharmed else first_not_finite(module.state_dict())
         if not finite:
@@ -120,8 +117,6 @@ class TrainingStep:
 
     Args:
         network: On its device, in the layout of ``execution``.
-        optimizer: Of the network's parameters.
-        recipe: Loss and clipping.
         execution: How the network is computed; a recording lasts as long as this object.
         prepare: Makes images and labels of a step's tensors; None takes them as they are.
         generators: What ``prepare`` and the network draw from on the device, but for its default generator.
@@ -180,9 +175,6 @@ class TrainingStep:
     def scalars(self, *, where: str = "the training") -> dict[str, float]:
         """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.
 
-        Args:
-            where: What was trained, for the error.
-
         Raises:
             DivergedError: A gradient or a weight is not finite.
         """
@@ -207,10 +199,8 @@ def training_steps(
     """Take a step on each of the given batches, pausing after it; ``exhaust`` of it trains without a pause.
 
     Args:
-        step: What trains.
         batches: The tensors of each step, on its device.
         on_step: Called after every step with the number of its images.
-        where: What is trained, for the error.
 
     Returns:
         The step's ``scalars``.
@@ -249,7 +239,7 @@ def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, beg
 
 
 def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:
-    """Tell on stderr where an NLL on val is more than twice that of guessing, ln K: finite, and worthless."""
+    """Warn on stderr if the validation NLL is more than twice that of guessing, ln K."""
     if val_nll > 2 * math.log(num_classes):
         print(
             f"{what} is far worse than guessing on val: NLL {val_nll:.2f}, and ln {num_classes} is "

@@ -46,9 +46,6 @@ class Training(Generic[Model]):
         build: Makes the module with fresh weights from torch's global generator.
         batches: Starts an epoch, given the generators of order and augmentation: the tensors of each step.
         recipe: Learning rate, momentum, weight decay, loss, clipping.
-        seeds: Of initialisation, order and augmentation.
-        name: What an error calls it.
-        device: Where to train.
         execution: How the module is computed, where that is settled; None for what the recipe says.
         prepare: Makes images (B, ...) and labels (B,) of a step's tensors, and is recorded with the step; None takes
             the tensors as they are.
@@ -162,7 +159,6 @@ class Training(Generic[Model]):
         """Train one epoch and return its scalars: ``train_loss`` in nats, ``train_accuracy``, ``learning_rate``.
 
         Args:
-            progress: Where to show how far it is.
             learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
                 cosine. ``self.learning_rate`` goes on with that of the optimiser.
             on_step: Called after every step of the optimiser; a learning rate it sets by ``set_learning_rate``
@@ -205,7 +201,7 @@ class Training(Generic[Model]):
         where = f"epoch {self.epoch + 1} of {self.name}"
         scalars = yield from training_steps(self._step, batches, on_step=after_step, where=where)
         if isinstance(self.network, Network):
-            # It belongs to the epoch, and a network that is copied or sent elsewhere should not carry it along.
+            # The generator belongs to the epoch; a network that is copied or sent should not carry it along.
             self.network.drop_path_generator = None
         require_finite(scalars, where=where)
         self.epoch += 1
@@ -245,9 +241,9 @@ class Training(Generic[Model]):
         """Go on from the weights, momentum and epoch of a state, in an order and augmentation of its own."""
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
-        # The optimiser takes over the tensors of a state, which another branch may begin from too.
+        # A copy, because the optimiser keeps the tensors, and another branch may start from the same state.
         load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]))
-        # After them, for a recorded step holds the tensors of the optimiser.
+        # Last, because a recorded step holds the tensors of the optimiser.
         self._execute(Execution(**state["execution"]))
 
 
@@ -257,9 +253,7 @@ class NetworkTraining(Training[Model]):
     Args:
         build: Makes the network with fresh weights from torch's global generator.
         data: Images; ``train`` is learnt from and ``val`` measured on.
-        recipe: How to train.
         index: Position in the ensemble; decides its seeds.
-        device: Where to train.
         execution: How the network is computed, where that is settled; None for what the recipe says.
     """
 
@@ -282,7 +276,7 @@ class NetworkTraining(Training[Model]):
             indices = epoch_indices(self.train_split, recipe.batch_size, generator=order, drop_last=True)
             return ((index,) for index in indices)
 
-        # Gathered and augmented within the step, so that a recording holds that too.
+        # Gathering and augmenting are part of the step, so that a CUDA graph records them too.
         def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
             images, labels = self.train_split.images[index], self.train_split.labels[index]
             return self.augmentation(images, self.augmentation_generator), labels
@@ -317,12 +311,7 @@ class MemberTraining(NetworkTraining[Network]):
     """A member of an ensemble: the network of a genotype; arguments but the first as in ``NetworkTraining``.
 
     Args:
-        genotype: Its cells.
-        data: Images.
         recipe: Also the size of the network.
-        index: Position in the ensemble.
-        device: Where to train.
-        execution: How the network is computed, where that is settled.
     """
 
     def __init__(

@@ -72,7 +72,6 @@ def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> It
     """Run tasks and yield what they return in the order in which it comes.
 
     Args:
-        pool: From `worker_pool`.
         tasks: Importable functions, or a ``functools.partial`` of one each, called without arguments.
 
     Yields:

@@ -270,7 +270,7 @@ def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, pre
         search_losses(with_fields(config, cuda_graph=graph), digits, device=GPU) for graph in ("off", "on")
     )
     assert replayed == pytest.approx(plain, abs=tolerance)
-    # Other points of the star and other images give other losses by far more.
+    # Other points and other images give other losses by far more.
     assert np.std(plain[1::2]) > 2 * tolerance or precision == "bfloat16"
 
 

@@ -4,28 +4,18 @@ import torch
 from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
 
 
-def quadratic(seed=0, weights=4, architecture=3):
+def problem(weights=4, architecture=3):
     """L_train = w'Aw/2 + w'Ba + b'w and L_val = (w - c)'C(w - c)/2 + d'a + a'a/2, all closed-form."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    a = draw(weights, weights)
-    c = draw(weights, weights)
-    return {
-        "A": a @ a.T,
-        "B": draw(weights, architecture),
-        "b": draw(weights),
-        "C": c @ c.T,
-        "c": draw(weights),
-        "d": draw(architecture),
-        "w": draw(weights).requires_grad_(),
-        "a": draw(architecture).requires_grad_(),
-    }
+    squares = [draw(weights, weights) for _ in "AC"]
+    q = {name: square @ square.T for name, square in zip("AC", squares, strict=True)}
+    q |= {"B": draw(weights, architecture), "b": draw(weights), "c": draw(weights), "d": draw(architecture)}
+    q |= {"w": draw(weights).requires_grad_(), "a": draw(architecture).requires_grad_()}
 
-
-def losses(q):
     def training():
         return q["w"] @ q["A"] @ q["w"] / 2 + q["w"] @ q["B"] @ q["a"] + q["b"] @ q["w"]
 
@@ -33,13 +23,12 @@ def losses(q):
         miss = q["w"] - q["c"]
         return miss @ q["C"] @ miss / 2 + q["d"] @ q["a"] + q["a"] @ q["a"] / 2
 
-    return training, validation
+    return q, training, validation
 
 
 @pytest.mark.parametrize(("momentum", "weight_decay"), [(0.0, 0.0), (0.9, 0.01)])
 def test_second_order_step_against_the_closed_form(momentum, weight_decay):
-    q = quadratic()
-    training, validation = losses(q)
+    q, training, validation = problem()
     xi = 0.05
     buffer = torch.arange(4, dtype=torch.float64) if momentum else None
     before = q["w"].detach().clone()
@@ -67,8 +56,7 @@ def test_second_order_step_against_the_closed_form(momentum, weight_decay):
 
 
 def test_first_order_is_second_order_without_a_virtual_step():
-    q = quadratic()
-    training, validation = losses(q)
+    q, training, validation = problem()
     _, (first,) = first_order_gradient(validation, [q["a"]])
     torch.testing.assert_close(first, (q["d"] + q["a"]).detach())
     _, (second,) = second_order_gradient(
@@ -78,8 +66,7 @@ def test_first_order_is_second_order_without_a_virtual_step():
 
 
 def test_weights_are_restored_when_the_validation_loss_fails():
-    q = quadratic()
-    training, _ = losses(q)
+    q, training, _ = problem()
     before = q["w"].detach().clone()
 
     def broken():

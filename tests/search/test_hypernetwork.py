@@ -12,7 +12,7 @@ from dnas_ens.space.search_space import SearchSpace
 SPACE = SearchSpace(num_nodes=2)
 
 
-def star(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, seed=0):
+def paths(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, seed=0):
     net = PiecewiseLinearHypernetwork(
         SPACE,
         num_directions=num_directions,
@@ -41,7 +41,7 @@ def at(net, lam, direction):
 @settings(max_examples=50)
 @given(st.integers(2, 7), st.integers(0, 1000))
 def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
-    net = star(num_knots=num_knots, seed=seed)
+    net = paths(num_knots=num_knots, seed=seed)
     positions = net.positions()
     assert float(positions[0]) == 0.0
     assert float(positions[-1]) == 0.8
@@ -58,7 +58,7 @@ def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
             torch.testing.assert_close(at(net, quarter, direction), 0.75 * knots[k] + 0.25 * knots[k + 1])
 
 
-@pytest.mark.parametrize("build", [star, mlp])
+@pytest.mark.parametrize("build", [paths, mlp])
 def test_continuous_in_lambda(build):
     net = build()
     lam = torch.linspace(0, 0.8, 4001, dtype=torch.float64)
@@ -70,25 +70,19 @@ def test_continuous_in_lambda(build):
         assert float((path[-1] - path[0]).detach().abs().max()) > 0
 
 
-@pytest.mark.parametrize("build", [star, mlp])
-def test_all_directions_share_the_base_and_part_from_it(build):
+@pytest.mark.parametrize("build", [paths, mlp])
+def test_all_directions_part_from_the_base_and_lambda_is_clipped(build):
     net = build()
-    bases = torch.stack([at(net, 0.0, direction) for direction in range(3)])
-    alpha, beta = net.base_logits()
-    base = torch.cat([alpha.flatten(), beta.flatten()])
-    torch.testing.assert_close(bases, base.expand(3, -1))
+    base = torch.cat([part.flatten() for part in net.base_logits()])
+    for direction in range(3):
+        torch.testing.assert_close(at(net, 0.0, direction), base)
     ends = torch.stack([at(net, 0.8, direction) for direction in range(3)])
     assert float(torch.pdist(ends.detach()).min()) > 0
-
-
-@pytest.mark.parametrize("build", [star, mlp])
-def test_lambda_is_clipped(build):
-    net = build()
     assert torch.equal(at(net, -0.3, 1), at(net, 0.0, 1))
     assert torch.equal(at(net, 5.0, 1), at(net, 0.8, 1))
 
 
-@pytest.mark.parametrize("build", [star, mlp])
+@pytest.mark.parametrize("build", [paths, mlp])
 def test_detached_base_gets_no_gradient_but_the_paths_do(build):
     net = build()
     alpha, _ = net(torch.tensor([0.4], dtype=torch.float64), torch.tensor([0]), detach_base=True)
@@ -109,17 +103,18 @@ def test_a_given_base_is_not_a_parameter_but_is_saved():
 
 def test_knot_positions_train_only_on_request():
     lam, direction = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0])
-    net = star(train_positions=True)
+    net = paths(train_positions=True)
     net(lam, direction)[0].square().sum().backward()
     assert float(net.gap_logits.grad.abs().sum()) > 0
-    assert not star().gap_logits.requires_grad
+    assert not paths().gap_logits.requires_grad
 
 
-def test_impossible_stars_are_refused():
-    with pytest.raises(ValueError, match="num_knots is 1"):
-        PiecewiseLinearHypernetwork(SPACE, num_directions=1, num_knots=1, max_lambda=1.0)
-    with pytest.raises(ValueError, match="must be positive"):
-        PiecewiseLinearHypernetwork(SPACE, num_directions=0, max_lambda=1.0)
+@pytest.mark.parametrize(
+    ("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")]
+)
+def test_impossible_paths_are_refused(knots, directions, cause):
+    with pytest.raises(ValueError, match=cause):
+        PiecewiseLinearHypernetwork(SPACE, num_directions=directions, num_knots=knots, max_lambda=1.0)
 
 
 def test_draws_are_stratified_clipped_and_without_replacement():

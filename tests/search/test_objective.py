@@ -1,13 +1,16 @@
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import entropy
+from tiny import distributions, logits
 
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.family import Points
 from dnas_ens.search.objective import (
+    Penalty,
     discretisation_distance,
     diversity_penalty,
     edge_overlap_penalty,
@@ -26,14 +29,8 @@ from dnas_ens.search.objective import (
 from dnas_ens.search.relaxation import discretise, genotype_mixture, mixture_distribution
 from dnas_ens.space.search_space import SearchSpace
 
+WITH_NONE = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
 SPACE = SearchSpace(num_nodes=2, operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
-
-
-def mixtures(*lead, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    alpha = torch.randn(*lead, *SPACE.shape, generator=generator, dtype=torch.float64)
-    beta = torch.randn(*lead, *SPACE.shape[:-1], generator=generator, dtype=torch.float64)
-    return mixture_distribution(alpha, beta, SPACE)
 
 
 def draw(lam, direction):
@@ -45,17 +42,12 @@ def test_likelihoods_by_hand():
     labels = torch.tensor([[0, 1], [0, 1]])
     expected_member = -np.mean(np.log([0.9, 0.5, 0.3, 0.9]))
     expected_ensemble = -np.mean(np.log([(0.9 + 0.3) / 2, (0.5 + 0.9) / 2]))
-    assert float(member_nll(probs.log(), labels)) == pytest.approx(expected_member)
-    assert float(ensemble_nll(probs.log(), labels)) == pytest.approx(expected_ensemble)
-    assert likelihood_nll("ensemble", probs.log(), labels) == ensemble_nll(probs.log(), labels)
-    assert likelihood_nll("member", probs.log(), labels) == member_nll(probs.log(), labels)
-
-
-def test_ensemble_nll_is_at_most_the_members_and_stays_finite():
+    assert float(likelihood_nll("member", probs.log(), labels)) == pytest.approx(expected_member)
+    assert float(likelihood_nll("ensemble", probs.log(), labels)) == pytest.approx(expected_ensemble)
+    # By Jensen's inequality, and finite for confident members.
     logits = 200 * torch.randn(3, 40, 10, generator=torch.Generator().manual_seed(0))
     labels = torch.zeros(3, 40, dtype=torch.int64)
-    assert float(ensemble_nll(logits, labels)) <= float(member_nll(logits, labels))
-    assert math.isfinite(float(ensemble_nll(logits, labels)))
+    assert float(ensemble_nll(logits, labels)) <= float(member_nll(logits, labels)) < math.inf
 
 
 def test_targets_are_the_larger_lambda_across_directions_and_the_difference_along_one():
@@ -71,19 +63,28 @@ def test_pair_penalty_counts_each_pair_once_and_only_where_too_close():
     assert float(pair_penalty(distances[:1, :1], targets[:1, :1])) == 0.0
 
 
-def test_js_pairwise_is_the_objective_of_the_method():
-    members, base = mixtures(3), mixtures(seed=9)
-    points = draw([0.1, 0.4, 0.7], [0, 1, 1])
-    penalty = diversity_penalty(
-        "js-pairwise", distributions=members, samples=members, base=base, points=points, space=SPACE
+def penalty(kind, members, base, points):
+    return float(
+        diversity_penalty(kind, distributions=members, samples=members, base=base, points=points, space=SPACE)
     )
+
+
+def test_penalties_on_architectures_are_the_objective_of_the_method():
+    members, base = distributions(SPACE, 3), distributions(SPACE, seed=9)
+    points = draw([0.1, 0.4, 0.7], [0, 1, 1])
     lam, direction = points.lam.tolist(), points.direction.tolist()
-    first = np.mean([(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)])
-    second = []
+    to_base = np.mean(
+        [(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)]
+    )
+    pairs = []
     for i, j in [(0, 1), (0, 2), (1, 2)]:
         target = max(lam[i], lam[j]) if direction[i] != direction[j] else abs(lam[i] - lam[j])
-        second.append(max(0.0, target - float(architecture_distance(members[i], members[j], SPACE))) ** 2)
-    assert float(penalty) == pytest.approx(first + np.mean(second))
+        pairs.append(max(0.0, target - float(architecture_distance(members[i], members[j], SPACE))) ** 2)
+    found = {kind: penalty(kind, members, base, points) for kind in get_args(Penalty)}
+    assert found["js-pairwise"] == pytest.approx(to_base + np.mean(pairs))
+    assert found["js-pairwise+js-predictive"] == found["js-pairwise"]
+    assert found["js-predictive"] == pytest.approx(to_base)
+    assert found["none"] == 0.0
 
 
 def test_predictive_penalty_reads_predictions_instead_of_architectures():
@@ -96,26 +97,10 @@ def test_predictive_penalty_reads_predictions_instead_of_architectures():
     assert float(predictive_penalty(apart, points, scale=0.4)) == 0.0
 
 
-def test_predictive_kind_keeps_the_term_to_the_base():
-    members, base = mixtures(2), mixtures(seed=9)
-    points = draw([0.5, 0.5], [0, 1])
-
-    def penalty(kind):
-        return float(
-            diversity_penalty(
-                kind, distributions=members, samples=members, base=base, points=points, space=SPACE
-            )
-        )
-
-    to_base = [(0.5 - float(architecture_distance(member, base, SPACE))) ** 2 for member in members]
-    assert penalty("js-predictive") == pytest.approx(np.mean(to_base))
-    assert penalty("js-pairwise+js-predictive") == penalty("js-pairwise") > penalty("js-predictive")
-
-
 def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
     from scipy.spatial.distance import jensenshannon
 
-    members, base = mixtures(2), mixtures(seed=9)
+    members, base = distributions(SPACE, 2), distributions(SPACE, seed=9)
     lam = torch.tensor([0.3, 0.9], dtype=torch.float64)
     values = []
     for member, weight in zip(members, lam, strict=True):
@@ -142,21 +127,18 @@ def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
 
 @pytest.mark.parametrize("edges_per_node", [1, 2])
 def test_nearest_discrete_is_the_discretisation(edges_per_node):
-    with_none = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
-    generator = torch.Generator().manual_seed(4)
-    alpha = torch.randn(5, *with_none.shape, generator=generator)
+    alpha, beta = logits(WITH_NONE, 5, seed=4)
     alpha[..., 0] += 2.0  # mostly none
-    beta = torch.randn(5, *with_none.shape[:-1], generator=generator)
-    members = mixture_distribution(alpha, beta, with_none)
-    discrete = nearest_discrete(members, with_none, edges_per_node=edges_per_node)
+    members = mixture_distribution(alpha, beta, WITH_NONE)
+    discrete = nearest_discrete(members, WITH_NONE, edges_per_node=edges_per_node)
     for member, rounded in zip(members, discrete, strict=True):
-        genotype = discretise(member, with_none, edges_per_node=edges_per_node)
-        expected = genotype_mixture(genotype, with_none) / edges_per_node
+        genotype = discretise(member, WITH_NONE, edges_per_node=edges_per_node)
+        expected = genotype_mixture(genotype, WITH_NONE).double() / edges_per_node
         torch.testing.assert_close(rounded, expected)
 
 
 def test_discretisation_distance_bounds_what_discretising_does_to_distances():
-    members = mixtures(6)
+    members = distributions(SPACE, 6)
     rounded = nearest_discrete(members, SPACE, edges_per_node=2)
     lost = discretisation_distance(members, SPACE, edges_per_node=2)
     assert bool((lost > 0).all())
@@ -185,20 +167,14 @@ def test_descending_the_discretisation_distance_decides_without_changing_the_cho
     assert discretise(mixture_distribution(alpha, beta, SPACE).detach(), SPACE) == before
 
 
-def test_none_costs_nothing_and_only_predictions_need_the_same_images():
-    members = mixtures(2)
-    points = draw([0.1, 0.2], [0, 1])
-    penalty = diversity_penalty(
-        "none", distributions=members, samples=members, base=members[0], points=points, space=SPACE
-    )
-    assert float(penalty) == 0.0
+def test_only_predictions_need_the_same_images():
     assert needs_same_images("ensemble", "none")
     assert needs_same_images("member", "js-pairwise+js-predictive")
     assert not needs_same_images("member", "js-pairwise")
 
 
 def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
-    drawn = mixtures(5)
+    drawn = distributions(SPACE, 5)
     usage = drawn.numpy().sum(axis=2)  # all edges of a cell type
     usage /= usage.sum(axis=2, keepdims=True)
     uniform = np.full(3, 1 / 3)
@@ -207,9 +183,13 @@ def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
 
 
 def test_imbalance_of_one_operation_and_of_all_equally():
-    logits = torch.zeros(SPACE.shape, dtype=torch.float64)
-    beta = torch.zeros(SPACE.shape[:-1], dtype=torch.float64)
-    assert float(operation_imbalance(mixture_distribution(logits, beta, SPACE), SPACE)) == pytest.approx(0.0)
+    equal, beta = (0.0 * part for part in logits(SPACE))
+    assert float(operation_imbalance(mixture_distribution(equal, beta, SPACE), SPACE)) == pytest.approx(0.0)
+    # ``none`` does not count.
+    mostly_none, no_edge = (0.0 * part for part in logits(WITH_NONE))
+    mostly_none[..., 0] = 7.0
+    drawn = mixture_distribution(mostly_none, no_edge, WITH_NONE)
+    assert float(operation_imbalance(drawn, WITH_NONE)) == pytest.approx(0.0)
     # Every edge has one operation, but the cell holds them equally often: that is balanced, too.
     alternating = torch.zeros(SPACE.shape, dtype=torch.float64)
     for index, node in enumerate(SPACE.node_slices):
@@ -224,17 +204,9 @@ def test_imbalance_of_one_operation_and_of_all_equally():
     for cell_type in range(2):
         apart[cell_type, :, cell_type] = 0.5
     assert float(operation_imbalance(apart, SPACE)) == pytest.approx(math.log(3))
-    logits[..., 1] = 1e4
-    single = mixture_distribution(logits, beta, SPACE).requires_grad_()
+    equal[..., 1] = 1e4
+    single = mixture_distribution(equal, beta, SPACE).requires_grad_()
     value = operation_imbalance(single, SPACE)
     assert float(value.detach()) == pytest.approx(math.log(3))
     (gradient,) = torch.autograd.grad(value, single)
     assert torch.isfinite(gradient).all()
-
-
-def test_imbalance_leaves_none_out():
-    space = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
-    alpha = torch.zeros(space.shape, dtype=torch.float64)
-    alpha[..., 0] = 7.0
-    drawn = mixture_distribution(alpha, torch.zeros(space.shape[:-1], dtype=torch.float64), space)
-    assert float(operation_imbalance(drawn, space)) == pytest.approx(0.0)

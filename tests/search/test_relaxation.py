@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from tiny import distributions, logits
 
 from dnas_ens.errors import UserError
 from dnas_ens.search.relaxation import (
@@ -22,17 +23,9 @@ CELL = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["sep_conv_3x3", 0], ["sep_
 GENOTYPE = Genotype.from_dict({"normal": CELL, "reduction": CELL})
 
 
-def logits(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(*SPACE.shape, generator=generator, dtype=torch.float64),
-        torch.randn(*SPACE.shape[:-1], generator=generator, dtype=torch.float64),
-    )
-
-
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 def test_distribution_against_scipy(temperature):
-    alpha, beta = logits()
+    alpha, beta = logits(SPACE)
     mixture = mixture_distribution(alpha, beta, SPACE, temperature=temperature).numpy()
     for cell_type in range(2):
         for node in (slice(0, 2), slice(2, 5)):
@@ -42,35 +35,26 @@ def test_distribution_against_scipy(temperature):
             assert mixture[cell_type, node].sum() == pytest.approx(1.0)
 
 
-def test_gumbel_argmax_is_distributed_like_the_softmax():
-    alpha, beta = logits()
-    many = gumbel_mixture(
-        alpha.expand(20_000, *alpha.shape),
-        beta.expand(20_000, *beta.shape),
-        SPACE,
-        temperature=0.5,
-        generator=torch.Generator().manual_seed(0),
-    )
+def test_gumbel_samples_are_seeded_distributed_like_the_softmax_and_sharpen():
+    alpha, beta = logits(SPACE)
+
+    def sample(temperature, count=20_000, seed=0):
+        lead = (part.expand(count, *part.shape) for part in (alpha, beta))
+        generator = torch.Generator().manual_seed(seed)
+        return gumbel_mixture(*lead, SPACE, temperature=temperature, generator=generator)
+
+    many = sample(0.5)
     assert float((many.sum(-1) - edge_probs(beta, SPACE)).abs().max()) < 1e-12
     frequency = torch.nn.functional.one_hot(many.argmax(-1), 3).double().mean(0)
     assert float((frequency - alpha.softmax(-1)).abs().max()) < 0.015
-
-
-def test_gumbel_is_seeded_and_sharpens_as_the_temperature_falls():
-    alpha, beta = logits()
-
-    def sample(temperature, seed=1):
-        generator = torch.Generator().manual_seed(seed)
-        return gumbel_mixture(alpha, beta, SPACE, temperature=temperature, generator=generator)
-
-    assert torch.equal(sample(1.0), sample(1.0))
-    assert not torch.equal(sample(1.0), sample(1.0, seed=2))
-    sharp = sample(0.001) / edge_probs(beta, SPACE).unsqueeze(-1)
+    assert torch.equal(sample(1.0, 1), sample(1.0, 1))
+    assert not torch.equal(sample(1.0, 1), sample(1.0, 1, seed=2))
+    sharp = sample(0.001, 1) / edge_probs(beta, SPACE).unsqueeze(-1)
     assert float(sharp.max(-1).values.min()) > 0.99
 
 
 def test_auxiliary_skip_adds_to_skip_alone():
-    mixture = mixture_distribution(*logits(), SPACE)
+    mixture = distributions(SPACE)
     added = add_auxiliary_skip(mixture, SPACE, weight=0.5) - mixture
     assert float(added[..., [0, 2]].abs().max()) == 0.0
     torch.testing.assert_close(added[..., 1], 0.5 * mixture.sum(-1))

@@ -50,29 +50,6 @@ if __name__ == "__main__":
 """
 
 
-MASKS = """
-import multiprocessing, signal, threading, time
-from pathlib import Path
-from dnas_ens.training.workers import worker_pool
-
-def look():
-    seen = set()
-    while len(seen) < 3:
-        time.sleep(0.001)
-        for worker in multiprocessing.active_children():
-            if worker.pid not in seen:
-                status = dict(line.split(":") for line in Path(f"/proc/{worker.pid}/status").read_text().splitlines())
-                print(bool(int(status["SigBlk"], 16) & 1 << signal.SIGINT - 1))
-                seen.add(worker.pid)
-
-if __name__ == "__main__":
-    looking = threading.Thread(target=look)
-    looking.start()
-    with worker_pool(3):
-        looking.join()
-"""
-
-
 UNGUARDED = """
 from dnas_ens.training.workers import worker_pool
 
@@ -110,24 +87,18 @@ def progress_of_worker(_):
     return list(tqdm(range(2), file=io.StringIO()))
 
 
-def test_workers_leave_nothing_behind():
-    with worker_pool(2) as pool:
-        # A bar makes a semaphore in its process.
-        assert list(pool.map(progress_of_worker, range(4))) == [[0, 1]] * 4
-        workers = list(multiprocessing.active_children())
-    assert len(workers) == 2
-    assert [worker.exitcode for worker in workers] == [0, 0]
-
-
-def test_workers_share_the_threads_and_leave_ctrl_c_to_the_caller():
+def test_workers_share_the_threads_ignore_ctrl_c_and_leave_nothing_behind():
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         with worker_pool(2) as pool:
-            found = list(pool.map(threads_of_worker, range(4)))
+            # A bar makes a semaphore in its process.
+            assert list(pool.map(progress_of_worker, range(4))) == [[0, 1]] * 4
+            assert list(pool.map(threads_of_worker, range(4))) == [(2, True)] * 4
+            workers = list(multiprocessing.active_children())
     finally:
         torch.set_num_threads(before)
-    assert found == [(2, True)] * 4
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
@@ -145,22 +116,18 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
         time.sleep(0.1)
 
 
+def run_script(tmp_path, text):
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    command = [sys.executable, str(script)]
+    # A session of its own, for the script interrupts its whole group.
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, start_new_session=True)
+
+
 def test_ctrl_c_while_workers_start_is_heard(tmp_path):
-    script = tmp_path / "interrupted.py"
-    script.write_text(INTERRUPTED)
-    found = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, start_new_session=True
-    )
+    found = run_script(tmp_path, INTERRUPTED)
     assert found.stdout.splitlines()[-2:] == ["interrupted", "0"], found.stderr
     assert "Traceback" not in found.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in Linux's /proc")
-def test_workers_do_not_hear_ctrl_c_from_their_first_moment(tmp_path):
-    script = tmp_path / "masks.py"
-    script.write_text(MASKS)
-    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
-    assert found.stdout.splitlines() == ["True"] * 3, found.stderr
 
 
 def test_a_worker_that_is_killed_is_told_of():
@@ -174,9 +141,7 @@ def test_a_worker_that_is_killed_is_told_of():
 
 
 def test_a_script_that_workers_cannot_import_ends_with_an_error(tmp_path):
-    script = tmp_path / "unguarded.py"
-    script.write_text(UNGUARDED)
-    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    found = run_script(tmp_path, UNGUARDED)
     assert found.returncode == 1
     assert "UserError: A worker process ended before its work was done" in found.stderr
     assert '`if __name__ == "__main__":`' in found.stderr

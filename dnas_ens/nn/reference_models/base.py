@@ -72,7 +72,6 @@ def units_of_depth(depth: int, *, layers_per_unit: int, other_layers: int, famil
         depth: Weighted layers in all, as a name such as WRN-16-4 counts them.
         layers_per_unit: Layers that one more unit in each of the three stages adds.
         other_layers: Layers outside the stages.
-        family: What the message calls the network.
 
     Raises:
         UserError: No n of at least 1 gives this depth; the nearest depth that exists is named.

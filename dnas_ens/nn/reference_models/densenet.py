@@ -55,11 +55,8 @@ class DenseNet(ReferenceModel):
     averaged raw. They change no published count of parameters.
 
     Args:
-        depth: L.
         growth_rate: k, at least 1.
         bottleneck: Whether this is DenseNet-BC: bottlenecks and compression by one half.
-        in_channels: Channels of the images.
-        num_classes: K.
         dropout: After each convolution but the first, in [0, 1); the paper uses 0.2 on data that is not augmented.
 
     Raises:

@@ -48,74 +48,54 @@ _MODELS: dict[str, type[ReferenceModel]] = {
     model.__name__: model for model in (WideResNet, ResNet, DenseNet, PlainCNN, SixLayerCNN, MLP)
 }
 
-# A builder takes the numbers in the name, then in_channels, num_classes and image_size.
-_Builder = Callable[[list[int], int, int, int], ReferenceModel]
-
-
-def _wide_resnet(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
-    depth, widening = numbers
-    return WideResNet(depth=depth, widening=widening, in_channels=in_channels, num_classes=num_classes)
-
+# A builder takes the numbers in the name, image_size, and in_channels and num_classes by name.
+_Builder = Callable[[list[int], int, dict[str, int]], ReferenceModel]
 
 #: Depths that are of the form 6 n + 2 by chance and mean another network everywhere else.
 IMAGENET_RESNETS = (50, 152)
 
 
-def _resnet(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
-    if numbers[0] in IMAGENET_RESNETS:
+def _resnet(depth: int, **images: int) -> ResNet:
+    if depth in IMAGENET_RESNETS:
         raise UserError(
-            f"resnet{numbers[0]} is the name of a network for ImageNet; here are those for CIFAR of depth 6 n + 2.",
-            f"Take resnet20, resnet32, resnet44, resnet56 or resnet110, or torchvision.models.resnet{numbers[0]}.",
+            f"resnet{depth} is the name of a network for ImageNet; here are those for CIFAR of depth 6 n + 2.",
+            f"Take resnet20, resnet32, resnet44, resnet56 or resnet110, or torchvision.models.resnet{depth}.",
         )
-    return ResNet(depth=numbers[0], in_channels=in_channels, num_classes=num_classes)
+    return ResNet(depth=depth, **images)
+
+
+def _plain_cnn(
+    channels: tuple[int, ...], *, convolutions_per_pool: int = 1, dropout: float = FORT_DROPOUT
+) -> _Builder:
+    return lambda numbers, size, images: PlainCNN(
+        channels=channels,
+        image_size=size,
+        convolutions_per_pool=convolutions_per_pool,
+        dropout=dropout,
+        **images,
+    )
 
 
 def _densenet(*, bottleneck: bool) -> _Builder:
-    def build(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
-        depth, growth_rate = numbers
-        return DenseNet(
-            depth=depth,
-            growth_rate=growth_rate,
-            bottleneck=bottleneck,
-            in_channels=in_channels,
-            num_classes=num_classes,
-        )
-
-    return build
-
-
-def _plain_cnn(channels: tuple[int, ...], *, convolutions_per_pool: int, dropout: float) -> _Builder:
-    def build(_: list[int], in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
-        return PlainCNN(
-            channels=channels,
-            in_channels=in_channels,
-            num_classes=num_classes,
-            image_size=image_size,
-            convolutions_per_pool=convolutions_per_pool,
-            dropout=dropout,
-        )
-
-    return build
-
-
-def _six_layer_cnn(numbers: list[int], in_channels: int, num_classes: int, _: int) -> ReferenceModel:
-    return SixLayerCNN(width=numbers[0], in_channels=in_channels, num_classes=num_classes)
-
-
-def _mlp(_: list[int], in_channels: int, num_classes: int, image_size: int) -> ReferenceModel:
-    return MLP(in_features=in_channels * image_size**2, num_classes=num_classes)
+    return lambda numbers, size, images: DenseNet(
+        depth=numbers[0], growth_rate=numbers[1], bottleneck=bottleneck, **images
+    )
 
 
 _FAMILIES: dict[str, _Builder] = {
-    r"wrn-(\d+)-(\d+)": _wide_resnet,
+    r"wrn-(\d+)-(\d+)": lambda numbers, size, images: WideResNet(
+        depth=numbers[0], widening=numbers[1], **images
+    ),
     r"densenet-(\d+)-(\d+)": _densenet(bottleneck=False),
     r"densenet-bc-(\d+)-(\d+)": _densenet(bottleneck=True),
-    r"resnet-?(\d+)(?:v1)?": _resnet,
-    r"small-cnn": _plain_cnn(SMALL_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
-    r"medium-cnn": _plain_cnn(MEDIUM_CNN_CHANNELS, convolutions_per_pool=1, dropout=FORT_DROPOUT),
+    r"resnet-?(\d+)(?:v1)?": lambda numbers, size, images: _resnet(numbers[0], **images),
+    r"small-cnn": _plain_cnn(SMALL_CNN_CHANNELS),
+    r"medium-cnn": _plain_cnn(MEDIUM_CNN_CHANNELS),
     r"shallow-cnn": _plain_cnn(SHALLOW_CNN_CHANNELS, convolutions_per_pool=2, dropout=0.0),
-    r"cnn6-(\d+)": _six_layer_cnn,
-    r"mlp": _mlp,
+    r"cnn6-(\d+)": lambda numbers, size, images: SixLayerCNN(width=numbers[0], **images),
+    r"mlp": lambda numbers, size, images: MLP(
+        in_features=images["in_channels"] * size**2, num_classes=images["num_classes"]
+    ),
 }
 
 
@@ -126,7 +106,6 @@ def reference_model(name: str, in_channels: int, num_classes: int, image_size: i
         name: wrn-N-K, densenet-L-K, densenet-bc-L-K, resnetN, cnn6-W, small-cnn, medium-cnn, shallow-cnn or mlp,
             in small or capital letters; `REFERENCE_MODELS` lists the usual ones.
         in_channels: Channels of the images, such as 1 or 3.
-        num_classes: K.
         image_size: Side of the images in pixels, at least 8. Only the plain networks and the MLP depend on it; the
             others pool over whatever is left.
 
@@ -142,7 +121,8 @@ def reference_model(name: str, in_channels: int, num_classes: int, image_size: i
         )
     for pattern, build in _FAMILIES.items():
         if found := re.fullmatch(pattern, name, flags=re.ASCII | re.IGNORECASE):
-            return build([int(number) for number in found.groups()], in_channels, num_classes, image_size)
+            numbers = [int(number) for number in found.groups()]
+            return build(numbers, image_size, {"in_channels": in_channels, "num_classes": num_classes})
     nearest = difflib.get_close_matches(name.lower(), REFERENCE_MODELS, n=1)
     hint = f"Did you mean {nearest[0]}? " if nearest else ""
     raise UserError(f"Unknown reference model {name!r}.", f"{hint}Known are {', '.join(REFERENCE_MODELS)}.")

@@ -28,8 +28,6 @@ class WideBlock(nn.Module):
     """BN-ReLU-conv-dropout-BN-ReLU-conv with a shortcut: the block B(3,3) of arXiv 1605.07146.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
         stride: 1, or 2 to halve the resolution.
         dropout: Probability that a feature between the convolutions is zeroed, in [0, 1).
     """
@@ -67,8 +65,6 @@ class WideResNet(ReferenceModel):
     Args:
         depth: 6 n + 4, such as 16 or 28.
         widening: k, at least 1.
-        in_channels: Channels of the images.
-        num_classes: K.
         dropout: Between a block's convolutions, in [0, 1); the paper uses 0, or 0.3 on CIFAR.
 
     Raises:
@@ -135,8 +131,6 @@ class ResNet(ReferenceModel):
 
     Args:
         depth: 6 n + 2, such as 20.
-        in_channels: Channels of the images.
-        num_classes: K.
 
     Raises:
         UserError: A depth that does not exist, or a count below 1.

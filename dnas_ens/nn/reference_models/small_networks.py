@@ -33,8 +33,6 @@ class PlainCNN(ReferenceModel):
 
     Args:
         channels: Channels of each convolution, at least one.
-        in_channels: Channels of the images.
-        num_classes: K.
         image_size: Side of the images in pixels; the linear layer depends on it.
         convolutions_per_pool: After how many convolutions to pool.
         dropout: Probability that a pooled feature is zeroed, in [0, 1).
@@ -105,11 +103,6 @@ class SixLayerCNN(ReferenceModel):
     Widths are w, w, 2w, 2w, 4w, 4w; the first convolution of each pair has stride 2. What somebody would write who
     searches nothing, and the network to beat for its seconds.
 
-    Args:
-        width: w.
-        in_channels: Channels of the images.
-        num_classes: K.
-
     Raises:
         UserError: A count below 1.
     """
@@ -140,7 +133,6 @@ class MLP(ReferenceModel):
 
     Args:
         in_features: Numbers in one input: 2 for points in the plane, C * H * W for images.
-        num_classes: K.
         hidden: Units of each hidden layer; none makes it softmax regression.
 
     Raises:

@@ -1,4 +1,6 @@
+import copy
 import math
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -8,9 +10,9 @@ from torch import nn
 from dnas_ens.config import RetrainConfig
 from dnas_ens.data import Split
 from dnas_ens.data.batches import Augmentation
-from dnas_ens.errors import DivergedError, UserError
-from dnas_ens.run.machine import resolve_device
+from dnas_ens.errors import DivergedError
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics, batch_statistics, recalibrate
+from dnas_ens.training.interleaving import exhaust, in_turns
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import (
     FiniteWatch,
@@ -18,7 +20,9 @@ from dnas_ens.training.step import (
     cosine_learning_rate,
     drop_path_at,
     require_finite,
+    set_learning_rate,
 )
+from dnas_ens.training.trainer import Training
 
 PLAIN = Augmentation(pad=0, flip=False, cutout=0, mean=(0.0,), std=(1.0,))
 
@@ -68,6 +72,11 @@ def test_batch_statistics_normalise_each_batch_and_change_nothing():
     assert not net.training
     assert not net[1].training
     assert net[1].track_running_stats
+    data = split(30)
+    with torch.no_grad(), batch_statistics(net):
+        right = (net(data.images.float() / 255).argmax(-1) == data.labels).float().mean()
+    measured = accuracy_under_batch_statistics(net, net, data, augmentation=PLAIN)
+    assert measured == pytest.approx(float(right))
 
 
 def test_predictions_keep_the_order_and_the_mode():
@@ -77,20 +86,6 @@ def test_predictions_keep_the_order_and_the_mode():
     with torch.no_grad():
         expected = net.eval()(images.images.float() / 255).log_softmax(-1)
     torch.testing.assert_close(log_probs, expected)
-
-
-def test_accuracy_counts_right_answers():
-    labels = split(30).labels
-
-    class Oracle(nn.Module):
-        def forward(self, images):
-            return nn.functional.one_hot(answers[: len(images)], 3).float()
-
-    answers = labels.clone()
-    answers[:6] = (answers[:6] + 1) % 3
-    oracle = Oracle()
-    measured = accuracy_under_batch_statistics(oracle, oracle, split(30), augmentation=PLAIN)
-    assert measured == pytest.approx(24 / 30)
 
 
 def test_schedules_against_the_formulas():
@@ -114,27 +109,10 @@ def test_members_seeds_are_independent():
     assert MemberSeeds.derive(1, 2) == MemberSeeds.derive(1, 2)
 
 
-def test_non_finite_values_are_named():
-    require_finite({"loss": 1.0}, where="epoch 1")
-    with pytest.raises(FloatingPointError, match="loss not finite in epoch 3"):
-        require_finite({"loss": math.nan, "accuracy": 0.5}, where="epoch 3")
-
-
-def test_devices():
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("auto").type in ("cpu", "cuda")
-    for name, cause in (
-        ("tpu", "Unknown device 'tpu'"),
-        ("cuda:99", "is not there"),
-        ("cuda:x", "Unknown device"),
-    ):
-        with pytest.raises(UserError) as caught:
-            resolve_device(name)
-        assert cause in caught.value.cause
-        assert "--device" in caught.value.remedy
-
-
 def test_the_first_step_that_is_not_finite_is_named():
+    require_finite({"loss": 1.0}, where="epoch 1")
+    with pytest.raises(DivergedError, match="loss not finite in epoch 3"):
+        require_finite({"loss": math.nan, "accuracy": 0.5}, where="epoch 3")
     watch, module = FiniteWatch(torch.device("cpu")), torch.nn.Linear(2, 2)
     for norm in (1.0, 2.0):
         watch.note(torch.tensor(norm))
@@ -149,3 +127,122 @@ def test_the_first_step_that_is_not_finite_is_named():
         module.bias[1] = math.inf
     with pytest.raises(DivergedError, match="bias is not finite after the last step in epoch 4"):
         watch.require_finite(module, where="epoch 4")
+
+
+def counting(name, count, log):
+    for number in range(count):
+        log.append((name, number))
+        yield
+    return f"{name} done"
+
+
+def test_work_is_done_at_once_or_in_turns():
+    log, entered = [], []
+    assert exhaust(counting("a", 3, log)) == "a done"
+    assert log == [("a", 0), ("a", 1), ("a", 2)]
+
+    @contextmanager
+    def context(index):
+        entered.append(index)
+        yield
+
+    log.clear()
+    works = [counting(name, count, log) for name, count in (("a", 1), ("b", 3), ("c", 2))]
+    assert in_turns(works, context=context) == ["a done", "b done", "c done"]
+    assert log == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("b", 2)]
+    # Two steps and the end of c, say.
+    assert [entered.count(index) for index in range(3)] == [2, 4, 3]
+
+
+def test_an_error_ends_the_other_works():
+    closed = []
+
+    def endless():
+        try:
+            while True:
+                yield
+        finally:
+            closed.append(True)
+
+    def failing():
+        yield
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        in_turns([endless(), failing(), endless()])
+    assert closed == [True, True]
+
+
+POINTS, CLASSES = torch.randn(12, 2, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+
+
+def points_training(seed=0, **fields):
+    """A module of two inputs trained on points, in batches of 5, 5 and 2."""
+
+    def batches(order, augmentation):
+        for chosen in torch.randperm(12, generator=order).split(5):
+            noise = torch.randn(len(chosen), 2, generator=augmentation)
+            yield POINTS[chosen] + 0.1 * noise, CLASSES[chosen]
+
+    recipe = RetrainConfig(epochs=4, learning_rate=0.1, weight_decay=0.01, gradient_clip=0.5, **fields)
+    return Training(
+        lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)),
+        batches,
+        recipe,
+        MemberSeeds(initialisation=1, order=2, augmentation=3 + seed),
+        name="points",
+    )
+
+
+def test_any_module_trains_on_any_batches_as_a_loop_by_hand():
+    training, taken = points_training(), []
+    twin = copy.deepcopy(training.network)
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    order, noise = torch.Generator().manual_seed(2), torch.Generator().manual_seed(3)
+
+    def on_step():
+        taken.append(training.learning_rate)
+        set_learning_rate(training.optimizer, 0.5 * training.learning_rate)
+
+    for epoch in range(2):
+        # The schedule goes on where the hook of the last step left it.
+        scalars = training.run_epoch(learning_rate=training.learning_rate, on_step=on_step)
+        total = 0.0
+        for chosen in torch.randperm(12, generator=order).split(5):
+            inputs = POINTS[chosen] + 0.1 * torch.randn(len(chosen), 2, generator=noise)
+            loss = nn.functional.cross_entropy(twin(inputs), CLASSES[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(twin.parameters(), 0.5)
+            optimizer.step()
+            set_learning_rate(optimizer, 0.5 * optimizer.param_groups[0]["lr"])
+            total += float(loss.detach()) * len(chosen)
+        assert training.epoch == epoch + 1
+        assert scalars["train_loss"] == pytest.approx(total / 12)
+    assert taken == [0.1 * 0.5**step for step in range(6)]
+    for ours, theirs in zip(training.network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_training_goes_on_or_branches_off():
+    def weights(training):
+        return torch.cat([parameter.detach().flatten() for parameter in training.network.parameters()])
+
+    training = points_training()
+    training.run_epoch()
+    state = copy.deepcopy(training.state_dict())
+    training.run_epoch()
+    resumed, branch = points_training(), points_training(seed=1)
+    resumed.load_state_dict(state)
+    branch.branch_off(state)
+    for other in (resumed, branch):
+        other.run_epoch()
+        assert other.epoch == 2
+    assert torch.equal(weights(resumed), weights(training))
+    assert not torch.equal(weights(branch), weights(training))
+    assert training.num_parameters == 9 + 12
+    measured = points_training(precision="measured")
+    assert not measured.execution_is_settled
+    assert measured.run_epoch()["train_loss"] == pytest.approx(
+        points_training().run_epoch()["train_loss"], rel=0.02
+    )
