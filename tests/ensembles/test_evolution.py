@@ -100,9 +100,9 @@ def test_the_curve_and_the_starts_against_combinations_by_hand():
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-0.5, 1.5)])
 def test_the_coefficient_of_two_networks_against_a_grid(bounds):
-    grid = np.linspace(*bounds, 201)
+    grid = np.linspace(*bounds, 101)
     losses = [scores(by_hand([e, 1.0 - e]))[0] for e in grid]
-    settings = EvolutionSettings(population_size=12, generations=15)
+    settings = EvolutionSettings(population_size=8, generations=10)
     found = interpolate(bounds=bounds, curve_points=0, settings=settings)
     assert found.curve == ()
     assert found.best.val_nll <= min(losses) + 1e-4

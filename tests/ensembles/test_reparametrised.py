@@ -129,18 +129,17 @@ class TestWeightsComputedFromOthers:
         torch.testing.assert_close(torch.from_numpy(probs), torch.stack(seen).softmax(2))
 
     @pytest.mark.parametrize(
-        "average",
+        ("average", "options", "shares"),
         [
-            PolyakAverage,
-            lambda model: ExponentialMovingAverage(model, decay=0.7),
-            lambda model: StochasticWeightAverage(model, start_epoch=0),
+            (PolyakAverage, {}, [1 / 3] * 3),
+            (ExponentialMovingAverage, {"decay": 0.7}, [0.49, 0.21, 0.3]),
+            (StochasticWeightAverage, {"start_epoch": 0}, [1 / 3] * 3),
         ],
-        ids=["Polyak", "EMA", "SWA"],
     )
-    def test_running_averages(self, kind, average):
+    def test_running_averages(self, kind, average, options, shares):
         model = build(kind)
         model(IMAGES).sum().backward()
-        running = average(model)
+        running = average(model, **options)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         weights = []
         for index in range(3):
@@ -149,7 +148,6 @@ class TestWeightsComputedFromOthers:
             running.after_epoch(model, index + 1)
             running(IMAGES).sum().backward()
             weights.append({name: value.detach().clone() for name, value in model.named_parameters()})
-        shares = [0.49, 0.21, 0.3] if isinstance(running, ExponentialMovingAverage) else [1 / 3] * 3
         finished = running.finished(BATCHES)
         for name, value in finished.named_parameters():
             expected = sum(share * each[name] for share, each in zip(shares, weights, strict=True))

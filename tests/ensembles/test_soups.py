@@ -1,6 +1,7 @@
 """Curves, soups and loss barriers against closed forms and direct evaluation."""
 
 import copy
+import functools
 import math
 import warnings
 
@@ -80,20 +81,6 @@ def moons(seed, num=4):
     return [(inputs, (inputs[:, 0] * inputs[:, 1] > 0).long()) for inputs in points]
 
 
-def trained(seed, steps=150):
-    """Train one network and return three of its last stages."""
-    model, stages = normed(seed).train(), []
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
-    for step in range(steps):
-        inputs, labels = moons(0)[step % 4]
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-        if step >= steps - 3:
-            stages.append(copy.deepcopy(model).eval())
-    return stages
-
-
 def averaged_by_hand(stages, shares=None):
     model = normed(8)
     model.load_state_dict(average_states(stages, shares))
@@ -160,13 +147,16 @@ def test_curve_in_closed_form():
     assert [point.average_nll for point in points] == pytest.approx([thirds_nll(w) for w in (4, 3.5, 3, 2.5)])
 
 
-@pytest.mark.parametrize("kind", ["equal", "linear", "exponential"])
-def test_identical_models_have_flat_equal_curves(kind):
+def test_identical_models_have_flat_equal_curves_and_are_all_in_a_soup():
     same = [normed(0)] * 4
-    points = averaging_curve(normed(1), same, kind, moons(0), moons(1), barrier_check=BarrierCheck())
+    points = averaging_curve(normed(1), same, "linear", moons(0), moons(1), barrier_check=BarrierCheck())
     assert {point.average_nll for point in points} == {points[0].single_nll}
     assert {point.average_accuracy for point in points} == {points[0].single_accuracy}
     assert [point.barrier for point in points] == [None, 0.0, 0.0, 0.0]
+    for make in (uniform_soup, greedy_soup):
+        soup = make(normed(1), same, moons(0), moons(1))
+        assert soup.ingredients == (0, 1, 2, 3)
+        assert soup.val_nll == points[0].single_nll
 
 
 def test_curve_checks_barriers_on_request():
@@ -178,13 +168,21 @@ def test_curve_checks_barriers_on_request():
     assert points[2].barrier > 0.05 > points[1].barrier
 
 
-def test_curve_refuses_bad_input_before_any_pass():
-    with pytest.raises(UserError, match="no models"):
-        averaging_curve(Logit(0.0), [], "equal", forbidden, forbidden)
+def test_bad_input_is_refused_before_any_pass():
+    logit = Logit(0.0)
     with pytest.raises(UserError, match="not a rule"):
-        averaging_curve(Logit(0.0), [Logit(0.0)], "cubic", forbidden, forbidden)
+        averaging_curve(logit, [logit], "cubic", forbidden, forbidden)
     with pytest.raises(UserError, match="Model 0 is a Logit, but the given module is a Product"):
-        averaging_curve(Product(0.0, 0.0), [Logit(0.0)], "equal", forbidden, forbidden)
+        averaging_curve(Product(0.0, 0.0), [logit], "equal", forbidden, forbidden)
+    mixed = [logit.state_dict(), Product(0.0, 0.0).state_dict()]
+    for make in (uniform_soup, greedy_soup, functools.partial(averaging_curve, kind="equal")):
+        data = {"batches": forbidden, "val_batches": forbidden}
+        with pytest.raises(UserError, match="no models"):
+            make(logit, [], **data)
+        with pytest.raises(UserError, match="Model 1 lacks the tensor w"):
+            make(logit, mixed, **data)
+    with pytest.raises(UserError, match="2 points has none"):
+        BarrierCheck(num_points=2)
 
 
 # Loss barriers
@@ -230,19 +228,6 @@ def test_statistics_are_recomputed_at_every_point():
     for share, value in zip((0.0, 0.5, 1.0), found.nll, strict=True):
         model = averaged_by_hand(stages, [1 - share, share])
         assert value == pytest.approx(scored(model, moons(1))[0], rel=1e-6)
-
-
-def test_independent_trainings_are_further_apart_than_stages_of_one():
-    stages, (*_, other) = trained(0), trained(1)
-    check = BarrierCheck(num_points=7, threshold=math.inf)
-    near = loss_barrier(normed(9), stages[0], stages[-1], moons(0), moons(0), check=check).barrier
-    far = loss_barrier(normed(9), stages[-1], other, moons(0), moons(0), check=check).barrier
-    assert near < 0.01 < 0.05 < far
-
-
-def test_a_line_needs_a_point_between_its_ends():
-    with pytest.raises(UserError, match="2 points has none"):
-        BarrierCheck(num_points=2)
 
 
 # Soups
@@ -296,14 +281,6 @@ def test_soup_with_batch_norm_is_never_worse_than_the_best_single_model(recomput
     assert not soup.model.training
 
 
-def test_identical_models_make_soups_of_themselves():
-    states = [Logit(0.37).state_dict() for _ in range(5)]
-    for make in (uniform_soup, greedy_soup):
-        soup = make(Logit(0.0), states, forbidden, thirds)
-        assert soup.ingredients == (0, 1, 2, 3, 4)
-        assert soup.model.w.item() == 0.37
-
-
 @pytest.mark.parametrize("make", [uniform_soup, greedy_soup])
 def test_soups_check_barriers_on_request(make):
     # Model 1 is the best single one; model 0 is the same function with other signs.
@@ -313,11 +290,3 @@ def test_soups_check_barriers_on_request(make):
     assert len(warned) == 1
     assert soup.barriers.keys() == {0, 2}
     assert soup.barriers[0] > 0.05 > soup.barriers[2]
-
-
-@pytest.mark.parametrize("make", [uniform_soup, greedy_soup])
-def test_soups_refuse_what_does_not_fit(make):
-    with pytest.raises(UserError, match="no models"):
-        make(Logit(0.0), [], forbidden, forbidden)
-    with pytest.raises(UserError, match="Model 1 lacks the tensor w"):
-        make(Logit(0.0), [Logit(0.0).state_dict(), Product(0.0, 0.0).state_dict()], forbidden, forbidden)
