@@ -30,12 +30,9 @@ from dnas_ens.types import FloatArray
 
 
 def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A model") -> tuple[float, float]:
-    """Return the NLL in nats and the accuracy in [0, 1] of a classifier in evaluation mode.
+    """Return the NLL in nats and the accuracy in [0, 1] of a classifier, (B, ...) -> (B, K), in evaluation mode.
 
-    Args:
-        model: Inputs (B, ...) -> logits (B, K); its modes are restored afterwards.
-        val_batches: Validation batches.
-        name: What an error calls it.
+    Its modes are restored afterwards; `name` is what an error calls it.
 
     Raises:
         UserError: There are no batches, or the logits are not finite.
@@ -255,21 +252,8 @@ def uniform_soup(
 ) -> Soup:
     """Average all models equally (model soups, Wortsman et al., arXiv 2203.05482).
 
-    Args:
-        model: A module of the architecture; it is left as it is.
-        states: Models that were trained from one initialisation.
-        batches: Training batches, for BatchNorm.
-        val_batches: Validation batches.
-        barrier_check: Asks for the loss barrier between the best single model and each other, with a warning.
-
-    Returns:
-        The soup of all models, in the order given.
-
-    Raises:
-        UserError: See `averaged_model` and `evaluate_on_val`.
-
-    Warns:
-        UserWarning: See `loss_barrier`.
+    The models should come from one initialisation; a check of barriers goes from the best single one to each other.
+    Arguments, errors and warnings as for `averaging_curve`; returns the soup of all models, in the order given.
     """
     soup = averaged_model(model, states, None, batches)
     val_nll, val_accuracy = evaluate_on_val(soup, val_batches)
@@ -299,25 +283,9 @@ def greedy_soup(
 
     Models are tried in ascending order of their own validation NLL, a tie in the order given; each stays if the
     soup's validation NLL does not rise. The paper does the same with the accuracy, which is coarser. The soup
-    begins as the best single model and is never worse than that on the validation batches. BatchNorm statistics
-    are recomputed for every soup and, by default, for every single model: see `averaging_curve`.
-
-    Args:
-        model: See `uniform_soup`.
-        states: See `uniform_soup`.
-        batches: See `uniform_soup`.
-        val_batches: Validation batches. They choose, so other data must judge.
-        recompute_singles: See `averaging_curve`.
-        barrier_check: See `uniform_soup`.
-
-    Returns:
-        The soup; ``ingredients`` begins with the best single model.
-
-    Raises:
-        UserError: See `averaged_model` and `evaluate_on_val`.
-
-    Warns:
-        UserWarning: See `loss_barrier`.
+    begins as the best single model, the first of its ``ingredients``, and is never worse than that on the validation
+    batches. These choose, so other data must judge. Arguments, errors and warnings as for `uniform_soup`; BatchNorm
+    statistics as for `averaging_curve`.
     """
     of_singles = batches if recompute_singles else None
     singles = _score_singles(model, states, of_singles, val_batches)
