@@ -363,8 +363,8 @@ def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
         raise
     except Exception as error:  # whatever a module's own parts raise when they are copied
         raise UserError(
-            f"The {type(model).__name__} can not be copied ({' '.join(str(error).split())[:200]}).",
-            "Keep what can not be copied, such as locks and open files, out of the module, or give what holds it a "
+            f"The {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}).",
+            "Keep what cannot be copied, such as locks and open files, out of the module, or give what holds it a "
             "__deepcopy__.",
         ) from error
 

@@ -244,7 +244,7 @@ def _build_members(
         return [next(fresh) if spec == EXTERNAL else _build_member(spec) for spec in specs]
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{folder / MANIFEST} describes a network that can not be built ({error}).",
+            f"{folder / MANIFEST} describes a network that cannot be built ({error}).",
             "Save the ensemble again.",
         ) from error
 

@@ -189,7 +189,7 @@ def evolve_weights(
     best_value, best_weights = math.inf, corners[0]
 
     def values(points: FloatArray) -> FloatArray:
-        """Score points (M, S), remembering the best: scipy's own rounding then can not lose a start."""
+        """Score points (M, S), remembering the best: scipy's own rounding then cannot lose a start."""
         nonlocal evaluations, best_value, best_weights
         weights = to_simplex(points.reshape(num_members, -1).T)
         nlls, accuracies = _score(weights, members, classes)

@@ -225,7 +225,7 @@ def test_what_can_not_be_copied_is_refused_before_the_training():
         lambda: greedy_soup(model, [model], BATCHES, BATCHES, recompute_singles=False),
     ]
     for attempt in attempts:
-        with pytest.raises(UserError, match=r"The Sequential can not be copied \(.*lock.*\)") as caught:
+        with pytest.raises(UserError, match=r"The Sequential cannot be copied \(.*lock.*\)") as caught:
             attempt()
         assert "__deepcopy__" in caught.value.remedy
     # Its weights can be, into a module that is copied.
