@@ -38,13 +38,19 @@ def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A mo
         UserError: There are no batches, or the logits are not finite.
         ValueError: Labels that do not fit; see `dnas_ens.metrics.scores.check_labels`.
     """
-    probs, labels = predict_batches(model, val_batches)
-    if not np.isfinite(probs).all():
+    found = _score(model, val_batches)
+    if found is None:
         raise UserError(
             f"{name}'s logits on the validation batches are not finite.",
             "Leave out the models that diverged.",
         )
-    return nll(probs, labels), accuracy(probs, labels)
+    return found
+
+
+def _score(model: nn.Module, val_batches: Batches) -> tuple[float, float] | None:
+    """Return what `evaluate_on_val` does; None where the logits are not finite."""
+    probs, labels = predict_batches(model, val_batches)
+    return (nll(probs, labels), accuracy(probs, labels)) if np.isfinite(probs).all() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,12 +301,10 @@ def greedy_soup(
     for index in tqdm(others, desc="greedy soup", unit="model", disable=None, leave=False):
         tried = [*ingredients, index]
         candidate = averaged_model(model, [states[each] for each in tried], None, batches)
-        probs, labels = predict_batches(candidate, val_batches)
         # An average of models that are good alone may still overflow; it is no better then.
-        if not np.isfinite(probs).all() or nll(probs, labels) > val_nll:
-            continue
-        soup, ingredients = candidate, tried
-        val_nll, val_accuracy = nll(probs, labels), accuracy(probs, labels)
+        found = _score(candidate, val_batches)
+        if found is not None and found[0] <= val_nll:
+            soup, ingredients, (val_nll, val_accuracy) = candidate, tried, found
     return Soup(
         model=soup,
         ingredients=tuple(ingredients),
