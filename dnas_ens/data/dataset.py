@@ -382,7 +382,7 @@ class ImageData:
         # (n, C, H, W) to (H, n W, 3)
         pixels = pictures.expand(-1, 3, -1, -1).permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
         shown = Image.fromarray(pixels).resize(
-            (_SHOWN_SIDE * len(pictures), _SHOWN_SIDE), Image.Resampling.NEAREST
+            (_SHOWN_SIDE * len(pictures), _SHOWN_SIDE), Image.Resampling.BOX
         )
         buffer = io.BytesIO()
         shown.save(buffer, format="PNG")

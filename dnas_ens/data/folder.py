@@ -259,7 +259,7 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
 
     Returns:
         The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
-        files. A file whose name has no ending is told by its content.
+        files. A file without an ending is recognised by its content.
     """
     images: list[str] = []
     others: list[str] = []

@@ -48,19 +48,9 @@ Result = TypeVar("Result")
 class LabelledImages:
     """All the images of a source in its own order: train, then its val, then its test, where it has them.
 
-    Args:
-        name: Name of the data set or folder.
-        classes: K class names.
-        images: uint8 (N, C, H, H).
-        labels: int64 (N,).
-        flip: Whether an image means the same after a horizontal flip.
-        num_train: Images the source gives for training.
-        num_val: Images the source gives for validation, or 0.
-        num_test: Images the source gives for test, or 0.
-        max_val: See `splits.choose_splits`.
-        skipped: Files left out because they could not be read.
-        deep_bits: See `dataset.ImageData`.
-        paths: The images' files, where each has one.
+    Images are uint8 (N, C, H, H) and labels int64 (N,); `num_train`, `num_val` and `num_test` are how many the source
+    gives for each (see `splits.choose_splits` for these and `max_val`); `paths` are the images' files, where each has
+    one; the rest is as in `dataset.ImageData`.
     """
 
     name: str
@@ -99,7 +89,7 @@ class Picture:
 def read_image(
     path: str | os.PathLike[str], *, num_channels: int, image_size: int, deep_bits: int | None = None
 ) -> torch.Tensor:
-    """Read one image as a trained ensemble wants it.
+    """Read one image in the form that a trained ensemble takes.
 
     A grey image is repeated over three channels; one in colour gives one channel only if its three are equal.
 
@@ -313,13 +303,9 @@ def fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def common_side(sizes: Sequence[tuple[int, int]]) -> int:
-    """The side for a set of images where none is asked for.
+    """The side for a set of images of these widths and heights, where none is asked for.
 
-    Args:
-        sizes: Width and height of each, in pixels; at least one.
-
-    Returns:
-        The median of their short sides, the lower one of two, but 64 at most: few odd images do not move it.
+    It is the median of their short sides, the lower one of two, but 64 at most: few odd images do not move it.
     """
     return min(_DEFAULT_SIZE, sorted(map(min, sizes))[(len(sizes) - 1) // 2])
 
@@ -347,15 +333,7 @@ def tell_sizes(sizes: Sequence[tuple[int, int]], side: int) -> None:
 
 
 def stack(arrays: Sequence[PixelArray], *, image_size: int) -> PixelArray:
-    """Join decoded images of one data set: one size, one number of channels.
-
-    Args:
-        arrays: N arrays (H, W) or (H, W, 3); at least one.
-        image_size: Side in pixels.
-
-    Returns:
-        (N, C, H, H), C = 1 if all are grey, otherwise 3.
-    """
+    """Join N decoded images (H, W) or (H, W, 3) to (N, C, side, side), C = 1 if all are grey, otherwise 3."""
     square = (image_size, image_size)
 
     def resized(array: PixelArray) -> PixelArray:

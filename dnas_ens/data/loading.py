@@ -1,7 +1,7 @@
 """The one way in: a data set by name, by folder, or from a torch Dataset.
 
-What may spoil a user's own images is said here: class names that a mirror image would change, equal images in
-different splits, and classes of unequal size.
+Warnings about a user's own images come from here: classes that a mirror image would change, equal images in different
+splits, and classes of unequal size.
 """
 
 from __future__ import annotations

@@ -193,11 +193,7 @@ class RunningAverage(AveragedModel):
         super().__init__(clone(model), **options)
 
     def update_parameters(self, model: nn.Module) -> None:
-        """Take the weights of a model into the average; buffers are copied.
-
-        Raises:
-            UserError: See `check_same_architecture`.
-        """
+        """Take the weights of a model into the average; buffers are copied. See `check_same_architecture`."""
         # Once is enough to catch a mix-up, and at every step it would cost time.
         if not self._checked:
             check_same_architecture([self.module, model], ["The averaged model", "The trained model"])
@@ -289,9 +285,7 @@ def check_same_architecture(
 ) -> list[State]:
     """Check that models have one architecture, and return their states.
 
-    Args:
-        models: States or modules.
-        names: What the errors call them; None for "Model 0", "Model 1" and so on.
+    The errors call them by `names`, by default "Model 0", "Model 1" and so on.
 
     Raises:
         UserError: No models; modules of different classes, or networks of different genotypes; or the first
@@ -324,11 +318,7 @@ def check_same_architecture(
 
 
 def check_fit(model: nn.Module, models: Sequence[State | nn.Module]) -> None:
-    """Check that there are models, that they have one architecture, and that it is the module's.
-
-    Raises:
-        UserError: See `check_same_architecture`.
-    """
+    """Check that there are models, and that they have the module's architecture; see `check_same_architecture`."""
     check_same_architecture(models)
     check_same_architecture([model, models[0]], ["The given module", "Model 0"])
 
@@ -373,8 +363,8 @@ def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
         raise
     except Exception as error:  # whatever a module's own parts raise when they are copied
         raise UserError(
-            f"The {type(model).__name__} can not be copied ({' '.join(str(error).split())[:200]}).",
-            "Keep what can not be copied, such as locks and open files, out of the module, or give what holds it a "
+            f"The {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}).",
+            "Keep what cannot be copied, such as locks and open files, out of the module, or give what holds it a "
             "__deepcopy__.",
         ) from error
 

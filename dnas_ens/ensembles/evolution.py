@@ -1,6 +1,6 @@
 """Differential evolution over the coefficients that average the weights of given networks.
 
-scipy's best1bin (Storn and Price, Journal of Global Optimization 11, 1997) looks for e in w = e w_o + (1 - e) w_p
+scipy's best1bin (Storn and Price, Journal of Global Optimization 11, 1997) looks for e in w = e w_1 + (1 - e) w_2
 of two networks, or for a point of the simplex over k networks, one for the whole network or one for every layer.
 Every candidate gets BatchNorm statistics of its own from training batches before validation batches judge it.
 
@@ -144,8 +144,8 @@ def evolve_interpolation(
 
     Args:
         model: A module of the architecture; it is left as it is.
-        first: w_o, a state or a module.
-        second: w_p, a state or a module.
+        first: A state or a module.
+        second: A state or a module.
         training_batches: For BatchNorm. The first ones are taken at every evaluation: batches that are shuffled
             or augmented anew make the criterion noisy, and an evolution then favours a lucky draw.
         val_batches: Validation batches, in the same order at every call.
@@ -264,6 +264,9 @@ class _Problem:
             one_pass(training_batches), self.settings.batch_norm_batches
         )
         self.file = None if file is None else Path(file)
+        self.header: dict[str, Any] = {}
+        self.known: dict[bytes, Candidate] = {}
+        self.unsaved = 0
 
     def evolve(
         self,
@@ -280,7 +283,8 @@ class _Problem:
             self.val_batches,
         )
         ensemble_nll, ensemble_accuracy = _metrics(ensemble.mean(axis=0), labels)
-        scores = self._scores(labels)
+        if self.file is not None:
+            self._take_file(self.file, labels)
         generator = np.random.default_rng(self.settings.seed)
         size = max(self.settings.population_size, len(starts) + 4)
         population = np.concatenate([starts, drawn(generator, size - len(starts))])
@@ -291,7 +295,7 @@ class _Problem:
             return float(criterion_value(*reached, num_images=len(labels), criterion=self.settings.criterion))
 
         def candidate_at(point: FloatArray) -> Candidate:
-            return scores.candidate(coefficients_of(point))
+            return self.candidate(coefficients_of(point))
 
         total = size * (self.settings.generations + 1)
         bar = tqdm(total=total, desc="evolution", unit="evaluation", disable=None, leave=False)
@@ -322,7 +326,7 @@ class _Problem:
             points = tuple(candidate_at(np.array([position])) for position in curve)
         finally:
             # Also after an interruption: everything that was evaluated is kept.
-            scores.save()
+            self._save()
         best = min(visited.values(), key=value)
         return Evolution(
             best=best,
@@ -345,90 +349,56 @@ class _Problem:
         recompute_batch_norm(self.model, self.training_batches)
         return self.model
 
-    def _judge(self, coefficients: FloatArray) -> tuple[float, float]:
-        """Return NLL and accuracy of a combination (G, k) on validation data."""
-        return _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
+    def candidate(self, coefficients: FloatArray) -> Candidate:
+        """Return the candidate of coefficients (G, k), judged on validation data unless it is known."""
+        coefficients = np.round(coefficients, _DECIMALS) + 0.0  # no -0
+        key = coefficients.tobytes()
+        if key not in self.known:
+            val_nll, val_accuracy = _metrics(*predict_batches(self.combine(coefficients), self.val_batches))
+            self.known[key] = Candidate(coefficients=coefficients, val_nll=val_nll, val_accuracy=val_accuracy)
+            self.unsaved += 1
+            if self.unsaved >= _SAVE_EVERY:
+                self._save()
+        return self.known[key]
 
-    def _scores(self, labels: IntArray) -> _Scores:
-        """Return the scores so far, with what they depend on as far as it can be told."""
+    def _take_file(self, file: Path, labels: IntArray) -> None:
+        """Take the candidates of a file; its header says what their scores depend on, as far as that can be told."""
         digest = hashlib.sha256()
-        for state in self.states if self.file is not None else []:
+        for state in self.states:
             digest.update(tensors_to_bytes({name: v for name, v in state.items() if isinstance(v, Tensor)}))
-        header = {
+        self.header = {
             "networks": digest.hexdigest(),
             "batch_norm_batches": self.settings.batch_norm_batches,
             "labels": labels_digest(labels),
         }
-        return _Scores(self._judge, header, file=self.file)
-
-
-class _Scores:
-    """Candidates by their coefficients; those of the file need no evaluation.
-
-    Args:
-        judge: Returns NLL in nats and accuracy in [0, 1] of coefficients (G, k).
-        header: What scores depend on; a file with another one is refused.
-        file: JSON file; None for none.
-
-    Raises:
-        UserError: A file that is damaged or belongs to another evolution.
-    """
-
-    def __init__(
-        self,
-        judge: Callable[[FloatArray], tuple[float, float]],
-        header: dict[str, Any],
-        *,
-        file: Path | None,
-    ) -> None:
-        self._judge, self._header, self._file = judge, header, file
-        self._known: dict[bytes, Candidate] = {}
-        self._unsaved = 0
-        if file is not None and file.exists():
-            self._read(file)
-
-    def candidate(self, coefficients: FloatArray) -> Candidate:
-        """Return the candidate of coefficients (G, k), judged unless it is known."""
-        coefficients = np.round(coefficients, _DECIMALS) + 0.0  # no -0
-        key = coefficients.tobytes()
-        if key not in self._known:
-            val_nll, val_accuracy = self._judge(coefficients)
-            self._known[key] = Candidate(
-                coefficients=coefficients, val_nll=val_nll, val_accuracy=val_accuracy
-            )
-            self._unsaved += 1
-            if self._unsaved >= _SAVE_EVERY:
-                self.save()
-        return self._known[key]
-
-    def save(self) -> None:
-        """Write the file if there is anything new."""
-        if self._file is None or not self._unsaved:
+        if not file.exists():
             return
-        entries = [
-            {**vars(each), "coefficients": each.coefficients.tolist()} for each in self._known.values()
-        ]
-        write_json(self._file, {"scores_of": self._header, "candidates": entries})
-        self._unsaved = 0
-
-    def _read(self, file: Path) -> None:
         content = read_json(file)
         try:
             found = content["scores_of"]
             for entry in content["candidates"]:
                 coefficients = np.array(entry["coefficients"], dtype=np.float64)
-                self._known[coefficients.tobytes()] = Candidate(
+                self.known[coefficients.tobytes()] = Candidate(
                     coefficients=coefficients,
                     val_nll=float(entry["val_nll"]),
                     val_accuracy=float(entry["val_accuracy"]),
                 )
         except (KeyError, TypeError, ValueError) as error:
             raise unreadable(file, f"it is not the file of an evolution ({error!r})") from error
-        if found != self._header:
+        if found != self.header:
             raise UserError(
-                f"{file} holds scores of other networks or data: {found} instead of {self._header}.",
+                f"{file} holds scores of other networks or data: {found} instead of {self.header}.",
                 "Name another file, or delete this one to start again.",
             )
+
+    def _save(self) -> None:
+        """Write the file if there is anything new."""
+        if self.file is not None and self.unsaved:
+            entries = [
+                {**vars(each), "coefficients": each.coefficients.tolist()} for each in self.known.values()
+            ]
+            write_json(self.file, {"scores_of": self.header, "candidates": entries})
+            self.unsaved = 0
 
 
 def _metrics(probs: FloatArray, labels: IntArray) -> tuple[float, float]:

@@ -152,20 +152,8 @@ def exhaustive_selection(
 ) -> list[int]:
     """Try every ensemble of the given size and return the one with the least loss.
 
-    Args:
-        member_probs: See `greedy_selection`.
-        labels: See `greedy_selection`.
-        num_members: Size of the ensemble, 1 or more.
-        replacement: Whether a candidate may be picked several times.
-        criterion: See `averaged_loss`.
-
-    Returns:
-        Indices of the candidates in ascending order, length ``num_members``; a tie goes to the
-        combination that comes first in lexicographic order.
-
-    Raises:
-        UserError: See `greedy_selection`; or more than a million combinations.
-        ValueError: See `greedy_selection`.
+    Arguments and errors as for `greedy_selection`; UserError also for more than a million combinations. Returns the
+    candidates in ascending order; a tie goes to the combination that comes first in lexicographic order.
     """
     candidates, losses = _candidates(member_probs, labels, num_members, replacement, criterion)
     num_candidates = len(candidates)

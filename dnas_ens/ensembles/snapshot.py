@@ -232,13 +232,9 @@ class SnapshotRecorder:
         return member
 
     def members(self, last: int | None = None) -> Iterator[nn.Module]:
-        """Yield snapshots as modules, the oldest first, each made when it is asked for.
+        """Yield the `last` snapshots (None: all) as modules, the oldest first, each made when it is asked for.
 
-        Args:
-            last: How many of the newest; None for all of them. Early ones can hurt an ensemble.
-
-        Raises:
-            UserError: Fewer than one, or more than there are.
+        Early ones can hurt an ensemble. UserError for fewer than one, or more than there are.
         """
         count = len(self.snapshots) if last is None else last
         if not 1 <= count <= len(self.snapshots):

@@ -30,24 +30,27 @@ from dnas_ens.types import FloatArray
 
 
 def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A model") -> tuple[float, float]:
-    """Return the NLL in nats and the accuracy in [0, 1] of a classifier in evaluation mode.
+    """Return the NLL in nats and the accuracy in [0, 1] of a classifier, (B, ...) -> (B, K), in evaluation mode.
 
-    Args:
-        model: Inputs (B, ...) -> logits (B, K); its modes are restored afterwards.
-        val_batches: Validation batches.
-        name: What an error calls it.
+    Its modes are restored afterwards; `name` is what an error calls it.
 
     Raises:
         UserError: There are no batches, or the logits are not finite.
         ValueError: Labels that do not fit; see `dnas_ens.metrics.scores.check_labels`.
     """
-    probs, labels = predict_batches(model, val_batches)
-    if not np.isfinite(probs).all():
+    found = _score(model, val_batches)
+    if found is None:
         raise UserError(
             f"{name}'s logits on the validation batches are not finite.",
             "Leave out the models that diverged.",
         )
-    return nll(probs, labels), accuracy(probs, labels)
+    return found
+
+
+def _score(model: nn.Module, val_batches: Batches) -> tuple[float, float] | None:
+    """Return what `evaluate_on_val` does; None where the logits are not finite."""
+    probs, labels = predict_batches(model, val_batches)
+    return (nll(probs, labels), accuracy(probs, labels)) if np.isfinite(probs).all() else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,21 +258,8 @@ def uniform_soup(
 ) -> Soup:
     """Average all models equally (model soups, Wortsman et al., arXiv 2203.05482).
 
-    Args:
-        model: A module of the architecture; it is left as it is.
-        states: Models that were trained from one initialisation.
-        batches: Training batches, for BatchNorm.
-        val_batches: Validation batches.
-        barrier_check: Asks for the loss barrier between the best single model and each other, with a warning.
-
-    Returns:
-        The soup of all models, in the order given.
-
-    Raises:
-        UserError: See `averaged_model` and `evaluate_on_val`.
-
-    Warns:
-        UserWarning: See `loss_barrier`.
+    The models should come from one initialisation; a check of barriers goes from the best single one to each other.
+    Arguments, errors and warnings as for `averaging_curve`; returns the soup of all models, in the order given.
     """
     soup = averaged_model(model, states, None, batches)
     val_nll, val_accuracy = evaluate_on_val(soup, val_batches)
@@ -299,25 +289,9 @@ def greedy_soup(
 
     Models are tried in ascending order of their own validation NLL, a tie in the order given; each stays if the
     soup's validation NLL does not rise. The paper does the same with the accuracy, which is coarser. The soup
-    begins as the best single model and is never worse than that on the validation batches. BatchNorm statistics
-    are recomputed for every soup and, by default, for every single model: see `averaging_curve`.
-
-    Args:
-        model: See `uniform_soup`.
-        states: See `uniform_soup`.
-        batches: See `uniform_soup`.
-        val_batches: Validation batches. They choose, so other data must judge.
-        recompute_singles: See `averaging_curve`.
-        barrier_check: See `uniform_soup`.
-
-    Returns:
-        The soup; ``ingredients`` begins with the best single model.
-
-    Raises:
-        UserError: See `averaged_model` and `evaluate_on_val`.
-
-    Warns:
-        UserWarning: See `loss_barrier`.
+    begins as the best single model, the first of its ``ingredients``, and is never worse than that on the validation
+    batches. These choose, so other data must judge. Arguments, errors and warnings as for `uniform_soup`; BatchNorm
+    statistics as for `averaging_curve`.
     """
     of_singles = batches if recompute_singles else None
     singles = _score_singles(model, states, of_singles, val_batches)
@@ -327,12 +301,10 @@ def greedy_soup(
     for index in tqdm(others, desc="greedy soup", unit="model", disable=None, leave=False):
         tried = [*ingredients, index]
         candidate = averaged_model(model, [states[each] for each in tried], None, batches)
-        probs, labels = predict_batches(candidate, val_batches)
         # An average of models that are good alone may still overflow; it is no better then.
-        if not np.isfinite(probs).all() or nll(probs, labels) > val_nll:
-            continue
-        soup, ingredients = candidate, tried
-        val_nll, val_accuracy = nll(probs, labels), accuracy(probs, labels)
+        found = _score(candidate, val_batches)
+        if found is not None and found[0] <= val_nll:
+            soup, ingredients, (val_nll, val_accuracy) = candidate, tried, found
     return Soup(
         model=soup,
         ingredients=tuple(ingredients),

@@ -229,7 +229,7 @@ def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
 def _build_members(
     folder: Path, specs: Sequence[Mapping[str, Any]], members: Sequence[nn.Module] | None
 ) -> list[nn.Module]:
-    """Return a module for every spec: given ones, and networks built for those of our kind."""
+    """Return a module for every spec: a given one, or a network built where it is of our kind."""
     given = list(members or [])
     if len(given) == len(specs):
         return given
@@ -244,7 +244,7 @@ def _build_members(
         return [next(fresh) if spec == EXTERNAL else _build_member(spec) for spec in specs]
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{folder / MANIFEST} describes a network that can not be built ({error}).",
+            f"{folder / MANIFEST} describes a network that cannot be built ({error}).",
             "Save the ensemble again.",
         ) from error
 

@@ -189,7 +189,7 @@ def evolve_weights(
     best_value, best_weights = math.inf, corners[0]
 
     def values(points: FloatArray) -> FloatArray:
-        """Score points (M, S), remembering the best: scipy's own rounding then can not lose a start."""
+        """Score points (M, S), remembering the best: scipy's own rounding then cannot lose a start."""
         nonlocal evaluations, best_value, best_weights
         weights = to_simplex(points.reshape(num_members, -1).T)
         nlls, accuracies = _score(weights, members, classes)
@@ -217,11 +217,7 @@ def evolve_weights(
 
 
 def selection_weights(picks: Sequence[int], num_members: int) -> FloatArray:
-    """Turn picks into weights (M,): how often each member was picked, over the number of picks.
-
-    Args:
-        picks: Indices of members, as greedy or exhaustive selection returns them, at least one.
-        num_members: M.
+    """Turn picks of members into weights (M,): how often each was picked, over the number of picks.
 
     Raises:
         UserError: No picks, or one that is not in 0..M-1.
@@ -245,13 +241,8 @@ def caruana_weights(
     """Weight members by how often greedy selection with replacement picks them (Caruana et al., ICML 2004).
 
     Weights are multiples of one over the picks; a member that never helps gets none. The best number of picks
-    up to ``num_picks`` is taken, so the result is never worse by the criterion than the best single member.
-
-    Args:
-        val_probs: See `fit_weights`.
-        val_labels: See `fit_weights`.
-        num_picks: How many picks at most, 1 or more.
-        criterion: See `dnas_ens.ensembles.selection.averaged_loss`.
+    up to ``num_picks``, 1 or more, is taken, so the result is never worse by the criterion than the best single
+    member. Predictions as for `fit_weights`, the criterion as for `dnas_ens.ensembles.selection.averaged_loss`.
 
     Raises:
         UserError: No picks, or another criterion.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,15 +16,13 @@ WriteImages = Callable[..., np.ndarray]
 
 
 @pytest.fixture
-def make_data() -> MakeData:
+def make_data():
     """Random images: `num` for train, half of it for val and for test, labels in turn."""
 
-    def make(
-        num: int = 40, *, channels: int = 1, size: int = 8, classes: int = 4, seed: int = 0
-    ) -> ImageData:
+    def make(num=40, *, channels=1, size=8, classes=4, seed=0):
         generator = torch.Generator().manual_seed(seed)
 
-        def split(count: int) -> Split:
+        def split(count):
             images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
             return Split(images, torch.arange(count) % classes)
 
@@ -42,10 +39,10 @@ def make_data() -> MakeData:
 
 
 @pytest.fixture
-def write_images() -> WriteImages:
+def write_images():
     """Write `num` random grey PNGs 00.png, 01.png, ... to a folder; their pixels (num, size, size)."""
 
-    def write(folder: Path, num: int = 5, *, size: int = 8, seed: int = 0) -> np.ndarray:
+    def write(folder, num=5, *, size=8, seed=0):
         folder.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng(seed).integers(0, 256, (num, size, size), dtype=np.uint8)
         for index, image in enumerate(pixels):

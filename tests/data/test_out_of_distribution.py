@@ -25,6 +25,8 @@ def test_photographs_are_patches_without_a_download(digits, make_data):
     photograph = load_sample_images().images[0]
     np.testing.assert_array_equal(colour[21].permute(1, 2, 0), photograph[32:64, 32:64])
     assert load_out_of_distribution(PHOTOGRAPHS, make_data(size=100)).shape == (48, 1, 100, 100)
+    with pytest.raises(UserError, match="no square of 500 pixels"):
+        load_out_of_distribution(PHOTOGRAPHS, make_data(4, size=500))
 
 
 def test_colour_becomes_grey_by_luma_and_grey_is_repeated(tmp_path, make_data):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import pytest
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ CLASSES = ("ant", "bee", "cat")
 CELL = ((("skip_connect", 0), ("sep_conv_3x3", 1)), (("max_pool_3x3", 1), ("skip_connect", 2)))
 
 
-def _small_network(num_classes: int = 3) -> nn.Sequential:
+def _small_network(num_classes=3):
     return nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.BatchNorm2d(4),
@@ -31,7 +29,7 @@ def _small_network(num_classes: int = 3) -> nn.Sequential:
     )
 
 
-def _own_network(seed: int) -> Network:
+def _own_network(seed):
     torch.manual_seed(seed)
     return Network(
         Genotype(normal=CELL, reduction=CELL),
@@ -40,36 +38,36 @@ def _own_network(seed: int) -> Network:
     )
 
 
-def _mixed_members(seed: int = 0) -> list[nn.Module]:
+def _mixed_members(seed=0):
     torch.manual_seed(seed)
     return [resnet18(num_classes=3), _small_network()]
 
 
 @pytest.fixture
-def small_network() -> Callable[..., nn.Module]:
+def small_network():
     """Build a small network for a number of classes."""
     return _small_network
 
 
 @pytest.fixture
-def own_network() -> Callable[[int], Network]:
+def own_network():
     """Build a network of ours from a seed."""
     return _own_network
 
 
 @pytest.fixture
-def mixed_members() -> Callable[..., Sequence[nn.Module]]:
+def mixed_members():
     """Build a torchvision network and a small one from a seed."""
     return _mixed_members
 
 
 @pytest.fixture
-def ensemble() -> Ensemble:
+def ensemble():
     return Ensemble(
         _mixed_members(), weights=[1.0, 3.0], temperature=1.7, classes=CLASSES, preprocessing=PREPROCESSING
     )
 
 
 @pytest.fixture
-def own_ensemble() -> Ensemble:
+def own_ensemble():
     return Ensemble([_own_network(seed) for seed in range(3)], classes=CLASSES, preprocessing=PREPROCESSING)

@@ -1,28 +1,23 @@
 """Evolved coefficients against a grid and against combinations made by hand; interruptions; guarantees."""
 
-from __future__ import annotations
-
 import copy
 import json
-from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation, evolve_simplex
 from dnas_ens.errors import UserError
 from dnas_ens.nn.reference_models import reference_model
-from dnas_ens.training.prediction import Batches
 
 SHORT = EvolutionSettings(population_size=8, generations=3)
 
 
-def blobs(seed: int, num_images: int) -> tuple[Tensor, Tensor]:
+def blobs(seed, num_images):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(3, (num_images,), generator=generator)
     centres = torch.tensor([[0.0, 1.0], [1.0, -0.5], [-1.0, -0.5]])
@@ -32,19 +27,19 @@ def blobs(seed: int, num_images: int) -> tuple[Tensor, Tensor]:
 TRAINING, VAL = blobs(1, 96), blobs(2, 60)
 
 
-def in_batches(data: tuple[Tensor, Tensor], size: int = 32) -> Batches:
+def in_batches(data, size=32):
     return lambda: zip(data[0].split(size), data[1].split(size), strict=True)
 
 
 TRAINING_BATCHES, VAL_BATCHES = in_batches(TRAINING), in_batches(VAL)
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def network(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
 
 
-def fitted(seed: int, steps: int = 12) -> dict[str, Tensor]:
+def fitted(seed, steps=12):
     """A network trained briefly, from one initialisation with an order of its own."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.8)
@@ -60,7 +55,7 @@ def fitted(seed: int, steps: int = 12) -> dict[str, Tensor]:
 STATES = [fitted(seed) for seed in (1, 2, 3)]
 
 
-def by_hand(shares: dict[str, list[float]] | list[float], limit: int | None = None) -> np.ndarray:
+def by_hand(shares, limit=None):
     """Probabilities on val of averaged weights: the sum and the batches' statistics written out."""
     model = network()
     averaged = {}
@@ -79,16 +74,16 @@ def by_hand(shares: dict[str, list[float]] | list[float], limit: int | None = No
         return model.eval()(VAL[0]).double().softmax(dim=1).numpy()
 
 
-def scores(probs: np.ndarray) -> tuple[float, float]:
+def scores(probs):
     return log_loss(VAL[1], probs), accuracy_score(VAL[1], probs.argmax(axis=1))
 
 
-def interpolate(**arguments: object) -> object:
+def interpolate(**arguments):
     options = {"settings": SHORT, **arguments}
     return evolve_interpolation(network(), STATES[0], STATES[1], TRAINING_BATCHES, VAL_BATCHES, **options)
 
 
-def test_the_curve_and_the_starts_against_combinations_by_hand() -> None:
+def test_the_curve_and_the_starts_against_combinations_by_hand():
     found = interpolate(bounds=(-0.5, 1.5), curve_points=5)
     positions = [candidate.coefficients[0, 0] for candidate in found.curve]
     assert positions == [-0.5, 0.0, 0.5, 1.0, 1.5]
@@ -104,10 +99,10 @@ def test_the_curve_and_the_starts_against_combinations_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (-0.5, 1.5)])
-def test_the_coefficient_of_two_networks_against_a_grid(bounds: tuple[float, float]) -> None:
-    grid = np.linspace(*bounds, 201)
+def test_the_coefficient_of_two_networks_against_a_grid(bounds):
+    grid = np.linspace(*bounds, 101)
     losses = [scores(by_hand([e, 1.0 - e]))[0] for e in grid]
-    settings = EvolutionSettings(population_size=12, generations=15)
+    settings = EvolutionSettings(population_size=8, generations=10)
     found = interpolate(bounds=bounds, curve_points=0, settings=settings)
     assert found.curve == ()
     assert found.best.val_nll <= min(losses) + 1e-4
@@ -115,7 +110,7 @@ def test_the_coefficient_of_two_networks_against_a_grid(bounds: tuple[float, flo
     assert bounds[0] <= found.coefficient <= bounds[1]
 
 
-def test_by_accuracy_against_a_grid() -> None:
+def test_by_accuracy_against_a_grid():
     reached = [scores(by_hand([e, 1.0 - e]))[1] for e in np.linspace(0.0, 1.0, 101)]
     settings = EvolutionSettings(criterion="accuracy", population_size=12, generations=10)
     found = interpolate(curve_points=0, settings=settings)
@@ -125,8 +120,8 @@ def test_by_accuracy_against_a_grid() -> None:
 
 @pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("criterion", ["nll", "accuracy"])
-def test_the_simplex_of_three_networks(per_layer: bool, criterion: str) -> None:
-    settings = EvolutionSettings(criterion=criterion, population_size=10, generations=3)  # type: ignore[arg-type]
+def test_the_simplex_of_three_networks(per_layer, criterion):
+    settings = EvolutionSettings(criterion=criterion, population_size=10, generations=3)
     found = evolve_simplex(
         network(), STATES, TRAINING_BATCHES, VAL_BATCHES, per_layer=per_layer, settings=settings
     )
@@ -147,7 +142,7 @@ def test_the_simplex_of_three_networks(per_layer: bool, criterion: str) -> None:
     assert 10 <= found.evaluations <= 10 * 4
 
 
-def test_the_state_is_that_of_the_best_candidate_and_nothing_given_changes() -> None:
+def test_the_state_is_that_of_the_best_candidate_and_nothing_given_changes():
     model = network(7).train()
     before = copy.deepcopy((model.state_dict(), STATES))
     found = evolve_simplex(model, STATES, TRAINING_BATCHES, VAL_BATCHES, settings=SHORT)
@@ -161,7 +156,7 @@ def test_the_state_is_that_of_the_best_candidate_and_nothing_given_changes() -> 
         assert all(torch.equal(kept[name], now[name]) for name in kept)
 
 
-def test_modules_will_do_for_states() -> None:
+def test_modules_will_do_for_states():
     modules = [network(), network()]
     for module, state in zip(modules, STATES, strict=False):
         module.load_state_dict(state)
@@ -170,14 +165,14 @@ def test_modules_will_do_for_states() -> None:
     assert found.best.val_nll == expected.best.val_nll
 
 
-def test_batch_norm_statistics_from_a_limited_number_of_batches() -> None:
+def test_batch_norm_statistics_from_a_limited_number_of_batches():
     settings = EvolutionSettings(population_size=8, generations=1, batch_norm_batches=1)
     found = interpolate(curve_points=0, settings=settings)
     assert found.starts[2].val_nll == pytest.approx(scores(by_hand([0.5, 0.5], limit=1))[0], abs=1e-5)
     assert found.starts[2].val_nll != interpolate(curve_points=0).starts[2].val_nll
 
 
-def test_a_seed_repeats_itself_and_equal_networks_average_to_themselves() -> None:
+def test_a_seed_repeats_itself_and_equal_networks_average_to_themselves():
     first, second = (interpolate(curve_points=0) for _ in range(2))
     assert first.coefficient == second.coefficient
     assert first.evaluations == second.evaluations
@@ -187,11 +182,11 @@ def test_a_seed_repeats_itself_and_equal_networks_average_to_themselves() -> Non
     assert alone.best.coefficients.tolist() == [[1.0]]
 
 
-def counted(source: Batches, stop_at: int | None = None) -> tuple[Batches, Callable[[], int]]:
+def counted(source, stop_at=None):
     """Batches that count their passes and are interrupted at one of them."""
     passes = 0
 
-    def batches() -> Iterable[tuple[Tensor, Tensor]]:
+    def batches():
         nonlocal passes
         passes += 1
         if passes == stop_at:
@@ -201,10 +196,10 @@ def counted(source: Batches, stop_at: int | None = None) -> tuple[Batches, Calla
     return batches, lambda: passes
 
 
-def test_an_interrupted_evolution_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_an_interrupted_evolution_goes_on_where_it_was(tmp_path):
     file = tmp_path / "evolution.json"
 
-    def evolve(val_batches: Batches, settings: EvolutionSettings = SHORT, name: Path | None = file) -> object:
+    def evolve(val_batches, settings=SHORT, name=file):
         return evolve_simplex(
             network(), STATES, TRAINING_BATCHES, val_batches, per_layer=True, settings=settings, file=name
         )
@@ -228,7 +223,7 @@ def test_an_interrupted_evolution_goes_on_where_it_was(tmp_path: Path) -> None:
     assert evolve(VAL_BATCHES, longer).best.val_nll <= reference.best.val_nll
 
 
-def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_something_else_is_refused(tmp_path):
     file = tmp_path / "evolution.json"
     interpolate(file=file, curve_points=3)
     with pytest.raises(UserError, match="other networks"):
@@ -245,7 +240,7 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
         interpolate(file=file)
 
 
-def test_layers_are_submodules_not_top_level_names() -> None:
+def test_layers_are_submodules_not_top_level_names():
     model = reference_model("resnet8", 1, 3, 8)
     other = reference_model("resnet8", 1, 3, 8)
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
@@ -258,7 +253,7 @@ def test_layers_are_submodules_not_top_level_names() -> None:
     assert found.best.coefficients.shape == (len(expected), 2)
 
 
-def test_an_extrapolation_that_overflows_is_survived() -> None:
+def test_an_extrapolation_that_overflows_is_survived():
     torch.manual_seed(0)
     model = nn.Linear(2, 3)
     large = {name: 3e37 * value.sign() for name, value in model.state_dict().items()}
@@ -272,31 +267,32 @@ def test_an_extrapolation_that_overflows_is_survived() -> None:
     assert found.best.val_nll <= found.starts[1].val_nll < 3.0
 
 
-def test_mistakes_are_named() -> None:
-    with pytest.raises(UserError, match=r"range of e is 0\.2 to 1\.0"):
-        interpolate(bounds=(0.2, 1.0))
-    with pytest.raises(UserError, match="-1 points"):
-        interpolate(curve_points=-1)
-    with pytest.raises(UserError, match="'brier'"):
-        EvolutionSettings(criterion="brier")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="population of 4"):
-        EvolutionSettings(population_size=4)
-    with pytest.raises(UserError, match="0 generations"):
-        EvolutionSettings(generations=0)
-    with pytest.raises(UserError, match="0 batches"):
-        EvolutionSettings(batch_norm_batches=0)
-    with pytest.raises(UserError, match="no models"):
-        evolve_simplex(network(), [], TRAINING_BATCHES, VAL_BATCHES)
-    with pytest.raises(UserError, match="no batches for validation"):
-        evolve_simplex(network(), STATES, TRAINING_BATCHES, list)
-    with pytest.raises(UserError, match="no batches for BatchNorm"):
-        evolve_simplex(network(), STATES, list, VAL_BATCHES)
-    other = nn.Sequential(nn.Linear(2, 5)).state_dict()
-    with pytest.raises(UserError, match="tensor"):
-        evolve_simplex(network(), [STATES[0], other], TRAINING_BATCHES, VAL_BATCHES)
-    broken = {
-        name: value * float("nan") if value.is_floating_point() else value
-        for name, value in STATES[0].items()
-    }
-    with pytest.raises(UserError, match="is not a number"):
-        evolve_simplex(network(), [STATES[0], broken], TRAINING_BATCHES, VAL_BATCHES)
+BROKEN = {
+    name: value * float("nan") if value.is_floating_point() else value for name, value in STATES[0].items()
+}
+OTHER = nn.Sequential(nn.Linear(2, 5)).state_dict()
+
+
+def simplex(states=STATES, training_batches=TRAINING_BATCHES, val_batches=VAL_BATCHES):
+    return evolve_simplex(network(), states, training_batches, val_batches)
+
+
+@pytest.mark.parametrize(
+    ("call", "cause"),
+    [
+        (lambda: interpolate(bounds=(0.2, 1.0)), r"range of e is 0\.2 to 1\.0"),
+        (lambda: interpolate(curve_points=-1), "-1 points"),
+        (lambda: EvolutionSettings(criterion="brier"), "'brier'"),
+        (lambda: EvolutionSettings(population_size=4), "population of 4"),
+        (lambda: EvolutionSettings(generations=0), "0 generations"),
+        (lambda: EvolutionSettings(batch_norm_batches=0), "0 batches"),
+        (lambda: simplex([]), "no models"),
+        (lambda: simplex(val_batches=list), "no batches for validation"),
+        (lambda: simplex(training_batches=list), "no batches for BatchNorm"),
+        (lambda: simplex([STATES[0], OTHER]), "tensor"),
+        (lambda: simplex([STATES[0], BROKEN]), "is not a number"),
+    ],
+)
+def test_mistakes_are_named(call, cause):
+    with pytest.raises(UserError, match=cause):
+        call()

@@ -2,14 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from dnas_ens.data import load_data, read_image
 from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
@@ -18,7 +15,7 @@ from dnas_ens.errors import UserError
 PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 
 
-def test_preprocessing_survives_json() -> None:
+def test_preprocessing_survives_json():
     for given in (PREPROCESSING, dataclasses.replace(PREPROCESSING, deep_bits=12)):
         assert Preprocessing.from_dict(json.loads(json.dumps(given.to_dict()))) == given
     # As an earlier version wrote it, which took all deep greys for 16 bits.
@@ -26,7 +23,7 @@ def test_preprocessing_survives_json() -> None:
     assert Preprocessing.from_dict(earlier).deep_bits == 16
 
 
-def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path: Path) -> None:
+def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path):
     generator = np.random.default_rng(0)
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
@@ -50,7 +47,7 @@ def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path: Path) -> Non
     [{"image_size": 0}, {"image_size": 8.5}, {"channels": 2}, {"mean": [0.1]}, {"std": [0.2, 0.2, 0.0]}]
     + [{"deep_bits": bits} for bits in (7, 17, 12.0, True, "12")],
 )
-def test_impossible_preprocessing(change: dict[str, Any]) -> None:
+def test_impossible_preprocessing(change):
     with pytest.raises(UserError, match="preprocessing"):
         Preprocessing.from_dict({**PREPROCESSING.to_dict(), **change})
 
@@ -66,12 +63,12 @@ def test_impossible_preprocessing(change: dict[str, Any]) -> None:
         (torch.full((2, 3, 8, 8), float("inf")), "not finite"),
     ],
 )
-def test_wrong_images(images: Tensor, message: str) -> None:
+def test_wrong_images(images, message):
     with pytest.raises(UserError, match=message):
         check_images(images, PREPROCESSING)
 
 
-def test_uint8_images_need_a_preprocessing() -> None:
+def test_uint8_images_need_a_preprocessing():
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     check_images(images, PREPROCESSING)
     check_images(images.float(), None)

@@ -1,7 +1,5 @@
 """Weights of members against a fine grid, finite differences, a closed form and scikit-learn."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -24,7 +22,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import accuracy, nll
 
 
-def draw(seed: int, num_members: int, num_images: int = 40) -> tuple[np.ndarray, np.ndarray]:
+def draw(seed, num_members, num_images=40):
     """Members that know something each: a share of the label mixed into noise."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(3, size=num_images)
@@ -33,11 +31,11 @@ def draw(seed: int, num_members: int, num_images: int = 40) -> tuple[np.ndarray,
     return (1.0 - skill) * noise + skill * np.eye(3)[labels], labels
 
 
-def averaged(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def averaged(members, weights):
     return np.einsum("m,mnk->nk", weights, members)
 
 
-def binary(*label_probs: list[float]) -> np.ndarray:
+def binary(*label_probs):
     """Members by their probability of class 0 on each image, shape (M, N, 2)."""
     of_label = np.array(label_probs)
     return np.stack([of_label, 1.0 - of_label], axis=2)
@@ -46,7 +44,7 @@ def binary(*label_probs: list[float]) -> np.ndarray:
 GRID = np.linspace(0.0, 1.0, 10_001)
 
 
-def grid_scores(members: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def grid_scores(members, labels):
     """NLL and accuracy of w p_0 + (1 - w) p_1 for every w of the grid."""
     probs = GRID[:, None, None] * members[0] + (1.0 - GRID[:, None, None]) * members[1]
     of_label = np.take_along_axis(probs, labels[None, :, None], axis=2)[..., 0]
@@ -55,7 +53,7 @@ def grid_scores(members: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_two_members_against_a_grid(seed: int) -> None:
+def test_two_members_against_a_grid(seed):
     members, labels = draw(seed, 2)
     losses, _ = grid_scores(members, labels)
     best = GRID[losses.argmin()]
@@ -68,7 +66,7 @@ def test_two_members_against_a_grid(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_two_members_by_accuracy_against_a_grid(seed: int) -> None:
+def test_two_members_by_accuracy_against_a_grid(seed):
     members, labels = draw(seed, 2)
     losses, accuracies = grid_scores(members, labels)
     evolved = evolve_weights(members, labels, criterion="accuracy")
@@ -77,7 +75,7 @@ def test_two_members_by_accuracy_against_a_grid(seed: int) -> None:
     assert evolved.val_nll <= losses[accuracies == accuracies.max()].min() + 1e-4
 
 
-def test_three_members_in_closed_form() -> None:
+def test_three_members_in_closed_form():
     # Each image is known to one member alone: L = -sum_m n_m/N ln w_m is least at w_m = n_m/N.
     members = binary([1.0] * 5 + [0.0] * 5, [0.0] * 5 + [1.0] * 3 + [0.0] * 2, [0.0] * 8 + [1.0] * 2)
     expected = [0.5, 0.3, 0.2]
@@ -89,7 +87,7 @@ def test_three_members_in_closed_form() -> None:
     assert polished.val_nll == pytest.approx(entropy, abs=1e-6)
 
 
-def test_polishing_and_generations_never_hurt() -> None:
+def test_polishing_and_generations_never_hurt():
     members, labels = draw(1, 4)
     rough = evolve_weights(members, labels, generations=2)
     assert evolve_weights(members, labels, generations=2, polish=True).val_nll <= rough.val_nll
@@ -98,7 +96,7 @@ def test_polishing_and_generations_never_hurt() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 6))
-def test_the_gradient_equals_finite_differences(seed: int, num_members: int) -> None:
+def test_the_gradient_equals_finite_differences(seed, num_members):
     members, labels = draw(seed, num_members)
     label_probs = members[:, np.arange(len(labels)), labels]
     weights = np.random.default_rng(seed).dirichlet(np.ones(num_members)) + 0.01
@@ -111,8 +109,8 @@ def test_the_gradient_equals_finite_differences(seed: int, num_members: int) -> 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.booleans())
 def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
-    seed: int, num_members: int, by_accuracy: bool
-) -> None:
+    seed, num_members, by_accuracy
+):
     members, labels = draw(seed, num_members, num_images=12)
     simple = [np.full(num_members, 1.0 / num_members), *np.eye(num_members)]
     nlls = [nll(averaged(members, weights), labels) for weights in simple]
@@ -134,7 +132,7 @@ def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
 
 
 @given(st.lists(st.floats(0.0, 1e300), min_size=1, max_size=6))
-def test_scaling_to_the_simplex(numbers: list[float]) -> None:
+def test_scaling_to_the_simplex(numbers):
     weights = to_simplex(numbers)
     assert weights.sum() == pytest.approx(1.0, abs=1e-12)
     assert weights.min() >= 0.0
@@ -144,7 +142,7 @@ def test_scaling_to_the_simplex(numbers: list[float]) -> None:
         assert weights * max(numbers) == pytest.approx(np.array(numbers) * weights.max(), rel=1e-9)
 
 
-def test_a_member_alone_and_a_useless_member() -> None:
+def test_a_member_alone_and_a_useless_member():
     members, labels = draw(0, 1)
     assert fit_weights(members, labels).weights.tolist() == [1.0]
     assert evolve_weights(members, labels).weights.tolist() == [1.0]
@@ -153,42 +151,48 @@ def test_a_member_alone_and_a_useless_member() -> None:
     assert evolve_weights(useless, [0, 0, 0]).weights.tolist() == [1.0, 0.0]
 
 
-def test_a_seed_repeats_itself() -> None:
+def test_a_seed_repeats_itself():
     members, labels = draw(2, 4)
-    runs = [evolve_weights(members, labels, generations=5, seed=3).weights for _ in range(2)]
-    assert runs[0].tolist() == runs[1].tolist()
-    assert runs[0].tolist() != evolve_weights(members, labels, generations=5, seed=4).weights.tolist()
-    fits = [fit_weights(members, labels, seed=3).weights for _ in range(2)]
-    assert fits[0].tolist() == fits[1].tolist()
+    first, again, other = (
+        evolve_weights(members, labels, generations=5, seed=seed).weights.tolist() for seed in (3, 3, 4)
+    )
+    assert first == again != other
+    fits = [fit_weights(members, labels, seed=3).weights.tolist() for _ in range(2)]
+    assert fits[0] == fits[1]
 
 
-def test_frequencies_of_picks_by_hand() -> None:
+def test_frequencies_of_picks_by_hand():
     assert selection_weights([0, 2, 0, 2, 2], 4).tolist() == [0.4, 0.0, 0.6, 0.0]
     # Traced: A (0.9, 0.3) is best alone, then C (0.2, 0.9), then A again: 2/3 and 1/3.
     members = binary([0.9, 0.3], [0.8, 0.3], [0.2, 0.9], [0.5, 0.5])
     assert caruana_weights(members, [0, 0], num_picks=3).weights == pytest.approx([2 / 3, 0, 1 / 3, 0])
 
 
-def test_accuracy_is_never_overruled_by_its_tie_break() -> None:
+def test_accuracy_is_never_overruled_by_its_tie_break():
     wrong_once = criterion_value(0.0, 0.9, num_images=10, criterion="accuracy")
     assert criterion_value(27.7, 1.0, num_images=10, criterion="accuracy") < wrong_once
     assert criterion_value(1.0, 0.9, num_images=10, criterion="accuracy") > wrong_once
 
 
-def test_mistakes_are_named() -> None:
+@pytest.mark.parametrize(
+    ("call", "cause"),
+    [
+        (lambda *data: evolve_weights(*data, criterion="brier"), "'brier'"),
+        (lambda *data: evolve_weights(*data, population_size=7), "population of 7"),
+        (lambda *data: evolve_weights(*data, generations=0), "0 generations"),
+        (lambda *data: fit_weights(*data, random_starts=-1), "-1 random starts"),
+        (lambda *data: caruana_weights(*data, num_picks=0), "0 members"),
+        (lambda *data: selection_weights([0, 3], 3), "picks"),
+        (lambda *data: selection_weights([], 3), "picks"),
+    ],
+)
+def test_mistakes_are_named(call, cause):
+    with pytest.raises(UserError, match=cause):
+        call(*draw(0, 3))
+
+
+def test_wrong_predictions_are_refused():
     members, labels = draw(0, 3)
-    with pytest.raises(UserError, match="'brier'"):
-        evolve_weights(members, labels, criterion="brier")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="population of 7"):
-        evolve_weights(members, labels, population_size=7)
-    with pytest.raises(UserError, match="0 generations"):
-        evolve_weights(members, labels, generations=0)
-    with pytest.raises(UserError, match="-1 random starts"):
-        fit_weights(members, labels, random_starts=-1)
-    with pytest.raises(UserError, match="picks"):
-        selection_weights([0, 3], 3)
-    with pytest.raises(UserError, match="0 members"):
-        caruana_weights(members, labels, num_picks=0)
     for fit in (fit_weights, evolve_weights, caruana_weights):
         with pytest.raises(ValueError, match="finite"):
             fit(np.full((2, 40, 3), np.nan), labels)
