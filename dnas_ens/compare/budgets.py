@@ -45,15 +45,7 @@ def equal_cost(
 def at_cost(
     results: Sequence[Sequence[Result]], budgets: Sequence[float]
 ) -> tuple[list[dict[str, Any]], str]:
-    """Give every method one total cost, to spend as val finds best, and compare what comes of it.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-        budgets: CPU seconds of each of S seeds.
-
-    Returns:
-        A row for each method and seed, and the table with its sentences as Markdown.
-    """
+    """Give every method one total cost, CPU seconds of each of S seeds; else as `equal_cost`."""
     from dnas_ens.evaluate.tables import to_markdown
 
     rows: list[dict[str, Any]] = []
@@ -99,12 +91,7 @@ def at_cost(
 
 
 def unspent_sentences(results: Sequence[Sequence[Result]], budgets: Sequence[float]) -> str:
-    """Name the methods of which nothing was trained that costs about as much as the budget.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-        budgets: CPU seconds of each of S seeds.
-    """
+    """Name the methods of which nothing was trained that costs about as much as the budget of S seeds."""
     found = []
     for of_method in zip(*results, strict=True):
         shares = [

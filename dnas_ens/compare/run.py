@@ -81,19 +81,8 @@ def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: in
         budget=budget,
         trained_members=members_of(run),
     )
-    count = comparison.num_members
-    require(
-        count <= budget.pool_size,
-        f"A pool of {budget.pool_size} is too small for {count} members.",
-        f"Give --pool-size {count} or more.",
-    )
-    if budget.members:
-        require(
-            count < budget.members[0],
-            f"--members-grid begins with {budget.members[0]}, but ours has {count} members as it is.",
-            "Give larger sizes.",
-        )
-        ranked_genotypes(comparison.found, budget.members[-1])
+    budget.require_room_for(comparison.num_members)
+    ranked_genotypes(comparison.found, comparison.sizes[-1])
     return comparison
 
 
@@ -220,7 +209,7 @@ def write_comparison(
 
 def _options_sentences(comparison: Comparison) -> str:
     """Say what a method may split its budget between, and what the words for it mean."""
-    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs})
+    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs_grid})
     grid = (
         f"Ours, the base cell and random cells were trained for {', '.join(map(str, tried[:-1]))} and {tried[-1]} "
         "epochs, the others as the recipe says; for other epochs than its no more networks were trained. "
@@ -236,7 +225,7 @@ def _options_sentences(comparison: Comparison) -> str:
         "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
         "*members × epochs* is what was chosen, a choice a seed where they differ. "
         + grid
-        + (grown if comparison.budget.members else "")
+        + (grown if comparison.budget.members_grid else "")
         + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
         "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles; *k "
         "averaged, e epochs* is the equal average of k models kept at the end of a training of so many. Choosing "

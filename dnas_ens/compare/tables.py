@@ -43,12 +43,7 @@ COUNTS = ("parameters", "networks")
 
 
 def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
-    """Return a row of figures for every result of a seed.
-
-    Args:
-        results: What the methods gave.
-        seed: The search seed, noted in each row.
-    """
+    """Return a row of figures for every result of a search seed, which is noted in it."""
     from dnas_ens.evaluate.tables import ensemble_row
     from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
 
@@ -84,7 +79,7 @@ def over_seeds(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, An
     """Return the rows as they are shown: as they are for one seed, mean ± standard deviation for several.
 
     Args:
-        rows: The rows of every seed, the same rows in the same order.
+        rows: Of every seed, the same rows in the same order.
     """
     merged = []
     for of_seeds in zip(*rows, strict=True):

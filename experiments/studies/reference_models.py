@@ -105,13 +105,7 @@ class StudyOptions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bench:
-    """Data on a device, and what trains reference models on them.
-
-    Args:
-        options: How to train.
-        data: Images; ``test`` is predicted when everything is chosen.
-        device: Where to train.
-    """
+    """Data on a device, and what trains reference models on them; ``test`` is predicted when everything is chosen."""
 
     options: StudyOptions
     data: ImageData
@@ -179,12 +173,7 @@ class Bench:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
-    """A finished training.
-
-    Args:
-        states: The snapshots, the oldest first.
-        record: What training.json holds: seeds, schedule, snapshot steps, seconds.
-    """
+    """A finished training: its snapshots, the oldest first, and training.json (seeds, schedule, steps, seconds)."""
 
     states: list[dict[str, torch.Tensor]]
     record: dict[str, Any]
@@ -280,14 +269,7 @@ def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SeedStudy:
-    """A study with one unit a seed: its run folder, which holds trainings of these options alone, and its store.
-
-    Args:
-        name: The study's name.
-        bench: Data and options.
-        run: The run folder.
-        store: Its finished seeds, with the predictions of their rows.
-    """
+    """A study with one unit a seed: its run folder, which holds trainings of these options alone, and its store."""
 
     name: str
     bench: Bench
@@ -381,14 +363,7 @@ class SeedStudy:
 
 
 def finished(bench: Bench, seed: int, rows: Sequence[Row], **more: Any) -> Unit:
-    """Evaluate the rows of a seed on test; called once a seed.
-
-    Args:
-        bench: For the labels.
-        seed: The study's seed.
-        rows: Its predictors.
-        **more: What else the seed's record holds, such as curves on val.
-    """
+    """Evaluate the rows of a seed on test, once; ``more`` is what else its record holds, such as curves on val."""
     found, arrays = measured_rows(
         rows,
         val_labels=bench.data.val.labels.cpu().numpy(),

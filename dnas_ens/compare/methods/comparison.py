@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dnas_ens.compare.frontier import Option, Trained
+from dnas_ens.compare.frontier import Option, Trained, of_exchangeable, of_ordered
 from dnas_ens.compare.records import Record, Records
-from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
 
 if TYPE_CHECKING:
@@ -39,22 +39,42 @@ JUDGING_IMAGES = 2_000
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much the methods may train.
+    """How much the methods may train."""
 
-    Args:
-        pool_size: Random cells of the pool, of which M are chosen (NES-RS) and the best is taken for a deep
-            ensemble; networks an evolution trains (NES-RE).
-        population: Networks alive in the evolution.
-        parents: Candidates for its next parent.
-        epochs: Other epoch counts at which the methods that split between members and epochs are trained.
-        members: Larger sizes of ours, whose total cost the methods that can grow are grown to.
-    """
-
+    epochs_grid: tuple[int, ...] = ()
+    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
+    members_grid: tuple[int, ...] = ()
+    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
+    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
     pool_size: int = 10
+    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
     population: int = 5
+    """Networks alive in NES-RE's evolution."""
     parents: int = 2
-    epochs: tuple[int, ...] = ()
-    members: tuple[int, ...] = ()
+    """Candidates for the next parent in it."""
+
+    def __post_init__(self) -> None:
+        for epochs in self.epochs_grid:
+            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
+        require(
+            list(self.members_grid) == sorted(set(self.members_grid)),
+            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
+            "Give each size once, the smallest first.",
+        )
+
+    def require_room_for(self, num_members: int) -> None:
+        """Refuse what does not fit an ensemble of so many members."""
+        require(
+            num_members <= self.pool_size,
+            f"A pool of {self.pool_size} is too small for {num_members} members.",
+            f"Give --pool-size {num_members} or more.",
+        )
+        require(
+            not self.members_grid or num_members < self.members_grid[0],
+            f"--members-grid begins with {min(self.members_grid, default=0)}, but ours has {num_members} members as "
+            "it is.",
+            "Give larger sizes.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +102,36 @@ class Result:
     options: Sequence[Option] = ()
     detail: str = ""
     cross_fit: CrossFit | None = None
+
+    @classmethod
+    def of_all(
+        cls,
+        trained: Trained,
+        *,
+        searching: float = 0.0,
+        fixed: float | None = None,
+        ordered: bool = False,
+        **fields: Any,
+    ) -> Result:
+        """Return the row of networks that are all in its ensemble.
+
+        Args:
+            trained: The networks.
+            searching: What searching took.
+            fixed: What is spent before the first of them; by default that.
+            ordered: Whether they were chosen in their order; exchangeable otherwise.
+            **fields: Other fields of the row.
+        """
+        fixed = searching if fixed is None else fixed
+        options = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
+        found: dict[str, Any] = {
+            "predictions": trained.predictions,
+            "networks": len(trained.seconds),
+            "cpu_seconds": fixed + sum(trained.seconds),
+            "search_seconds": searching,
+            "options": options,
+        }
+        return cls(**found | fields)
 
     def losses(self) -> np.ndarray:
         """Return the calibrated NLL on every test image, (N,), nats."""
@@ -148,7 +198,7 @@ class Comparison:
     @property
     def sizes(self) -> list[int]:
         """Sizes of our ensembles whose total cost the methods are given: M, and the larger ones asked for."""
-        return [self.num_members, *self.budget.members]
+        return [self.num_members, *self.budget.members_grid]
 
     @functools.cached_property
     def members(self) -> Trained:
@@ -236,7 +286,7 @@ class Comparison:
         For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
         """
         own, found = self.recipe.epochs, []
-        for epochs in self.budget.epochs:
+        for epochs in self.budget.epochs_grid:
             if epochs != own:
                 count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
                 found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))

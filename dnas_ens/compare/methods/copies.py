@@ -93,14 +93,10 @@ def wider(comparison: Comparison) -> Iterator[Result]:
     while parameters(channels) < wanted:
         channels += 2
     trained = comparison.train("wider", [comparison.base], channels=channels)
-    search = comparison.search_seconds
-    yield Result(
+    yield Result.of_all(
+        trained,
+        searching=comparison.search_seconds,
         name="one network as large, of the base cell",
         label="one wide network",
         detail=f"C={channels}",
-        predictions=trained.predictions,
-        networks=1,
-        cpu_seconds=search + sum(trained.seconds),
-        search_seconds=search,
-        options=of_exchangeable(trained, fixed_seconds=search),
     )

@@ -120,11 +120,6 @@ def train_long(
 ) -> tuple[MemberTraining, C, float]:
     """Train a network of the base cell for as many epochs as our members together, or go on where it stopped.
 
-    Args:
-        comparison: The run it is set beside.
-        name: Folder of the method; it decides the seeds.
-        companion_of: Makes what goes along.
-
     Returns:
         The training, what went along, and the CPU seconds of all sittings.
     """
@@ -185,11 +180,7 @@ def snapshot_options(
 ) -> Sequence[Option]:
     """Return the last k snapshots after c cycles, for every k and c: cycles are alike, so a training may end with any.
 
-    Args:
-        predictions: Of all snapshots, the oldest first.
-        search_seconds: What finding the cell took.
-        cycle_seconds: CPU seconds of a cycle.
-        epochs: Epochs of a cycle.
+    ``epochs`` are those of a cycle.
     """
     return [
         option(

@@ -42,7 +42,7 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
         lambda wanted: random_pool_of(comparison, wanted),
         first=size,
         # Beyond the pool where ours grows too.
-        seconds=comparison.largest_seconds if comparison.budget.members else 0.0,
+        seconds=comparison.largest_seconds if comparison.budget.members_grid else 0.0,
     )
     pool = random_pool_of(comparison, size)
     yield random_nes(comparison, everyone, comparison.at_other_epochs("random-cells", pool))
@@ -81,13 +81,12 @@ def best_random_cell(comparison: Comparison) -> Iterator[Result]:
     trained = comparison.train("random-cells", pool)
     of_best = comparison.train("best-random-cell", [pool[best_single(trained.predictions)]] * count)
     finding = sum(trained.seconds)
-    yield Result(
+    yield Result.of_all(
+        of_best,
+        fixed=finding,
         name=f"deep ensemble of the best of {size} random cells",
         label="deep ensemble, best random cell",
-        predictions=of_best.predictions,
         networks=size + count,
-        cpu_seconds=finding + sum(of_best.seconds),
-        options=of_exchangeable(of_best, fixed_seconds=finding),
     )
 
 
@@ -105,12 +104,9 @@ def greedy(predictions: Predictions, pool: Sequence[int], num_members: int) -> l
 
 
 def chosen_from(trained: Trained, pools: Sequence[Sequence[int]], *, count: int) -> Option:
-    """Return the option of choosing up to M greedily out of a part of a pool, the mean over such parts.
+    """Return the option of choosing up to ``count`` greedily out of a part of a pool, the mean over parts of one size.
 
-    Args:
-        trained: The whole pool.
-        pools: Parts of one size; all of a part is paid for.
-        count: M.
+    All of a part is paid for.
     """
     return option(
         trained.predictions,
@@ -213,12 +209,4 @@ def random_deviations(
         base, shared, operations=comparison.operations, seed=comparison.recipe.seed
     )
     trained = comparison.train(folder, genotypes)
-    return Result(
-        name=name,
-        label="random deviations",
-        predictions=trained.predictions,
-        networks=len(genotypes),
-        cpu_seconds=search_seconds + sum(trained.seconds),
-        search_seconds=search_seconds,
-        options=of_exchangeable(trained, fixed_seconds=search_seconds),
-    )
+    return Result.of_all(trained, searching=search_seconds, name=name, label="random deviations")

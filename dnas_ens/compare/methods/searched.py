@@ -135,15 +135,12 @@ def hypernet(comparison: Comparison) -> Iterator[Result]:
     """EdgeNES: one path of architectures (regime "hypernet") that starts from the cell of the first DARTS search."""
     base, found = darts_search(comparison, 0), hypernet_search(comparison)
     trained = comparison.train(HYPERNET, found.genotypes)
-    searching = base.seconds + found.seconds
-    yield Result(
+    yield Result.of_all(
+        trained,
+        searching=base.seconds + found.seconds,
+        ordered=True,
         name="hypernetwork upon a DARTS cell (EdgeNES)",
         label="EdgeNES",
-        predictions=trained.predictions,
-        networks=len(found.genotypes),
-        cpu_seconds=searching + sum(trained.seconds),
-        search_seconds=searching,
-        options=of_ordered(trained, fixed_seconds=searching),
     )
 
 
