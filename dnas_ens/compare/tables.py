@@ -6,6 +6,7 @@ Legend: S seeds, N test images.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -226,7 +227,10 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
     """
     commands: dict[str, list[str]] = {}
     for entry in environments:
-        revisions, revision = commands.setdefault(" ".join(entry["command"]), []), str(entry["git_revision"])
+        revisions, revision = (
+            commands.setdefault(shlex.join(entry["command"]), []),
+            str(entry["git_revision"]),
+        )
         if revision not in revisions:
             revisions.append(revision)
     latest = environments[-1]
