@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dnas_ens.compare.frontier import frontier
 
 if TYPE_CHECKING:
@@ -122,32 +124,15 @@ def spread(heights: Sequence[float], gap: float, *, low: float, high: float) -> 
     """Move labels apart until none is nearer than a gap to the next, keeping their order and staying near.
 
     Args:
-        heights: Where they belong.
+        heights: Wanted heights.
         gap: Least distance.
         low: Lowest place.
         high: Highest place; given up where there are too many labels.
     """
-    order = sorted(range(len(heights)), key=lambda index: heights[index])
-    groups: list[list[int]] = []
-    centres: list[float] = []
-    for index in order:
-        groups.append([index])
-        centres.append(heights[index])
-        # Groups that touch become one around their common mean.
-        while True:
-            half = gap * (len(groups[-1]) - 1) / 2
-            centres[-1] = max(low + half, min(high - half, centres[-1]))
-            if len(groups) < 2:
-                break
-            needed = gap * (len(groups[-1]) + len(groups[-2])) / 2
-            if centres[-1] - centres[-2] >= needed:
-                break
-            last = groups.pop()
-            centres.pop()
-            groups[-1] += last
-            centres[-1] = sum(heights[one] for one in groups[-1]) / len(groups[-1])
-    places = [0.0] * len(heights)
-    for group, centre in zip(groups, centres, strict=True):
-        for position, index in enumerate(group):
-            places[index] = centre + gap * (position - (len(group) - 1) / 2)
-    return places
+    from dnas_ens.figures.style import spread as spread_in_order
+
+    order = np.argsort(heights, kind="stable")
+    offsets = gap * np.arange(len(order))
+    placed = np.array(spread_in_order([heights[index] for index in order], [gap] * (len(order) - 1)))
+    bounded = np.clip(placed - offsets, low, max(low, high - offsets[-1])) + offsets
+    return [float(place) for place in bounded[np.argsort(order)]]
