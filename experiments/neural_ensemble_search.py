@@ -26,7 +26,7 @@ from dnas_ens.commands.parse import parse
 from dnas_ens.compare import tables
 from dnas_ens.compare.budgets import options_table
 from dnas_ens.compare.figure import plot_frontiers
-from dnas_ens.compare.methods import Comparison, Result
+from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.methods.random_cells import random_nes, random_pool_of
 from dnas_ens.compare.methods.searched import darts, darts_deviations, hypernet, ours
 from dnas_ens.compare.report import write_results

@@ -6,15 +6,14 @@ Legend: S seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dnas_ens.compare.frontier import Option, best_within
+from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.tables import merged_value, sentences, stacked
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.evaluate.tables import to_markdown
 
 #: A method whose dearest option costs less than this share of the budget may have been sold short.
 WELL_SPENT = 0.8
@@ -46,8 +45,6 @@ def at_cost(
     results: Sequence[Sequence[Result]], budgets: Sequence[float]
 ) -> tuple[list[dict[str, Any]], str]:
     """Give every method one total cost, CPU seconds of each of S seeds; else as `equal_cost`."""
-    from dnas_ens.evaluate.tables import to_markdown
-
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     losses: dict[str, np.ndarray] = {}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from dnas_ens.compare.frontier import frontier
-
-if TYPE_CHECKING:
-    from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.figures import style
+from dnas_ens.figures.style import spread as spread_in_order
 
 #: Points, of the labels beside the lines.
 LABEL_SIZE, LABEL_GAP = 8.5, 12.5
@@ -34,10 +34,6 @@ def plot_frontiers(
         title: A heading.
         path: The file.
     """
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    from dnas_ens.figures import style
-
     lines = {
         result.label: frontier([of_seed[index].options for of_seed in results])
         for index, result in enumerate(results[0])
@@ -129,8 +125,6 @@ def spread(heights: Sequence[float], gap: float, *, low: float, high: float) -> 
         low: Lowest place.
         high: Highest place; given up where there are too many labels.
     """
-    from dnas_ens.figures.style import spread as spread_in_order
-
     order = np.argsort(heights, kind="stable")
     offsets = gap * np.arange(len(order))
     placed = np.array(spread_in_order([heights[index] for index in order], [gap] * (len(order) - 1)))

@@ -16,7 +16,7 @@ from dnas_ens.commands.retrain import main as retrain
 from dnas_ens.commands.whole_way import main as whole_way
 from dnas_ens.compare.budgets import equal_cost, unspent_sentences
 from dnas_ens.compare.frontier import Option
-from dnas_ens.compare.methods import Result
+from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
 from dnas_ens.compare.tables import provenance
 from dnas_ens.data.splits import alternating_halves

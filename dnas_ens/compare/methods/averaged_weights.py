@@ -6,21 +6,29 @@ Legend: M members of the searched ensemble, n models that are averaged.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from dnas_ens.compare.frontier import Option, option
 from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.methods.copies import base_members
 from dnas_ens.compare.methods.long_training import long_epochs, train_long
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from dnas_ens.ensembles.averaging import CoefficientKind
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.training.trainer import MemberTraining
+from dnas_ens.ensembles.averaging import (
+    CoefficientKind,
+    ExponentialMovingAverage,
+    averaged_model,
+    coefficients,
+    copied_to_cpu,
+)
+from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation, evolve_simplex
+from dnas_ens.ensembles.soups import evaluate_on_val, greedy_soup
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.run.files import load_tensors
+from dnas_ens.run.progress import CostMeter
+from dnas_ens.training.step import cosine_to_constant
+from dnas_ens.training.trainer import MemberTraining
 
 #: The models of the last epochs are kept, this share of all; SWA's schedule (arXiv 1803.05407).
 KEPT_SHARE = 0.25
@@ -52,8 +60,6 @@ class _Averages:
     """
 
     def __init__(self, comparison: Comparison, training: MemberTraining) -> None:
-        from dnas_ens.ensembles.averaging import ExponentialMovingAverage
-
         epochs = long_epochs(comparison)
         constant = min(epochs, max(2, round(KEPT_SHARE * epochs)))
         self.begin, self.cycle = epochs - constant, -(-constant // MOST_KEPT)
@@ -63,8 +69,6 @@ class _Averages:
         self.epochs: list[int] = []
 
     def learning_rate(self, epoch: int) -> float:
-        from dnas_ens.training.step import cosine_to_constant
-
         first = self.training.recipe.learning_rate
         return cosine_to_constant(first, AVERAGING_RATE * first, epoch=epoch, begin=self.begin)
 
@@ -72,8 +76,6 @@ class _Averages:
         self.ema.after_step(self.training.network)
 
     def after_epoch(self, epochs_done: int) -> None:
-        from dnas_ens.ensembles.averaging import copied_to_cpu
-
         kept_for = epochs_done - self.begin
         if kept_for > 0 and kept_for % self.cycle == 0:
             self.states.append(copied_to_cpu(self.training.network.state_dict()))
@@ -139,11 +141,6 @@ def _average(
     comparison: Comparison, network: nn.Module, averages: _Averages
 ) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, str]]:
     """Make every row's model and that of every option: models, CPU seconds of making each, what was found."""
-    from dnas_ens.ensembles.averaging import averaged_model, coefficients
-    from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_simplex
-    from dnas_ens.ensembles.soups import evaluate_on_val, greedy_soup
-    from dnas_ens.run.progress import CostMeter
-
     states, (training_batches, val_batches) = averages.states, comparison.passes
     counts = range(1, len(states) + 1)
     models: dict[str, nn.Module] = {}
@@ -181,16 +178,11 @@ def _average(
 
 def evolved_network(comparison: Comparison) -> Iterator[Result]:
     """One network w = e w_1 + (1 - e) w_2 of two networks of the base cell, e by differential evolution on val."""
-    from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation
-
     if comparison.num_members < 2:
         return
     networks = base_members(comparison)
 
     def make() -> tuple[Predictions, dict[str, Any]]:
-        from dnas_ens.run.files import load_tensors
-        from dnas_ens.run.progress import CostMeter
-
         model = comparison.network()
         settings = EvolutionSettings(population_size=POPULATION, generations=GENERATIONS)
         members = comparison.baseline("base-cell") / "members"

@@ -13,68 +13,39 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
 
 from dnas_ens.compare.frontier import Option, Trained, of_exchangeable, of_ordered
+from dnas_ens.compare.methods import Budget
 from dnas_ens.compare.records import Record, Records
-from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config.fields import to_dict
+from dnas_ens.config.presets import search_preset
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.evaluate.predictions import Predictions, predict_splits
+from dnas_ens.evaluate.run import predict_folder
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.cross_fitting import CrossFit
+from dnas_ens.nn.network import Network
+from dnas_ens.run.files import read_json
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import nn
-
-    from dnas_ens.data.dataset import ImageData
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.metrics.cross_fitting import CrossFit
-    from dnas_ens.nn.network import Network
-    from dnas_ens.training.prediction import Batches
+from dnas_ens.training.members import train_members
+from dnas_ens.training.prediction import Batches, plain_passes
+from dnas_ens.training.trainer import MemberTraining
 
 #: Training images that BatchNorm statistics of averaged weights are computed from, at most.
 STATISTICS_IMAGES = 5_000
 #: Val images that averages of weights are chosen by, at most.
 JUDGING_IMAGES = 2_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much the methods may train."""
-
-    epochs_grid: tuple[int, ...] = ()
-    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
-    members_grid: tuple[int, ...] = ()
-    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
-    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
-    pool_size: int = 10
-    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
-    population: int = 5
-    """Networks alive in NES-RE's evolution."""
-    parents: int = 2
-    """Candidates for the next parent in it."""
-
-    def __post_init__(self) -> None:
-        for epochs in self.epochs_grid:
-            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
-        require(
-            list(self.members_grid) == sorted(set(self.members_grid)),
-            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
-            "Give each size once, the smallest first.",
-        )
-
-    def require_room_for(self, num_members: int) -> None:
-        """Refuse what does not fit an ensemble of so many members."""
-        require(
-            num_members <= self.pool_size,
-            f"A pool of {self.pool_size} is too small for {num_members} members.",
-            f"Give --pool-size {num_members} or more.",
-        )
-        require(
-            not self.members_grid or num_members < self.members_grid[0],
-            f"--members-grid begins with {min(self.members_grid, default=0)}, but ours has {num_members} members as "
-            "it is.",
-            "Give larger sizes.",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +106,6 @@ class Result:
 
     def losses(self) -> np.ndarray:
         """Return the calibrated NLL on every test image, (N,), nats."""
-        from dnas_ens.metrics.calibration import per_image_calibrated_nll
-
         if self.cross_fit is not None:
             return self.cross_fit.per_image_calibrated_nll
         val, test = self.predictions.averaged()
@@ -243,8 +212,6 @@ class Comparison:
             genotypes: What to train.
             **fields: Fields of the recipe that differ.
         """
-        from dnas_ens.training.members import train_members
-
         if name not in self._trained:
             folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
             train_members(
@@ -255,9 +222,6 @@ class Comparison:
 
     def _predicted(self, folder: Path, num_members: int, recipe: RetrainConfig) -> Trained:
         """Return the trained members of a folder."""
-        from dnas_ens.evaluate.run import predict_folder
-        from dnas_ens.run.files import read_json
-
         files = [folder / "members" / str(index) / "member.json" for index in range(num_members)]
         return Trained(
             predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
@@ -298,9 +262,6 @@ class Comparison:
 
         The latter are of one half of val: temperatures are fitted on all of it.
         """
-        from dnas_ens.data.splits import alternating_halves
-        from dnas_ens.training.prediction import plain_passes
-
         train, val = self.data.train, self.data.val
         judging = val.subset(alternating_halves(val.labels.cpu().numpy())[0])
         of_train, of_val = (
@@ -311,16 +272,10 @@ class Comparison:
 
     def network(self) -> Network:
         """Return a network of the base cell in evaluation mode, whose weights are to be loaded."""
-        from dnas_ens.training.trainer import MemberTraining
-
         return MemberTraining(self.base, self.data, self.recipe, index=0, device=self.device).network.eval()
 
     def predict(self, networks: Iterable[nn.Module]) -> Predictions:
         """Predict val and test with networks, equally weighted."""
-        from dnas_ens.ensembles.ensemble import Ensemble
-        from dnas_ens.ensembles.preprocessing import Preprocessing
-        from dnas_ens.evaluate.predictions import predict_splits
-
         ensemble = Ensemble(
             list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data)
         )
@@ -335,8 +290,6 @@ class Comparison:
             name: Folder of the method.
             make: Trains and predicts.
         """
-        from dnas_ens.evaluate.predictions import Predictions
-
         file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
         records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
         if key not in records or not file.exists():
@@ -358,11 +311,6 @@ class Comparison:
             members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
-        from dnas_ens.config.fields import to_dict
-        from dnas_ens.config.presets import search_preset
-        from dnas_ens.run.folder import RunFolder
-        from dnas_ens.search.run import run_search
-
         own = self.search
         published = search_preset(own.preset, regime, base=base)
         several = own.candidates.pool_size if members > 1 else 1
