@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from studies.steering import steering
 
 from dnas_ens.commands.parse import parse
@@ -36,7 +37,17 @@ from dnas_ens.compare.study import (
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
-from dnas_ens.run.files import with_ending
+from dnas_ens.data import load_data
+from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
+from dnas_ens.metrics.diversity import evaluate_members
+from dnas_ens.run.files import with_ending, write_json
+from dnas_ens.run.machine import environment
+from dnas_ens.search.candidates import inherited_networks
+from dnas_ens.search.family import Points
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.space.genotype import load_genotype
+from dnas_ens.training.prediction import predict_log_probs
+from dnas_ens.training.workers import worker_pool
 
 PROG = "python experiments/diversity_control.py"
 #: As the objective was before operations were balanced.
@@ -129,18 +140,6 @@ def stored(config: SearchConfig) -> Record:
 
 def run_one(study: Study, setting: str, seed: int) -> Record:
     """Run one search and measure it."""
-    import torch
-
-    from dnas_ens.data import load_data
-    from dnas_ens.metrics.diversity import evaluate_members
-    from dnas_ens.run.files import write_json
-    from dnas_ens.run.machine import environment
-    from dnas_ens.search.candidates import inherited_networks
-    from dnas_ens.search.family import Points
-    from dnas_ens.search.loop import SearchLoop
-    from dnas_ens.space.genotype import load_genotype
-    from dnas_ens.training.prediction import predict_log_probs
-
     torch.set_num_threads(1)
     start = time.perf_counter()
     data = load_data("digits")
@@ -217,8 +216,6 @@ def table(runs: list[Record]) -> str:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw D to the base and shared edges against lambda, a column a setting, a line a seed and direction."""
-    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
-
     settings = [name for name in SETTINGS if any(run["setting"] == name for run in runs)]
     figure = new_figure(max(175 * len(settings), 350), 400)
     axes = figure.subplots(2, len(settings), squeeze=False, sharey="row")
@@ -253,9 +250,6 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.run.machine import environment
-    from dnas_ens.training.workers import worker_pool
-
     log = with_ending(study.output, ".jsonl")
     records = Records(log, key=("setting", "seed"), settings=study.settings_of)
     with worker_pool(study.workers) as pool:

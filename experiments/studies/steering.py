@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
-if TYPE_CHECKING:
-    from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.family import diversity_curve
+from dnas_ens.search.loop import SearchLoop
 
 #: |D - lambda| is judged up to here.
 JUDGED_LAMBDA = 0.7
@@ -21,8 +22,6 @@ def steering(loop: SearchLoop) -> dict[str, Any]:
         Measures; ``lam`` (L,), ``distance`` and ``shared`` (R, L), and ``between``, the mean D between members of
         equal lambda, (L,), empty for R = 1.
     """
-    from dnas_ens.search.family import diversity_curve
-
     curve = diversity_curve(loop.family)
     lam, distance, shared = (
         np.array(values, dtype=float).reshape(loop.config.hypernetwork.directions, -1)
@@ -49,7 +48,5 @@ def rank_correlation(lam: np.ndarray, values: np.ndarray) -> float:
     Returns:
         In [-1, 1].
     """
-    from scipy.stats import spearmanr
-
     # A constant has no rank order: lambda steers nothing, which counts as 0.
     return statistics.fmean(0.0 if np.ptp(row) == 0 else float(spearmanr(lam, row)[0]) for row in values)
