@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from studies.steering import steering
+from studies.search_studies import inherited, steering
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records
@@ -37,16 +37,14 @@ from dnas_ens.compare.study import (
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
-from dnas_ens.data import load_data
+from dnas_ens.data import ImageData, load_data
 from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 from dnas_ens.metrics.diversity import evaluate_members
 from dnas_ens.run.files import with_ending, write_json
 from dnas_ens.run.machine import environment
-from dnas_ens.search.candidates import inherited_networks
 from dnas_ens.search.family import Points
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.space.genotype import load_genotype
-from dnas_ens.training.prediction import predict_log_probs
+from dnas_ens.space.genotype import Genotype, load_genotype
 from dnas_ens.training.workers import worker_pool
 
 PROG = "python experiments/diversity_control.py"
@@ -138,6 +136,16 @@ def stored(config: SearchConfig) -> Record:
     return fields
 
 
+def searched(
+    config: SearchConfig, data: ImageData, base: Genotype | None = None
+) -> tuple[SearchLoop, dict[str, float]]:
+    """Run a search; return it with the scalars of its last epoch."""
+    loop = SearchLoop(config, data, base=base)
+    for _ in range(config.bilevel.epochs):
+        scalars = loop.run_epoch()
+    return loop, scalars
+
+
 def run_one(study: Study, setting: str, seed: int) -> Record:
     """Run one search and measure it."""
     torch.set_num_threads(1)
@@ -145,17 +153,13 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
     data = load_data("digits")
     given = study.base_file(setting, seed)
     if given is not None and not given.exists():
-        optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
-        first = SearchLoop(
-            optimal if study.epochs is None else with_fields(optimal, epochs=study.epochs), data
+        optimal = search_preset("smoke", "optimal")
+        first, _ = searched(
+            with_fields(optimal, seed=seed, epochs=study.epochs or optimal.bilevel.epochs), data
         )
-        for _ in range(first.config.bilevel.epochs):
-            first.run_epoch()
         write_json(given, first.family.base_genotype().to_dict())
     config = study.configuration(setting, seed)
-    loop = SearchLoop(config, data, base=None if given is None else load_genotype(given))
-    for _ in range(config.bilevel.epochs):
-        scalars = loop.run_epoch()
+    loop, scalars = searched(config, data, base=None if given is None else load_genotype(given))
     hyper = config.hypernetwork
     steered = steering(loop)
 
@@ -168,14 +172,7 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
     with torch.no_grad():
         mixtures = loop.family.distributions(points)
     genotypes = loop.family.discretised(mixtures)
-    probs = np.stack(
-        [
-            predict_log_probs(network, loop.val, augmentation=loop.augmentation).exp().numpy()
-            for network in inherited_networks(
-                loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation
-            )
-        ]
-    )
+    (probs,) = inherited(loop, genotypes, [loop.val])
     predictive = evaluate_members(probs, loop.val.labels.numpy())
     ratios = np.array(steered["between"][1:]) / np.array(steered["lam"][1:]) if steered["between"] else None
     return {

@@ -2,6 +2,6 @@
 
 The engine is in the package, `dnas_ens.compare`: conditions × seeds × run_one, the store, tables and files. Here are
 `reference_models` (options, trainings and rows of studies of one reference model), `search_studies` (searches, and
-genotypes trained from scratch), `steering` (how lambda orders what it is meant to steer) and `plotting`. What one study
+genotypes trained from scratch, how lambda steers) and `plotting`. What one study
 alone needs is in its script or in the folder of its name.
 """
