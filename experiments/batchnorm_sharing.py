@@ -29,8 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from studies.search_studies import PRESETS, SearchStudy, load, run_units, training_tasks
-from studies.steering import JUDGED_LAMBDA, steering
+from studies.search_studies import (
+    JUDGED_LAMBDA,
+    PRESETS,
+    SearchStudy,
+    load,
+    run_units,
+    steering,
+    training_tasks,
+)
 
 from dnas_ens.baselines import random_pool
 from dnas_ens.commands.parse import parse

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from studies.steering import steering
+import torch
+from studies.search_studies import inherited, steering
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records
@@ -36,7 +37,15 @@ from dnas_ens.compare.study import (
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
-from dnas_ens.run.files import with_ending
+from dnas_ens.data import ImageData, load_data
+from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
+from dnas_ens.metrics.diversity import evaluate_members
+from dnas_ens.run.files import with_ending, write_json
+from dnas_ens.run.machine import environment
+from dnas_ens.search.family import Points
+from dnas_ens.search.loop import SearchLoop
+from dnas_ens.space.genotype import Genotype, load_genotype
+from dnas_ens.training.workers import worker_pool
 
 PROG = "python experiments/diversity_control.py"
 #: As the objective was before operations were balanced.
@@ -127,36 +136,30 @@ def stored(config: SearchConfig) -> Record:
     return fields
 
 
+def searched(
+    config: SearchConfig, data: ImageData, base: Genotype | None = None
+) -> tuple[SearchLoop, dict[str, float]]:
+    """Run a search; return it with the scalars of its last epoch."""
+    loop = SearchLoop(config, data, base=base)
+    for _ in range(config.bilevel.epochs):
+        scalars = loop.run_epoch()
+    return loop, scalars
+
+
 def run_one(study: Study, setting: str, seed: int) -> Record:
     """Run one search and measure it."""
-    import torch
-
-    from dnas_ens.data import load_data
-    from dnas_ens.metrics.diversity import evaluate_members
-    from dnas_ens.run.files import write_json
-    from dnas_ens.run.machine import environment
-    from dnas_ens.search.candidates import inherited_networks
-    from dnas_ens.search.family import Points
-    from dnas_ens.search.loop import SearchLoop
-    from dnas_ens.space.genotype import load_genotype
-    from dnas_ens.training.prediction import predict_log_probs
-
     torch.set_num_threads(1)
     start = time.perf_counter()
     data = load_data("digits")
     given = study.base_file(setting, seed)
     if given is not None and not given.exists():
-        optimal = with_fields(search_preset("smoke", "optimal"), seed=seed)
-        first = SearchLoop(
-            optimal if study.epochs is None else with_fields(optimal, epochs=study.epochs), data
+        optimal = search_preset("smoke", "optimal")
+        first, _ = searched(
+            with_fields(optimal, seed=seed, epochs=study.epochs or optimal.bilevel.epochs), data
         )
-        for _ in range(first.config.bilevel.epochs):
-            first.run_epoch()
         write_json(given, first.family.base_genotype().to_dict())
     config = study.configuration(setting, seed)
-    loop = SearchLoop(config, data, base=None if given is None else load_genotype(given))
-    for _ in range(config.bilevel.epochs):
-        scalars = loop.run_epoch()
+    loop, scalars = searched(config, data, base=None if given is None else load_genotype(given))
     hyper = config.hypernetwork
     steered = steering(loop)
 
@@ -169,14 +172,7 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
     with torch.no_grad():
         mixtures = loop.family.distributions(points)
     genotypes = loop.family.discretised(mixtures)
-    probs = np.stack(
-        [
-            predict_log_probs(network, loop.val, augmentation=loop.augmentation).exp().numpy()
-            for network in inherited_networks(
-                loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation
-            )
-        ]
-    )
+    (probs,) = inherited(loop, genotypes, [loop.val])
     predictive = evaluate_members(probs, loop.val.labels.numpy())
     ratios = np.array(steered["between"][1:]) / np.array(steered["lam"][1:]) if steered["between"] else None
     return {
@@ -217,8 +213,6 @@ def table(runs: list[Record]) -> str:
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
     """Draw D to the base and shared edges against lambda, a column a setting, a line a seed and direction."""
-    from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
-
     settings = [name for name in SETTINGS if any(run["setting"] == name for run in runs)]
     figure = new_figure(max(175 * len(settings), 350), 400)
     axes = figure.subplots(2, len(settings), squeeze=False, sharey="row")
@@ -253,9 +247,6 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.run.machine import environment
-    from dnas_ens.training.workers import worker_pool
-
     log = with_ending(study.output, ".jsonl")
     records = Records(log, key=("setting", "seed"), settings=study.settings_of)
     with worker_pool(study.workers) as pool:

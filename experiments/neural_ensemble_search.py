@@ -19,14 +19,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from dnas_ens.commands.options import load_configured_data
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare import tables
 from dnas_ens.compare.budgets import options_table
 from dnas_ens.compare.figure import plot_frontiers
-from dnas_ens.compare.methods import Comparison, Result
+from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.methods.random_cells import random_nes, random_pool_of
 from dnas_ens.compare.methods.searched import darts, darts_deviations, hypernet, ours
 from dnas_ens.compare.report import write_results
@@ -34,10 +36,12 @@ from dnas_ens.compare.study import RESULTS, require_positive, run_script
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import with_ending
-
-if TYPE_CHECKING:
-    import torch
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.run.machine import resolve_device
+from dnas_ens.search.run import run_search
+from dnas_ens.training.members import train_members
 
 PROG = "python experiments/neural_ensemble_search.py"
 STUDY = "neural-ensemble-search"
@@ -145,8 +149,6 @@ class Study:
 def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
-    from dnas_ens.run.machine import resolve_device
-
     device = resolve_device(study.device)
     command = [*PROG.split(), *argv]
     comparisons, results, environments = [], [], []
@@ -167,10 +169,6 @@ def searched(
     Returns:
         The run, ready to be compared, and its env.json.
     """
-    from dnas_ens.run.folder import RunFolder
-    from dnas_ens.search.run import run_search
-    from dnas_ens.training.members import train_members
-
     config, recipe = study.search(seed), study.recipe(seed)
     data = load_configured_data(config.data)
     root = study.run_dir or Path("runs") / f"{STUDY}-{Path(study.data).name}"
@@ -224,8 +222,6 @@ def report(
     environments: Sequence[dict[str, Any]],
 ) -> None:
     """Print and write the table with the published one beside it, and draw the frontier."""
-    from dnas_ens.evaluate.tables import to_markdown
-
     rows = [tables.rows_of(of_seed, seed=seed) for seed, of_seed in enumerate(results)]
     shown = [
         {**row, "published accuracy %": accuracy, "published search GPU-hours": hours}

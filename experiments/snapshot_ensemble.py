@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from studies.reference_models import Bench, SeedStudy, StudyOptions, finished, table, train
 
 from dnas_ens.commands.parse import parse
@@ -30,6 +31,21 @@ from dnas_ens.compare.report import Row, markdown_table
 from dnas_ens.compare.study import Unit, run_script
 from dnas_ens.config import require
 from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.selection import greedy_selection
+from dnas_ens.ensembles.snapshot import CosineCycles
+from dnas_ens.ensembles.weighting import fit_weights
+from dnas_ens.figures.style import (
+    BLACK,
+    BLUE,
+    CYCLE,
+    MUTED_COLOUR,
+    VERMILION,
+    font,
+    new_figure,
+    style_axis,
+)
+from dnas_ens.metrics.scores import accuracy, nll
+from dnas_ens.run.progress import CostMeter
 
 PROG = "python experiments/snapshot_ensemble.py"
 STUDY = "snapshot-ensemble"
@@ -68,9 +84,6 @@ Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 def rules(study: Study) -> dict[str, Rule]:
     """Return how each row weighs M snapshots and, last, the one model: from (M + 1, N, K) and labels to (M + 1,)."""
-    from dnas_ens.ensembles.selection import greedy_selection
-    from dnas_ens.ensembles.weighting import fit_weights
-
     cycles = study.cycles
 
     def last(count: int) -> Rule:
@@ -100,9 +113,6 @@ def cross_fitted(rule: Rule, probs: np.ndarray, labels: np.ndarray) -> np.ndarra
 
 def run_one(study: Study, bench: Bench, folder: Path, seed: int) -> Unit:
     """Train both models of a seed, choose on val, evaluate on test."""
-    from dnas_ens.ensembles.snapshot import CosineCycles
-    from dnas_ens.metrics.scores import accuracy, nll
-    from dnas_ens.run.progress import CostMeter
 
     def schedule(cycles: int) -> CosineCycles:
         return CosineCycles(epochs=study.epochs, num_cycles=cycles, initial_learning_rate=study.learning_rate)
@@ -157,19 +167,6 @@ def published_table(records: Sequence[Record]) -> str:
 
 def plot(study: Study, records: Sequence[Record], path: Path) -> None:
     """Draw val NLL of each snapshot and of the last k over k, and the rows' calibrated NLL on test."""
-    from matplotlib.ticker import MaxNLocator
-
-    from dnas_ens.figures.style import (
-        BLACK,
-        BLUE,
-        CYCLE,
-        MUTED_COLOUR,
-        VERMILION,
-        font,
-        new_figure,
-        style_axis,
-    )
-
     figure = new_figure(800, 300)
     left, right = figure.subplots(1, 2, width_ratios=(1, 1))
     numbers = np.arange(1, study.cycles + 1)

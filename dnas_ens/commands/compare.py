@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.commands.options import print_next
 from dnas_ens.commands.parse import parse
@@ -38,17 +38,7 @@ class CompareCommand:
     """Run folders whose members are trained, one a search seed of the same configuration."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods to compare with."""
-    epochs_grid: tuple[int, ...] = ()
-    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
-    members_grid: tuple[int, ...] = ()
-    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
-    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
-    pool_size: int = 10
-    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
-    population: int = 5
-    """Networks alive in NES-RE's evolution."""
-    parents: int = 2
-    """Candidates for the next parent in it."""
+    budget: OmitArgPrefixes[Budget] = field(default_factory=Budget)
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
@@ -59,24 +49,6 @@ class CompareCommand:
     def __post_init__(self) -> None:
         for name in self.methods:
             require(name in METHODS, f"There is no method {name}.", f"Choose from {', '.join(METHODS)}.")
-        for epochs in self.epochs_grid:
-            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
-        require(
-            list(self.members_grid) == sorted(set(self.members_grid)),
-            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
-            "Give each size once, the smallest first.",
-        )
-
-    @property
-    def budget(self) -> Budget:
-        """How much the methods may train."""
-        return Budget(
-            pool_size=self.pool_size,
-            population=self.population,
-            parents=self.parents,
-            epochs=self.epochs_grid,
-            members=self.members_grid,
-        )
 
     @property
     def path(self) -> Path:

@@ -6,15 +6,14 @@ Legend: S seeds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from dnas_ens.compare.frontier import Option, best_within
+from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.tables import merged_value, sentences, stacked
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.evaluate.tables import to_markdown
 
 #: A method whose dearest option costs less than this share of the budget may have been sold short.
 WELL_SPENT = 0.8
@@ -45,17 +44,7 @@ def equal_cost(
 def at_cost(
     results: Sequence[Sequence[Result]], budgets: Sequence[float]
 ) -> tuple[list[dict[str, Any]], str]:
-    """Give every method one total cost, to spend as val finds best, and compare what comes of it.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-        budgets: CPU seconds of each of S seeds.
-
-    Returns:
-        A row for each method and seed, and the table with its sentences as Markdown.
-    """
-    from dnas_ens.evaluate.tables import to_markdown
-
+    """Give every method one total cost, CPU seconds of each of S seeds; else as `equal_cost`."""
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []
     losses: dict[str, np.ndarray] = {}
@@ -99,12 +88,7 @@ def at_cost(
 
 
 def unspent_sentences(results: Sequence[Sequence[Result]], budgets: Sequence[float]) -> str:
-    """Name the methods of which nothing was trained that costs about as much as the budget.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-        budgets: CPU seconds of each of S seeds.
-    """
+    """Name the methods of which nothing was trained that costs about as much as the budget of S seeds."""
     found = []
     for of_method in zip(*results, strict=True):
         shares = [

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.ticker import LogLocator, NullLocator
 
 from dnas_ens.compare.frontier import frontier
-
-if TYPE_CHECKING:
-    from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.figures import style
+from dnas_ens.figures.style import spread as spread_in_order
 
 #: Points, of the labels beside the lines.
 LABEL_SIZE, LABEL_GAP = 8.5, 12.5
@@ -32,38 +34,28 @@ def plot_frontiers(
         title: A heading.
         path: The file.
     """
-    from dnas_ens.figures.style import (
-        CYCLE,
-        MUTED_COLOUR,
-        TEXT_COLOUR,
-        font,
-        new_figure,
-        style_axis,
-        text_width,
-    )
-
     lines = {
         result.label: frontier([of_seed[index].options for of_seed in results])
         for index, result in enumerate(results[0])
         if result.options
     }
     lines = {label: line for label, line in lines.items() if line[0]}
-    figure = new_figure(WIDTH, HEIGHT)
+    # The colour of ours is no other's.
+    first, *others = style.CYCLE
+    colours = [first, *(others[index % len(others)] for index in range(len(lines) - 1))]
+    figure = style.new_figure(WIDTH, HEIGHT)
     axis = figure.subplots()
     axis.set_xscale("log")
     axis.set_yscale("log")
     right = 1.15 * max(*budgets.values(), *(costs[-1] for costs, _ in lines.values()))
-    for index, (costs, heights) in enumerate(lines.values()):
-        colour = colour_of(index)
-        style = STYLES[(index - 1) // (len(CYCLE) - 1) % len(STYLES)] if index else STYLES[0]
-        width = 2.6 if index == 0 else 1.5
+    for index, ((costs, heights), colour) in enumerate(zip(lines.values(), colours, strict=True)):
         axis.step(
             costs,
             heights,
             where="post",
             color=colour,
-            linewidth=width,
-            linestyle=style,
+            linewidth=1.5 if index else 2.6,
+            linestyle=STYLES[(index - 1) // len(others) % len(STYLES)] if index else STYLES[0],
             zorder=3 - index / 50,
         )
         axis.plot(costs[0], heights[0], "o", color=colour, markersize=4.5, zorder=3)
@@ -71,7 +63,7 @@ def plot_frontiers(
         axis.plot([costs[-1], right], [heights[-1]] * 2, color=colour, linewidth=0.8, linestyle=":", zorder=2)
         axis.plot(costs[-1], heights[-1], "|", color=colour, markersize=7, zorder=3)
     for row, (words, budget) in enumerate(budgets.items()):
-        axis.axvline(budget, color=MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
+        axis.axvline(budget, color=style.MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
         # One below the other, for costs may be near each other.
         axis.annotate(
             words,
@@ -80,25 +72,29 @@ def plot_frontiers(
             xytext=(4, -2 - LABEL_GAP * row),
             textcoords="offset points",
             va="top",
-            color=MUTED_COLOUR,
-            fontproperties=font(LABEL_SIZE),
+            color=style.MUTED_COLOUR,
+            fontproperties=style.font(LABEL_SIZE),
         )
     axis.set_xlim(right=right)
-    style_axis(axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats")
+    style.style_axis(
+        axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats"
+    )
     for direction in (axis.xaxis, axis.yaxis):
-        _plain_ticks(direction)
-    axis.set_title(title, fontproperties=font(10, bold=True), loc="left", color=TEXT_COLOUR)
-    edge = WIDTH - MARGIN - LEADER - max(text_width(label, LABEL_SIZE, bold=True) for label in lines)
+        direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        direction.set_major_formatter("{x:g}")
+        direction.set_minor_locator(NullLocator())
+    axis.set_title(title, fontproperties=style.font(10, bold=True), loc="left", color=style.TEXT_COLOUR)
+    widest = max(style.text_width(label, LABEL_SIZE, bold=True) for label in lines)
+    edge = WIDTH - MARGIN - LEADER - widest
     figure.subplots_adjust(left=LEFT, right=edge / WIDTH, bottom=BOTTOM, top=TOP)
     figure.canvas.draw()
     # In points from the lower edge of the figure.
-    per_point = figure.dpi / 72
-    heights_in_points = [
-        float(axis.transData.transform((right, heights[-1]))[1]) / per_point for _, heights in lines.values()
+    ends = [
+        float(axis.transData.transform((right, heights[-1]))[1]) / (figure.dpi / 72)
+        for _, heights in lines.values()
     ]
-    places = spread(heights_in_points, LABEL_GAP, low=BOTTOM * HEIGHT, high=TOP * HEIGHT)
-    for index, (label, height, place) in enumerate(zip(lines, heights_in_points, places, strict=True)):
-        colour = colour_of(index)
+    places = spread(ends, LABEL_GAP, low=BOTTOM * HEIGHT, high=TOP * HEIGHT)
+    for index, (label, height, place) in enumerate(zip(lines, ends, places, strict=True)):
         axis.annotate(
             label,
             (edge, height),
@@ -106,12 +102,12 @@ def plot_frontiers(
             xytext=(edge + LEADER, place),
             textcoords="figure points",
             va="center",
-            color=colour,
-            fontproperties=font(LABEL_SIZE, bold=index == 0),
+            color=colours[index],
+            fontproperties=style.font(LABEL_SIZE, bold=index == 0),
             arrowprops={
                 "arrowstyle": "-",
                 "relpos": (0.0, 0.5),
-                "color": colour,
+                "color": colours[index],
                 "linewidth": 0.8,
                 "shrinkA": 1,
                 "shrinkB": 0,
@@ -120,54 +116,17 @@ def plot_frontiers(
     figure.savefig(path, dpi=110)
 
 
-def colour_of(index: int) -> str:
-    """Return the colour of a line; that of the first is no other's."""
-    from dnas_ens.figures.style import CYCLE
-
-    first, *others = CYCLE
-    return others[(index - 1) % len(others)] if index else first
-
-
 def spread(heights: Sequence[float], gap: float, *, low: float, high: float) -> list[float]:
     """Move labels apart until none is nearer than a gap to the next, keeping their order and staying near.
 
     Args:
-        heights: Where they belong.
+        heights: Wanted heights.
         gap: Least distance.
         low: Lowest place.
         high: Highest place; given up where there are too many labels.
     """
-    order = sorted(range(len(heights)), key=lambda index: heights[index])
-    groups: list[list[int]] = []
-    centres: list[float] = []
-    for index in order:
-        groups.append([index])
-        centres.append(heights[index])
-        # Groups that touch become one around their common mean.
-        while True:
-            half = gap * (len(groups[-1]) - 1) / 2
-            centres[-1] = max(low + half, min(high - half, centres[-1]))
-            if len(groups) < 2:
-                break
-            needed = gap * (len(groups[-1]) + len(groups[-2])) / 2
-            if centres[-1] - centres[-2] >= needed:
-                break
-            last = groups.pop()
-            centres.pop()
-            groups[-1] += last
-            centres[-1] = sum(heights[one] for one in groups[-1]) / len(groups[-1])
-    places = [0.0] * len(heights)
-    for group, centre in zip(groups, centres, strict=True):
-        for position, index in enumerate(group):
-            places[index] = centre + gap * (position - (len(group) - 1) / 2)
-    return places
-
-
-def _plain_ticks(direction: object) -> None:
-    from matplotlib.axis import Axis
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    assert isinstance(direction, Axis)
-    direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    direction.set_major_formatter("{x:g}")
-    direction.set_minor_locator(NullLocator())
+    order = np.argsort(heights, kind="stable")
+    offsets = gap * np.arange(len(order))
+    placed = np.array(spread_in_order([heights[index] for index in order], [gap] * (len(order) - 1)))
+    bounded = np.clip(placed - offsets, low, max(low, high - offsets[-1])) + offsets
+    return [float(place) for place in bounded[np.argsort(order)]]

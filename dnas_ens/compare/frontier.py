@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.scores import nll
 from dnas_ens.types import FloatArray
-
-if TYPE_CHECKING:
-    from dnas_ens.evaluate.predictions import Predictions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -76,9 +75,6 @@ def option(
         epochs: Epochs of the members.
         spent: Members and epochs in words; by default one times the other.
     """
-    from dnas_ens.metrics.calibration import per_image_calibrated_nll
-    from dnas_ens.metrics.scores import nll
-
     val_nlls, losses, hits = [], [], []
     for subset in subsets:
         val, test = (

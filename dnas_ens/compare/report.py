@@ -45,11 +45,6 @@ def measured_rows(
 ) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Evaluate predictors on test; called once a unit.
 
-    Args:
-        rows: R predictors.
-        val_labels: (N_val,).
-        test_labels: (N,).
-
     Returns:
         For each its metrics, with the temperature fitted on val, and its details; and the arrays that are kept, from
         which `losses` and all figures can be computed again.
@@ -85,11 +80,7 @@ def measured_rows(
 
 
 def losses(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the calibrated NLL of every predictor on each test image, (N,) in nats, by the row's name.
-
-    Args:
-        arrays: From `measured_rows`.
-    """
+    """Return the calibrated NLL of every predictor of `measured_rows` on each test image, (N,) in nats, by its name."""
     from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
     return {
@@ -141,12 +132,7 @@ def how_to_read(num_comparisons: int) -> str:
 
 
 def pair_sentences(losses: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]]) -> str:
-    """Say in one sentence for each pair of rows how their calibrated NLL on test differs.
-
-    Args:
-        losses: (S, N) in nats by the row's name.
-        pairs: First and second row.
-    """
+    """Say in one sentence for each pair of rows how their calibrated NLL, (S, N) in nats, differs on test."""
     found = compare_pairs(losses, pairs)
     lines = [
         f"- {difference.sentence(f'*{first}*', f'*{second}*')}\n"
@@ -159,13 +145,7 @@ def pair_sentences(losses: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of mean ± standard deviation over seeds.
-
-    Args:
-        heading: Its name.
-        factor: Of the values shown.
-        digits: Decimals.
-    """
+    """A column of mean ± standard deviation over seeds: its name, the factor of its values, and decimals."""
 
     heading: str
     factor: float = 1.0

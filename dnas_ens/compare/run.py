@@ -5,17 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dnas_ens.compare.methods import METHODS, Budget, Comparison, Result
+import torch
+
+from dnas_ens.commands.options import data_of_run
+from dnas_ens.compare import tables
+from dnas_ens.compare.budgets import equal_cost, options_table
+from dnas_ens.compare.figure import plot_frontiers
+from dnas_ens.compare.methods import METHODS, Budget
+from dnas_ens.compare.methods.comparison import Comparison, Result
+from dnas_ens.compare.report import write_results
 from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.fields import override
 from dnas_ens.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
-
-    from dnas_ens.run.folder import RunFolder
+from dnas_ens.evaluate.tables import to_markdown
+from dnas_ens.run.files import first_difference, with_ending
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.space.genotype import ranked_genotypes
 
 
 def compare_runs(
@@ -42,8 +51,6 @@ def compare_runs(
     Raises:
         UserError: The runs are not trained or not alike, or the budget does not fit their members.
     """
-    from dnas_ens.run.folder import RunFolder
-
     with ExitStack() as stack:
         runs = [stack.enter_context(RunFolder.open(path, command=command)) for path in run_dirs]
         require_alike(runs)
@@ -51,10 +58,12 @@ def compare_runs(
         # Seed by seed, so that an interrupted comparison has some whole ones.
         results = [
             [
-                result
-                for name, method in METHODS.items()
+                row
+                for name, family in METHODS.items()
                 if name == "ours" or name in methods
-                for result in method(comparison)
+                for row in getattr(
+                    import_module(f"dnas_ens.compare.methods.{family}"), name.replace("-", "_")
+                )(comparison)
             ]
             for comparison in comparisons
         ]
@@ -64,10 +73,6 @@ def compare_runs(
 
 def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: int) -> Comparison:
     """Load a run's data, and refuse a budget that does not fit its members before anything is trained."""
-    from dnas_ens.commands.options import data_of_run
-    from dnas_ens.config.fields import override
-    from dnas_ens.space.genotype import ranked_genotypes
-
     data = data_of_run(run)
     run.write_env({"device": str(device), "data": data.describe()})
     comparison = Comparison(
@@ -81,19 +86,8 @@ def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: in
         budget=budget,
         trained_members=members_of(run),
     )
-    count = comparison.num_members
-    require(
-        count <= budget.pool_size,
-        f"A pool of {budget.pool_size} is too small for {count} members.",
-        f"Give --pool-size {count} or more.",
-    )
-    if budget.members:
-        require(
-            count < budget.members[0],
-            f"--members-grid begins with {budget.members[0]}, but ours has {count} members as it is.",
-            "Give larger sizes.",
-        )
-        ranked_genotypes(comparison.found, budget.members[-1])
+    budget.require_room_for(comparison.num_members)
+    ranked_genotypes(comparison.found, comparison.sizes[-1])
     return comparison
 
 
@@ -103,8 +97,6 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
     Raises:
         UserError: Members are missing, seeds are the same, or something else differs; its field is named.
     """
-    from dnas_ens.run.files import first_difference
-
     first = runs[0]
     seen: dict[int, Path] = {}
     for run in runs:
@@ -169,13 +161,6 @@ def write_comparison(
         results: The results of every seed, the same rows in the same order, ours first.
         environments: Entries of env.json of all runs.
     """
-    from dnas_ens.compare import tables
-    from dnas_ens.compare.budgets import equal_cost, options_table
-    from dnas_ens.compare.figure import plot_frontiers
-    from dnas_ens.compare.report import write_results
-    from dnas_ens.evaluate.tables import to_markdown
-    from dnas_ens.run.files import with_ending
-
     first, data = comparisons[0], comparisons[0].data
     seeds = [comparison.search.seed for comparison in comparisons]
     rows = [tables.rows_of(of_seed, seed=seed) for of_seed, seed in zip(results, seeds, strict=True)]
@@ -220,7 +205,7 @@ def write_comparison(
 
 def _options_sentences(comparison: Comparison) -> str:
     """Say what a method may split its budget between, and what the words for it mean."""
-    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs})
+    tried = sorted({comparison.recipe.epochs, *comparison.budget.epochs_grid})
     grid = (
         f"Ours, the base cell and random cells were trained for {', '.join(map(str, tried[:-1]))} and {tried[-1]} "
         "epochs, the others as the recipe says; for other epochs than its no more networks were trained. "
@@ -236,7 +221,7 @@ def _options_sentences(comparison: Comparison) -> str:
         "Every method spends at most our total cost (search and training), split as NLL on val finds best; "
         "*members × epochs* is what was chosen, a choice a seed where they differ. "
         + grid
-        + (grown if comparison.budget.members else "")
+        + (grown if comparison.budget.members_grid else "")
         + "An option of k networks out of more that are exchangeable is the mean over subsets, each network in equally "
         "many; *k of n* are chosen greedily from n trained; *last k of c* are snapshots, c the cycles; *k "
         "averaged, e epochs* is the equal average of k models kept at the end of a training of so many. Choosing "

@@ -36,11 +36,7 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
 
 
 def require_positive(options: object, *names: str) -> None:
-    """Refuse options below 1.
-
-    Raises:
-        UserError: The flag is named.
-    """
+    """Refuse options below 1; the error names the flag."""
     for name in names:
         flag = name.replace("_", "-")
         require(

@@ -6,16 +6,20 @@ Legend: S seeds, N test images.
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from scipy.stats import kendalltau
 
+from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.report import machine
+from dnas_ens.evaluate.tables import ensemble_row
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
 from dnas_ens.metrics.significance import compare, image_interval, mean_and_deviation, nested_spread
-
-if TYPE_CHECKING:
-    from dnas_ens.compare.methods.comparison import Comparison, Result
+from dnas_ens.run.files import read_json
 
 COLUMNS = (
     "name",
@@ -43,15 +47,7 @@ COUNTS = ("parameters", "networks")
 
 
 def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
-    """Return a row of figures for every result of a seed.
-
-    Args:
-        results: What the methods gave.
-        seed: The search seed, noted in each row.
-    """
-    from dnas_ens.evaluate.tables import ensemble_row
-    from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
-
+    """Return a row of figures for every result of a search seed, which is noted in it."""
     curve = [option for result in results if result.label == BASE_FOR_FREE for option in result.options]
     curve = [option for option in curve if option.epochs == curve[0].epochs]
     rows = []
@@ -84,7 +80,7 @@ def over_seeds(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, An
     """Return the rows as they are shown: as they are for one seed, mean ± standard deviation for several.
 
     Args:
-        rows: The rows of every seed, the same rows in the same order.
+        rows: Of every seed, the same rows in the same order.
     """
     merged = []
     for of_seeds in zip(*rows, strict=True):
@@ -149,8 +145,6 @@ def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
     Args:
         results: The results of every seed; "" where none holds networks of the base cell.
     """
-    from dnas_ens.metrics.calibration import per_image_calibrated_nll
-
     of_base = [one.predictions for of_seed in results for one in of_seed if one.label == BASE_FOR_FREE]
     if not of_base:
         return ""
@@ -202,10 +196,6 @@ def sentences(losses: Mapping[str, np.ndarray]) -> str:
 
 def ranking_sentence(comparisons: Sequence[Comparison]) -> str:
     """Say how the members' order with inherited weights agrees with that after retraining (Kendall's tau)."""
-    from scipy.stats import kendalltau
-
-    from dnas_ens.run.files import read_json
-
     taus = []
     for comparison in comparisons:
         found, count = comparison.found, comparison.num_members
@@ -231,7 +221,10 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
     """
     commands: dict[str, list[str]] = {}
     for entry in environments:
-        revisions, revision = commands.setdefault(" ".join(entry["command"]), []), str(entry["git_revision"])
+        revisions, revision = (
+            commands.setdefault(shlex.join(entry["command"]), []),
+            str(entry["git_revision"]),
+        )
         if revision not in revisions:
             revisions.append(revision)
     latest = environments[-1]

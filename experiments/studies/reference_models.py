@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 
+from dnas_ens.compare.methods.long_training import Cycles, train_on
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.report import (
     Column,
@@ -32,16 +34,17 @@ from dnas_ens.compare.report import (
 )
 from dnas_ens.compare.study import RESULTS, Unit, require_positive, run_missing, write_study
 from dnas_ens.config import RetrainConfig
-
-if TYPE_CHECKING:
-    import torch
-
-    from dnas_ens.data.dataset import ImageData, Split
-    from dnas_ens.ensembles.snapshot import Schedule
-    from dnas_ens.nn.reference_models import ReferenceModel
-    from dnas_ens.run.folder import RunFolder
-    from dnas_ens.training.prediction import Batches
-    from dnas_ens.training.trainer import NetworkTraining
+from dnas_ens.data import load_data
+from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.ensembles.snapshot import Schedule
+from dnas_ens.nn.execution import PLAIN
+from dnas_ens.nn.reference_models import ReferenceModel, reference_model
+from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.run.machine import resolve_device
+from dnas_ens.run.progress import CostMeter
+from dnas_ens.training.prediction import Batches, plain_passes, predict_members
+from dnas_ens.training.trainer import NetworkTraining
 
 #: Options that do not change what a training or a row of a seed is.
 FREE = ("seeds", "device", "run_dir", "output")
@@ -105,13 +108,7 @@ class StudyOptions:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Bench:
-    """Data on a device, and what trains reference models on them.
-
-    Args:
-        options: How to train.
-        data: Images; ``test`` is predicted when everything is chosen.
-        device: Where to train.
-    """
+    """Data on a device, and what trains reference models on them; ``test`` is predicted when everything is chosen."""
 
     options: StudyOptions
     data: ImageData
@@ -120,19 +117,12 @@ class Bench:
     @classmethod
     def of(cls, options: StudyOptions) -> Bench:
         """Load the data of a study onto its device."""
-        from dnas_ens.data import load_data
-        from dnas_ens.run.machine import resolve_device
-
         device = resolve_device(options.device)
         data = load_data(options.data, data_root=options.data_root, limit_train=options.limit_train)
         return cls(options=options, data=data.to(device), device=device)
 
     def model(self) -> ReferenceModel:
         """Return the model with fresh weights from torch's global generator."""
-        import torch
-
-        from dnas_ens.nn.reference_models import reference_model
-
         data = self.data
         model = reference_model(self.options.model, data.num_channels, data.num_classes, data.image_size)
         model.to(device=self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -140,8 +130,6 @@ class Bench:
 
     def batches(self, split: Split) -> Batches:
         """Return passes over a split in its order, without augmentation."""
-        from dnas_ens.training.prediction import plain_passes
-
         return plain_passes(self.data, split)
 
     @functools.cached_property
@@ -151,8 +139,6 @@ class Bench:
 
     def predict(self, states: Sequence[Mapping[str, torch.Tensor]], split: Split) -> np.ndarray:
         """Return the probabilities (M, N, K) of states of the model."""
-        from dnas_ens.training.prediction import predict_members
-
         model = self.model()
 
         def members() -> Iterator[ReferenceModel]:
@@ -164,9 +150,6 @@ class Bench:
 
     def training(self, *, root: int, member: int) -> NetworkTraining[ReferenceModel]:
         """Return a training of the model; `root` and `member` decide its seeds."""
-        from dnas_ens.nn.execution import PLAIN
-        from dnas_ens.training.trainer import NetworkTraining
-
         return NetworkTraining(
             self.model,
             self.data,
@@ -179,12 +162,7 @@ class Bench:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Trained:
-    """A finished training.
-
-    Args:
-        states: The snapshots, the oldest first.
-        record: What training.json holds: seeds, schedule, snapshot steps, seconds.
-    """
+    """A finished training: its snapshots, the oldest first, and training.json (seeds, schedule, steps, seconds)."""
 
     states: list[dict[str, torch.Tensor]]
     record: dict[str, Any]
@@ -216,9 +194,6 @@ def train(
         epochs: How many; None for the option's.
         start: A state to begin with instead of fresh weights.
     """
-    from dnas_ens.compare.methods.long_training import Cycles, train_on
-    from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
-
     if not (folder / "training.json").exists():
         training = bench.training(root=root, member=member)
         if start is not None:
@@ -268,9 +243,6 @@ def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
     Yields:
         What returns the seconds of all sittings, to be called after the block.
     """
-    from dnas_ens.run.files import read_json, write_json
-    from dnas_ens.run.progress import CostMeter
-
     cost = CostMeter(read_json(file) if file.exists() else None)
     try:
         yield lambda: float(read_json(file)["cpu_seconds"])
@@ -280,14 +252,7 @@ def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SeedStudy:
-    """A study with one unit a seed: its run folder, which holds trainings of these options alone, and its store.
-
-    Args:
-        name: The study's name.
-        bench: Data and options.
-        run: The run folder.
-        store: Its finished seeds, with the predictions of their rows.
-    """
+    """A study with one unit a seed: its run folder, which holds trainings of these options alone, and its store."""
 
     name: str
     bench: Bench
@@ -302,8 +267,6 @@ class SeedStudy:
         Raises:
             UserError: The folder is of other options; the first that differs is named.
         """
-        from dnas_ens.run.folder import RunFolder
-
         bench = Bench.of(options)
         settings = {key: value for key, value in asdict(options).items() if key not in FREE}
         settings["data"] = bench.data.fingerprint
@@ -356,8 +319,6 @@ class SeedStudy:
             waiting: What is said where options are not at their defaults: the run that waits for a GPU.
             figure: Draws to a path.
         """
-        from dnas_ens.run.files import read_json
-
         options, data = self.bench.options, self.bench.data
         env = self.run.read_json("env.json")[-1]
         on_gpu = self.bench.device.type == "cuda"
@@ -381,14 +342,7 @@ class SeedStudy:
 
 
 def finished(bench: Bench, seed: int, rows: Sequence[Row], **more: Any) -> Unit:
-    """Evaluate the rows of a seed on test; called once a seed.
-
-    Args:
-        bench: For the labels.
-        seed: The study's seed.
-        rows: Its predictors.
-        **more: What else the seed's record holds, such as curves on val.
-    """
+    """Evaluate the rows of a seed on test, once; ``more`` is what else its record holds, such as curves on val."""
     found, arrays = measured_rows(
         rows,
         val_labels=bench.data.val.labels.cpu().numpy(),

@@ -6,17 +6,24 @@ A unit is a search, named by its setting, or a training of one genotype, named b
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from scipy.stats import spearmanr
 
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.study import RESULTS, require_positive, run_missing
 from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.config.presets import retrain_preset
+from dnas_ens.data.dataset import Split
 from dnas_ens.run.files import with_ending
+from dnas_ens.search.family import diversity_curve
+from dnas_ens.search.loop import SearchLoop
 from dnas_ens.space.genotype import Genotype
 
 if TYPE_CHECKING:
@@ -26,6 +33,8 @@ if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.training.trainer import MemberTraining
 
+#: |D - lambda| is judged up to here.
+JUDGED_LAMBDA = 0.7
 #: Preset of searches and trainings from scratch on each data set.
 PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 
@@ -163,3 +172,53 @@ def load(config: DataConfig) -> ImageData:
     from dnas_ens.commands.options import load_configured_data
 
     return load_configured_data(config)
+
+
+def inherited(loop: SearchLoop, genotypes: Iterable[Genotype], splits: Sequence[Split]) -> list[np.ndarray]:
+    """Return the probabilities (P, N, K) of networks with inherited weights on each split."""
+    from dnas_ens.search.candidates import inherited_networks
+    from dnas_ens.training.prediction import predict_log_probs
+
+    networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
+    by_network = [
+        [predict_log_probs(network, split, augmentation=loop.augmentation).exp().numpy() for split in splits]
+        for network in networks
+    ]
+    return [np.stack(of_split) for of_split in zip(*by_network, strict=True)]
+
+
+def steering(loop: SearchLoop) -> dict[str, Any]:
+    """Return how lambda steers distance and shared edges along the paths of a search, and the curves.
+
+    Returns:
+        Measures; ``lam`` (L,), ``distance`` and ``shared`` (R, L), and ``between``, the mean D between members of
+        equal lambda, (L,), empty for R = 1.
+    """
+    curve = diversity_curve(loop.family)
+    lam, distance, shared = (
+        np.array(values, dtype=float).reshape(loop.config.hypernetwork.directions, -1)
+        for values in (curve.lam, curve.distance_to_base, curve.shared_edges)
+    )
+    return {
+        "spearman_distance": rank_correlation(lam[0], distance),
+        "spearman_shared": rank_correlation(lam[0], shared),
+        "tracking_error": float(np.abs(distance - lam)[lam <= JUDGED_LAMBDA].mean()),
+        "lam": lam[0].tolist(),
+        "distance": distance.tolist(),
+        "shared": shared.tolist(),
+        "between": curve.distance_between,
+    }
+
+
+def rank_correlation(lam: np.ndarray, values: np.ndarray) -> float:
+    """Return Spearman's correlation of lambda with a quantity along each path, the mean over paths.
+
+    Args:
+        lam: (L,), the same on every direction.
+        values: (R, L).
+
+    Returns:
+        In [-1, 1].
+    """
+    # A constant has no rank order: lambda steers nothing, which counts as 0.
+    return statistics.fmean(0.0 if np.ptp(row) == 0 else float(spearmanr(lam, row)[0]) for row in values)

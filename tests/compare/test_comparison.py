@@ -16,7 +16,7 @@ from dnas_ens.commands.retrain import main as retrain
 from dnas_ens.commands.whole_way import main as whole_way
 from dnas_ens.compare.budgets import equal_cost, unspent_sentences
 from dnas_ens.compare.frontier import Option
-from dnas_ens.compare.methods import Result
+from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
 from dnas_ens.compare.tables import provenance
 from dnas_ens.data.splits import alternating_halves
@@ -25,13 +25,14 @@ from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
 from dnas_ens.space.genotype import Genotype
 
-RECIPE = {"num-cells": 2, "channels": 4, "epochs": 2}
 #: A search and a training of seconds.
 TINY = (
     "--limit-train 160 --num-cells 1 --channels 2 --num-nodes 2 --epochs 2 --warmup-epochs 1 --members 2 "
-    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --device cpu --workers 1"
+    "--pool-size 6 --directions 2 --architecture-learning-rate 0.1 --retrain.num-cells 2 --retrain.channels 4 "
+    "--retrain.epochs 2 --device cpu --workers 1"
 ).split()
 OPTIONS = "--pool-size 3 --population 2 --parents 1 --device cpu --workers 1".split()
 OURS = "ours (searched ensemble)"
@@ -61,11 +62,9 @@ def table_of(output):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    recipe = [word for name, value in RECIPE.items() for word in (f"--retrain.{name}", str(value))]
     for seed in ("0", "1"):
         with contextlib.redirect_stdout(io.StringIO()):
-            where = ["--run-dir", str(folder / seed), "--seed", seed, "--retrain.seed", seed]
-            whole_way([*TINY, *recipe, *where])
+            whole_way([*TINY, "--run-dir", str(folder / seed), "--seed", seed, "--retrain.seed", seed])
     return [folder / "0", folder / "1"]
 
 
@@ -168,37 +167,26 @@ def test_rows_are_worth_so_many_copies_of_the_base_cell(finished):
         for one in record["options"]
         if (one["name"], one["epochs"]) == (FREE, 2)
     )
-    best = np.minimum.accumulate([loss for _, loss in curve])
+    sizes, losses = zip(*curve, strict=True)
     for row in record["rows"]:
         assert row["interval"][0] <= row["calibrated_nll"] <= row["interval"][1]
-        # The whole curve's ensemble is a row too, but for the last digits.
-        if row["calibrated_nll"] > best[0] + 1e-9:
-            assert (row["dee"], row["dee_relation"]) == (1.0, "<")
-        elif row["calibrated_nll"] < best[-1] - 1e-9:
-            assert (row["dee"], row["dee_relation"]) == (curve[-1][0], ">")
-        else:
-            # Linear between the sizes it is between.
-            assert row["dee_relation"] == "="
-            reached = np.interp(row["dee"], [size for size, _ in curve], best)
-            assert reached == pytest.approx(row["calibrated_nll"])
-    assert row_of(record, FREE)["dee"] <= curve[-1][0]
+        worth = deep_ensemble_equivalent(row["calibrated_nll"], losses, sizes=sizes)
+        assert (row["dee"], row["dee_relation"]) == (worth.value, worth.relation)
 
 
 def test_the_luck_of_searches_and_trainings_is_told_apart(both, runs):
     found = re.search(
-        r"calibrated NLL ([\d.]+), standard deviation ([\d.]+) between search seeds and ([\d.]+) between trainings "
-        r"of one cell \(2 × (\d+) networks",
-        both[2],
+        r"by itself: calibrated NLL ([\d.]+), .* (\d+\.\d+) between trainings .*2 × (\d+) networks", both[2]
     )
-    trainings = int(found[4])
-    values = []
-    for run in runs:
-        stored = predictions_of(run, "base-cell", "base-cell-more")
-        values.append([calibrated([index], *stored) for index in range(trainings)])
-    within = np.mean([np.var(of_search, ddof=1) for of_search in values])
-    between = max(0.0, np.var(np.mean(values, axis=1), ddof=1) - within / trainings)
-    expected = [np.mean(values), between**0.5, within**0.5]
-    assert [float(found[index]) for index in (1, 2, 3)] == pytest.approx(expected, abs=6e-5)
+    values = [
+        [
+            calibrated([index], *predictions_of(run, "base-cell", "base-cell-more"))
+            for index in range(int(found[3]))
+        ]
+        for run in runs
+    ]
+    within = np.mean(np.var(values, axis=1, ddof=1)) ** 0.5
+    assert [float(found[1]), float(found[2])] == pytest.approx([np.mean(values), within], abs=6e-5)
 
 
 def test_costs_hold_every_search_and_every_network(finished):
@@ -333,9 +321,8 @@ def test_methods_are_grown_to_the_largest_cost(grown):
 def test_an_ensemble_that_has_grown_is_ours_with_all_its_members_and_their_cost(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[1], run, ignore=shutil.ignore_patterns("baselines"))
-    recipe = [word for name, value in RECIPE.items() for word in (f"--{name}", str(value))]
-    seed = ["--seed", "1"]
-    retrain([str(run), "--resume", "--members", "3", *recipe, *seed, "--device", "cpu", "--workers", "1"])
+    recipe = "--num-cells 2 --channels 4 --epochs 2 --seed 1 --device cpu --workers 1"
+    retrain([str(run), "--resume", "--members", "3", *recipe.split()])
     compare(run, "--methods", "ours")
     record = read(run / "comparison.json")
     row = row_of(record, OURS, seed=1)
@@ -464,25 +451,19 @@ def test_methods_that_could_have_spent_more_are_named():
 
 
 def test_commands_are_named_once_with_all_the_revisions_they_ran_at():
+    machine = {
+        "cpu": "Chip",
+        "num_cpus": 2,
+        "packages": dict.fromkeys(("torch", "numpy", "scipy"), "1.0"),
+        "time": "now",
+    }
     entries = [
-        {
-            "command": ["python", command],
-            "git_revision": revision,
-            "cpu": "Chip",
-            "num_cpus": 2,
-            "packages": dict.fromkeys(("torch", "numpy", "scipy"), "1.0"),
-            "time": "now",
-        }
-        for command, revision in (
-            ("search.py", "a"),
-            ("compare.py", "a"),
-            ("compare.py", "b"),
-            ("compare.py", "a"),
-        )
+        {"command": ["python", command], "git_revision": revision, **machine}
+        for command, revision in (("search.py", "a"), ("my run", "a"), ("my run", "b"), ("my run", "a"))
     ]
     assert provenance(entries, device="cpu").split("\n\n") == [
         "Command: `python search.py` (revision a)",
-        "Command: `python compare.py` (revisions a, b)",
+        "Command: `python 'my run'` (revisions a, b)",
         "Hardware: Chip, 2 cores, no GPU used. Versions: torch 1.0, numpy 1.0, scipy 1.0. Date: now.",
         "",
     ]
@@ -490,17 +471,21 @@ def test_commands_are_named_once_with_all_the_revisions_they_ran_at():
 
 def some_predictions(num_val):
     generator = np.random.default_rng(0)
-    labels = {"val": generator.integers(0, 3, num_val), "test": generator.integers(0, 3, 40)}
-    probs = {
-        name: generator.dirichlet(np.ones(3), size=(2, len(of))) * 0.5
-        + 0.5 * np.eye(3)[of] * np.array([1.0, 0.3])[:, None, None]
-        for name, of in labels.items()
-    }
+    val_labels, test_labels = (generator.integers(0, 3, count) for count in (num_val, 40))
+
+    def probs(labels):
+        # The first member is right more often than the second.
+        mixed = generator.dirichlet(np.ones(3), size=(2, len(labels))) + np.eye(3)[labels] * [
+            [[1.0]],
+            [[0.3]],
+        ]
+        return mixed / mixed.sum(-1, keepdims=True)
+
     return Predictions(
-        val_probs=probs["val"] / probs["val"].sum(-1, keepdims=True),
-        val_labels=labels["val"],
-        test_probs=probs["test"] / probs["test"].sum(-1, keepdims=True),
-        test_labels=labels["test"],
+        val_probs=probs(val_labels),
+        val_labels=val_labels,
+        test_probs=probs(test_labels),
+        test_labels=test_labels,
         classes=["a", "b", "c"],
         weights=[0.5, 0.5],
     )

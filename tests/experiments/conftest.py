@@ -1,5 +1,7 @@
 """What the tests of studies share: running a script, reading what it wrote, and checks that hold for several."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -7,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -115,14 +118,27 @@ def check_rows(cells, read_lines):
 
 
 @pytest.fixture(scope="session")
-def check_resumed(run_script, read_lines, timeless):
+def run_here():
+    """Run a script in this process, by its name; returns what it printed."""
+
+    def run(name, *arguments):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_module(name).main([*map(str, arguments)])
+        return printed.getvalue()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def check_resumed(run_here, read_lines, timeless):
     """Check that a finished study whose seed 1 lost a training makes that training again, and nothing else."""
 
     def check(name, folder, arguments, *, lost):
         for file in ("predictions.npz", f"{lost}/training.json"):
             (folder / "run" / "seed-1" / file).unlink()
         before = {path: path.stat().st_mtime_ns for path in (folder / "run" / "seed-0").rglob("*")}
-        printed, _ = run_script(name, *arguments, "--run-dir", folder / "run", "--output", folder / "again")
+        printed = run_here(name, *arguments, "--run-dir", folder / "run", "--output", folder / "again")
         assert re.findall(r"^trained .*/(seed-\S+):", printed, re.MULTILINE) == [f"seed-1/{lost}"]
         assert {path: path.stat().st_mtime_ns for path in before} == before
         again, out = (timeless(read_lines(folder / f"{stem}.jsonl")) for stem in ("again", "out"))

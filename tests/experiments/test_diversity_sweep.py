@@ -23,8 +23,7 @@ from studies.diversity_sweep.searches import (
     trainings,
 )
 from studies.diversity_sweep.tables import mean_height
-from studies.search_studies import load
-from studies.steering import rank_correlation
+from studies.search_studies import load, rank_correlation
 
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.errors import UserError

@@ -19,10 +19,10 @@ KINDS = ("independent", "snapshots")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_script):
+def finished(tmp_path_factory, run_here):
     folder = tmp_path_factory.mktemp("study")
     where = ("--run-dir", folder / "run", "--output", folder / "out")
-    return folder, run_script("parameter_evolution", *TINY, *where)[0]
+    return folder, run_here("parameter_evolution", *TINY, *where)
 
 
 def nll(probs, labels):

@@ -17,10 +17,10 @@ SCALE = ("--epochs", "10", "--cycles", "2", "--last", "1")
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_script):
+def finished(tmp_path_factory, run_here):
     folder = tmp_path_factory.mktemp("study")
     where = ("--run-dir", folder / "run", "--output", folder / "out")
-    return folder, run_script("snapshot_ensemble", *TINY, *SCALE, "--seeds", 2, *where)[0]
+    return folder, run_here("snapshot_ensemble", *TINY, *SCALE, "--seeds", 2, *where)
 
 
 def test_table_is_what_the_stored_predictions_say(finished, check_rows, cells):

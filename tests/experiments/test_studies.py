@@ -3,16 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from studies.reference_models import Bench, StudyOptions, train
+from studies.reference_models import Bench, StudyOptions
 
 from dnas_ens.data.batches import iterate_batches
-from dnas_ens.ensembles.snapshot import CosineCycles
-from dnas_ens.run.files import read_json
 
 OPTIONS = StudyOptions(
     model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1
 )
-CYCLES = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.05)
 
 
 @pytest.fixture(scope="module")
@@ -22,30 +19,6 @@ def bench():
 
 def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_an_interrupted_training_goes_on_to_the_same_snapshots(bench, tmp_path, monkeypatch):
-    whole = train(bench, tmp_path / "whole", CYCLES, root=3, member=1)
-    assert [len(whole.states), whole.record["snapshot_steps"]] == [2, [6, 12]]
-    ordinary = CosineCycles.learning_rate_at
-
-    def interrupted(schedule, step, steps_per_epoch):
-        if step == 11:
-            raise KeyboardInterrupt
-        return ordinary(schedule, step, steps_per_epoch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CosineCycles, "learning_rate_at", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(bench, tmp_path / "broken", CYCLES, root=3, member=1)
-    assert not (tmp_path / "broken" / "training.json").exists()
-    assert list((tmp_path / "broken" / "checkpoints").iterdir())
-    again = train(bench, tmp_path / "broken", CYCLES, root=3, member=1)
-    assert all(same(*pair) for pair in zip(whole.states, again.states, strict=True))
-    assert again.record["train_loss"] == whole.record["train_loss"]
-    assert read_json(tmp_path / "broken" / "training.json") == again.record
-    other = train(bench, tmp_path / "other", CYCLES, root=3, member=2)
-    assert not same(whole.states[0], other.states[0])
 
 
 def test_a_training_is_plain_sgd(bench):

@@ -1,34 +1,66 @@
-"""The methods a searched ensemble is set beside, a module a family.
+"""The methods a searched ensemble is set beside, a module a family; importing this does not import torch.
 
-Each yields rows for a `Comparison`: it trains what it needs, or takes what is finished, and predicts.
+Each is a function of a `Comparison` that yields rows: it trains what it needs, or takes what is finished, and predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from dnas_ens.compare.methods.averaged_weights import averaged_weights, evolved_network
-from dnas_ens.compare.methods.comparison import Budget, Comparison, Result
-from dnas_ens.compare.methods.copies import base_cell, best_cell, wider
-from dnas_ens.compare.methods.long_training import snapshots
-from dnas_ens.compare.methods.random_cells import best_random_cell, deviations, nes_re, random_cells
-from dnas_ens.compare.methods.searched import darts_ens, ours
+from dnas_ens.config import require
 
-__all__ = ["METHODS", "Budget", "Comparison", "Method", "Result"]
-
-Method = Callable[[Comparison], Iterator[Result]]
-#: By the name on the command line, in the order of the table.
-METHODS: dict[str, Method] = {
-    "ours": ours,
-    "base-cell": base_cell,
-    "best-cell": best_cell,
-    "random-cells": random_cells,
-    "best-random-cell": best_random_cell,
-    "deviations": deviations,
-    "darts-ens": darts_ens,
-    "nes-re": nes_re,
-    "snapshots": snapshots,
-    "averaged-weights": averaged_weights,
-    "evolved-network": evolved_network,
-    "wider": wider,
+#: Name on the command line, in the order of the table: the module with the function of that name.
+METHODS = {
+    "ours": "searched",
+    "base-cell": "copies",
+    "best-cell": "copies",
+    "random-cells": "random_cells",
+    "best-random-cell": "random_cells",
+    "deviations": "random_cells",
+    "darts-ens": "searched",
+    "nes-re": "random_cells",
+    "snapshots": "long_training",
+    "averaged-weights": "averaged_weights",
+    "evolved-network": "averaged_weights",
+    "wider": "copies",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much the methods may train."""
+
+    epochs_grid: tuple[int, ...] = ()
+    """Other epoch counts at which ours, the base cell's deep ensemble and the random cells are trained as well."""
+    members_grid: tuple[int, ...] = ()
+    """Larger sizes of ours. Members are added in the order of the search's ranking; deep ensembles of the base and of
+    the best found cell and random cells grow to the same total cost; all are compared at each of these costs."""
+    pool_size: int = 10
+    """Networks that NES-RS and NES-RE train and choose M from; with M there is no NES-RS."""
+    population: int = 5
+    """Networks alive in NES-RE's evolution."""
+    parents: int = 2
+    """Candidates for the next parent in it."""
+
+    def __post_init__(self) -> None:
+        for epochs in self.epochs_grid:
+            require(epochs > 0, f"--epochs-grid holds {epochs}.", "Give epoch counts of 1 or more.")
+        require(
+            list(self.members_grid) == sorted(set(self.members_grid)),
+            f"--members-grid {' '.join(map(str, self.members_grid))} does not rise.",
+            "Give each size once, the smallest first.",
+        )
+
+    def require_room_for(self, num_members: int) -> None:
+        """Refuse what does not fit an ensemble of so many members."""
+        require(
+            num_members <= self.pool_size,
+            f"A pool of {self.pool_size} is too small for {num_members} members.",
+            f"Give --pool-size {num_members} or more.",
+        )
+        require(
+            not self.members_grid or num_members < self.members_grid[0],
+            f"--members-grid begins with {min(self.members_grid, default=0)}, but ours has {num_members} members as "
+            "it is.",
+            "Give larger sizes.",
+        )

@@ -5,23 +5,30 @@ Legend: M members of the searched ensemble, n models that are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+from torch import Tensor, nn
 
 from dnas_ens.compare.frontier import Option, option
 from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.methods.copies import base_members
 from dnas_ens.compare.methods.long_training import long_epochs, train_long
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from dnas_ens.ensembles.averaging import CoefficientKind, State
-    from dnas_ens.ensembles.evolution import EvolutionSettings
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.training.trainer import MemberTraining
+from dnas_ens.ensembles.averaging import (
+    CoefficientKind,
+    ExponentialMovingAverage,
+    averaged_model,
+    coefficients,
+    copied_to_cpu,
+)
+from dnas_ens.ensembles.evolution import EvolutionSettings, evolve_interpolation, evolve_simplex
+from dnas_ens.ensembles.soups import evaluate_on_val, greedy_soup
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.run.files import load_tensors
+from dnas_ens.run.progress import CostMeter
+from dnas_ens.training.step import cosine_to_constant
+from dnas_ens.training.trainer import MemberTraining
 
 #: The models of the last epochs are kept, this share of all; SWA's schedule (arXiv 1803.05407).
 KEPT_SHARE = 0.25
@@ -29,6 +36,8 @@ KEPT_SHARE = 0.25
 MOST_KEPT = 10
 #: Of the learning rate at the beginning, what is left while models are kept.
 AVERAGING_RATE = 0.4
+#: Candidates of differential evolution, and generations after the first.
+POPULATION, GENERATIONS = 8, 4
 #: Name of a row: rule of the coefficients.
 RULES: dict[str, CoefficientKind] = {
     "equal average of the last models of one training": "equal",
@@ -51,8 +60,6 @@ class _Averages:
     """
 
     def __init__(self, comparison: Comparison, training: MemberTraining) -> None:
-        from dnas_ens.ensembles.averaging import ExponentialMovingAverage
-
         epochs = long_epochs(comparison)
         constant = min(epochs, max(2, round(KEPT_SHARE * epochs)))
         self.begin, self.cycle = epochs - constant, -(-constant // MOST_KEPT)
@@ -62,8 +69,6 @@ class _Averages:
         self.epochs: list[int] = []
 
     def learning_rate(self, epoch: int) -> float:
-        from dnas_ens.training.step import cosine_to_constant
-
         first = self.training.recipe.learning_rate
         return cosine_to_constant(first, AVERAGING_RATE * first, epoch=epoch, begin=self.begin)
 
@@ -71,8 +76,6 @@ class _Averages:
         self.ema.after_step(self.training.network)
 
     def after_epoch(self, epochs_done: int) -> None:
-        from dnas_ens.ensembles.averaging import copied_to_cpu
-
         kept_for = epochs_done - self.begin
         if kept_for > 0 and kept_for % self.cycle == 0:
             self.states.append(copied_to_cpu(self.training.network.state_dict()))
@@ -87,7 +90,7 @@ class _Averages:
 
 
 def averaged_weights(comparison: Comparison) -> Iterator[Result]:
-    """_Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
+    """Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
 
     One network of the base cell is trained as long as our M members, at the end with a constant learning rate. How
     many models an average takes, the soup and evolved coefficients are chosen on val. As the learning rate stays, the
@@ -106,25 +109,20 @@ def averaged_weights(comparison: Comparison) -> Iterator[Result]:
     search, training = comparison.search_seconds, float(made["training_seconds"])
     place = {name: index for index, name in enumerate(made["rows"])}
     seconds = {name: search + training + making for name, making in made["making"].items()}
-
-    def option_of(name: str, *, share: float = 1.0, epochs: int, spent: str) -> Option:
-        unspent = (1.0 - share) * training
-        cost = [seconds[name] - unspent]
-        return option(predictions, [[place[name]]], cpu_seconds=cost, epochs=epochs, spent=spent)
-
     stops, total = made["epochs"], long_epochs(comparison)
+
+    def option_of(name: str, *, epochs: int = total, spent: str = "") -> Option:
+        unspent = (1.0 - epochs / total) * training
+        cost = [seconds[name] - unspent]
+        return option(predictions, [[place[name]]], cpu_seconds=cost, epochs=epochs, spent=spent or name)
+
     rows = [*RULES, EVOLVED, SOUP, EMA, LAST]
     options = [
         *(
-            option_of(
-                STOP.format(count, len(stops)),
-                share=stop / total,
-                epochs=stop,
-                spent=f"{count} averaged, {stop} epochs",
-            )
+            option_of(STOP.format(count, len(stops)), epochs=stop, spent=f"{count} averaged, {stop} epochs")
             for count, stop in enumerate(stops, start=1)
         ),
-        *(option_of(name, epochs=total, spent=name) for name in rows),
+        *map(option_of, rows),
     ]
     for position, name in enumerate(rows):
         yield Result(
@@ -139,66 +137,12 @@ def averaged_weights(comparison: Comparison) -> Iterator[Result]:
         )
 
 
-def evolved_network(comparison: Comparison) -> Iterator[Result]:
-    """One network w = e w_1 + (1 - e) w_2 of two networks of the base cell, e by differential evolution on val."""
-    from dnas_ens.ensembles.evolution import evolve_interpolation
-
-    if comparison.num_members < 2:
-        return
-    networks = base_members(comparison)
-
-    def make() -> tuple[Predictions, dict[str, Any]]:
-        from dnas_ens.run.files import load_tensors
-        from dnas_ens.run.progress import CostMeter
-
-        model = comparison.network()
-        members = comparison.baseline("base-cell") / "members"
-        first, second = (load_tensors(members / str(index) / "model.safetensors") for index in (0, 1))
-        cost = CostMeter()
-        found = evolve_interpolation(
-            model, first, second, *comparison.passes, curve_points=0, settings=_settings()
-        )
-        model.load_state_dict(found.state)
-        return comparison.predict([model]), {
-            "cpu_seconds": cost.seconds()["cpu_seconds"],
-            "coefficient": found.coefficient,
-            "evaluations": found.evaluations,
-        }
-
-    predictions, made = comparison.kept("evolved-network", make)
-    search = comparison.search_seconds
-    seconds = search + sum(networks.seconds[:2]) + float(made["cpu_seconds"])
-    epochs = networks.epochs
-    yield Result(
-        name="one network between two of the base cell (differential evolution)",
-        label="evolved network",
-        detail=f"e={made['coefficient']:.2f}",
-        predictions=predictions,
-        networks=2,
-        cpu_seconds=seconds,
-        search_seconds=search,
-        options=[
-            option(predictions, [[0]], cpu_seconds=[seconds], epochs=epochs, spent=f"1 between 2 × {epochs}")
-        ],
-    )
-
-
-def _settings() -> EvolutionSettings:
-    from dnas_ens.ensembles.evolution import EvolutionSettings
-
-    return EvolutionSettings(population_size=8, generations=4)
-
-
 def _average(
     comparison: Comparison, network: nn.Module, averages: _Averages
 ) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, str]]:
     """Make every row's model and that of every option: models, CPU seconds of making each, what was found."""
-    from dnas_ens.ensembles.averaging import averaged_model
-    from dnas_ens.ensembles.evolution import evolve_simplex
-    from dnas_ens.ensembles.soups import greedy_soup
-    from dnas_ens.run.progress import CostMeter
-
     states, (training_batches, val_batches) = averages.states, comparison.passes
+    counts = range(1, len(states) + 1)
     models: dict[str, nn.Module] = {}
     making: dict[str, float] = {}
     details: dict[str, str] = {}
@@ -210,9 +154,15 @@ def _average(
         meter = CostMeter()
 
     for name, kind in RULES.items():
-        count, model = _best_average(comparison, network, states, kind)
-        keep(name, model, f"n={count} of {len(states)}")
-    evolution = evolve_simplex(network, states, training_batches, val_batches, settings=_settings())
+        # Not by `averaging_curve`: it returns no models, and scores every single one again for each rule.
+        found: list[nn.Module] = [
+            averaged_model(network, states[-count:], coefficients(kind, count), training_batches)
+            for count in counts
+        ]
+        best = int(np.argmin([evaluate_on_val(model, val_batches)[0] for model in found]))
+        keep(name, found[best], f"n={best + 1} of {len(states)}")
+    settings = EvolutionSettings(population_size=POPULATION, generations=GENERATIONS)
+    evolution = evolve_simplex(network, states, training_batches, val_batches, settings=settings)
     evolved = comparison.network()
     evolved.load_state_dict(evolution.state)
     keep(EVOLVED, evolved)
@@ -220,26 +170,45 @@ def _average(
     keep(SOUP, soup.model, f"n={len(soup.ingredients)}")
     keep(EMA, averages.ema.finished(training_batches))
     keep(LAST, averaged_model(network, states[-1:], None, training_batches))
-    for count in range(1, len(states) + 1):
+    for count in counts:
         average = averaged_model(network, states[:count], None, training_batches)
         keep(STOP.format(count, len(states)), average)
     return models, making, details
 
 
-def _best_average(
-    comparison: Comparison, network: nn.Module, states: Sequence[State], kind: CoefficientKind
-) -> tuple[int, nn.Module]:
-    """Return n and the average of the last n models for the n with the lowest NLL on val.
+def evolved_network(comparison: Comparison) -> Iterator[Result]:
+    """One network w = e w_1 + (1 - e) w_2 of two networks of the base cell, e by differential evolution on val."""
+    if comparison.num_members < 2:
+        return
+    networks = base_members(comparison)
 
-    Not by `averaging_curve`: it returns no models, and scores every single one again for each rule.
-    """
-    from dnas_ens.ensembles.averaging import averaged_model, coefficients
-    from dnas_ens.ensembles.soups import evaluate_on_val
+    def make() -> tuple[Predictions, dict[str, Any]]:
+        model = comparison.network()
+        settings = EvolutionSettings(population_size=POPULATION, generations=GENERATIONS)
+        members = comparison.baseline("base-cell") / "members"
+        first, second = (load_tensors(members / str(index) / "model.safetensors") for index in (0, 1))
+        cost = CostMeter()
+        found = evolve_interpolation(
+            model, first, second, *comparison.passes, curve_points=0, settings=settings
+        )
+        model.load_state_dict(found.state)
+        return comparison.predict([model]), {
+            "cpu_seconds": cost.seconds()["cpu_seconds"],
+            "coefficient": found.coefficient,
+            "evaluations": found.evaluations,
+        }
 
-    training_batches, val_batches = comparison.passes
-    found: list[nn.Module] = [
-        averaged_model(network, states[-count:], coefficients(kind, count), training_batches)
-        for count in range(1, len(states) + 1)
-    ]
-    best = int(np.argmin([evaluate_on_val(model, val_batches)[0] for model in found]))
-    return best + 1, found[best]
+    predictions, made = comparison.kept("evolved-network", make)
+    search = comparison.search_seconds
+    seconds = search + sum(networks.seconds[:2]) + float(made["cpu_seconds"])
+    spent = f"1 between 2 × {networks.epochs}"
+    yield Result(
+        name="one network between two of the base cell (differential evolution)",
+        label="evolved network",
+        detail=f"e={made['coefficient']:.2f}",
+        predictions=predictions,
+        networks=2,
+        cpu_seconds=seconds,
+        search_seconds=search,
+        options=[option(predictions, [[0]], cpu_seconds=[seconds], epochs=networks.epochs, spent=spent)],
+    )

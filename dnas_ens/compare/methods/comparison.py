@@ -13,48 +13,39 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dnas_ens.compare.frontier import Option, Trained
+import numpy as np
+import torch
+from torch import nn
+
+from dnas_ens.compare.frontier import Option, Trained, of_exchangeable, of_ordered
+from dnas_ens.compare.methods import Budget
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config.fields import to_dict
+from dnas_ens.config.presets import search_preset
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.evaluate.predictions import Predictions, predict_splits
+from dnas_ens.evaluate.run import predict_folder
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.cross_fitting import CrossFit
+from dnas_ens.nn.network import Network
+from dnas_ens.run.files import read_json
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from torch import nn
-
-    from dnas_ens.data.dataset import ImageData
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.metrics.cross_fitting import CrossFit
-    from dnas_ens.nn.network import Network
-    from dnas_ens.training.prediction import Batches
+from dnas_ens.training.members import train_members
+from dnas_ens.training.prediction import Batches, plain_passes
+from dnas_ens.training.trainer import MemberTraining
 
 #: Training images that BatchNorm statistics of averaged weights are computed from, at most.
 STATISTICS_IMAGES = 5_000
 #: Val images that averages of weights are chosen by, at most.
 JUDGING_IMAGES = 2_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """How much the methods may train.
-
-    Args:
-        pool_size: Random cells of the pool, of which M are chosen (NES-RS) and the best is taken for a deep
-            ensemble; networks an evolution trains (NES-RE).
-        population: Networks alive in the evolution.
-        parents: Candidates for its next parent.
-        epochs: Other epoch counts at which the methods that split between members and epochs are trained.
-        members: Larger sizes of ours, whose total cost the methods that can grow are grown to.
-    """
-
-    pool_size: int = 10
-    population: int = 5
-    parents: int = 2
-    epochs: tuple[int, ...] = ()
-    members: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +74,38 @@ class Result:
     detail: str = ""
     cross_fit: CrossFit | None = None
 
+    @classmethod
+    def of_all(
+        cls,
+        trained: Trained,
+        *,
+        searching: float = 0.0,
+        fixed: float | None = None,
+        ordered: bool = False,
+        **fields: Any,
+    ) -> Result:
+        """Return the row of networks that are all in its ensemble.
+
+        Args:
+            trained: The networks.
+            searching: What searching took.
+            fixed: What is spent before the first of them; by default that.
+            ordered: Whether they were chosen in their order; exchangeable otherwise.
+            **fields: Other fields of the row.
+        """
+        fixed = searching if fixed is None else fixed
+        options = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
+        found: dict[str, Any] = {
+            "predictions": trained.predictions,
+            "networks": len(trained.seconds),
+            "cpu_seconds": fixed + sum(trained.seconds),
+            "search_seconds": searching,
+            "options": options,
+        }
+        return cls(**found | fields)
+
     def losses(self) -> np.ndarray:
         """Return the calibrated NLL on every test image, (N,), nats."""
-        from dnas_ens.metrics.calibration import per_image_calibrated_nll
-
         if self.cross_fit is not None:
             return self.cross_fit.per_image_calibrated_nll
         val, test = self.predictions.averaged()
@@ -148,7 +167,7 @@ class Comparison:
     @property
     def sizes(self) -> list[int]:
         """Sizes of our ensembles whose total cost the methods are given: M, and the larger ones asked for."""
-        return [self.num_members, *self.budget.members]
+        return [self.num_members, *self.budget.members_grid]
 
     @functools.cached_property
     def members(self) -> Trained:
@@ -193,8 +212,6 @@ class Comparison:
             genotypes: What to train.
             **fields: Fields of the recipe that differ.
         """
-        from dnas_ens.training.members import train_members
-
         if name not in self._trained:
             folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
             train_members(
@@ -205,9 +222,6 @@ class Comparison:
 
     def _predicted(self, folder: Path, num_members: int, recipe: RetrainConfig) -> Trained:
         """Return the trained members of a folder."""
-        from dnas_ens.evaluate.run import predict_folder
-        from dnas_ens.run.files import read_json
-
         files = [folder / "members" / str(index) / "member.json" for index in range(num_members)]
         return Trained(
             predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
@@ -236,7 +250,7 @@ class Comparison:
         For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
         """
         own, found = self.recipe.epochs, []
-        for epochs in self.budget.epochs:
+        for epochs in self.budget.epochs_grid:
             if epochs != own:
                 count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
                 found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))
@@ -248,9 +262,6 @@ class Comparison:
 
         The latter are of one half of val: temperatures are fitted on all of it.
         """
-        from dnas_ens.data.splits import alternating_halves
-        from dnas_ens.training.prediction import plain_passes
-
         train, val = self.data.train, self.data.val
         judging = val.subset(alternating_halves(val.labels.cpu().numpy())[0])
         of_train, of_val = (
@@ -261,16 +272,10 @@ class Comparison:
 
     def network(self) -> Network:
         """Return a network of the base cell in evaluation mode, whose weights are to be loaded."""
-        from dnas_ens.training.trainer import MemberTraining
-
         return MemberTraining(self.base, self.data, self.recipe, index=0, device=self.device).network.eval()
 
     def predict(self, networks: Iterable[nn.Module]) -> Predictions:
         """Predict val and test with networks, equally weighted."""
-        from dnas_ens.ensembles.ensemble import Ensemble
-        from dnas_ens.ensembles.preprocessing import Preprocessing
-        from dnas_ens.evaluate.predictions import predict_splits
-
         ensemble = Ensemble(
             list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data)
         )
@@ -285,8 +290,6 @@ class Comparison:
             name: Folder of the method.
             make: Trains and predicts.
         """
-        from dnas_ens.evaluate.predictions import Predictions
-
         file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
         records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
         if key not in records or not file.exists():
@@ -308,11 +311,6 @@ class Comparison:
             members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
-        from dnas_ens.config.fields import to_dict
-        from dnas_ens.config.presets import search_preset
-        from dnas_ens.run.folder import RunFolder
-        from dnas_ens.search.run import run_search
-
         own = self.search
         published = search_preset(own.preset, regime, base=base)
         several = own.candidates.pool_size if members > 1 else 1

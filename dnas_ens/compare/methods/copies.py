@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from dnas_ens.compare.frontier import Trained, of_exchangeable
 from dnas_ens.compare.methods.comparison import Comparison, Result, affordable_networks
+from dnas_ens.evaluate.tables import best_single
+from dnas_ens.training.trainer import MemberTraining
 
 
 def base_members(comparison: Comparison) -> Trained:
@@ -55,8 +57,6 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
 
     The row has M fresh copies of it. An option is the member itself, which is paid for, with k copies.
     """
-    from dnas_ens.evaluate.tables import best_single
-
     members, count = comparison.members, comparison.num_members
     best = best_single(members.predictions)
     # Finding out which cell is best took the training of our members.
@@ -81,8 +81,6 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
 
 def wider(comparison: Comparison) -> Iterator[Result]:
     """One network of the base cell with as many parameters as our members together (arXiv 2202.06985)."""
-    from dnas_ens.training.trainer import MemberTraining
-
     wanted = sum(comparison.members.predictions.parameters)
 
     def parameters(channels: int) -> int:
@@ -93,14 +91,10 @@ def wider(comparison: Comparison) -> Iterator[Result]:
     while parameters(channels) < wanted:
         channels += 2
     trained = comparison.train("wider", [comparison.base], channels=channels)
-    search = comparison.search_seconds
-    yield Result(
+    yield Result.of_all(
+        trained,
+        searching=comparison.search_seconds,
         name="one network as large, of the base cell",
         label="one wide network",
         detail=f"C={channels}",
-        predictions=trained.predictions,
-        networks=1,
-        cpu_seconds=search + sum(trained.seconds),
-        search_seconds=search,
-        options=of_exchangeable(trained, fixed_seconds=search),
     )

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from dnas_ens.compare.frontier import Option, option
 from dnas_ens.compare.methods.comparison import Comparison, Result
-
-if TYPE_CHECKING:
-    from dnas_ens.ensembles.snapshot import Schedule
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.training.trainer import MemberTraining, NetworkTraining
+from dnas_ens.ensembles.snapshot import CosineCycles, Schedule, SnapshotRecorder
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.run.checkpoint import CheckpointStore
+from dnas_ens.run.progress import CostMeter, Progress
+from dnas_ens.training.trainer import MemberTraining, NetworkTraining
 
 
 class Companion(Protocol):
@@ -44,8 +44,6 @@ class Cycles:
     """A schedule of learning rates that leaves snapshots."""
 
     def __init__(self, training: NetworkTraining[Any], schedule: Schedule) -> None:
-        from dnas_ens.ensembles.snapshot import SnapshotRecorder
-
         self.recorder = SnapshotRecorder(
             training.network, training.optimizer, schedule, steps_per_epoch=training.steps_per_epoch
         )
@@ -82,9 +80,6 @@ def train_on(
     Returns:
         The scalars of the last epoch, and the seconds of all sittings.
     """
-    from dnas_ens.run.checkpoint import CheckpointStore
-    from dnas_ens.run.progress import CostMeter, Progress
-
     store = CheckpointStore(folder / "checkpoints", name="training")
     newest = store.load_newest()
     before, scalars = None, {}
@@ -120,16 +115,9 @@ def train_long(
 ) -> tuple[MemberTraining, C, float]:
     """Train a network of the base cell for as many epochs as our members together, or go on where it stopped.
 
-    Args:
-        comparison: The run it is set beside.
-        name: Folder of the method; it decides the seeds.
-        companion_of: Makes what goes along.
-
     Returns:
         The training, what went along, and the CPU seconds of all sittings.
     """
-    from dnas_ens.training.trainer import MemberTraining
-
     epochs, recipe = long_epochs(comparison), comparison.recipe
     training = MemberTraining(
         comparison.base,
@@ -146,8 +134,6 @@ def train_long(
 
 def snapshots(comparison: Comparison) -> Iterator[Result]:
     """One network of the base cell trained as long as our M members, in M cosine cycles (arXiv 1704.00109)."""
-    from dnas_ens.ensembles.snapshot import CosineCycles
-
     cycles, search = comparison.num_members, comparison.search_seconds
 
     def make() -> tuple[Predictions, dict[str, Any]]:
@@ -185,11 +171,7 @@ def snapshot_options(
 ) -> Sequence[Option]:
     """Return the last k snapshots after c cycles, for every k and c: cycles are alike, so a training may end with any.
 
-    Args:
-        predictions: Of all snapshots, the oldest first.
-        search_seconds: What finding the cell took.
-        cycle_seconds: CPU seconds of a cycle.
-        epochs: Epochs of a cycle.
+    ``epochs`` are those of a cycle.
     """
     return [
         option(

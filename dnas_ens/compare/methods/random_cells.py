@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dnas_ens.baselines import EvolutionConfig, RegularisedEvolution, deviations_sharing, random_pool
 from dnas_ens.compare.frontier import Option, Trained, of_exchangeable, option, windows
 from dnas_ens.compare.methods.comparison import Comparison, Result
+from dnas_ens.ensembles.selection import greedy_selection
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.tables import best_single
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
-
-if TYPE_CHECKING:
-    from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.training.members import trained_network
+from dnas_ens.training.trainer import MemberTraining
 
 
 def space_of(comparison: Comparison) -> SearchSpace:
@@ -24,8 +26,6 @@ def space_of(comparison: Comparison) -> SearchSpace:
 
 def random_pool_of(comparison: Comparison, count: int) -> list[Genotype]:
     """Return the first random cells of the run's pool; a larger pool begins with the smaller one."""
-    from dnas_ens.baselines import random_pool
-
     return random_pool(
         space_of(comparison),
         count,
@@ -42,7 +42,7 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
         lambda wanted: random_pool_of(comparison, wanted),
         first=size,
         # Beyond the pool where ours grows too.
-        seconds=comparison.largest_seconds if comparison.budget.members else 0.0,
+        seconds=comparison.largest_seconds if comparison.budget.members_grid else 0.0,
     )
     pool = random_pool_of(comparison, size)
     yield random_nes(comparison, everyone, comparison.at_other_epochs("random-cells", pool))
@@ -74,27 +74,22 @@ def random_nes(comparison: Comparison, trained: Trained, others: Sequence[Traine
 
 def best_random_cell(comparison: Comparison) -> Iterator[Result]:
     """A deep ensemble of the best random cell of the pool, by its network on val."""
-    from dnas_ens.evaluate.tables import best_single
-
     size, count = comparison.budget.pool_size, comparison.num_members
     pool = random_pool_of(comparison, size)
     trained = comparison.train("random-cells", pool)
     of_best = comparison.train("best-random-cell", [pool[best_single(trained.predictions)]] * count)
     finding = sum(trained.seconds)
-    yield Result(
+    yield Result.of_all(
+        of_best,
+        fixed=finding,
         name=f"deep ensemble of the best of {size} random cells",
         label="deep ensemble, best random cell",
-        predictions=of_best.predictions,
         networks=size + count,
-        cpu_seconds=finding + sum(of_best.seconds),
-        options=of_exchangeable(of_best, fixed_seconds=finding),
     )
 
 
 def greedy(predictions: Predictions, pool: Sequence[int], num_members: int) -> list[int]:
     """Choose members from a part of a pool on the NLL of their ensemble on val; all where there are no more."""
-    from dnas_ens.ensembles.selection import greedy_selection
-
     tried = list(pool)
     picked = greedy_selection(
         predictions.val_probs[tried].astype(np.float64),
@@ -105,12 +100,9 @@ def greedy(predictions: Predictions, pool: Sequence[int], num_members: int) -> l
 
 
 def chosen_from(trained: Trained, pools: Sequence[Sequence[int]], *, count: int) -> Option:
-    """Return the option of choosing up to M greedily out of a part of a pool, the mean over such parts.
+    """Return the option of choosing up to ``count`` greedily out of a part of a pool, the mean over parts of one size.
 
-    Args:
-        trained: The whole pool.
-        pools: Parts of one size; all of a part is paid for.
-        count: M.
+    All of a part is paid for.
     """
     return option(
         trained.predictions,
@@ -126,10 +118,6 @@ def nes_re(comparison: Comparison) -> Iterator[Result]:
 
     Its options are the choices after 1, 2, ... networks. The state is kept after each of them.
     """
-    from dnas_ens.baselines import EvolutionConfig, RegularisedEvolution
-    from dnas_ens.training.members import trained_network
-    from dnas_ens.training.trainer import MemberTraining
-
     name, budget, count = "nes-re", comparison.budget, comparison.num_members
     folder, recipe, size = comparison.baseline(name), comparison.recipe_of(name), budget.pool_size
 
@@ -206,19 +194,9 @@ def random_deviations(
         search_seconds: What finding the base took.
         name: The row's name.
     """
-    from dnas_ens.baselines import deviations_sharing
-
     shared = [min(genotype.shared_edges(base), base.num_edges - 1) for genotype in like]
     genotypes = deviations_sharing(
         base, shared, operations=comparison.operations, seed=comparison.recipe.seed
     )
     trained = comparison.train(folder, genotypes)
-    return Result(
-        name=name,
-        label="random deviations",
-        predictions=trained.predictions,
-        networks=len(genotypes),
-        cpu_seconds=search_seconds + sum(trained.seconds),
-        search_seconds=search_seconds,
-        options=of_exchangeable(trained, fixed_seconds=search_seconds),
-    )
+    return Result.of_all(trained, searching=search_seconds, name=name, label="random deviations")

@@ -8,18 +8,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from dnas_ens.compare.frontier import of_ordered, option, windows
 from dnas_ens.compare.methods.comparison import Comparison, Result, Searched
 from dnas_ens.compare.methods.random_cells import random_deviations
-
-if TYPE_CHECKING:
-    from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.metrics.cross_fitting import WeightFit
-    from dnas_ens.types import FloatArray, IntArray
+from dnas_ens.ensembles import weighting
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.tables import best_single
+from dnas_ens.metrics.cross_fitting import WeightFit, cross_fit
+from dnas_ens.types import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
 #: error of a good ensemble, which leaves the temperature without a minimum.
@@ -32,9 +32,6 @@ def ours(comparison: Comparison) -> Iterator[Result]:
 
     Its options are its first k members in the order of the search's ranking.
     """
-    from dnas_ens.ensembles import weighting
-    from dnas_ens.evaluate.tables import best_single
-
     search = comparison.search_seconds
     trainings = [comparison.grown, *comparison.at_other_epochs("ours", comparison.genotypes)]
     whole = Result(
@@ -70,8 +67,6 @@ def ours(comparison: Comparison) -> Iterator[Result]:
 
 def weighted(predictions: Predictions, fit: WeightFit) -> dict[str, Any]:
     """Return predictions with weights fitted on val, and where val is large enough the fit that is crossed."""
-    from dnas_ens.metrics.cross_fitting import cross_fit
-
     val = predictions.val_probs.astype(np.float64), predictions.val_labels
     everyone = range(predictions.num_members)
     found: dict[str, Any] = {"predictions": predictions.of_members(everyone, np.asarray(fit(*val)).tolist())}
@@ -135,15 +130,12 @@ def hypernet(comparison: Comparison) -> Iterator[Result]:
     """EdgeNES: one path of architectures (regime "hypernet") that starts from the cell of the first DARTS search."""
     base, found = darts_search(comparison, 0), hypernet_search(comparison)
     trained = comparison.train(HYPERNET, found.genotypes)
-    searching = base.seconds + found.seconds
-    yield Result(
+    yield Result.of_all(
+        trained,
+        searching=base.seconds + found.seconds,
+        ordered=True,
         name="hypernetwork upon a DARTS cell (EdgeNES)",
         label="EdgeNES",
-        predictions=trained.predictions,
-        networks=len(found.genotypes),
-        cpu_seconds=searching + sum(trained.seconds),
-        search_seconds=searching,
-        options=of_ordered(trained, fixed_seconds=searching),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,17 @@ from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.space.genotype import Genotype
-from studies.search_studies import PRESETS, SearchStudy, key_of, load, training_tasks
-from studies.steering import rank_correlation
+from studies.search_studies import (
+    PRESETS,
+    SearchStudy,
+    inherited,
+    key_of,
+    load,
+    rank_correlation,
+    training_tasks,
+)
 
 if TYPE_CHECKING:
-    from dnas_ens.data.dataset import Split
     from dnas_ens.search.candidates import Candidate
     from dnas_ens.search.loop import SearchLoop
 
@@ -355,19 +361,6 @@ def sweep(loop: SearchLoop, num_lambdas: int) -> list[Candidate]:
         )
         for index, genotype in enumerate(loop.family.genotypes(points))
     ]
-
-
-def inherited(loop: SearchLoop, genotypes: Iterable[Genotype], splits: Sequence[Split]) -> list[np.ndarray]:
-    """Return the probabilities (P, N, K) of networks with inherited weights on each split."""
-    from dnas_ens.search.candidates import inherited_networks
-    from dnas_ens.training.prediction import predict_log_probs
-
-    networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
-    by_network = [
-        [predict_log_probs(network, split, augmentation=loop.augmentation).exp().numpy() for split in splits]
-        for network in networks
-    ]
-    return [np.stack(of_split) for of_split in zip(*by_network, strict=True)]
 
 
 def run_training(study: Study, genotype: Genotype, seed: int) -> Unit:
