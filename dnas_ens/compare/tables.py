@@ -50,7 +50,7 @@ def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
         seed: The search seed, noted in each row.
     """
     from dnas_ens.evaluate.tables import ensemble_row
-    from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
+    from dnas_ens.metrics.ensemble_size import deep_ensemble_equivalent
 
     curve = [option for result in results if result.label == BASE_FOR_FREE for option in result.options]
     curve = [option for option in curve if option.epochs == curve[0].epochs]

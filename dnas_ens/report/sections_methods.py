@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dnas_ens.evaluate.shift_predictions import CIFAR10_C
+from dnas_ens.evaluate.shift import CIFAR10_C
 from dnas_ens.report.figures_methods import (
     draw_corruptions,
     draw_cost,

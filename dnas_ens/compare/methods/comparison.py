@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.metrics.cross_fitting import CrossFit
+    from dnas_ens.metrics.calibration import CrossFit
     from dnas_ens.nn.network import Network
     from dnas_ens.training.prediction import Batches
 

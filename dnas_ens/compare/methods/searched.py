@@ -18,7 +18,7 @@ from dnas_ens.compare.methods.random_cells import random_deviations
 
 if TYPE_CHECKING:
     from dnas_ens.evaluate.predictions import Predictions
-    from dnas_ens.metrics.cross_fitting import WeightFit
+    from dnas_ens.metrics.calibration import WeightFit
     from dnas_ens.types import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
@@ -70,7 +70,7 @@ def ours(comparison: Comparison) -> Iterator[Result]:
 
 def weighted(predictions: Predictions, fit: WeightFit) -> dict[str, Any]:
     """Return predictions with weights fitted on val, and where val is large enough the fit that is crossed."""
-    from dnas_ens.metrics.cross_fitting import cross_fit
+    from dnas_ens.metrics.calibration import cross_fit
 
     val = predictions.val_probs.astype(np.float64), predictions.val_labels
     everyone = range(predictions.num_members)
