@@ -103,18 +103,16 @@ def _key_figures(files: RunFiles, rows: Sequence[Row]) -> list[tuple[str, str, s
     if not rows:
         return []
     ensemble, several = rows[-1], files.num_members > 1
-    best = _best(rows).values
-    alone = f"best member {100 * best['accuracy']:.1f}{NARROW}%" if several else ""
-    alone_nll = f"best member {best['calibrated_nll']:.4f}" if several else ""
-    values = ensemble.values
+    best, values = _best(rows).values, ensemble.values
+    alone = f"best member {percent(best['accuracy'])}" if several else ""
+    alone_nll = f"best member {best['calibrated_nll']:.4f}" if several else "nats"
     figures = [
         ("Accuracy", percent(values["accuracy"]), alone),
-        ("Calibrated NLL", f"{values['calibrated_nll']:.4f}", alone_nll or "nats"),
+        ("Calibrated NLL", f"{values['calibrated_nll']:.4f}", alone_nll),
     ]
     if several:
-        figures.append(
-            ("Disagreement", percent(values["disagreement"]), "of images, mean over pairs of members")
-        )
+        of = "of images, mean over pairs of members"
+        figures.append(("Disagreement", percent(values["disagreement"]), of))
     if (seconds := files.seconds()) is not None:
         figures.append(("Cost", duration(sum(seconds[:2])), f"of {seconds[2]} time, search included"))
     elif values.get("parameters"):
@@ -145,12 +143,7 @@ def against_best(difference: PairedDifference, *, ours: Row, best: Row) -> str:
 
 
 def place_among(rows: Sequence[Mapping[str, Any]], ours: int) -> str:
-    """Say where one method of a comparison comes out in calibrated NLL.
-
-    Args:
-        rows: With name, calibrated_nll, and cpu_seconds where it was measured.
-        ours: Position of the method.
-    """
+    """Say where one method of a comparison, at the position ``ours``, comes out in calibrated NLL."""
     losses = [float(row["calibrated_nll"]) for row in rows]
     rank = sum(loss < losses[ours] for loss in losses)
     best = rows[min(range(len(rows)), key=losses.__getitem__)]

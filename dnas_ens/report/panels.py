@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -102,6 +102,24 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return [height for _, height in sorted(zip(order, placed, strict=True))]
 
 
+def name_ends(
+    axis: Axes, ends: Mapping[str, tuple[float, str]], *, x: float, offset: float, span: float
+) -> None:
+    """Write the names of lines on their right, moved apart.
+
+    Args:
+        axis: Of a `panel` of usual height.
+        ends: Last value and colour of each line, by name.
+        x: Last place of all lines.
+        offset: Of the names, in points.
+        span: What the height of the axis stands for.
+    """
+    gap = 13 / (HEIGHT - TOP - BOTTOM) * span
+    heights = spread([height for height, _ in ends.values()], gap)
+    for (name, (_, colour)), height in zip(ends.items(), heights, strict=True):
+        write(axis, name, (x, height), offset=(offset, 0), colour=colour)
+
+
 class LabelPlacer:
     """Labels of one axis that keep clear of its points, of each other and of the axis's ends.
 
@@ -139,9 +157,9 @@ class LabelPlacer:
             text: The label.
             position: The point it belongs to, in data coordinates.
             offsets: Places of its middle relative to the point, in points of paper, the best one first.
-            size: Of the type.
-            colour: Of the type.
-            bold: Of the type.
+            size: Of the type, as are its colour and weight.
+            colour: See ``size``.
+            bold: See ``size``.
         """
         half = half_width(text, size=size, bold=bold)
         anchor = self._on_paper([position])[0]
@@ -179,14 +197,7 @@ def half_width(text: str, *, size: float = TEXT, bold: bool = False) -> float:
 
 
 def around(text: str, *, size: float, bold: bool = False, reach: Sequence[float] = (0.0,)) -> list[Offset]:
-    """Return offsets of a label in eight directions around a point.
-
-    Args:
-        text: The label.
-        size: Of its type.
-        bold: Of its type.
-        reach: Distances from the point, in points of paper, the best first.
-    """
+    """Return offsets of a label in eight directions around a point, at distances from it in points of paper."""
     half = half_width(text, size=size, bold=bold)
     found = []
     for far in reach:

@@ -11,21 +11,10 @@ from html import escape
 from matplotlib.figure import Figure
 
 NARROW = "\u202f"  # a narrow space that does not break, between a figure and its unit
-_WORDS = [
-    "no",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
+_WORDS = (
+    *("no", "one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +41,7 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A section of the page.
-
-    Args:
-        name: Its anchor.
-        title: Its heading.
-        text: HTML above the pictures.
-        pictures: In order.
-        below: HTML below the pictures.
-    """
+    """A section of the page: its anchor and heading, HTML above its pictures and HTML below them."""
 
     name: str
     title: str
@@ -114,15 +95,15 @@ def table(headings: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], *,
     )
 
 
-def count(number: int, noun: str, *, plural: str | None = None) -> str:
+def count(number: int, noun: str) -> str:
     """Return a number with its noun, small numbers as words: "five members", "1,000 images"."""
     word = _WORDS[number] if number < len(_WORDS) else f"{number:,}"
-    return f"{word} {noun if number == 1 else plural or noun + 's'}"
+    return f"{word} {noun if number == 1 else noun + 's'}"
 
 
-def percent(share: float, *, digits: int = 1) -> str:
+def percent(share: float) -> str:
     """Return a share as per cent with its sign."""
-    return f"{100 * share:.{digits}f}{NARROW}%"
+    return f"{100 * share:.1f}{NARROW}%"
 
 
 def interval(ends: tuple[float, float], *, digits: int, factor: float = 1.0, unit: str = "") -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from dnas_ens.evaluate.classes import ClassFigures
@@ -93,21 +92,14 @@ class Reliability:
 
 
 def reliability(probs: FloatArray, labels: IntArray) -> Reliability:
-    """Sort images by their top probability into the 15 bins of `dnas_ens.metrics.scores.ece15`.
-
-    Args:
-        probs: Class probabilities (N, K).
-        labels: (N,).
-    """
+    """Sort images by their top probability, of (N, K), into the 15 bins of `dnas_ens.metrics.scores.ece15`."""
     top, correct = probs.max(axis=1), probs.argmax(axis=1) == labels
     bins = np.digitize(top, np.linspace(0.0, 1.0, NUM_BINS + 1)[1:-1], right=True)
     counts = np.bincount(bins, minlength=NUM_BINS)
     right = np.bincount(bins, weights=correct, minlength=NUM_BINS).astype(np.int64)
     held = np.flatnonzero(counts)
-    wilson = [
-        binomtest(int(right[bin_]), int(counts[bin_])).proportion_ci(CONFIDENCE, method="wilson")
-        for bin_ in held
-    ]
+    tests = [binomtest(int(right[bin_]), int(counts[bin_])) for bin_ in held]
+    wilson = [test.proportion_ci(CONFIDENCE, method="wilson") for test in tests]
     return Reliability(
         confidence=(np.bincount(bins, weights=top, minlength=NUM_BINS)[held] / counts[held]),
         accuracy=right[held] / counts[held],
@@ -200,7 +192,6 @@ def size_section(files: RunFiles) -> Section | None:
     if predictions is None or files.num_members < 2:
         return None
     rows = files.ensemble_sizes
-    sizes = [row["size"] for row in rows]
     pictures = [
         Picture(
             name="nll-by-size",
@@ -209,51 +200,40 @@ def size_section(files: RunFiles) -> Section | None:
             "temperature of its own; the band is one standard deviation over the subsets. It tells how much the choice "
             "among these members matters, not how other trainings would turn out. Lower is better.",
             description=f"Calibrated NLL against number of members: {rows[0]['calibrated_nll']:.4f} nats for one, "
-            f"{rows[-1]['calibrated_nll']:.4f} for {sizes[-1]}.",
-            figure=draw_by_size(sizes, *_band(rows, "calibrated_nll"), y_label="calibrated NLL, nats"),
+            f"{rows[-1]['calibrated_nll']:.4f} for {rows[-1]['size']}.",
+            figure=draw_by_size(rows, "calibrated_nll", y_label="calibrated NLL, nats"),
         ),
         Picture(
             name="accuracy-by-size",
             title="Accuracy",
             caption="The same subsets; higher is better.",
             description=f"Accuracy against number of members: {percent(rows[0]['accuracy'])} for one, "
-            f"{percent(rows[-1]['accuracy'])} for {sizes[-1]}.",
-            figure=draw_by_size(sizes, *_band(rows, "accuracy"), y_label="accuracy, %", percent=True),
+            f"{percent(rows[-1]['accuracy'])} for {rows[-1]['size']}.",
+            figure=draw_by_size(rows, "accuracy", y_label="accuracy, %"),
         ),
     ]
     return Section(name="size", title="How many members does it take?", pictures=pictures)
 
 
-def _band(rows: Sequence[Mapping[str, Any]], metric: str) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Mean, and one standard deviation below and above it; a single subset has none."""
-    mean = np.array([row[metric] for row in rows])
-    deviation = np.array([row[f"{metric}_deviation"] or 0.0 for row in rows])
-    return mean, mean - deviation, mean + deviation
-
-
-def draw_by_size(
-    sizes: ArrayLike, mean: ArrayLike, low: ArrayLike, high: ArrayLike, *, y_label: str, percent: bool = False
-) -> Figure:
-    """Draw a figure of merit against the number of members, with a band around it.
+def draw_by_size(rows: Sequence[Mapping[str, Any]], metric: str, *, y_label: str) -> Figure:
+    """Draw a metric against the number of members, with a band of one standard deviation over subsets around it.
 
     Args:
-        sizes: S numbers of members.
-        mean: S means over subsets.
-        low: S lower ends of the band.
-        high: S upper ends.
+        rows: See `dnas_ens.metrics.ensemble_size.EnsembleSizeCurve.to_rows`.
+        metric: "accuracy", shown in per cent, or one in nats.
         y_label: What it is, with its unit.
-        percent: Whether the values are shares to be shown in per cent.
     """
-    factor = 100.0 if percent else 1.0
-    counts = np.asarray(sizes)
-    middle, bottom, top = (factor * np.asarray(values, dtype=np.float64) for values in (mean, low, high))
+    factor, decimals, unit = (100.0, 1, " %") if metric == "accuracy" else (1.0, 3, "")
+    counts = np.array([row["size"] for row in rows])
+    mean = np.array([row[metric] for row in rows])
+    deviation = np.array([row[f"{metric}_deviation"] or 0.0 for row in rows])  # a single subset has none
+    middle, bottom, top = (factor * values for values in (mean, mean - deviation, mean + deviation))
     figure, axis = panels.panel(x_label="members", y_label=y_label, right=44)
     axis.fill_between(counts, bottom, top, color=style.BLUE, alpha=0.14, linewidth=0)
     axis.plot(counts, middle, color=style.BLUE, linewidth=1.8, marker="o", markersize=5)
     axis.lines[0].set(markeredgecolor="white", markeredgewidth=0.8, gid="mean")
-    decimals = 1 if percent else 3
     for place in {0, len(counts) - 1}:
-        value = f"{middle[place]:.{decimals}f}" + (" %" if percent else "")
+        value = f"{middle[place]:.{decimals}f}{unit}"
         last = place == len(counts) - 1
         panels.write(
             axis,
@@ -290,7 +270,6 @@ def selective_section(files: RunFiles) -> Section | None:
         name: RiskCoverage.of(probs.max(axis=1).astype(np.float64), probs.argmax(axis=1) != labels)
         for name, probs in shown.items()
     }
-    curves = {name: (curve.coverage, curve.risk) for name, curve in found.items()}
     beside = f", {100 * found['best member'].aurc:.2f}{NARROW}% of the best member" if members > 1 else ""
     picture = Picture(
         name="risk-coverage",
@@ -298,9 +277,9 @@ def selective_section(files: RunFiles) -> Section | None:
         caption=f"Error among the images answered when only the surest are. The area under the curve (AURC) is "
         f"{100 * found[whole].aurc:.2f}{NARROW}% of the {whole}{beside}; lower is better."
         + (" Thin lines are the other members." if members > 2 else ""),
-        description=f"Share of wrong answers against share of images answered, of {', '.join(list(curves)[-2:])}; all "
+        description=f"Share of wrong answers against share of images answered, of {', '.join(list(found)[-2:])}; all "
         f"images answered, the {whole} errs on {percent(float(found[whole].risk[-1]))}.",
-        figure=draw_risk_coverage(curves, faint=members - 1),
+        figure=draw_risk_coverage(found, faint=members - 1),
     )
     text = (
         "<p>A predictor that may hand unsure images to a person errs less on the rest, if it is unsure of the right "
@@ -309,43 +288,32 @@ def selective_section(files: RunFiles) -> Section | None:
     return Section(name="selective", title="What if it may decline to answer?", text=text, pictures=[picture])
 
 
-def draw_risk_coverage(curves: Mapping[str, tuple[ArrayLike, ArrayLike]], *, faint: int = 0) -> Figure:
+def draw_risk_coverage(curves: Mapping[str, RiskCoverage], *, faint: int = 0) -> Figure:
     """Draw the error among answered images against the share answered, a line a predictor.
 
     Args:
-        curves: Coverage and risk, in [0, 1], by name; the last is the one to look at.
+        curves: By name; the last is the one to look at.
         faint: How many of the first are drawn as a background, with one name for all.
     """
     figure, axis = panels.panel(x_label="images answered, surest first", y_label="wrong among them", right=70)
-    ends, colours = {}, (style.VERMILION, style.BLUE)
-    named = list(curves)[faint:]
-    highest, start = 0.0, _first_error(curves)
-    for index, (name, (coverage, risk)) in enumerate(curves.items()):
-        x, y = np.asarray(coverage), np.asarray(risk)
-        highest = max(highest, float(y[x >= start].max()))
+    # Where to begin: a round coverage before the first error, from 0.1, where single images weigh less.
+    first = min((curve.coverage[curve.risk > 0].min(initial=1.0) for curve in curves.values()), default=1.0)
+    start = float(np.clip(np.floor(10 * first - 0.5) / 10, 0.1, 0.8))
+    ends: dict[str, tuple[float, str]] = {}
+    for index, (name, curve) in enumerate(curves.items()):
         if index < faint:
-            axis.plot(x, y, color=style.LINE_COLOUR, linewidth=0.9, alpha=0.7, gid=name)
+            axis.plot(curve.coverage, curve.risk, color=style.LINE_COLOUR, linewidth=0.9, alpha=0.7, gid=name)
             continue
-        colour = colours[(named.index(name) + 2 - len(named)) % 2]
-        axis.plot(x, y, color=colour, linewidth=1.8, gid=name)
-        ends[name] = (float(y[-1]), colour)
+        colour = style.BLUE if index == len(curves) - 1 else style.VERMILION
+        axis.plot(curve.coverage, curve.risk, color=colour, linewidth=1.8, gid=name)
+        ends[name] = (float(curve.risk[-1]), colour)
+    highest = max(float(curve.risk[curve.coverage >= start].max()) for curve in curves.values())
     top = max(highest * 1.08, 1e-3)
-    gap = 13 / (panels.HEIGHT - panels.TOP - panels.BOTTOM) * top
-    heights = panels.spread([height for height, _ in ends.values()], gap)
-    for (name, (_, colour)), height in zip(ends.items(), heights, strict=True):
-        panels.write(axis, name, (1.0, height), offset=(6, 0), colour=colour)
+    panels.name_ends(axis, ends, x=1.0, offset=6, span=top)
     axis.set_xlim(start - 0.01 * (1 - start), 1.0)
     axis.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=panels.STEPS))
     axis.set_ylim(-0.02 * top, top)
     axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
-    decimals = 0 if top > 0.04 else 1
-    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=decimals, symbol=" %"))
+    axis.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if top > 0.04 else 1, symbol=" %"))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=panels.STEPS))
     return figure
-
-
-def _first_error(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> float:
-    """Return where to begin: a round coverage before the first error, from 0.1, where single images weigh less."""
-    covered = [np.asarray(coverage)[np.asarray(risk) > 0] for coverage, risk in curves.values()]
-    first = min((float(each[0]) for each in covered if len(each)), default=1.0)
-    return float(np.clip(np.floor(10 * first - 0.5) / 10, 0.1, 0.8))

@@ -131,7 +131,7 @@ def _draw_mean(
     """
     figure, axis = panels.panel(x_label="severity", y_label=y_label, right=92)
     factor = 100.0 if metric == "accuracy" else 1.0
-    ends: dict[str, float] = {}
+    ends: dict[str, tuple[float, str]] = {}
     for name in _ordered(rows):
         curve = {
             **({0: clean[name]} if clean and name in clean else {}),
@@ -143,16 +143,14 @@ def _draw_mean(
             list(curve), values, color=colour, marker="o", markersize=5, linewidth=1.8, gid=f"row-{name}"
         )
         axis.lines[-1].set(markeredgecolor="white", markeredgewidth=0.8)
-        ends[name] = values[-1]
+        ends[name] = (values[-1], colour)
     axis.margins(y=0.08)
     axis.set_xlim(-0.15 if clean else 0.85, 5.1)
     axis.xaxis.set_major_locator(FixedLocator(range(0 if clean else 1, 6)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "none" if value == 0 else f"{value:.0f}"))
     axis.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=panels.STEPS))
     low, high = axis.get_ylim()
-    gap = 13 / (panels.HEIGHT - panels.TOP - panels.BOTTOM) * (high - low)
-    for name, height in zip(ends, panels.spread(list(ends.values()), gap), strict=True):
-        panels.write(axis, name, (5.0, height), offset=(8, 0), colour=_row_colour(name))
+    panels.name_ends(axis, ends, x=5.0, offset=8, span=high - low)
     return figure
 
 

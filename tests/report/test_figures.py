@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dnas_ens.figures import style
+from dnas_ens.metrics.selective import RiskCoverage
 from dnas_ens.report.members import draw_disagreement, draw_embedding
 from dnas_ens.report.methods import draw_cost, frontier_of
 from dnas_ens.report.panels import LabelPlacer, around, panel, plain, spread
@@ -89,14 +90,16 @@ def test_many_points_are_stored_as_pixels():
 def test_curves_begin_before_the_first_error():
     coverage = np.arange(1, 101) / 100
     risk = np.where(coverage > 0.75, 0.1, 0.0)
-    axis = draw_risk_coverage({"ensemble": (coverage, risk)}).axes[0]
+    axis = draw_risk_coverage({"ensemble": RiskCoverage(coverage=coverage, risk=risk)}).axes[0]
     assert 0.68 < axis.get_xlim()[0] <= 0.7
 
 
 def test_size_names_first_and_last():
-    figure = draw_by_size(
-        [1, 2, 3], [0.9, 0.95, 0.96], [0.8, 0.9, 0.96], [0.95, 0.96, 0.96], y_label="a", percent=True
-    )
+    rows = [
+        {"size": size, "accuracy": accuracy, "accuracy_deviation": deviation}
+        for size, accuracy, deviation in ((1, 0.9, 0.05), (2, 0.95, 0.02), (3, 0.96, None))
+    ]
+    figure = draw_by_size(rows, "accuracy", y_label="accuracy, %")
     assert texts(figure) == ["90.0 %", "96.0 %"]
 
 
