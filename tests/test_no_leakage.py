@@ -13,7 +13,7 @@ from dnas_ens.data import ImageData, Split
 from dnas_ens.ensembles import caruana_weights, fit_weights, greedy_selection
 from dnas_ens.evaluate.predictions import predict_splits
 from dnas_ens.evaluate.tables import result_rows
-from dnas_ens.metrics.cross_fitting import cross_fit
+from dnas_ens.metrics.calibration import cross_fit
 
 RECIPE = {"num_cells": 1, "channels": 4, "epochs": 4, "batch_size": 16}
 FIGURES = ("accuracy", "nll", "calibrated_nll", "brier", "aurc")

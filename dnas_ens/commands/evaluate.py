@@ -9,7 +9,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from dnas_ens.commands.options import data_of_run, print_next, read_splits
 from dnas_ens.commands.parse import parse
-from dnas_ens.evaluate.shift_options import ShiftOptions
+from dnas_ens.evaluate.shift import ShiftOptions
 from dnas_ens.report import write_report
 
 PROG = "python -m dnas_ens.evaluate"

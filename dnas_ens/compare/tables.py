@@ -17,7 +17,7 @@ from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.report import machine
 from dnas_ens.evaluate.tables import ensemble_row
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
-from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
+from dnas_ens.metrics.ensemble_size import deep_ensemble_equivalent
 from dnas_ens.metrics.significance import compare, image_interval, mean_and_deviation, nested_spread
 from dnas_ens.run.files import read_json
 

@@ -196,7 +196,7 @@ class Ensemble(nn.Module):
     ) -> FloatArray:
         """Fit the combining weights on validation images, by the NLL of the average there, and set them.
 
-        `calibrate` again afterwards, on other images if there are any (see `dnas_ens.metrics.cross_fitting`).
+        `calibrate` again afterwards, on other images if there are any (see `dnas_ens.metrics.calibration`).
         Arguments and errors as for `evaluate`; returns the weights (M,) of `dnas_ens.ensembles.weighting.fit_weights`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)

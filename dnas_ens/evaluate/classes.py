@@ -82,7 +82,7 @@ class ClassFigures:
             rows=rows,
             confusion=confusion,
             accuracy=float(right.sum() / len(labels)),
-            balanced_accuracy=balanced_accuracy(mean, labels),
+            balanced_accuracy=balanced_accuracy.of(mean, labels),
         )
 
     @property

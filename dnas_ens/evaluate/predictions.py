@@ -56,6 +56,10 @@ class Predictions:
         search_gpu_seconds: Its GPU seconds.
         device: Where inference was timed, in words.
         source: What they are of, as ``predict_folder`` notes it; empty where unknown, and for some or other members.
+
+    Raises:
+        ValueError: Arrays that do not fit each other, rows that are no probabilities, or labels that are no classes.
+            Checked here alone: what computes with predictions trusts them.
     """
 
     val_probs: np.ndarray
@@ -73,6 +77,27 @@ class Predictions:
     search_gpu_seconds: float | None = None
     device: str = ""
     source: str = ""
+
+    def __post_init__(self) -> None:
+        num_members, num_classes = len(self.val_probs), len(self.classes)
+        for split in ("val", "test"):
+            probs, labels = getattr(self, f"{split}_probs"), getattr(self, f"{split}_labels")
+            if probs.shape != (num_members, len(labels), num_classes) or labels.ndim != 1 or not len(labels):
+                raise ValueError(f"{split}_probs has shape {probs.shape} for {len(labels)} labels")
+            if probs.dtype.kind != "f" or labels.dtype.kind not in "iu":
+                raise ValueError(f"{split}_probs is of {probs.dtype}, {split}_labels of {labels.dtype}")
+            # Not negative and summing to 1, up to the rounding of single precision; NaN is neither.
+            if not (probs.min() >= 0 and np.abs(probs.sum(-1, dtype=np.float64) - 1).max() < 1e-3):
+                raise ValueError(f"{split}_probs holds rows that are no probabilities")
+            if labels.min() < 0 or labels.max() >= num_classes:
+                raise ValueError(f"{split}_labels names class {labels.max()} of {num_classes}")
+        if len(self.weights) != num_members or not np.isfinite(self.weights).all():
+            raise ValueError(f"weights are {self.weights} for {num_members} members")
+        for name in _PER_MEMBER:
+            if len(getattr(self, name)) not in (0, num_members):
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {num_members} members")
+        for name in ("val_labels", "test_labels"):
+            object.__setattr__(self, name, getattr(self, name).astype(np.int64))
 
     def __repr__(self) -> str:
         return (
@@ -144,30 +169,6 @@ class Predictions:
             **fields,
         )
 
-    def check(self) -> None:
-        """Check that arrays fit each other, probabilities are some, and labels are classes.
-
-        Raises:
-            ValueError: Naming what does not fit.
-        """
-        num_members, num_classes = len(self.val_probs), len(self.classes)
-        for split in ("val", "test"):
-            probs, labels = getattr(self, f"{split}_probs"), getattr(self, f"{split}_labels")
-            if probs.shape != (num_members, len(labels), num_classes) or labels.ndim != 1 or not len(labels):
-                raise ValueError(f"{split}_probs has shape {probs.shape} for {len(labels)} labels")
-            if probs.dtype.kind != "f" or labels.dtype.kind not in "iu":
-                raise ValueError(f"{split}_probs is of {probs.dtype}, {split}_labels of {labels.dtype}")
-            # Not negative and summing to 1, up to the rounding of single precision; NaN is neither.
-            if not (probs.min() >= 0 and np.abs(probs.sum(-1, dtype=np.float64) - 1).max() < 1e-3):
-                raise ValueError(f"{split}_probs holds rows that are no probabilities")
-            if labels.min() < 0 or labels.max() >= num_classes:
-                raise ValueError(f"{split}_labels names class {labels.max()} of {num_classes}")
-        if len(self.weights) != num_members or not np.isfinite(self.weights).all():
-            raise ValueError(f"weights are {self.weights} for {num_members} members")
-        for name in _PER_MEMBER:
-            if len(getattr(self, name)) not in (0, num_members):
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries for {num_members} members")
-
     def save(self, path: Path) -> None:
         """Write the arrays to one compressed .npz file, atomically."""
         arrays: dict[str, Any] = {
@@ -199,9 +200,7 @@ class Predictions:
         def made(stored: dict[str, np.ndarray]) -> Predictions:
             plain = {name: values.tolist() for name, values in stored.items() if name not in kept}
             fields: dict[str, Any] = {**stored, **plain}
-            made = cls(**fields)
-            made.check()
-            return made
+            return cls(**fields)
 
         return load_arrays(path, made)
 

@@ -1,30 +1,222 @@
-"""Evaluating a run folder under shift: shift.npz, shift.json and shift.md."""
+"""Evaluating a run folder under shift: its options, shift.npz, and from it shift.json and shift.md.
+
+Importing it does not import torch, so that a command line can list the options at once.
+"""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from dnas_ens.config import DataConfig
-from dnas_ens.config.fields import override
-from dnas_ens.data.dataset import ImageData
-from dnas_ens.data.names import OUT_OF_DISTRIBUTION
-from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, check_corruption, check_severity
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.array_file import load_arrays, save_arrays
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.evaluate.shift_options import ShiftOptions
-from dnas_ens.evaluate.shift_predictions import CIFAR10_C, ShiftPredictions, predict_shift
-from dnas_ens.evaluate.tables import best_single, to_markdown
-from dnas_ens.metrics.shift import ENSEMBLE, CleanFit, corruption_rows, detection_rows, summarise
 from dnas_ens.run.files import write_atomic, write_json
-from dnas_ens.run.folder import RunFolder
 
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.data.dataset import ImageData
+    from dnas_ens.ensembles.ensemble import Ensemble
+    from dnas_ens.run.folder import RunFolder
+
+#: In place of a data set's name: those of `dnas_ens.data.names.OUT_OF_DISTRIBUTION` that are on the disk.
+USUAL = "auto"
+#: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
+CORRUPTION_SEED = 0
+#: Stands before the name of a corruption that comes from the public files.
+CIFAR10_C = "cifar10-c/"
 #: Members' probabilities under shift, from which the other files can be recomputed.
 FILE = "shift.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftOptions:
+    """What is measured under shift.
+
+    Raises:
+        UserError: An unknown corruption or severity, or an option without ``--shift``.
+    """
+
+    shift: bool = False
+    """Measure corrupted test images and images of other data sets as well."""
+    corruptions: tuple[str, ...] = CORRUPTION_NAMES
+    """Corruptions of the test images; none after the flag for none."""
+    severities: tuple[int, ...] = SEVERITIES
+    """How strong, from 1 to 5."""
+    ood: tuple[str, ...] = (USUAL,)
+    """Data sets or folders whose images are to be told apart; auto for the usual ones that are on the disk."""
+    cifar10_c: Path | None = None
+    """Folder of the public CIFAR-10-C .npy files, here or below the data root; for runs on cifar10."""
+
+    def __post_init__(self) -> None:
+        for name in self.corruptions:
+            check_corruption(name)
+        for severity in self.severities:
+            check_severity(severity)
+        if not self.severities:
+            raise UserError("--severities is empty.", "Give whole numbers from 1 to 5.")
+        # Named twice is meant once, and a table reads best in order.
+        object.__setattr__(self, "corruptions", tuple(dict.fromkeys(self.corruptions)))
+        object.__setattr__(self, "severities", tuple(sorted(set(self.severities))))
+        object.__setattr__(self, "ood", tuple(dict.fromkeys(self.ood)))
+        changed = [f.name for f in fields(self) if f.name != "shift" and getattr(self, f.name) != f.default]
+        if changed and not self.shift:
+            flag = "--" + changed[0].replace("_", "-")
+            raise UserError(f"{flag} is an option of --shift, which is not given.", "Add --shift.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShiftPredictions:
+    """The members' class probabilities on corrupted test images and on images of other data sets.
+
+    Together with `predictions.npz`, which holds val and the clean test images, all there is to know.
+
+    Args:
+        corruptions: R names, those of the public files after "cifar10-c/".
+        severities: R severities, 1 to 5.
+        probs: (R, M, N, K) float32, in [0, 1].
+        labels: (N,) int64.
+        foreign: Name of a data set -> (M, N_foreign, K) float32, in [0, 1].
+        seed: Of the corruptions.
+    """
+
+    corruptions: Sequence[str]
+    severities: Sequence[int]
+    probs: np.ndarray
+    labels: np.ndarray
+    foreign: Mapping[str, np.ndarray]
+    seed: int = CORRUPTION_SEED
+
+    def save(self, path: Path) -> None:
+        """Write the arrays to one compressed .npz file, atomically."""
+        arrays: dict[str, Any] = {
+            "corruptions": np.array(list(self.corruptions), dtype=np.str_),
+            "severities": np.array(list(self.severities), dtype=np.int64),
+            "probs": self.probs.astype(np.float32),
+            "labels": self.labels,
+            "foreign_names": np.array(list(self.foreign), dtype=np.str_),
+            "seed": np.array(self.seed),
+            # Numbered, for a name may be a path, which has no place in an archive's index.
+            **{f"foreign_{i}": probs.astype(np.float32) for i, probs in enumerate(self.foreign.values())},
+        }
+        save_arrays(path, arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> ShiftPredictions:
+        """Read what ``save`` wrote.
+
+        Raises:
+            UserError: If the file is missing or damaged.
+        """
+
+        def made(stored: dict[str, np.ndarray]) -> ShiftPredictions:
+            return cls(
+                corruptions=stored["corruptions"].tolist(),
+                severities=stored["severities"].tolist(),
+                probs=stored["probs"],
+                labels=stored["labels"],
+                foreign={
+                    name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())
+                },
+                seed=int(stored["seed"]),
+            )
+
+        return load_arrays(path, made)
+
+
+def predict_shift(
+    ensemble: Ensemble,
+    data: ImageData,
+    options: ShiftOptions,
+    *,
+    usual: Sequence[str] = (),
+    data_root: Path | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = CORRUPTION_SEED,
+) -> ShiftPredictions:
+    """Predict corrupted test images and foreign images with every member, with a progress bar.
+
+    Args:
+        ensemble: The members.
+        data: The run's data; nothing but its test split is corrupted.
+        options: What to measure.
+        usual: What "auto" in `options.ood` stands for; a data set among them that is not on the disk is left out
+            with a line that says so.
+        data_root: Where data sets are kept.
+        device: Where to corrupt and to predict.
+        seed: Of the corruptions, at least 0.
+
+    Raises:
+        UserError: A data set or the CIFAR-10-C files cannot be read or do not fit the run.
+    """
+    from dnas_ens.data.cifar10_c import Cifar10C
+    from dnas_ens.data.corruptions import corrupt
+    from dnas_ens.run.progress import Progress
+
+    public = None if options.cifar10_c is None else Cifar10C(options.cifar10_c, data, data_root=data_root)
+    foreign = dict(_foreign_images(data, options, usual=usual, data_root=data_root))
+    names = [*options.corruptions, *(CIFAR10_C + name for name in (public.names if public else ()))]
+    ensemble.to(device)
+    probs: list[np.ndarray] = []
+    with Progress(
+        len(names) + len(foreign), description="shift", steps_per_epoch=len(options.severities)
+    ) as progress:
+        images = data.test.images.to(device)
+        for done, name in enumerate(names, start=1):
+            for severity in options.severities:
+                if public is not None and name.startswith(CIFAR10_C):
+                    corrupted = public.split(name.removeprefix(CIFAR10_C), severity).images
+                else:
+                    corrupted = corrupt(images, name, severity, seed=seed)
+                probs.append(ensemble.predict_probs(corrupted))
+                progress.step(corruption=name, severity=severity)
+                progress.count_images(len(corrupted))
+            progress.epoch(done, corruption=name)
+        predicted = {}
+        for done, (name, pixels) in enumerate(foreign.items(), start=len(names) + 1):
+            predicted[name] = ensemble.predict_probs(pixels)
+            progress.count_images(len(pixels))
+            progress.epoch(done, foreign=name)
+    labels = data.test.labels.cpu().numpy()
+    empty = (0, ensemble.num_members, len(labels), data.num_classes)
+    return ShiftPredictions(
+        corruptions=[name for name in names for _ in options.severities],
+        severities=[severity for _ in names for severity in options.severities],
+        probs=np.stack(probs) if probs else np.empty(empty, dtype=np.float32),
+        labels=labels,
+        foreign=predicted,
+        seed=seed,
+    )
+
+
+def _foreign_images(
+    data: ImageData, options: ShiftOptions, *, usual: Sequence[str], data_root: Path | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    from dnas_ens.data.out_of_distribution import load_out_of_distribution
+
+    for name in options.ood:
+        if name != USUAL:
+            yield name, load_out_of_distribution(name, data, data_root=data_root)
+            continue
+        for candidate in usual:
+            if candidate in options.ood:
+                continue
+            try:
+                # Nobody asked for a download.
+                images = load_out_of_distribution(candidate, data, data_root=data_root, download=False)
+            except UserError as error:
+                print(f"without images of {candidate}: {error.cause}", file=sys.stderr, flush=True)
+                print(f"`--shift --ood {candidate}` downloads them", file=sys.stderr, flush=True)
+            else:
+                yield candidate, images
 
 
 def evaluate_shift(
@@ -44,6 +236,11 @@ def evaluate_shift(
     Raises:
         UserError: See `predict_shift`; or the run has no predictions.npz.
     """
+    from dnas_ens.config import DataConfig
+    from dnas_ens.config.fields import override
+    from dnas_ens.data.names import OUT_OF_DISTRIBUTION
+    from dnas_ens.ensembles.ensemble import Ensemble
+
     config = override(DataConfig(), run.config["search"]["data"])
     shift = predict_shift(
         Ensemble.load(run.path),
@@ -67,6 +264,8 @@ def write_shift(folder: Path, shift: ShiftPredictions) -> str:
     Raises:
         UserError: The folder has no predictions.npz.
     """
+    from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
+
     predictions = Predictions.load(folder / "predictions.npz")
     write_json(folder / "shift.json", shift_tables(predictions, shift))
     text = shift_markdown(predictions, shift)
@@ -86,115 +285,3 @@ def stored_shift(folder: Path) -> ShiftPredictions:
             f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} --shift without --from-predictions first.",
         )
     return ShiftPredictions.load(folder / FILE)
-
-
-def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str, list[dict[str, Any]]]:
-    """Compute what shift.json holds, from the two files of predictions alone.
-
-    Returns:
-        ``corruptions``, the rows of `dnas_ens.metrics.shift.corruption_rows`, and ``out_of_distribution``, those
-        of `detection_rows`, whose in-distribution images are the whole clean test split.
-    """
-    fit = fit_on_clean(predictions)
-    return {
-        "corruptions": [
-            row
-            for name, severity, probs in zip(shift.corruptions, shift.severities, shift.probs, strict=True)
-            for row in corruption_rows(probs, shift.labels, fit, corruption=name, severity=severity)
-        ],
-        "out_of_distribution": [
-            row
-            for name, probs in shift.foreign.items()
-            for row in detection_rows(predictions.test_probs, probs, fit.weights, name=name)
-        ],
-    }
-
-
-def fit_on_clean(predictions: Predictions) -> CleanFit:
-    """Fit temperatures, and take weights and best single member, from what clean val says."""
-    return CleanFit.on(
-        predictions.val_probs,
-        predictions.val_labels,
-        weights=predictions.weights,
-        best=best_single(predictions),
-    )
-
-
-def shift_markdown(predictions: Predictions, shift: ShiftPredictions) -> str:
-    """Return the tables a person reads: means over corruptions, every corruption, foreign images."""
-    tables = shift_tables(predictions, shift)
-    clean = corruption_rows(
-        predictions.test_probs, predictions.test_labels, fit_on_clean(predictions), corruption="", severity=0
-    )
-    own = [row for row in tables["corruptions"] if not row["corruption"].startswith(CIFAR10_C)]
-    public = [row for row in tables["corruptions"] if row["corruption"].startswith(CIFAR10_C)]
-    parts = [
-        "# Under shift\n",
-        f"{len(shift.labels):,} test images. Weights, temperatures and the best single member are those of clean "
-        "val; nothing is fitted to shifted images.\n",
-    ]
-    if own:
-        parts.append(f"## Corruptions, CIFAR-10-C-style (made here, seed {shift.seed})\n")
-        parts += _corruption_parts(clean, own)
-    if public:
-        parts.append("## CIFAR-10-C, the public files\n")
-        parts += _corruption_parts(clean, public)
-    if tables["out_of_distribution"]:
-        parts.append("## Telling foreign images from the test images\n")
-        parts.append(_detection_part(tables["out_of_distribution"]))
-    return "\n".join(parts)
-
-
-def _corruption_parts(clean: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[str]:
-    num_corruptions = len({row["corruption"] for row in rows})
-    means = []
-    for unshifted, mean in zip(clean, summarise(rows), strict=True):
-        means.append(
-            {
-                "accuracy % of": mean["row"],
-                "clean": _percent(unshifted["accuracy"]),
-                **_by_severity((severity, m["accuracy"]) for severity, m in mean["severities"].items()),
-                "mean corruption error %": _percent(mean["mean_corruption_error"]),
-                "NLL": mean["nll"],
-                "calibrated NLL": mean["calibrated_nll"],
-                "ece15": mean["ece15"],
-            }
-        )
-    each = []
-    for name in dict.fromkeys(row["corruption"] for row in rows):
-        of_name = [row for row in rows if row["corruption"] == name]
-        of_ensemble = [row for row in of_name if row["row"] == ENSEMBLE]
-        each.append(
-            {
-                "accuracy % of the ensemble": name,
-                **_by_severity((row["severity"], row["accuracy"]) for row in of_ensemble),
-                **{f"calibrated NLL, {mean['row']}": mean["calibrated_nll"] for mean in summarise(of_name)},
-            }
-        )
-    return [
-        f"Means over {num_corruptions} corruption{'s' if num_corruptions > 1 else ''}; the last four columns are "
-        "means over severities as well.\n",
-        to_markdown(means, tuple(means[0])),
-        to_markdown(each, tuple(each[0])),
-    ]
-
-
-def _by_severity(pairs: Any) -> dict[str, str]:
-    return {f"severity {severity}": _percent(accuracy) for severity, accuracy in pairs}
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f}"
-
-
-def _detection_part(rows: Sequence[dict[str, Any]]) -> str:
-    shown = [
-        {
-            "images of": f"{row['name']}, {row['row']}",
-            "foreign images": row["num_images"],
-            "AUROC by entropy": row["auroc_entropy"],
-            "AUROC by mutual information": row["auroc_mutual_information"],
-        }
-        for row in rows
-    ]
-    return to_markdown(shown, tuple(shown[0]))

@@ -5,16 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.diversity import evaluate_members
-from dnas_ens.metrics.scores import balanced_accuracy, evaluate_probs, nll
-from dnas_ens.metrics.selective import risk_coverage
+from dnas_ens.metrics.scores import balanced_accuracy, check_predictions, evaluate_probs, nll
+from dnas_ens.metrics.selective import RiskCoverage
+from dnas_ens.types import FloatArray, IntArray
 
 #: Columns of every row; diversity concerns rows of several members.
 METRICS = (
@@ -78,19 +80,50 @@ def single_row(
         val_labels: (N_val,).
         test_probs: (N_test, K), in [0, 1].
         test_labels: (N_test,).
+
+    Raises:
+        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
-    temperature = fit_temperature(val_probs, val_labels)
-    selective = risk_coverage(test_probs, test_labels)
+    return _single_row(
+        name, check_predictions(val_probs, val_labels), check_predictions(test_probs, test_labels)
+    )
+
+
+def _single_row(
+    name: str, val: tuple[FloatArray, IntArray], test: tuple[FloatArray, IntArray]
+) -> dict[str, Any]:
+    """Return a row from checked probabilities and labels of both splits."""
+    probs, labels = test
+    temperature = fit_temperature.of(*val)
+    selective = RiskCoverage.of(probs.max(axis=1), probs.argmax(axis=1) != labels)
     return {
         "name": name,
-        **evaluate_probs(test_probs, test_labels),
-        "balanced_accuracy": balanced_accuracy(test_probs, test_labels),
+        **evaluate_probs.of(probs, labels),
+        "balanced_accuracy": balanced_accuracy.of(probs, labels),
         # What always answering the most frequent class gets: the same in every row, to be held against.
-        "majority_accuracy": float(np.bincount(test_labels).max() / len(test_labels)),
-        "calibrated_nll": calibrated_nll(test_probs, test_labels, temperature),
+        "majority_accuracy": float(np.bincount(labels).max() / len(labels)),
+        "calibrated_nll": nll.of(tempered(probs, temperature), labels),
         "aurc": selective.aurc,
         "selective_accuracy_90": selective.accuracy_at(0.9),
         "temperature": temperature,
+    }
+
+
+def _row(
+    name: str,
+    predictions: Predictions,
+    *,
+    search: bool,
+    diversity: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Return a row of the averaged probabilities with the costs of all members; `train_seconds` says what counts."""
+    val_probs, test_probs = predictions.averaged()
+    costs = {cost: getattr(predictions, cost) for cost in ("parameters", "flops", "inference_seconds")}
+    return {
+        **_single_row(name, (val_probs, predictions.val_labels), (test_probs, predictions.test_labels)),
+        **diversity,
+        **{cost: sum(values) if len(values) else None for cost, values in costs.items()},
+        "train_seconds": train_seconds(predictions, search=search),
     }
 
 
@@ -101,17 +134,9 @@ def ensemble_row(name: str, predictions: Predictions) -> dict[str, Any]:
     ``train_seconds`` is that of all members and of the search where its cost is known (see `train_seconds`). What
     is unknown is None.
     """
-    val_probs, test_probs = predictions.averaged()
-    row = single_row(
-        name,
-        val_probs=val_probs,
-        val_labels=predictions.val_labels,
-        test_probs=test_probs,
-        test_labels=predictions.test_labels,
-    )
     members = evaluate_members(predictions.test_probs, predictions.test_labels, predictions.weights)
-    row |= {key: members[key] for key in (*DIVERSITY, *DETAILS)}
-    return {**row, **_sums(predictions), "train_seconds": train_seconds(predictions, search=True)}
+    diversity = {key: members[key] for key in (*DIVERSITY, *DETAILS)}
+    return _row(name, predictions, search=True, diversity=diversity)
 
 
 def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
@@ -139,33 +164,16 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
     return float(sum(gpu if True in on_gpu else cpu for cpu, gpu in worked))
 
 
-def _sums(predictions: Predictions) -> dict[str, Any]:
-    """Return what the members cost together to keep and to use."""
-    return {
-        name: sum(values) if len(values) else None
-        for name in ("parameters", "flops", "inference_seconds")
-        for values in [getattr(predictions, name)]
-    }
-
-
 def result_rows(predictions: Predictions) -> list[dict[str, Any]]:
     """Return a row for every member, the best single one, the average of the members, and the ensemble.
 
     The best single member is the one with the lowest NLL on val; finding it out takes the training of all members and
     the search, which its ``train_seconds`` hold. A member's own row holds its own training alone.
     """
-    rows = []
-    for index in range(predictions.num_members):
-        member = predictions.of_members([index])
-        val_probs, test_probs = member.averaged()
-        row = single_row(
-            f"member {index}",
-            val_probs=val_probs,
-            val_labels=predictions.val_labels,
-            test_probs=test_probs,
-            test_labels=predictions.test_labels,
-        )
-        rows.append({**row, **_sums(member), "train_seconds": train_seconds(member, search=False)})
+    rows = [
+        _row(f"member {index}", predictions.of_members([index]), search=False)
+        for index in range(predictions.num_members)
+    ]
     best = best_single(predictions)
     average = {
         "name": "average member",
@@ -185,7 +193,7 @@ def result_rows(predictions: Predictions) -> list[dict[str, Any]]:
 
 def best_single(predictions: Predictions) -> int:
     """Return the member with the lowest NLL on val."""
-    scores = [nll(probs.astype(np.float64), predictions.val_labels) for probs in predictions.val_probs]
+    scores = [nll.of(probs.astype(np.float64), predictions.val_labels) for probs in predictions.val_probs]
     return int(np.argmin(scores))
 
 

@@ -2,19 +2,23 @@
 
 The primary figure of a comparison is the NLL after one temperature, fitted on validation data and
 applied **after** averaging (Ashukha et al., arXiv 2002.06470): without it the comparison measures how
-well each method happened to be calibrated. Legend: N images, K classes.
+well each method happened to be calibrated. Legend: M members, N images, K classes.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
 
-from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, check_probs, nll, per_image_nll
-from dnas_ens.types import FloatArray
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.metrics.diversity import normalise_weights
+from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, check_probs, measure, nll, per_image_nll
+from dnas_ens.types import FloatArray, IntArray
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -47,34 +51,32 @@ def apply_temperature(probs: npt.ArrayLike, temperature: float) -> FloatArray:
     checked = check_probs(probs)
     if not (math.isfinite(temperature) and temperature > 0.0):
         raise ValueError(f"temperature must be finite and above 0, got {temperature}")
+    return tempered(checked, temperature)
+
+
+def tempered(probs: FloatArray, temperature: float) -> FloatArray:
+    """Return what `apply_temperature` does, of arguments that were checked."""
     if temperature == 1.0:
-        return checked.copy()
-    scaled: FloatArray = np.exp(_scaled_log_probs(np.log(np.maximum(checked, PROB_FLOOR)), temperature))
+        return probs.copy()
+    scaled: FloatArray = np.exp(_scaled_log_probs(np.log(np.maximum(probs, PROB_FLOOR)), temperature))
     return scaled
 
 
-def fit_temperature(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+@measure
+def fit_temperature(probs: FloatArray, labels: IntArray) -> float:
     """Find the temperature with the least NLL, for probabilities that are averaged already.
 
     NLL(T) = -1/N sum_n [ln p_n[y_n] / T - ln sum_k p_n[k]^(1/T)] is convex in 1/T, hence unimodal in
     ln T, which a bounded Brent search goes over. Fit on validation data only.
 
-    Args:
-        probs: Class probabilities, shape (N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-
     Returns:
         T in [0.05, 20]; 1 where no temperature has a smaller NLL on this data.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
-    checked, classes = check_predictions(probs, labels)
-    log_probs = np.log(np.maximum(checked, PROB_FLOOR))
-    images = np.arange(len(classes))
+    log_probs = np.log(np.maximum(probs, PROB_FLOOR))
+    images = np.arange(len(labels))
 
     def nll_at(log_temperature: float) -> float:
-        return float(-_scaled_log_probs(log_probs, math.exp(log_temperature))[images, classes].mean())
+        return float(-_scaled_log_probs(log_probs, math.exp(log_temperature))[images, labels].mean())
 
     found = minimize_scalar(
         nll_at,
@@ -84,7 +86,7 @@ def fit_temperature(probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     )
     temperature = float(np.clip(math.exp(found.x), MIN_TEMPERATURE, MAX_TEMPERATURE))
     # The search ends within a tolerance of the minimum, which may lie at T = 1 itself.
-    better = nll(apply_temperature(checked, temperature), classes) < nll(checked, classes)
+    better = nll.of(tempered(probs, temperature), labels) < nll.of(probs, labels)
     return temperature if better else 1.0
 
 
@@ -102,8 +104,7 @@ def calibrated_nll(test_probs: npt.ArrayLike, test_labels: npt.ArrayLike, temper
     Raises:
         ValueError: See `apply_temperature` and `dnas_ens.metrics.scores.check_predictions`.
     """
-    checked, classes = check_predictions(test_probs, test_labels)
-    return nll(apply_temperature(checked, temperature), classes)
+    return nll(apply_temperature(test_probs, temperature), test_labels)
 
 
 def per_image_calibrated_nll(
@@ -126,3 +127,75 @@ def per_image_calibrated_nll(
         ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
     return per_image_nll(apply_temperature(test_probs, fit_temperature(val_probs, val_labels)), test_labels)
+
+
+#: Members' probabilities (M, N, K) and labels (N,) -> combining weights (M,).
+WeightFit = Callable[[FloatArray, IntArray], npt.ArrayLike]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossFit:
+    """Two fits, each with weights from one half of val and a temperature from the other.
+
+    Args:
+        weights: Combining weights, shape (2, M), rows sum to 1.
+        temperatures: T of both, in [0.05, 20].
+        per_image_calibrated_nll: Mean of the two fits' losses on every test image, nats, shape (N,); what paired tests
+            over images compare.
+    """
+
+    weights: FloatArray
+    temperatures: tuple[float, float]
+    per_image_calibrated_nll: FloatArray
+
+    @property
+    def calibrated_nll(self) -> float:
+        """Mean over test images, in nats."""
+        return float(self.per_image_calibrated_nll.mean())
+
+
+def cross_fit(
+    val_probs: npt.ArrayLike,
+    val_labels: npt.ArrayLike,
+    test_probs: npt.ArrayLike,
+    test_labels: npt.ArrayLike,
+    *,
+    fit: WeightFit,
+) -> CrossFit:
+    """Fit weights on one stratified half of val and the temperature on the other, both ways round.
+
+    Weights fitted on val make the ensemble look better calibrated there than it is, and a temperature fitted on the
+    same images inherits the mistake; so each is fitted on a half of its own (the sample splitting of Chernozhukov et
+    al., arXiv 1608.00060). The losses of the two calibrated predictions are averaged, not the predictions: their
+    average would be an ensemble of another kind.
+
+    Args:
+        val_probs: Members' class probabilities on validation data, shape (M, N_val, K), range [0, 1].
+        val_labels: Class indices, shape (N_val,), integers in 0..K-1.
+        test_probs: Members' class probabilities on test data, shape (M, N, K), range [0, 1].
+        test_labels: Class indices, shape (N,), integers in 0..K-1.
+        fit: How weights are fitted, such as ``lambda probs, labels: fit_weights(probs, labels).weights``.
+
+    Raises:
+        ValueError: Fewer than two validation images, or weights that are none; else see
+            `dnas_ens.metrics.scores.check_predictions`.
+    """
+    val, of_val = check_predictions(val_probs, val_labels, num_dims=3)
+    test, of_test = check_predictions(test_probs, test_labels, num_dims=3)
+    first, second = alternating_halves(of_val)
+    if not (len(first) and len(second)):
+        raise ValueError(f"{len(of_val)} validation images cannot be halved")
+    weights, temperatures, losses = [], [], []
+    for fitted_on, calibrated_on in ((first, second), (second, first)):
+        shares = normalise_weights(fit(val[:, fitted_on], of_val[fitted_on]), len(val))
+        averaged = np.tensordot(shares, val[:, calibrated_on], axes=1)
+        temperature = fit_temperature.of(averaged, of_val[calibrated_on])
+        predicted = tempered(np.tensordot(shares, test, axes=1), temperature)
+        weights.append(shares)
+        temperatures.append(temperature)
+        losses.append(per_image_nll.of(predicted, of_test))
+    return CrossFit(
+        weights=np.stack(weights),
+        temperatures=(temperatures[0], temperatures[1]),
+        per_image_calibrated_nll=np.mean(losses, axis=0),
+    )

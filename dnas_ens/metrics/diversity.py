@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import PROB_FLOOR, check_labels, check_probs, evaluate_probs
+from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, check_probs, evaluate_probs
 from dnas_ens.types import FloatArray, IntArray
 
 
@@ -56,27 +56,6 @@ def entropy(probs: npt.ArrayLike) -> FloatArray:
     return result
 
 
-def _mean_over_pairs(matrix: FloatArray) -> float:
-    """Mean over distinct pairs of a symmetric (M, M) matrix; of its one entry where M = 1."""
-    num_members = len(matrix)
-    if num_members == 1:
-        return float(matrix[0, 0])
-    return float(matrix[np.triu_indices(num_members, k=1)].mean())
-
-
-def _errors(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Return which member errs on which image, shape (M, N)."""
-    members, classes = _check_members(member_probs, labels)
-    errors: npt.NDArray[np.bool_] = members.argmax(axis=2) != classes
-    return errors
-
-
-def _check_members(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
-    """Validate members' probabilities (M, N, K) together with their labels (N,)."""
-    members = check_probs(member_probs, num_dims=3)
-    return members, check_labels(labels, num_images=members.shape[1], num_classes=members.shape[2])
-
-
 def pairwise_disagreement(member_probs: npt.ArrayLike) -> FloatArray:
     """Share of images on which two members' most probable classes differ (arXiv 1912.02757).
 
@@ -89,23 +68,7 @@ def pairwise_disagreement(member_probs: npt.ArrayLike) -> FloatArray:
     Raises:
         ValueError: See `dnas_ens.metrics.scores.check_probs`.
     """
-    votes = check_probs(member_probs, num_dims=3).argmax(axis=2)
-    return np.stack([(votes != vote).mean(axis=1) for vote in votes])
-
-
-def mean_disagreement(member_probs: npt.ArrayLike) -> float:
-    """Mean of `pairwise_disagreement` over distinct pairs.
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-
-    Returns:
-        Share of images in [0, 1]; 0 for one member.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs`.
-    """
-    return _mean_over_pairs(pairwise_disagreement(member_probs))
+    return _disagreement(check_probs(member_probs, num_dims=3))
 
 
 def predictive_js(member_probs: npt.ArrayLike) -> FloatArray:
@@ -123,35 +86,14 @@ def predictive_js(member_probs: npt.ArrayLike) -> FloatArray:
     Raises:
         ValueError: See `dnas_ens.metrics.scores.check_probs`.
     """
-    members = check_probs(member_probs, num_dims=3)
-    entropies = entropy(members)
-    distances = np.zeros((len(members), len(members)))
-    for i in range(len(members)):
-        for j in range(i):
-            divergence = entropy((members[i] + members[j]) / 2.0) - (entropies[i] + entropies[j]) / 2.0
-            # The sums of rounded probabilities can leave [0, ln 2] by the last places.
-            distance = np.sqrt(np.clip(divergence / math.log(2.0), 0.0, 1.0)).mean()
-            distances[i, j] = distances[j, i] = distance
-    return distances
-
-
-def mean_predictive_js(member_probs: npt.ArrayLike) -> float:
-    """Mean of `predictive_js` over distinct pairs.
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-
-    Returns:
-        Jensen-Shannon distance in [0, 1]; 0 for one member.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs`.
-    """
-    return _mean_over_pairs(predictive_js(member_probs))
+    return _jensen_shannon(check_probs(member_probs, num_dims=3))
 
 
 def pairwise_shared_errors(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
     """Share of the better member's errors that the other member repeats, for every pair.
+
+    Unlike disagreement it does not grow merely because members err more. A pair whose better member makes no error
+    counts 0: there is no error that both make.
 
     Args:
         member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
@@ -161,33 +103,9 @@ def pairwise_shared_errors(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -
         Symmetric matrix, shape (M, M), range [0, 1]; the diagonal is 1 for a member that errs at all, else 0.
 
     Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
+        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
-    errors = _errors(member_probs, labels).astype(np.float64)
-    shared = errors @ errors.T
-    num_errors = errors.sum(axis=1)
-    fewest = np.minimum(num_errors[:, None], num_errors[None, :])
-    shares: FloatArray = shared / np.maximum(fewest, 1.0)
-    return shares
-
-
-def shared_error_fraction(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Mean of `pairwise_shared_errors` over distinct pairs.
-
-    Unlike disagreement it does not grow merely because members err more. A pair whose better member
-    makes no error counts 0: there is no error that both make.
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-
-    Returns:
-        Share in [0, 1]; for one member 1 if it errs at all, else 0.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
-    """
-    return _mean_over_pairs(pairwise_shared_errors(member_probs, labels))
+    return _shared_errors(*check_predictions(member_probs, labels, num_dims=3))
 
 
 def mutual_information(member_probs: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> FloatArray:
@@ -207,50 +125,7 @@ def mutual_information(member_probs: npt.ArrayLike, weights: npt.ArrayLike | Non
         ValueError: See `dnas_ens.metrics.scores.check_probs` and `normalise_weights`.
     """
     members = check_probs(member_probs, num_dims=3)
-    shares = normalise_weights(weights, len(members))
-    information = entropy(np.tensordot(shares, members, axes=1)) - shares @ entropy(members)
-    return np.maximum(information, 0.0)
-
-
-def _label_nll(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> FloatArray:
-    """Return -ln p of the label, nats, shape (M, N)."""
-    members, classes = _check_members(member_probs, labels)
-    of_labels = members[:, np.arange(len(classes)), classes]
-    return -np.log(np.clip(of_labels, PROB_FLOOR, 1.0)) + 0.0
-
-
-def average_member_nll(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Mean over members of their own NLL, an upper bound of the NLL of their average (Jensen).
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-
-    Returns:
-        Nats, in [0, 27.7].
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
-    """
-    return float(_label_nll(member_probs, labels).mean())
-
-
-def oracle_nll(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """NLL if the best member were known for every image, 1/N sum_n min_m -ln p_mn[y_n].
-
-    Low where members complement each other (neural ensemble search, arXiv 2006.08573).
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-
-    Returns:
-        Nats, in [0, 27.7], never above the NLL of the members' average.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
-    """
-    return float(_label_nll(member_probs, labels).min(axis=0).mean())
+    return _information(members, normalise_weights(weights, len(members)))
 
 
 def evaluate_members(
@@ -264,21 +139,62 @@ def evaluate_members(
         weights: Combining weights, shape (M,), non-negative; None for equal weights.
 
     Returns:
-        ``accuracy``, ``nll``, ``brier``, ``ece15`` of the average; ``disagreement``,
-        ``predictive_js``, ``shared_error_fraction`` in [0, 1] over pairs; ``mutual_information``,
-        ``average_member_nll``, ``oracle_nll`` in nats.
+        ``accuracy``, ``nll``, ``brier``, ``ece15`` of the average; ``disagreement``, ``predictive_js`` and
+        ``shared_error_fraction`` in [0, 1], means over distinct pairs (see `pairwise_disagreement`, `predictive_js`,
+        `pairwise_shared_errors`); the mean ``mutual_information`` in nats; ``average_member_nll``, the mean of the
+        members' own NLL, an upper bound of the average's (Jensen); and ``oracle_nll``, that of the best member for
+        every image, 1/N sum_n min_m -ln p_mn[y_n], low where members complement each other (arXiv 2006.08573).
 
     Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs`, `check_labels`, `normalise_weights`.
+        ValueError: See `dnas_ens.metrics.scores.check_predictions` and `normalise_weights`.
     """
-    members, classes = _check_members(member_probs, labels)
+    members, classes = check_predictions(member_probs, labels, num_dims=3)
     shares = normalise_weights(weights, len(members))
+    of_labels = members[:, np.arange(len(classes)), classes]
+    losses = -np.log(np.clip(of_labels, PROB_FLOOR, 1.0)) + 0.0
     return {
-        **evaluate_probs(np.tensordot(shares, members, axes=1), classes),
-        "disagreement": mean_disagreement(members),
-        "predictive_js": mean_predictive_js(members),
-        "shared_error_fraction": shared_error_fraction(members, classes),
-        "mutual_information": float(mutual_information(members, shares).mean()),
-        "average_member_nll": average_member_nll(members, classes),
-        "oracle_nll": oracle_nll(members, classes),
+        **evaluate_probs.of(np.tensordot(shares, members, axes=1), classes),
+        "disagreement": _mean_over_pairs(_disagreement(members)),
+        "predictive_js": _mean_over_pairs(_jensen_shannon(members)),
+        "shared_error_fraction": _mean_over_pairs(_shared_errors(members, classes)),
+        "mutual_information": float(_information(members, shares).mean()),
+        "average_member_nll": float(losses.mean()),
+        "oracle_nll": float(losses.min(axis=0).mean()),
     }
+
+
+def _mean_over_pairs(matrix: FloatArray) -> float:
+    """Mean over distinct pairs of a symmetric (M, M) matrix; its one entry where M = 1."""
+    if len(matrix) == 1:
+        return float(matrix[0, 0])
+    return float(matrix[np.triu_indices(len(matrix), k=1)].mean())
+
+
+def _disagreement(members: FloatArray) -> FloatArray:
+    votes = members.argmax(axis=2)
+    return np.stack([(votes != vote).mean(axis=1) for vote in votes])
+
+
+def _jensen_shannon(members: FloatArray) -> FloatArray:
+    entropies = entropy(members)
+    distances = np.zeros((len(members), len(members)))
+    for i in range(len(members)):
+        for j in range(i):
+            divergence = entropy((members[i] + members[j]) / 2.0) - (entropies[i] + entropies[j]) / 2.0
+            # The sums of rounded probabilities can leave [0, ln 2] by the last places.
+            distance = np.sqrt(np.clip(divergence / math.log(2.0), 0.0, 1.0)).mean()
+            distances[i, j] = distances[j, i] = distance
+    return distances
+
+
+def _shared_errors(members: FloatArray, labels: IntArray) -> FloatArray:
+    errors = (members.argmax(axis=2) != labels).astype(np.float64)
+    num_errors = errors.sum(axis=1)
+    fewest = np.minimum(num_errors[:, None], num_errors[None, :])
+    shares: FloatArray = errors @ errors.T / np.maximum(fewest, 1.0)
+    return shares
+
+
+def _information(members: FloatArray, shares: FloatArray) -> FloatArray:
+    information = entropy(np.tensordot(shares, members, axes=1)) - shares @ entropy(members)
+    return np.maximum(information, 0.0)

@@ -1,6 +1,8 @@
-"""How much each further member brings: metrics of the average of k of M members, against k.
+"""How much each further member brings: metrics of the average of k of M members, against k, and their reading.
 
-From predictions alone, so that a curve costs no training beyond the M members. Legend: M members, N images, K classes.
+From predictions alone, so that a curve costs no training beyond the M members. The deep-ensemble equivalent reads a
+curve the other way: a difference in NLL means little by itself; that an ensemble of 5 is as good as a deep ensemble of
+3.2 is plain. Legend: M members, N images, K classes.
 """
 
 from __future__ import annotations
@@ -8,17 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
-from dnas_ens.metrics.scores import accuracy, check_labels, check_probs, nll
+from dnas_ens.metrics.calibration import fit_temperature, tempered
+from dnas_ens.metrics.scores import accuracy, check_predictions, nll
 from dnas_ens.types import FloatArray, IntArray
 
 #: What is measured at every size.
 CURVE_METRICS = ("accuracy", "nll", "calibrated_nll")
+#: Losses nearer to each other are the same, in nats: an ensemble's own differs by the order its members are added in.
+SAME_LOSS = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,23 +79,19 @@ def ensemble_size_curve(
             a sample without repetition.
         seed: Of the sample.
 
-    Returns:
-        The curve.
-
     Raises:
         ValueError: Another number of members on val than on test, no subsets; else see
-            `dnas_ens.metrics.scores.check_probs` and `check_labels`.
+            `dnas_ens.metrics.scores.check_predictions`.
     """
-    val, test = check_probs(val_probs, num_dims=3), check_probs(test_probs, num_dims=3)
-    num_members, _, num_classes = test.shape
+    val, of_val = check_predictions(val_probs, val_labels, num_dims=3)
+    test, of_test = check_predictions(test_probs, test_labels, num_dims=3)
+    num_members = len(test)
     if val.shape[::2] != test.shape[::2]:
         raise ValueError(
             f"val and test must have the same members and classes, got {val.shape}, {test.shape}"
         )
     if max_subsets < 1:
         raise ValueError(f"max_subsets must be at least 1, got {max_subsets}")
-    of_val = check_labels(val_labels, num_images=val.shape[1], num_classes=num_classes)
-    of_test = check_labels(test_labels, num_images=test.shape[1], num_classes=num_classes)
     generator = np.random.default_rng(seed)
     sizes = range(1, num_members + 1)
     chosen = [draw_subsets(num_members, size, max_subsets, generator=generator) for size in sizes]
@@ -99,11 +99,11 @@ def ensemble_size_curve(
     def measure(subset: tuple[int, ...]) -> tuple[float, ...]:
         members = list(subset)
         averaged = test[members].mean(axis=0)
-        temperature = fit_temperature(val[members].mean(axis=0), of_val)
+        temperature = fit_temperature.of(val[members].mean(axis=0), of_val)
         return (
-            accuracy(averaged, of_test),
-            nll(averaged, of_test),
-            calibrated_nll(averaged, of_test, temperature),
+            accuracy.of(averaged, of_test),
+            nll.of(averaged, of_test),
+            nll.of(tempered(averaged, temperature), of_test),
         )
 
     measured = [np.array([measure(subset) for subset in subsets]) for subsets in chosen]
@@ -142,3 +142,64 @@ def draw_subsets(
     while len(drawn) < max_subsets:
         drawn.add(tuple(sorted(generator.permutation(num_members)[:size].tolist())))
     return sorted(drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepEnsembleEquivalent:
+    """How many copies reach the same calibrated log-likelihood.
+
+    Args:
+        value: Number of copies, from 1 to the largest deep ensemble that was measured.
+        relation: "=" where the value is reached; ">" where even the largest measured deep ensemble is worse, so that
+            more copies than ``value`` are needed; "<" where a single copy is better already.
+    """
+
+    value: float
+    relation: Literal["<", "=", ">"]
+
+    def __str__(self) -> str:
+        """Return it as tables show it: 3.2, > 5 or < 1."""
+        return f"{self.value:.1f}" if self.relation == "=" else f"{self.relation} {self.value:g}"
+
+
+def deep_ensemble_equivalent(
+    calibrated_nll: float, curve: npt.ArrayLike, *, sizes: npt.ArrayLike | None = None
+) -> DeepEnsembleEquivalent:
+    """Return the size of the deep ensemble that is as good, DEE = min {l >= 1 : NLL_DE(l) <= NLL}.
+
+    NLL_DE is the calibrated NLL of deep ensembles, its running minimum over sizes, interpolated linearly between
+    the measured sizes and never beyond them (Ashukha et al., arXiv 2002.06470). Losses within `SAME_LOSS` of each
+    other count as equal, so that the largest deep ensemble itself is worth its size and not more. For a band, give
+    the curve plus and minus its standard deviation.
+
+    Args:
+        calibrated_nll: Of the method in question, in nats, on the same test images.
+        curve: Mean calibrated NLL of deep ensembles, shape (L,), nats, such as
+            ``EnsembleSizeCurve.mean["calibrated_nll"]``.
+        sizes: Their numbers of members, shape (L,), rising from 1; None for 1..L.
+
+    Raises:
+        ValueError: Losses that are not finite, shapes that differ, or sizes that do not rise from 1.
+    """
+    losses = np.asarray(curve, dtype=np.float64)
+    members = np.arange(1.0, losses.size + 1) if sizes is None else np.asarray(sizes, dtype=np.float64)
+    if losses.ndim != 1 or losses.size == 0 or members.shape != losses.shape:
+        raise ValueError(
+            f"curve and sizes must have the same shape (L,), got {losses.shape} and {members.shape}"
+        )
+    if members[0] != 1.0 or (np.diff(members) <= 0.0).any():
+        raise ValueError(f"sizes must rise from 1, got {members.tolist()}")
+    if not (np.isfinite(losses).all() and math.isfinite(calibrated_nll)):
+        raise ValueError("losses must be finite")
+    best = np.minimum.accumulate(losses)
+    if calibrated_nll > best[0] + SAME_LOSS:
+        return DeepEnsembleEquivalent(value=1.0, relation="<")
+    if calibrated_nll < best[-1] - SAME_LOSS:
+        return DeepEnsembleEquivalent(value=float(members[-1]), relation=">")
+    reached = int(np.argmax(best <= calibrated_nll + SAME_LOSS))
+    if best[reached] >= calibrated_nll - SAME_LOSS:
+        return DeepEnsembleEquivalent(value=float(members[reached]), relation="=")
+    # The size before is worse, so the piece between the two falls.
+    share = (best[reached - 1] - calibrated_nll) / (best[reached - 1] - best[reached])
+    value = members[reached - 1] + share * (members[reached] - members[reached - 1])
+    return DeepEnsembleEquivalent(value=float(value), relation="=")

@@ -9,7 +9,6 @@ orders that they could come in, so that nothing depends on the order of the imag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,9 +33,24 @@ class RiskCoverage:
     coverage: FloatArray
     risk: FloatArray
 
+    @classmethod
+    def of(cls, confidence: FloatArray, errors: npt.NDArray[np.bool_]) -> RiskCoverage:
+        """Make the curve of answers with a confidence, any finite numbers, shape (N,), each right or an error."""
+        # Images and errors at every distinct confidence, the highest first.
+        _, group = np.unique(-confidence, return_inverse=True)
+        images_until = np.cumsum(np.bincount(group))
+        errors_until = np.cumsum(np.bincount(group, weights=errors))
+        answered = np.arange(1, len(errors) + 1)
+        expected = np.interp(answered, [0, *images_until], [0.0, *errors_until])
+        return cls(coverage=answered / len(errors), risk=expected / answered)
+
     @property
     def aurc(self) -> float:
-        """Area under the curve, 1/N sum_n risk_n, in [0, 1]; the smaller the better (arXiv 1805.08206)."""
+        """Area under the curve, 1/N sum_n risk_n, in [0, 1]; the smaller the better (arXiv 1805.08206).
+
+        It falls with the error rate too: 0 without errors, and the error rate itself where all answers are equally
+        sure.
+        """
         return float(self.risk.mean())
 
     def accuracy_at(self, coverage: float) -> float:
@@ -65,9 +79,6 @@ def risk_coverage(
         confidence: How sure the classifier is of each answer, shape (N,), any finite numbers of which only the order
             counts, such as the negative entropy; None for the probability of the answer.
 
-    Returns:
-        The curve.
-
     Raises:
         ValueError: Scores of a wrong shape or that are not finite; else see
             `dnas_ens.metrics.scores.check_predictions`.
@@ -78,54 +89,4 @@ def risk_coverage(
         raise ValueError(f"confidence must have shape {classes.shape}, one an image, got {scores.shape}")
     if not np.isfinite(scores).all():
         raise ValueError(f"confidence must be finite, {int((~np.isfinite(scores)).sum())} values are not")
-    errors = checked.argmax(axis=1) != classes
-    # Images and errors at every distinct confidence, the highest first.
-    _, group = np.unique(-scores, return_inverse=True)
-    images_until = np.cumsum(np.bincount(group))
-    errors_until = np.cumsum(np.bincount(group, weights=errors))
-    answered = np.arange(1, len(classes) + 1)
-    expected = np.interp(answered, [0, *images_until], [0.0, *errors_until])
-    return RiskCoverage(coverage=answered / len(classes), risk=expected / answered)
-
-
-def aurc(probs: npt.ArrayLike, labels: npt.ArrayLike, *, confidence: npt.ArrayLike | None = None) -> float:
-    """Area under the risk-coverage curve (Geifman, Uziel and El-Yaniv, arXiv 1805.08206).
-
-    Args:
-        probs: See `risk_coverage`.
-        labels: See `risk_coverage`.
-        confidence: See `risk_coverage`.
-
-    Returns:
-        Mean risk over all coverages, in [0, 1]; the smaller the better. It falls with the error rate too: 0 without
-        errors, and the error rate itself where all answers are equally sure.
-
-    Raises:
-        ValueError: See `risk_coverage`.
-    """
-    return risk_coverage(probs, labels, confidence=confidence).aurc
-
-
-def selective_accuracy(
-    probs: npt.ArrayLike,
-    labels: npt.ArrayLike,
-    *,
-    coverages: Sequence[float],
-    confidence: npt.ArrayLike | None = None,
-) -> FloatArray:
-    """Accuracy on the most confident images, at given coverages.
-
-    Args:
-        probs: See `risk_coverage`.
-        labels: See `risk_coverage`.
-        coverages: Shares of the images that are answered, each in (0, 1].
-        confidence: See `risk_coverage`.
-
-    Returns:
-        Accuracies in [0, 1], one a coverage.
-
-    Raises:
-        ValueError: See `risk_coverage` and `RiskCoverage.accuracy_at`.
-    """
-    curve = risk_coverage(probs, labels, confidence=confidence)
-    return np.array([curve.accuracy_at(coverage) for coverage in coverages])
+    return RiskCoverage.of(scores, checked.argmax(axis=1) != classes)

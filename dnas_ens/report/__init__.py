@@ -17,6 +17,6 @@ def write_report(folder: str | Path) -> Path:
     Raises:
         UserError: It is not a run folder, a file in it is damaged, or it cannot be written.
     """
-    from dnas_ens.report.write import write
+    from dnas_ens.report.page import write
 
     return write(Path(folder))

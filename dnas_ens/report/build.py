@@ -1,30 +1,22 @@
-"""From a run folder's content to a report: headline, key figures, and every section that has its input."""
+"""From a run folder's content to a report: headline, lead, key figures, and every section that has its input."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from dnas_ens.evaluate.classes import ClassFigures
-from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.significance import PairedDifference, paired_difference
-from dnas_ens.report import wording
-from dnas_ens.report.measures import Row, rows_with_intervals
-from dnas_ens.report.parts import Report, Section
+from dnas_ens.report.architectures import cells_section, steering_section
+from dnas_ens.report.members import difference_section
+from dnas_ens.report.methods import comparison_section, our_row
+from dnas_ens.report.parts import NARROW, Report, count, duration, interval, minus, percent
+from dnas_ens.report.predictions import calibration_section, classes_section, selective_section, size_section
 from dnas_ens.report.provenance import provenance_section
+from dnas_ens.report.results import Row, results_section, rows_with_intervals
 from dnas_ens.report.run_files import RunFiles
-from dnas_ens.report.sections_architectures import cells_section, steering_section
-from dnas_ens.report.sections_methods import comparison_section, our_row, shift_section
-from dnas_ens.report.sections_predictions import (
-    calibration_section,
-    classes_section,
-    difference_section,
-    selective_section,
-    size_section,
-)
-from dnas_ens.report.tables import results_table
-from dnas_ens.report.wording import NARROW
+from dnas_ens.report.shift import shift_section
+
+_ORDINALS = ["first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth"]
 
 
 def build_report(files: RunFiles) -> Report:
@@ -32,11 +24,11 @@ def build_report(files: RunFiles) -> Report:
     rows: list[Row] = []
     difference = None
     if files.predictions is not None:
-        rows = rows_with_intervals(files.predictions, files.rows)
+        rows = rows_with_intervals(files)
         if files.num_members > 1 and len(rows[-1].losses) > 1:
             difference = paired_difference(rows[-1].losses, _best(rows).losses)
     found = [
-        _results(files, rows, difference),
+        results_section(files, rows, difference),
         classes_section(files),
         comparison_section(files),
         cells_section(files),
@@ -63,14 +55,16 @@ def _best(rows: Sequence[Row]) -> Row:
 
 def _headline(files: RunFiles, rows: Sequence[Row]) -> str:
     if rows:
-        return wording.headline(
-            files.num_members,
-            different=_all_different(files),
-            accuracy=rows[-1].values["accuracy"],
-            num_images=len(rows[-1].losses),
-            data=files.data_name,
-        )
-    members = wording.count(files.num_members, "network")
+        accuracy, num_images = rows[-1].values["accuracy"], len(rows[-1].losses)
+        noun = "image" if num_images == 1 else "images"
+        right = f"{percent(accuracy)} of {num_images:,} test {noun} of {files.data_name} right"
+        if files.num_members == 1:
+            return f"One network classifies {right}."
+        genotypes = {genotype.canonical_hash() for genotype in files.genotypes}
+        # Only where the cells of all members are known.
+        kind = "different network" if len(genotypes) == files.num_members else "network"
+        return f"{count(files.num_members, kind).capitalize()} together classify {right}."
+    members = count(files.num_members, "network")
     if files.members:
         return f"{members.capitalize()} trained on {files.data_name}, not evaluated yet."
     if files.found is not None:
@@ -78,37 +72,30 @@ def _headline(files: RunFiles, rows: Sequence[Row]) -> str:
     return f"A run on {files.data_name} that has found nothing yet."
 
 
-def _all_different(files: RunFiles) -> bool:
-    """Whether no two members have the same cells; false where it is not known of all."""
-    genotypes = files.genotypes
-    return len({genotype.canonical_hash() for genotype in genotypes}) == files.num_members
-
-
 def _lead(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | None) -> list[str]:
     said: list[str] = []
     if rows:
         ensemble = rows[-1]
-        ends = wording.interval(ensemble.accuracy_interval, digits=1, factor=100.0, unit="%")
+        ends = interval(ensemble.accuracy_interval, digits=1, factor=100.0, unit="%")
         if ends:
             said.append(f"For other images of the same kind the 95{NARROW}% interval is {ends}.")
-        if (predictions := files.predictions) is not None:
-            # The first sentence stands in the section on classes.
-            said += ClassFigures.of(predictions).sentences()[1:]
-        said.append(wording.calibration(ensemble.values["ece15"], num_members=files.num_members))
+        said += files.classes.sentences()[1:]  # the first one stands in the section on classes
+        whose = "Its" if files.num_members == 1 else "Their"
+        error = 100 * ensemble.values["ece15"]
+        said.append(f"{whose} stated probabilities are off by {error:.1f} percentage points on average.")
     if difference is not None:
-        said.append(
-            wording.against_best(
-                difference,
-                num_images=len(rows[-1].losses),
-                ours=rows[-1].values["calibrated_nll"],
-                other=_best(rows).values["calibrated_nll"],
-            )
-        )
+        said.append(against_best(difference, ours=rows[-1], best=_best(rows)))
     paragraphs, said = [" ".join(said)], []
     if rows and (ours := our_row(files.comparison)) is not None:
-        said.append(wording.place_among(files.comparison, ours))
+        said.append(place_among(files.comparison, ours))
     if (seconds := files.seconds()) is not None:
-        said.append(wording.cost(*seconds, parameters=rows[-1].values.get("parameters") if rows else None))
+        search, training, device = seconds
+        parameters = rows[-1].values.get("parameters") if rows else None
+        size = f", and they hold {parameters:,} parameters" if parameters else ""
+        said.append(
+            f"Search and training took {duration(search + training)} of {device} time, {duration(search)} of it for "
+            f"the search{size}."
+        )
     return [paragraph for paragraph in (*paragraphs, " ".join(said)) if paragraph]
 
 
@@ -116,55 +103,54 @@ def _key_figures(files: RunFiles, rows: Sequence[Row]) -> list[tuple[str, str, s
     if not rows:
         return []
     ensemble, several = rows[-1], files.num_members > 1
-    best = _best(rows).values
-    alone = f"best member {100 * best['accuracy']:.1f}{NARROW}%" if several else ""
-    alone_nll = f"best member {best['calibrated_nll']:.4f}" if several else ""
-    values = ensemble.values
+    best, values = _best(rows).values, ensemble.values
+    alone = f"best member {percent(best['accuracy'])}" if several else ""
+    alone_nll = f"best member {best['calibrated_nll']:.4f}" if several else "nats"
     figures = [
-        ("Accuracy", wording.percent(values["accuracy"]), alone),
-        ("Calibrated NLL", f"{values['calibrated_nll']:.4f}", alone_nll or "nats"),
+        ("Accuracy", percent(values["accuracy"]), alone),
+        ("Calibrated NLL", f"{values['calibrated_nll']:.4f}", alone_nll),
     ]
     if several:
-        figures.append(
-            ("Disagreement", wording.percent(values["disagreement"]), "of images, mean over pairs of members")
-        )
+        of = "of images, mean over pairs of members"
+        figures.append(("Disagreement", percent(values["disagreement"]), of))
     if (seconds := files.seconds()) is not None:
-        figures.append(("Cost", wording.duration(sum(seconds[:2])), f"of {seconds[2]} time, search included"))
+        figures.append(("Cost", duration(sum(seconds[:2])), f"of {seconds[2]} time, search included"))
     elif values.get("parameters"):
         figures.append(("Size", f"{values['parameters']:,}", "parameters"))
     return figures
 
 
-def _results(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | None) -> Section | None:
-    if not rows:
-        return None
-    predictions = files.predictions
-    assert predictions is not None
-    shown = rows if files.num_members > 1 else rows[:1]
-    undefined, chosen = "", ""
-    if any(math.isnan(row.accuracy_interval[0]) for row in shown):
-        undefined = "Where every image is right, resampling says nothing and no interval is given. "
-    if files.num_members > 1:
-        chosen = " The best single member was chosen on validation images."
-    notes = (
-        f"On {len(predictions.test_labels):,} test images. Below each figure stands its 95{NARROW}% interval: a "
-        "percentile bootstrap over test images. It covers the luck of which images were drawn, <em>not</em> that of "
-        f"the search, of the training or of the temperature, which would take several runs to tell. {undefined}"
-        "Calibrated NLL is the negative log-likelihood after one temperature T, fitted after averaging on the "
-        f"{len(predictions.val_labels):,} validation images; lower is better, and so it is for NLL, Brier score and "
-        f"ECE (15 bins).{chosen}"
+def against_best(difference: PairedDifference, *, ours: Row, best: Row) -> str:
+    """Say whether the ensemble beats its best member, as the paired tests on calibrated NLLs have it."""
+    if difference.same:
+        return "The ensemble predicts the same as its best member."
+    losses = [row.values["calibrated_nll"] for row in (ours, best)]
+    figures = f"{losses[0]:.4f} against {losses[1]:.4f} nats of calibrated NLL"
+    ends = interval(difference.over_images, digits=4)
+    mean = minus(f"{difference.mean:+.4f}")
+    spread = (
+        f"difference {mean}, 95{NARROW}% interval {ends}, p {difference.p_value:.2g} by a permutation test"
     )
-    tested = ""
-    if difference is not None:
-        best = f"its best single member, number {best_single(predictions)},"
-        sentence = difference.sentence("The ensemble", best)
-        tested = (
-            f'<p class="note">In calibrated NLL: {escape(wording.minus_signs(sentence))} The figures in '
-            "brackets are the mean difference in nats, its interval, the effect size d and the p-value of a paired "
-            "permutation test.</p>\n"
+    verdict = difference.verdict
+    if verdict.startswith("not"):
+        return (
+            f"Whether they beat the best one of them alone cannot be told from {len(ours.losses):,} images: "
+            f"{figures} ({spread})."
         )
-    return Section(
-        name="results",
-        title="Results",
-        text=results_table(shown) + f'<p class="note">{notes}</p>\n' + tested,
-    )
+    word = verdict.split()[0]
+    beyond = " One search and one training tell nothing beyond these networks." if "seed" in verdict else ""
+    return f"Together they are {word} than the best one of them alone: {figures} ({spread}).{beyond}"
+
+
+def place_among(rows: Sequence[Mapping[str, Any]], ours: int) -> str:
+    """Say where one method of a comparison, at the position ``ours``, comes out in calibrated NLL."""
+    losses = [float(row["calibrated_nll"]) for row in rows]
+    rank = sum(loss < losses[ours] for loss in losses)
+    best = rows[min(range(len(rows)), key=losses.__getitem__)]
+    place = _ORDINALS[rank] if rank < len(_ORDINALS) else f"number {rank + 1}"
+    start = f"Of the {len(rows)} rows compared it comes {place} in calibrated NLL"
+    if rank == 0:
+        return f"{start} ({losses[ours]:.4f})."
+    costs = best.get("cpu_seconds"), rows[ours].get("cpu_seconds")
+    times = f", for {costs[0] / costs[1]:.1f} times the CPU time" if costs[0] and costs[1] else ""
+    return f"{start} ({losses[ours]:.4f}); the lowest is {min(losses):.4f}, of “{best['name']}”{times}."

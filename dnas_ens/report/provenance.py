@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from dnas_ens.report.parts import Section
+from dnas_ens.report.parts import Section, duration
 from dnas_ens.report.run_files import RunFiles
-from dnas_ens.report.wording import duration
 
 PACKAGES = ("dnas_ens", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 

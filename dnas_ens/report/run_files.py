@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.evaluate.tables import result_rows
+from dnas_ens.evaluate.tables import best_single, result_rows
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
 from dnas_ens.run.files import read_checked, unreadable
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
+from dnas_ens.types import FloatArray
 
 #: Forms of the files, as far as the report reads them.
 _NUMBER, _MAYBE = (int, float), (int, float, NoneType)
@@ -133,6 +136,29 @@ class RunFiles:
             corruptions=shift.get("corruptions", []),
             out_of_distribution=shift.get("out_of_distribution", []),
         )
+
+    @cached_property
+    def averaged(self) -> FloatArray:
+        """The ensemble's class probabilities on the test images, (N, K); there must be predictions."""
+        assert self.predictions is not None
+        return self.predictions.averaged()[1]
+
+    @cached_property
+    def best(self) -> int:
+        """The best single member; there must be predictions."""
+        assert self.predictions is not None
+        return best_single(self.predictions)
+
+    @cached_property
+    def classes(self) -> ClassFigures:
+        """How each class fares; there must be predictions."""
+        assert self.predictions is not None
+        return ClassFigures.of(self.predictions)
+
+    @property
+    def whole(self) -> str:
+        """What predicts: "ensemble", or "network" where there is one."""
+        return "ensemble" if self.num_members > 1 else "network"
 
     @property
     def data(self) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
-from dnas_ens.metrics.deep_ensemble_equivalent import deep_ensemble_equivalent
+from dnas_ens.metrics.ensemble_size import deep_ensemble_equivalent
 from dnas_ens.space.genotype import Genotype
 
 #: A search and a training of seconds.

@@ -17,9 +17,8 @@ from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
-from dnas_ens.evaluate.shift import shift_markdown, shift_tables
-from dnas_ens.evaluate.shift_options import ShiftOptions
-from dnas_ens.evaluate.shift_predictions import ShiftPredictions, predict_shift
+from dnas_ens.evaluate.shift import ShiftOptions, ShiftPredictions, predict_shift
+from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
 from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.run.folder import RunFolder
 
@@ -93,7 +92,10 @@ def test_the_files_hold_what_they_should(run_dir, digits, capsys):
 
 
 def test_tables_are_recomputed_from_predictions_alone(run_dir):
-    evaluate(run_dir, *"--shift --corruptions jpeg --severities 5 --ood photographs".split())
+    evaluate(run_dir)
+    assert not list(run_dir.glob("shift*"))
+    evaluate(run_dir, *"--shift --corruptions jpeg --severities 5 --ood".split())
+    assert json.loads((run_dir / "shift.json").read_text())["out_of_distribution"] == []
     names = ("shift.json", "shift.md")
     written = {name: (run_dir / name).read_bytes() for name in names}
     for name in (*names, "ensemble.json"):
@@ -105,11 +107,6 @@ def test_tables_are_recomputed_from_predictions_alone(run_dir):
         evaluate(run_dir, "--from-predictions", "--shift")
 
 
-def test_without_the_flag_nothing_is_shifted(run_dir):
-    evaluate(run_dir)
-    assert not list(run_dir.glob("shift*"))
-
-
 def test_usual_images_that_are_not_there_are_left_out_with_a_line(run_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DNAS_ENS_DATA", str(tmp_path / "empty"))
     evaluate(run_dir, "--shift", "--corruptions")
@@ -118,11 +115,6 @@ def test_usual_images_that_are_not_there_are_left_out_with_a_line(run_dir, tmp_p
     assert written["corruptions"] == []
     assert {row["name"] for row in written["out_of_distribution"]} == {"photographs"}
     assert ShiftPredictions.load(run_dir / "shift.npz").probs.shape == (0, 2, 359, 10)
-
-
-def test_no_images_of_other_data(run_dir):
-    evaluate(run_dir, *"--shift --corruptions contrast --severities 1 --ood".split())
-    assert json.loads((run_dir / "shift.json").read_text())["out_of_distribution"] == []
 
 
 def test_public_files_of_another_data_set_are_refused(run_dir, tmp_path):
@@ -167,15 +159,18 @@ def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
     assert text.count("Means over 1 corruption;") == 2
 
 
-def test_options_are_checked_before_anything_is_read():
-    with pytest.raises(UserError, match="no corruption 'fogg'"):
-        ShiftOptions(shift=True, corruptions=("fogg",))
-    with pytest.raises(UserError, match="severity is 9"):
-        ShiftOptions(shift=True, severities=(1, 9))
-    with pytest.raises(UserError, match="--severities is empty"):
-        ShiftOptions(shift=True, severities=())
-    with pytest.raises(UserError, match="--ood is an option of --shift"):
-        ShiftOptions(ood=("mnist",))
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shift": True, "corruptions": ("fogg",)}, "no corruption 'fogg'"),
+        ({"shift": True, "severities": (1, 9)}, "severity is 9"),
+        ({"shift": True, "severities": ()}, "--severities is empty"),
+        ({"ood": ("mnist",)}, "--ood is an option of --shift"),
+    ],
+)
+def test_options_are_checked_before_anything_is_read(options, message):
+    with pytest.raises(UserError, match=message):
+        ShiftOptions(**options)
     assert ShiftOptions().corruptions == CORRUPTION_NAMES
     assert ShiftOptions(shift=True, severities=(5, 1, 5)).severities == (1, 5)
 

@@ -12,6 +12,7 @@ from dnas_ens.evaluate.tables import (
     best_single,
     ensemble_row,
     result_rows,
+    single_row,
     to_csv,
     to_markdown,
     train_seconds,
@@ -43,40 +44,42 @@ def predictions(num_members=3, seed=0):
 def test_rows_against_scikit_learn():
     given = predictions()
     rows = {row["name"]: row for row in result_rows(given)}
-    averaged = given.test_probs.mean(0)
-    assert rows["ensemble"]["nll"] == pytest.approx(log_loss(given.test_labels, averaged, labels=range(4)))
-    assert rows["ensemble"]["accuracy"] == pytest.approx((averaged.argmax(-1) == given.test_labels).mean())
-    assert rows["ensemble"]["parameters"] == 60
-    assert rows["member 1"]["nll"] == pytest.approx(
-        log_loss(given.test_labels, given.test_probs[1], labels=range(4))
-    )
+    averaged, labels = given.test_probs.mean(0), given.test_labels
+    ensemble = rows["ensemble"]
+    assert ensemble["nll"] == pytest.approx(log_loss(labels, averaged, labels=range(4)))
+    assert ensemble["accuracy"] == pytest.approx((averaged.argmax(-1) == labels).mean())
+    assert ensemble["parameters"] == 60
     members = [rows[f"member {index}"]["nll"] for index in range(3)]
+    assert members == pytest.approx([log_loss(labels, probs, labels=range(4)) for probs in given.test_probs])
     assert rows["average member"]["nll"] == pytest.approx(np.mean(members))
-    # Jensen: the average of the probabilities is never worse than the average member.
-    assert rows["ensemble"]["nll"] <= np.mean(members)
-
-
-def test_temperature_is_fitted_on_val_alone():
-    given = predictions()
-    row = ensemble_row("ensemble", given)
-    assert row["temperature"] == pytest.approx(fit_temperature(given.val_probs.mean(0), given.val_labels))
-    tempered = given.test_probs.mean(0) ** (1 / row["temperature"])
+    # The temperature is fitted on val alone.
+    assert ensemble["temperature"] == pytest.approx(
+        fit_temperature(given.val_probs.mean(0), given.val_labels)
+    )
+    tempered = averaged ** (1 / ensemble["temperature"])
     tempered /= tempered.sum(-1, keepdims=True)
-    assert row["calibrated_nll"] == pytest.approx(log_loss(given.test_labels, tempered, labels=range(4)))
-
-
-def test_weights_count():
-    given = predictions()
-    only_last = Predictions(**{**vars(given), "weights": [0.0, 0.0, 1.0]})
-    expected = log_loss(given.test_labels, given.test_probs[2], labels=range(4))
-    assert ensemble_row("x", only_last)["nll"] == pytest.approx(expected)
+    assert ensemble["calibrated_nll"] == pytest.approx(log_loss(labels, tempered, labels=range(4)))
+    # Selective prediction: the surest images first.
+    right = (averaged.argmax(1) == labels)[np.argsort(-averaged.max(1))]
+    assert ensemble["selective_accuracy_90"] == pytest.approx(right[:54].mean())
+    assert ensemble["aurc"] == pytest.approx(np.mean([1 - right[:n].mean() for n in range(1, 61)]))
+    only_last = dataclasses.replace(given, weights=[0.0, 0.0, 1.0])
+    assert ensemble_row("x", only_last)["nll"] == pytest.approx(members[2])
+    alone = single_row(
+        "x",
+        val_probs=given.val_probs[2],
+        val_labels=given.val_labels,
+        test_probs=given.test_probs[2],
+        test_labels=labels,
+    )
+    assert {**rows["member 2"], **alone, "name": "member 2"} == pytest.approx(rows["member 2"])
 
 
 def test_best_single_is_chosen_on_val_and_not_on_test():
     given = predictions()
     scores = [log_loss(given.val_labels, probs, labels=range(4)) for probs in given.val_probs]
     assert best_single(given) == int(np.argmin(scores))
-    spoilt = Predictions(**{**vars(given), "test_probs": given.test_probs[:, ::-1]})
+    spoilt = dataclasses.replace(given, test_probs=given.test_probs[:, ::-1])
     assert best_single(spoilt) == best_single(given)
 
 
@@ -90,16 +93,6 @@ def test_tables_are_readable_by_machine_and_by_eye():
     assert len({len(line) for line in lines}) == 1
     assert lines[-1].startswith("| ensemble")
     assert f"{100 * rows[-1]['accuracy']:.2f}" in lines[-1]
-
-
-def test_selective_columns_against_scikit_learn():
-    given = predictions()
-    row = ensemble_row("ensemble", given)
-    averaged = given.test_probs.mean(0)
-    order = np.argsort(-averaged.max(1))
-    right = (averaged.argmax(1) == given.test_labels)[order]
-    assert row["selective_accuracy_90"] == pytest.approx(right[:54].mean())
-    assert row["aurc"] == pytest.approx(np.mean([1 - right[:n].mean() for n in range(1, 61)]))
 
 
 def costed(**fields):
@@ -126,20 +119,23 @@ def test_costs_of_members_and_ensemble():
     assert best["flops"] in (5, 6, 7)
 
 
-def test_gpu_seconds_come_before_cpu_seconds():
-    on_gpu = costed(train_gpu_seconds=[10.0, 20.0, 40.0], search_gpu_seconds=500.0)
-    assert ensemble_row("x", on_gpu)["train_seconds"] == 570.0
-    assert train_seconds(on_gpu, search=False) == 70.0
-
-
-def test_seconds_of_both_kinds_do_not_add_up():
-    mixed = costed(search_gpu_seconds=20.0)
-    assert ensemble_row("x", mixed)["train_seconds"] is None
-    assert train_seconds(mixed, search=False) == 7.0
-    assert train_seconds(costed(train_gpu_seconds=[10.0, 0.0, 0.0]), search=False) is None
-    # A search that took no time was done by neither.
-    drawn = costed(train_gpu_seconds=[1.0, 2.0, 3.0], search_cpu_seconds=0.0)
-    assert train_seconds(drawn, search=True) == 6.0
+@pytest.mark.parametrize(
+    ("costs", "with_search", "without"),
+    [
+        ({}, 107.0, 7.0),
+        # GPU seconds come before CPU seconds; seconds of both kinds do not add up.
+        ({"train_gpu_seconds": [10.0, 20.0, 40.0], "search_gpu_seconds": 500.0}, 570.0, 70.0),
+        ({"search_gpu_seconds": 20.0}, None, 7.0),
+        ({"train_gpu_seconds": [10.0, 0.0, 0.0]}, None, None),
+        # A search that took no time was done by neither.
+        ({"train_gpu_seconds": [1.0, 2.0, 3.0], "search_cpu_seconds": 0.0}, 6.0, 6.0),
+        ({"search_cpu_seconds": None, "search_gpu_seconds": None}, 7.0, 7.0),
+    ],
+)
+def test_seconds_of_one_kind_add_up(costs, with_search, without):
+    given = costed(**costs)
+    assert ensemble_row("x", given)["train_seconds"] == with_search
+    assert train_seconds(given, search=False) == without
 
 
 def test_what_is_unknown_stays_empty():
@@ -147,7 +143,6 @@ def test_what_is_unknown_stays_empty():
     for column in ("parameters", "flops", "inference_seconds", "train_seconds"):
         assert rows[-1][column] is None
         assert column not in to_markdown(rows)
-    assert ensemble_row("x", costed(search_cpu_seconds=None, search_gpu_seconds=None))["train_seconds"] == 7.0
 
 
 def test_the_table_a_person_reads_fits_and_the_files_hold_everything():

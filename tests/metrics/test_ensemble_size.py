@@ -1,12 +1,20 @@
 import math
-from itertools import combinations
+from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.metrics.calibration import fit_temperature
-from dnas_ens.metrics.ensemble_size import CURVE_METRICS, draw_subsets, ensemble_size_curve
+from dnas_ens.metrics.ensemble_size import (
+    CURVE_METRICS,
+    deep_ensemble_equivalent,
+    draw_subsets,
+    ensemble_size_curve,
+)
 
 
 def predictions(num_members, seed=0, num_images=60, num_classes=4):
@@ -66,14 +74,7 @@ def test_a_sample_is_seeded_and_has_no_subset_twice():
     assert all(len(set(subset)) == 5 and max(subset) < 12 for subset in first)
     assert draw_subsets(12, 5, 40, generator=np.random.default_rng(8)) != first
     assert draw_subsets(4, 2, 6, generator=np.random.default_rng(0)) == list(combinations(range(4), 2))
-
-
-def test_a_sample_in_the_curve():
-    data = predictions(6)
-    curve = ensemble_size_curve(*data, max_subsets=5)
-    assert curve.subsets.tolist() == [5, 5, 5, 5, 5, 1]
-    whole = ensemble_size_curve(*data)
-    assert curve.mean["nll"][-1] == whole.mean["nll"][-1]
+    assert ensemble_size_curve(*predictions(6), max_subsets=5).subsets.tolist() == [5, 5, 5, 5, 5, 1]
 
 
 def test_rows_are_ready_for_json():
@@ -95,3 +96,82 @@ def test_what_does_not_fit():
         ensemble_size_curve(val[:2], val_labels, test, test_labels)
     with pytest.raises(ValueError, match="max_subsets"):
         ensemble_size_curve(val, val_labels, test, test_labels, max_subsets=0)
+
+
+falling = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=12).map(
+    lambda steps: np.cumsum([0.2, *steps])[::-1].copy()
+)
+
+
+@given(curve=falling)
+def test_a_deep_ensemble_of_k_is_worth_k(curve):
+    for size, loss in enumerate(curve, start=1):
+        found = deep_ensemble_equivalent(loss, curve)
+        assert (found.value, found.relation) == (size, "=")
+
+
+def test_members_added_in_another_order_are_worth_the_same():
+    # As a row and the curve it ends may add them: a sum's last digits follow the order.
+    members = np.random.default_rng(0).dirichlet([2.0, 1.0, 1.0], size=(5, 200))
+    curve = [-np.log(members[:size].mean(axis=0)[:, 0]).mean() for size in range(1, 6)]
+    best = np.argmin(curve)
+    losses = {
+        float(-np.log(members[list(order)].sum(axis=0)[:, 0] / (best + 1)).mean())
+        for order in permutations(range(best + 1))
+    }
+    assert len(losses) > 1
+    assert {str(deep_ensemble_equivalent(loss, curve)) for loss in losses} == {f"{best + 1:.1f}"}
+
+
+@given(curve=falling, share=st.floats(0.0, 1.0))
+def test_between_sizes_against_a_root_search(curve, share):
+    loss = curve[-1] + share * (curve[0] - curve[-1])
+    found = deep_ensemble_equivalent(loss, curve)
+    sizes = np.arange(1, len(curve) + 1)
+    root = brentq(lambda size: np.interp(size, sizes, curve) - loss, 1, len(curve), xtol=1e-12)
+    assert found.relation == "="
+    assert found.value == pytest.approx(root, abs=1e-6)
+
+
+@given(
+    curve=st.lists(st.floats(0.1, 1.0), min_size=1, max_size=10), losses=st.tuples(*[st.floats(0, 1.2)] * 2)
+)
+def test_a_better_loss_is_never_worth_less(curve, losses):
+    better, worse = (deep_ensemble_equivalent(loss, curve) for loss in sorted(losses))
+    assert better.value >= worse.value
+    assert 1 <= worse.value <= better.value <= len(curve)
+
+
+@pytest.mark.parametrize(
+    ("loss", "curve", "sizes", "expected"),
+    [
+        # Past both ends it says so and does not extrapolate.
+        (0.3, [0.5, 0.4, 0.35], None, "> 3"),
+        (0.6, [0.5, 0.4, 0.35], None, "< 1"),
+        (0.45, [0.5, 0.4, 0.35], None, "1.5"),
+        # The third is worse than the second, as noise makes it: the running best counts.
+        (0.4, [0.5, 0.4, 0.42, 0.36], None, "2.0"),
+        (0.41, [0.5, 0.4, 0.42, 0.36], None, "1.9"),
+        (0.38, [0.5, 0.4, 0.42, 0.36], None, "3.5"),
+        # Sizes that were skipped are interpolated.
+        (0.35, [0.5, 0.4, 0.3], [1, 2, 10], "6.0"),
+        (0.2, [0.5, 0.4, 0.3], [1, 2, 10], "> 10"),
+    ],
+)
+def test_equivalent_by_hand(loss, curve, sizes, expected):
+    assert str(deep_ensemble_equivalent(loss, curve, sizes=sizes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("curve", "sizes", "message"),
+    [
+        ([], None, "same shape"),
+        ([0.5, 0.4], [1], "same shape"),
+        ([0.5, 0.4], [2, 3], "rise from 1"),
+        ([0.5, 0.4], [1, 1], "rise from 1"),
+        ([0.5, float("nan")], None, "finite"),
+    ],
+)
+def test_no_equivalent_of_what_does_not_fit(curve, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        deep_ensemble_equivalent(0.4, curve, sizes=sizes)

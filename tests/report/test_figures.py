@@ -2,31 +2,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dnas_ens.figures import style
-from dnas_ens.report.canvas import panel, plain, spread
-from dnas_ens.report.figures_members import draw_disagreement, draw_embedding
-from dnas_ens.report.figures_methods import draw_cost, frontier_of, mean_by_severity
-from dnas_ens.report.figures_predictions import draw_by_size, draw_risk_coverage
-from dnas_ens.report.labels import LabelPlacer, around
+from dnas_ens.metrics.selective import RiskCoverage
+from dnas_ens.report.members import draw_disagreement, draw_embedding
+from dnas_ens.report.methods import draw_cost, frontier_of
+from dnas_ens.report.panels import LabelPlacer, around, panel, plain, spread
+from dnas_ens.report.predictions import draw_by_size, draw_risk_coverage
+from dnas_ens.report.shift import mean_by_severity
 
 
 def texts(figure):
     return [text.get_text() for axis in figure.axes for text in axis.texts]
 
 
-@given(st.lists(st.floats(-10, 10), min_size=1, max_size=8), st.floats(0.1, 3))
-def test_spread_labels(values, gap):
-    placed = spread(values, gap)
-    assert np.mean(placed) == pytest.approx(np.mean(values), abs=1e-6)
-    in_order = [placed[index] for index in np.argsort(values, kind="stable")]
-    assert (np.diff(in_order) > gap - 1e-6).all()
-
-
-def test_labels_far_enough_apart_stay():
+def test_labels_that_touch_move_apart_in_their_order():
     assert spread([3.0, 1.0], 1.0) == [3.0, 1.0]
+    assert spread([2.0, 1.0, 2.0], 1.0) == pytest.approx([5 / 3, 2 / 3, 8 / 3])
 
 
 def test_labels_keep_clear_of_each_other():
@@ -98,14 +90,16 @@ def test_many_points_are_stored_as_pixels():
 def test_curves_begin_before_the_first_error():
     coverage = np.arange(1, 101) / 100
     risk = np.where(coverage > 0.75, 0.1, 0.0)
-    axis = draw_risk_coverage({"ensemble": (coverage, risk)}).axes[0]
+    axis = draw_risk_coverage({"ensemble": RiskCoverage(coverage=coverage, risk=risk)}).axes[0]
     assert 0.68 < axis.get_xlim()[0] <= 0.7
 
 
 def test_size_names_first_and_last():
-    figure = draw_by_size(
-        [1, 2, 3], [0.9, 0.95, 0.96], [0.8, 0.9, 0.96], [0.95, 0.96, 0.96], y_label="a", percent=True
-    )
+    rows = [
+        {"size": size, "accuracy": accuracy, "accuracy_deviation": deviation}
+        for size, accuracy, deviation in ((1, 0.9, 0.05), (2, 0.95, 0.02), (3, 0.96, None))
+    ]
+    figure = draw_by_size(rows, "accuracy", y_label="accuracy, %")
     assert texts(figure) == ["90.0 %", "96.0 %"]
 
 

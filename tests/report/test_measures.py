@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,16 +10,22 @@ from torch import from_numpy
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from dnas_ens.evaluate.tables import result_rows
-from dnas_ens.report.measures import (
-    embed,
-    reliability,
-    rows_with_intervals,
-)
+from dnas_ens.report.members import embed
+from dnas_ens.report.predictions import reliability
+from dnas_ens.report.results import rows_with_intervals
+from dnas_ens.report.run_files import RunFiles
+
+
+def with_rows(given):
+    """Rows with intervals as a report has them."""
+    return rows_with_intervals(
+        RunFiles(folder=Path("run"), config={}, predictions=given, rows=result_rows(given))
+    )
 
 
 def test_intervals_agree_with_the_normal_approximation(predictions):
     given = predictions(3, 2000, 4, sharpness=1.5)
-    found = rows_with_intervals(given, result_rows(given))
+    found = with_rows(given)
     assert [row.role for row in found] == ["member"] * 3 + ["best", "average", "ensemble"]
     for row in found:
         assert row.losses.mean() == pytest.approx(
@@ -36,7 +43,7 @@ def test_intervals_agree_with_the_normal_approximation(predictions):
 
 def test_no_interval_where_nothing_varies(predictions):
     given = predictions(2, 12, 3, sharpness=30.0)
-    assert all(math.isnan(row.accuracy_interval[0]) for row in rows_with_intervals(given, result_rows(given)))
+    assert all(math.isnan(row.accuracy_interval[0]) for row in with_rows(given))
 
 
 def test_reliability_holds_the_calibration_error(predictions):
@@ -56,15 +63,13 @@ def test_reliability_holds_the_calibration_error(predictions):
     np.testing.assert_allclose(bins.high, np.clip(middle + half, 0, 1), atol=1e-9)
 
 
-def test_embedding_says_nothing_of_too_little():
-    probs = np.full((40, 3), 1 / 3)
-    assert embed(probs) is None
-    assert embed(probs[:20]) is None
-    assert embed(np.full((40, 2), 0.5)) is None
+@pytest.mark.parametrize("shape", [(40, 3), (20, 3), (40, 2)], ids=["all alike", "few images", "two classes"])
+def test_embedding_says_nothing_of_too_little(shape):
+    assert embed(np.full(shape, 1 / shape[1])) is None
 
 
 def test_embedding_of_many_images_draws_some(predictions, monkeypatch):
-    monkeypatch.setattr("dnas_ens.report.measures.MAX_EMBEDDED", 40)
+    monkeypatch.setattr("dnas_ens.report.members.MAX_EMBEDDED", 40)
     found = embed(predictions(1, 60, 3).test_probs[0].astype(np.float64))
     assert found is not None
     positions, chosen = found

@@ -31,8 +31,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.run import predict_folder
-from dnas_ens.metrics.calibration import per_image_calibrated_nll
-from dnas_ens.metrics.cross_fitting import CrossFit
+from dnas_ens.metrics.calibration import CrossFit, per_image_calibrated_nll
 from dnas_ens.nn.network import Network
 from dnas_ens.run.files import read_json
 from dnas_ens.run.folder import RunFolder

@@ -18,7 +18,7 @@ from dnas_ens.compare.methods.random_cells import random_deviations
 from dnas_ens.ensembles import weighting
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
-from dnas_ens.metrics.cross_fitting import WeightFit, cross_fit
+from dnas_ens.metrics.calibration import WeightFit, cross_fit
 from dnas_ens.types import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no

@@ -3,14 +3,15 @@ import pytest
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import log_loss
 
-from dnas_ens.metrics.calibration import fit_temperature
-from dnas_ens.metrics.shift import (
-    CleanFit,
+from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.shift_tables import (
     corruption_rows,
     detection_auroc,
     detection_rows,
+    fit_on_clean,
     summarise,
 )
+from dnas_ens.metrics.calibration import fit_temperature
 
 LABELS = range(4)
 
@@ -24,20 +25,24 @@ def members(num_images, sharpness, *, num_members=3, seed=0):
     return odds / odds.sum(-1, keepdims=True), labels
 
 
-@pytest.fixture
-def fit():
-    val_probs, val_labels = members(100, 1.5, seed=1)
-    return CleanFit.on(val_probs, val_labels, weights=[0.5, 0.25, 0.25], best=1)
-
-
 def tempered(probs, temperature):
     powers = probs ** (1 / temperature)
     return powers / powers.sum(-1, keepdims=True)
 
 
-def test_rows_against_scikit_learn_with_temperatures_of_clean_val(fit):
+def test_rows_against_scikit_learn_with_temperatures_of_clean_val():
     val_probs, val_labels = members(100, 1.5, seed=1)
     probs, labels = members(80, 0.4, seed=2)
+    clean = Predictions(
+        val_probs=val_probs,
+        val_labels=val_labels,
+        test_probs=probs,
+        test_labels=labels,
+        classes=list("abcd"),
+        weights=[0.5, 0.25, 0.25],
+    )
+    fit = fit_on_clean(clean)
+    best = int(np.argmin([log_loss(val_labels, p, labels=LABELS) for p in val_probs]))
     rows = {row["row"]: row for row in corruption_rows(probs, labels, fit, corruption="fog", severity=2)}
     assert list(rows) == ["ensemble", "average member", "best single"]
     assert all((row["corruption"], row["severity"]) == ("fog", 2) for row in rows.values())
@@ -54,27 +59,29 @@ def test_rows_against_scikit_learn_with_temperatures_of_clean_val(fit):
         for p, v in zip(probs, val_probs, strict=True)
     ]
     assert rows["average member"]["calibrated_nll"] == pytest.approx(np.mean(own))
-    assert rows["best single"]["calibrated_nll"] == pytest.approx(own[1])
-    assert rows["best single"]["nll"] == pytest.approx(log_loss(labels, probs[1], labels=LABELS))
+    assert rows["best single"]["calibrated_nll"] == pytest.approx(own[best])
+    assert rows["best single"]["nll"] == pytest.approx(log_loss(labels, probs[best], labels=LABELS))
 
 
 def test_means_by_hand():
+    accuracies = {
+        ("ensemble", "a"): (0.9, 0.7),
+        ("ensemble", "b"): (0.5, 0.1),
+        ("best single", "a"): (0.8, 0.6),
+        ("best single", "b"): (0.4, 0.0),
+    }
     rows = [
         {
+            "row": kind,
             "corruption": name,
             "severity": severity,
-            "row": kind,
+            "ece15": 0.1,
             "accuracy": accuracy,
             "nll": 1 - accuracy,
             "calibrated_nll": 2 * accuracy,
-            "ece15": 0.1,
         }
-        for kind, table in (
-            ("ensemble", {"a": (0.9, 0.7), "b": (0.5, 0.1)}),
-            ("best single", {"a": (0.8, 0.6), "b": (0.4, 0.0)}),
-        )
-        for name, accuracies in table.items()
-        for severity, accuracy in zip((1, 5), accuracies, strict=True)
+        for (kind, name), both in accuracies.items()
+        for severity, accuracy in zip((1, 5), both, strict=True)
     ]
     ensemble, best = summarise(rows)
     assert (ensemble["row"], best["row"]) == ("ensemble", "best single")
@@ -110,9 +117,5 @@ def test_disagreeing_members_are_told_by_mutual_information_and_flat_ones_by_ent
     assert ensemble["num_images"] == 7
     assert (ensemble["auroc_entropy"], average["auroc_entropy"]) == (1.0, 1.0)
     assert ensemble["auroc_mutual_information"] == pytest.approx(0.5, abs=0.5)
-
-
-def test_one_member_has_no_mutual_information():
-    probs, _ = members(10, 1.0, num_members=1)
-    assert detection_rows(probs, probs, None, name="same")[0]["auroc_mutual_information"] is None
-    assert detection_rows(probs, probs, None, name="same")[0]["auroc_entropy"] == 0.5
+    alone, _ = detection_rows(own[:1], own[:1], None, name="same")
+    assert (alone["auroc_entropy"], alone["auroc_mutual_information"]) == (0.5, None)

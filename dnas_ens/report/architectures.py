@@ -7,9 +7,8 @@ from typing import Any
 
 from dnas_ens.figures.cells import draw_genotype, operation_label
 from dnas_ens.figures.plots import plot_diversity_curve
-from dnas_ens.report.parts import Picture, Section
+from dnas_ens.report.parts import NARROW, Picture, Section, count
 from dnas_ens.report.run_files import RunFiles
-from dnas_ens.report.wording import NARROW, count
 from dnas_ens.space.genotype import NUM_INPUTS, Genotype
 
 
