@@ -103,23 +103,15 @@ def without_seconds(found):
     return {**found, "report": report}
 
 
-def test_in_a_run_folder(digits, tmp_path, monkeypatch, capsys):
+def test_in_a_run_folder(few_digits, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     search = (
         "--num-cells 1 --channels 2 --num-nodes 2 --directions 3 --epochs 2 --warmup-epochs 1 --batch-size 24 "
         "--drawn-members 2 --members 2 --pool-size 6 --architecture-learning-rate 0.1 --device cpu "
     )
     recipe = "--retrain.num-cells 1 --retrain.channels 4 --retrain.epochs 2 --retrain.batch-size 16 "
-    few = ImageData.from_splits(
-        "few",
-        digits.classes,
-        train=digits.train.subset(range(96)),
-        val=digits.val.subset(range(60)),
-        test=digits.test.subset(range(60)),
-        flip=False,
-    )
-    for name, labels in (("seen", few.test.labels), ("blind", shuffled(few.test.labels))):
-        write_pictures(tmp_path / name / "photos", few, labels)
+    for name, labels in (("seen", few_digits.test.labels), ("blind", shuffled(few_digits.test.labels))):
+        write_pictures(tmp_path / name / "photos", few_digits, labels)
         main([*search.split(), *recipe.split(), "--data", f"{name}/photos", "--run-dir", f"{name}/run"])
     capsys.readouterr()
     seen, blind = tmp_path / "seen/run", tmp_path / "blind/run"

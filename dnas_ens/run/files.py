@@ -7,12 +7,13 @@ imported where it is used.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,15 @@ def unwritable(path: Path, error: OSError) -> UserError:
         f"Cannot write {path}: {error.strerror or error}.",
         "Free some space or make the folder writable, then run the command again.",
     )
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an error of the disk into the UserError of this path."""
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def unreadable(path: Path, reason: object) -> UserError:
@@ -57,7 +67,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     """
     path = Path(path)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
-    try:
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(temporary, "xb") as file:
@@ -74,8 +84,6 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise unwritable(path, error) from error
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -24,6 +24,7 @@ from dnas_ens.run.files import (
     unreadable,
     unwritable,
     write_json,
+    writing,
 )
 from dnas_ens.run.machine import environment
 from dnas_ens.run.metrics_log import MetricsLog
@@ -224,10 +225,8 @@ def _lock(folder: Path) -> int:
     The folder itself is locked, for a file can be removed while it is. run.lock only tells who holds it.
     """
     path = folder / "run.lock"
-    try:
+    with writing(folder):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.write_text(f"{os.getpid()}\n")
@@ -247,10 +246,8 @@ def _lock(folder: Path) -> int:
 
 
 def _made(folder: Path) -> Path:
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
     return folder
 
 
@@ -272,14 +269,11 @@ def _fresh_folder(root: Path, name: str) -> Path:
     _made(root)
     number = max((number for number, _ in _numbered(root)), default=0) + 1
     while True:
-        try:
-            (root / f"{number:03d}-{name}").mkdir()
-        except FileExistsError:
-            number += 1
-        except OSError as error:
-            raise unwritable(root, error) from error
-        else:
-            return root / f"{number:03d}-{name}"
+        folder = root / f"{number:03d}-{name}"
+        with writing(root), contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+        number += 1
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from dnas_ens.run.files import unreadable, unwritable, write_atomic
+from dnas_ens.run.files import unreadable, write_atomic, writing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ class MetricsLog:
             raise ValueError(f"scalars cannot be called {sorted(taken)}")
         values = {name: value if isinstance(value, int) else float(value) for name, value in scalars.items()}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}
-        try:
+        with writing(self.path):
             if self._file is None:
                 self._file = self._open()
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -53,8 +53,6 @@ class MetricsLog:
             for name, value in values.items():
                 writer.add_scalar(f"{phase}/{name}", value, step)
             writer.flush()
-        except OSError as error:
-            raise unwritable(self.path, error) from error
 
     def read(self, phase: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl as dictionaries, of one phase or of all.
