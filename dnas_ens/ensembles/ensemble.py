@@ -25,9 +25,9 @@ from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, 
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.calibration import apply_temperature, calibrated_nll, fit_temperature
+from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.diversity import entropy, evaluate_members, mutual_information, normalise_weights
-from dnas_ens.metrics.scores import PROB_FLOOR
+from dnas_ens.metrics.scores import PROB_FLOOR, nll
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel
 from dnas_ens.run.machine import resolve_device
@@ -183,7 +183,7 @@ class Ensemble(nn.Module):
         `dnas_ens.metrics.calibration.fit_temperature`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
-        temperature = fit_temperature(self._averaged(probs), labels)
+        temperature = fit_temperature.of(self._averaged(probs), labels)
         self.temperature.fill_(temperature)
         return temperature
 
@@ -285,7 +285,7 @@ class Ensemble(nn.Module):
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         return {
             **evaluate_members(probs, labels, self._shares()),
-            "calibrated_nll": calibrated_nll(self._averaged(probs), labels, float(self.temperature)),
+            "calibrated_nll": nll.of(tempered(self._averaged(probs), float(self.temperature)), labels),
         }
 
     def predict(
@@ -330,14 +330,13 @@ class Ensemble(nn.Module):
 
     def _labelled(self, paths: Sequence[str | Path], probs: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
         """The rows of `predict` for N files and the members' probabilities (M, N, K)."""
-        averaged = self._averaged(probs)
-        tempered = apply_temperature(averaged, float(self.temperature))
-        labels = tempered.argmax(axis=1)
+        averaged = tempered(self._averaged(probs), float(self.temperature))
+        labels = averaged.argmax(axis=1)
         columns = zip(
             paths,
             labels,
-            tempered.max(axis=1),
-            entropy(tempered),
+            averaged.max(axis=1),
+            entropy(averaged),
             mutual_information(probs, self._shares()),
             (probs.argmax(axis=2) == labels).sum(axis=0),
             strict=True,
@@ -357,7 +356,7 @@ class Ensemble(nn.Module):
     def _labelled_probs(
         self, data: Split | Batches, *, batch_size: int, device: torch.device | str | None
     ) -> tuple[npt.NDArray[np.float32], IntArray]:
-        """Return the members' probabilities (M, N, K) and the labels (N,), which must be classes of theirs."""
+        """Return the members' probabilities (M, N, K) and the labels (N,), both checked."""
         if isinstance(data, Split):
             probs = self.predict_probs(data, batch_size=batch_size, device=device)
             labels = [data.labels]
@@ -371,7 +370,7 @@ class Ensemble(nn.Module):
                     yield inputs
 
             probs = self._batch_probs(images(), device)
-        found: IntArray = torch.cat(labels).cpu().numpy()
+        found: IntArray = torch.cat(labels).long().cpu().numpy()
         if found.min() < 0 or found.max() >= probs.shape[2]:
             raise UserError(
                 f"Labels reach from {found.min()} to {found.max()}, but the ensemble has {probs.shape[2]} classes.",

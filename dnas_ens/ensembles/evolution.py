@@ -33,7 +33,7 @@ from dnas_ens.ensembles.averaging import (
 )
 from dnas_ens.ensembles.weighting import Criterion, criterion_value, to_simplex
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, labels_digest, nll
+from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, check_predictions, labels_digest, nll
 from dnas_ens.run.files import read_json, tensors_to_bytes, unreadable, write_json
 from dnas_ens.training.prediction import Batches, one_pass, predict_batches, predict_members
 from dnas_ens.types import FloatArray, IntArray
@@ -405,4 +405,5 @@ def _metrics(probs: FloatArray, labels: IntArray) -> tuple[float, float]:
     """Return NLL and accuracy; the worst there are where a probability is not finite."""
     if not np.isfinite(probs).all():
         return -math.log(PROB_FLOOR), 0.0
-    return nll(probs, labels), accuracy(probs, labels)
+    checked = check_predictions(probs, labels)
+    return nll.of(*checked), accuracy.of(*checked)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
-from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, check_labels, check_probs, nll
-from dnas_ens.types import FloatArray
+from dnas_ens.metrics.calibration import fit_temperature, tempered
+from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, check_predictions, nll
+from dnas_ens.types import FloatArray, IntArray
 
 Criterion = Literal["nll", "calibrated_nll", "accuracy"]
 
@@ -33,8 +33,7 @@ def _candidates(
     given: Sequence[int] = (),
 ) -> tuple[FloatArray, Callable[[FloatArray], FloatArray]]:
     """Check, and return what is averaged, (M, N) or (M, N, K), and the loss of many averages, (S, ...) -> (S,)."""
-    members = check_probs(member_probs, num_dims=3)
-    classes = check_labels(labels, num_images=members.shape[1], num_classes=members.shape[2])
+    members, classes = check_predictions(member_probs, labels, num_dims=3)
     if num_members < 1:
         raise UserError(f"An ensemble of {num_members} members was asked for.", "Ask for 1 or more.")
     if any(not 0 <= index < len(members) for index in given):
@@ -53,23 +52,22 @@ def _candidates(
     )
 
 
-def averaged_loss(averaged: npt.ArrayLike, labels: npt.ArrayLike, criterion: Criterion) -> float:
-    """Return what selection minimises, of averaged probabilities (N, K) and labels (N,).
+def averaged_loss(averaged: FloatArray, labels: IntArray, criterion: Criterion) -> float:
+    """Return what selection minimises, of averaged probabilities (N, K) and labels (N,) that were checked.
 
     The criterion is "nll"; "calibrated_nll", the NLL after a temperature that is fitted on the same data; or
     "accuracy", the error rate with ties broken by the NLL (see `tie_broken_error`).
 
     Raises:
         UserError: Another criterion.
-        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
     if criterion == "nll":
-        return nll(averaged, labels)
+        return nll.of(averaged, labels)
     if criterion == "calibrated_nll":
-        return calibrated_nll(averaged, labels, fit_temperature(averaged, labels))
+        return nll.of(tempered(averaged, fit_temperature.of(averaged, labels)), labels)
     if criterion == "accuracy":
-        num_images = np.shape(averaged)[0]
-        return float(tie_broken_error(nll(averaged, labels), accuracy(averaged, labels), num_images))
+        error = tie_broken_error(nll.of(averaged, labels), accuracy.of(averaged, labels), len(labels))
+        return float(error)
     raise UserError(f"The criterion is {criterion!r}.", 'Give "nll", "calibrated_nll" or "accuracy".')
 
 

@@ -24,7 +24,7 @@ from dnas_ens.ensembles.averaging import (
     coefficients,
 )
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import accuracy, nll
+from dnas_ens.metrics.scores import accuracy, check_predictions, nll
 from dnas_ens.training.prediction import Batches, predict_batches
 from dnas_ens.types import FloatArray
 
@@ -50,7 +50,10 @@ def evaluate_on_val(model: nn.Module, val_batches: Batches, *, name: str = "A mo
 def _score(model: nn.Module, val_batches: Batches) -> tuple[float, float] | None:
     """Return what `evaluate_on_val` does; None where the logits are not finite."""
     probs, labels = predict_batches(model, val_batches)
-    return (nll(probs, labels), accuracy(probs, labels)) if np.isfinite(probs).all() else None
+    if not np.isfinite(probs).all():
+        return None
+    checked = check_predictions(probs, labels)
+    return nll.of(*checked), accuracy.of(*checked)
 
 
 @dataclass(frozen=True, kw_only=True)

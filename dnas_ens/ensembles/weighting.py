@@ -21,7 +21,7 @@ from scipy.optimize import Bounds, LinearConstraint, differential_evolution, min
 
 from dnas_ens.ensembles import selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, check_labels, check_probs
+from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions
 from dnas_ens.types import FloatArray, IntArray
 
 Criterion = Literal["nll", "accuracy"]
@@ -113,7 +113,7 @@ def fit_weights(
         UserError: A negative number of starts.
         ValueError: See `dnas_ens.metrics.scores.check_probs` and `check_labels`.
     """
-    members, classes = _check(val_probs, val_labels)
+    members, classes = check_predictions(val_probs, val_labels, num_dims=3)
     if random_starts < 0:
         raise UserError(f"{random_starts} random starts were asked for.", "Ask for 0 or more.")
     label_probs = _label_probs(members, classes)
@@ -172,7 +172,7 @@ def evolve_weights(
         UserError: Another criterion, a population that is too small, or no generations.
         ValueError: See `fit_weights`.
     """
-    members, classes = _check(val_probs, val_labels)
+    members, classes = check_predictions(val_probs, val_labels, num_dims=3)
     num_members = len(members)
     size = max(30, 10 * num_members) if population_size is None else population_size
     if size < num_members + 5:
@@ -248,7 +248,7 @@ def caruana_weights(
         UserError: No picks, or another criterion.
         ValueError: See `fit_weights`.
     """
-    members, classes = _check(val_probs, val_labels)
+    members, classes = check_predictions(val_probs, val_labels, num_dims=3)
     picks = selection.greedy_selection(
         members, classes, num_members=num_picks, replacement=True, criterion=criterion
     )
@@ -259,11 +259,6 @@ def caruana_weights(
     ]
     # Each pick compares all M members.
     return _fitted(prefixes[int(np.argmin(losses))], members, classes, num_picks * len(members))
-
-
-def _check(val_probs: npt.ArrayLike, val_labels: npt.ArrayLike) -> tuple[FloatArray, IntArray]:
-    members = check_probs(val_probs, num_dims=3)
-    return members, check_labels(val_labels, num_images=members.shape[1], num_classes=members.shape[2])
 
 
 def _label_probs(members: FloatArray, classes: IntArray) -> FloatArray:
