@@ -1,4 +1,4 @@
-"""What a method can be had for at each total cost: its options, and the one that val chooses within a budget.
+"""What a method reaches at each total cost: its options, and the one that val chooses within a budget.
 
 An option is a way to spend: so many members, trained for so many epochs. Options are evaluated from networks that are
 trained already; one that takes k of n exchangeable networks is the mean over balanced subsets of k. Within a

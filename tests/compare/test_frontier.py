@@ -1,3 +1,6 @@
+"""Options, the frontier, and both budgets of given predictions and costs."""
+
+import re
 from itertools import combinations
 
 import numpy as np
@@ -7,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from dnas_ens.compare.budgets import equal_cost, unspent_sentences
 from dnas_ens.compare.figure import spread
 from dnas_ens.compare.frontier import (
     Option,
@@ -17,7 +21,13 @@ from dnas_ens.compare.frontier import (
     of_ordered,
     windows,
 )
+from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
+from dnas_ens.compare.tables import provenance
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
 
 def some_predictions(members=4, images=60, classes=3, seed=0):
@@ -139,3 +149,89 @@ def test_labels_stand_apart_in_their_order_and_near(heights, gap):
         np.testing.assert_allclose(places, heights, atol=1e-9)
     # No label moves by more than all the others take.
     assert np.abs(np.array(places) - heights).max() <= gap * len(heights)
+
+
+def of_seeds(*seeds):
+    """Rows with an option for each cost."""
+
+    def option(cost):
+        losses = np.linspace(0.1, cost / 50, 8)
+        figures = {"losses": losses, "hits": np.ones(8), "spent": "1 × 1"}
+        return Option(members=1, epochs=1, cpu_seconds=cost, val_nll=1.0, **figures)
+
+    return [
+        [
+            Result(
+                name=name,
+                predictions=None,
+                networks=1,
+                cpu_seconds=0,
+                options=[option(cost) for cost in costs],
+            )
+            for name, costs in of_seed.items()
+        ]
+        for of_seed in seeds
+    ]
+
+
+def test_what_one_seed_cannot_pay_for_is_no_row_but_told():
+    results = of_seeds(*2 * [{"ours": [90], "dear": [101, 130], "cheap": [80]}])
+    rows, text = equal_cost(results, {5: [100, 120]})
+    assert [row["name"] for row in rows] == ["ours", "ours", "cheap", "cheap"]
+    assert re.search(r"^\| dear +\| costs more in itself +\|.*\| 101\.0 ± 0\.0 \|$", text, re.MULTILINE)
+    assert "###" not in text
+    rows, text = equal_cost(results, {5: [100, 120], 8: [110, 120]})
+    assert [row["members_of_ours"] for row in rows if row["name"] == "dear"] == [8, 8]
+    assert text.count("costs more in itself") == 1
+    headings = [line for line in text.splitlines() if line.startswith("###")]
+    assert headings == [f"### The total cost of ours with {size} members" for size in (5, 8)]
+
+
+def test_methods_that_could_have_spent_more_are_named():
+    results = of_seeds(
+        {"ours": [60, 100], "short": [70, 35], "long": [90], "part": []},
+        {"ours": [120, 200], "short": [100], "long": [140], "part": []},
+    )
+    # Shares of the budgets: short (0.7 + 0.5) / 2, long (0.9 + 0.7) / 2, which is enough.
+    assert unspent_sentences(results, [100, 200]) == (
+        "- Of *short* nothing was trained that costs more than 60 % of this; for all of it there might be better.\n"
+    )
+
+
+def test_commands_are_named_once_with_all_the_revisions_they_ran_at():
+    machine = {
+        "cpu": "Chip",
+        "num_cpus": 2,
+        "packages": dict.fromkeys(("torch", "numpy", "scipy"), "1.0"),
+        "time": "now",
+    }
+    entries = [
+        {"command": ["python", command], "git_revision": revision, **machine}
+        for command, revision in (("search.py", "a"), ("my run", "a"), ("my run", "b"), ("my run", "a"))
+    ]
+    assert provenance(entries, device="cpu").split("\n\n") == [
+        "Command: `python search.py` (revision a)",
+        "Command: `python 'my run'` (revisions a, b)",
+        "Hardware: Chip, 2 cores, no GPU used. Versions: torch 1.0, numpy 1.0, scipy 1.0. Date: now.",
+        "",
+    ]
+
+
+def test_weights_and_temperature_come_from_different_halves_of_a_large_val():
+    def fit(probs, labels):
+        return fit_weights(probs, labels).weights
+
+    given = some_predictions(images=LEAST_CROSSED)
+    found = weighted(given, fit)
+    assert found["predictions"].weights == pytest.approx(fit(given.val_probs, given.val_labels))
+    losses = []
+    halves = alternating_halves(given.val_labels)
+    for own, other in (halves, halves[::-1]):
+        weights = fit(given.val_probs[:, own], given.val_labels[own])
+        val, test = (
+            np.tensordot(weights, probs, 1) for probs in (given.val_probs[:, other], given.test_probs)
+        )
+        losses.append(per_image_calibrated_nll(val, given.val_labels[other], test, given.test_labels))
+    np.testing.assert_allclose(found["cross_fit"].per_image_calibrated_nll, np.mean(losses, axis=0))
+    # A small val is not halved.
+    assert "cross_fit" not in weighted(some_predictions(images=LEAST_CROSSED - 1), fit)

@@ -81,6 +81,8 @@ def test_an_unfinished_last_line_is_cut_off_and_a_damaged_one_is_told(tmp_path, 
     file.write_text("{]\n")
     with pytest.raises(UserError, match="Cannot read"):
         read_lines(file)
+    with pytest.raises(UserError, match="Cannot write"):
+        append_line(file / "below.jsonl", {})
 
 
 def test_a_unit_without_its_arrays_is_run_again(tmp_path):

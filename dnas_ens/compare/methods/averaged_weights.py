@@ -54,7 +54,7 @@ STOP = "equal average of the first {} of {} kept"
 
 
 class _Averages:
-    """A learning rate that falls and then stays, the models of the epochs it stays for, and an EMA of every step.
+    """A learning rate that falls and then stays constant, the models of its last epochs, and an EMA of every step.
 
     The EMA's window is about an epoch.
     """
@@ -93,8 +93,8 @@ def averaged_weights(comparison: Comparison) -> Iterator[Result]:
     """Averages of one training's weights: equal (SWA), linear, exponential, evolved, a greedy soup and an EMA.
 
     One network of the base cell is trained as long as our M members, at the end with a constant learning rate. How
-    many models an average takes, the soup and evolved coefficients are chosen on val. As the learning rate stays, the
-    training could have ended with any of the models that are kept: that are its options.
+    many models an average takes, the soup and evolved coefficients are chosen on val. As the learning rate is constant,
+    the training could have ended with any of the kept models: those are its options.
     """
 
     def make() -> tuple[Predictions, dict[str, Any]]:

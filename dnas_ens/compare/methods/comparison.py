@@ -57,8 +57,8 @@ class Result:
         networks: Networks trained for it, discarded ones included.
         cpu_seconds: All training it needs, the search included where its cells come from it.
         search_seconds: What searching took of that; training networks that are discarded is no part of it.
-        label: Its name in the figure; none where it is no method of its own.
-        options: The ways it can be had, for the frontier; none where it is no method of its own.
+        label: Its name in the figure; empty where it is no method of its own.
+        options: The ways to spend on it, for the frontier; none where it is no method of its own.
         detail: What differs between seeds, such as a width.
         cross_fit: Weights and temperature from different halves of val, where weights were fitted on val too.
     """

@@ -12,7 +12,7 @@ from dnas_ens.training.trainer import MemberTraining
 
 
 def base_members(comparison: Comparison) -> Trained:
-    """Train as many networks of the base cell as our largest cost pays for if the cell were free, at least M."""
+    """Train as many networks of the base cell as our largest cost would pay for if the cell were free, at least M."""
     return comparison.train_within(
         "base-cell",
         lambda wanted: [comparison.base] * wanted,

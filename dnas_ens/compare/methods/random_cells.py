@@ -1,4 +1,4 @@
-"""Cells that nobody searched by gradients: random ones, the choice among them, an evolution, and random deviations."""
+"""Cells that no gradient found: random ones, the choice among them, an evolution, random deviations of a base."""
 
 from __future__ import annotations
 
