@@ -50,6 +50,10 @@ def test_tables_are_recomputed_from_predictions_alone(folder, capsys):
     assert printed.startswith("photos, 30 test images; temperatures fitted on 30 of val\n")
     assert written["results.md"].decode() in printed
     assert json.loads((folder / "env.json").read_text())[-1]["command"][-1] == "--from-predictions"
+    (folder / "predictions.npz").unlink()
+    with pytest.raises(UserError, match="holds no predictions") as caught:
+        main([str(folder), "--from-predictions"])
+    assert "without --from-predictions" in caught.value.remedy
 
 
 def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
@@ -65,13 +69,6 @@ def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
     assert json.loads((folder / "ensemble_size.json").read_text()) == curve
 
 
-def test_without_predictions_it_says_what_to_do(folder):
-    (folder / "predictions.npz").unlink()
-    with pytest.raises(UserError, match="holds no predictions") as caught:
-        main([str(folder), "--from-predictions"])
-    assert "without --from-predictions" in caught.value.remedy
-
-
 def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path):
     recipe = RetrainConfig(num_cells=1, channels=2, epochs=1, batch_size=32)
     space = SearchSpace.for_stack(1, operations=DARTS_OPERATIONS, num_nodes=2)
@@ -80,21 +77,19 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
     fresh = predict_folder(tmp_path, few_digits)
     # Marked, so that it shows whether they are the kept ones.
     marked = dataclasses.replace(fresh, test_probs=fresh.test_probs[:, ::-1].copy())
-    marked.save(tmp_path / "predictions.npz")
-    kept = predict_folder(tmp_path, few_digits, reuse=True)
-    assert np.array_equal(kept.test_probs, marked.test_probs)
-    assert np.array_equal(predict_folder(tmp_path, few_digits).test_probs, fresh.test_probs)
 
-    dataclasses.replace(marked, device="another device").save(tmp_path / "predictions.npz")
-    assert np.array_equal(predict_folder(tmp_path, few_digits, reuse=True).test_probs, fresh.test_probs)
+    def predicted(data=few_digits, *, reuse=True, **fields):
+        dataclasses.replace(marked, **fields).save(tmp_path / "predictions.npz")
+        return predict_folder(tmp_path, data, reuse=reuse).test_probs
+
+    assert np.array_equal(predicted(), marked.test_probs)
     others = dataclasses.replace(few_digits, fingerprint="other images")
-    marked.save(tmp_path / "predictions.npz")
-    assert np.array_equal(predict_folder(tmp_path, others, reuse=True).test_probs, fresh.test_probs)
-    marked.save(tmp_path / "predictions.npz")
+    for found in (predicted(reuse=False), predicted(device="another device"), predicted(others)):
+        assert np.array_equal(found, fresh.test_probs)
     for folder in (tmp_path / "members", tmp_path / "checkpoints"):
         shutil.rmtree(folder)
     train_members(genotypes, few_digits, dataclasses.replace(recipe, seed=1), folder=tmp_path)
-    of_others = predict_folder(tmp_path, few_digits, reuse=True).test_probs
+    of_others = predicted()
     assert not np.array_equal(of_others, marked.test_probs)
     assert not np.array_equal(of_others, fresh.test_probs)
     # A part of them, or more, is something else.
