@@ -15,7 +15,7 @@ from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.metrics.scores import balanced_accuracy
 from dnas_ens.types import IntArray
 
-#: Rows of a table a person reads; of more classes those of the lowest recall are shown.
+#: Rows of the table; of more classes it shows the ones of lowest recall.
 MAX_SHOWN = 20
 
 
@@ -91,7 +91,7 @@ class ClassFigures:
 
     @property
     def shown(self) -> list[ClassRow]:
-        """The rows a person reads: all, or those of the lowest recall."""
+        """The rows of the table: all, or the ones of lowest recall."""
         if len(self.rows) <= MAX_SHOWN:
             return list(self.rows)
         occurring = [row for row in self.rows if row.num_images]

@@ -198,7 +198,7 @@ def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str,
 
     Returns:
         ``corruptions``, the rows of `corruption_rows`, and ``out_of_distribution``, those
-        of `detection_rows`, whose in-distribution images are the whole clean test split.
+        of `detection_rows`; their own images are the whole clean test split.
     """
     fit = fit_on_clean(predictions)
     return {
@@ -215,9 +215,10 @@ def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str,
     }
 
 
-def shift_markdown(predictions: Predictions, shift: ShiftPredictions) -> str:
-    """Return the tables a person reads: means over corruptions, every corruption, foreign images."""
-    tables = shift_tables(predictions, shift)
+def shift_markdown(
+    predictions: Predictions, shift: ShiftPredictions, tables: Mapping[str, list[dict[str, Any]]]
+) -> str:
+    """Return `shift_tables` as a person reads them: means over corruptions, every corruption, foreign images."""
     clean = corruption_rows(
         predictions.test_probs, predictions.test_labels, fit_on_clean(predictions), corruption="", severity=0
     )
