@@ -4,6 +4,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -19,16 +20,7 @@ LISTS = ("parameters", "flops", "inference_seconds", "train_cpu_seconds", "train
 
 
 def predictions(num_members=3, seed=0, **fields):
-    generator = np.random.default_rng(seed)
-    return Predictions(
-        val_probs=generator.dirichlet(np.ones(4), size=(num_members, 8)),
-        val_labels=np.arange(8) % 4,
-        test_probs=generator.dirichlet(np.ones(4), size=(num_members, 6)),
-        test_labels=np.arange(6) % 4,
-        classes=["a", "b", "c", "d"],
-        weights=[1 / num_members] * num_members,
-        **fields,
-    )
+    return tiny.predictions(num_members, 8, seed=seed, **fields)
 
 
 def costed(num_members=3, seed=0):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 
 from dnas_ens.baselines import random_pool
 from dnas_ens.commands.evaluate import main
@@ -19,18 +20,7 @@ from dnas_ens.training.members import train_members
 @pytest.fixture
 def folder(tmp_path):
     """A run folder of which only the predictions are left."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(30) % 3
-    predictions = Predictions(
-        val_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
-        val_labels=labels,
-        test_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
-        test_labels=labels,
-        classes=["a", "b", "c"],
-        weights=[0.25] * 4,
-        flops=[1000] * 4,
-        train_cpu_seconds=[60.0] * 4,
-    )
+    predictions = tiny.predictions(4, 30, 3, sharpness=0.0, flops=[1000] * 4, train_cpu_seconds=[60.0] * 4)
     with RunFolder.create(tmp_path / "run", config={"data": {"data": "gone/photos"}}) as run:
         run.write_json("splits.json", {"name": "photos", "fingerprint": ""})
         predictions.save(run.file("predictions.npz"))

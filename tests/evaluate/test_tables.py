@@ -4,9 +4,9 @@ import io
 
 import numpy as np
 import pytest
+import tiny
 from sklearn.metrics import log_loss
 
-from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import (
     COLUMNS,
     best_single,
@@ -20,25 +20,8 @@ from dnas_ens.evaluate.tables import (
 from dnas_ens.metrics.calibration import fit_temperature
 
 
-def predictions(num_members=3, seed=0):
-    generator = np.random.default_rng(seed)
-    val_labels, test_labels = generator.integers(0, 4, 80), generator.integers(0, 4, 60)
-
-    def probs(labels, sharpness):
-        logits = generator.normal(size=(num_members, len(labels), 4))
-        logits[:, np.arange(len(labels)), labels] += sharpness
-        odds = np.exp(logits)
-        return odds / odds.sum(-1, keepdims=True)
-
-    return Predictions(
-        val_probs=probs(val_labels, 1.5),
-        val_labels=val_labels,
-        test_probs=probs(test_labels, 1.5),
-        test_labels=test_labels,
-        classes=["a", "b", "c", "d"],
-        weights=[1 / num_members] * num_members,
-        parameters=[10, 20, 30][:num_members],
-    )
+def predictions():
+    return tiny.predictions(parameters=[10, 20, 30])
 
 
 def test_rows_against_scikit_learn():

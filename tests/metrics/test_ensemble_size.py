@@ -3,6 +3,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -17,17 +18,9 @@ from dnas_ens.metrics.ensemble_size import (
 )
 
 
-def predictions(num_members, seed=0, num_images=60, num_classes=4):
-    generator = np.random.default_rng(seed)
-
-    def draw():
-        labels = generator.integers(0, num_classes, num_images)
-        logits = generator.normal(size=(num_members, num_images, num_classes))
-        logits[:, np.arange(num_images), labels] += 1.0
-        odds = np.exp(3 * logits)
-        return odds / odds.sum(-1, keepdims=True), labels
-
-    return (*draw(), *draw())
+def predictions(num_members, seed=0):
+    made = tiny.predictions(num_members, sharpness=1.0, scale=3.0, seed=seed)
+    return made.val_probs, made.val_labels, made.test_probs, made.test_labels
 
 
 def test_against_scikit_learn_on_every_subset():

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+import tiny
 
-from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import write_tables
 from dnas_ens.evaluate.tables import ensemble_row, result_rows
 from dnas_ens.run.files import write_json
@@ -12,33 +12,15 @@ from dnas_ens.space.genotype import random_genotype
 OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
 
 
-def made_up(num_members, num_images, num_classes, *, sharpness=2.5, seed=0):
-    """Predictions that lean towards the label, each member with noise of its own."""
-    rng = np.random.default_rng(seed)
-
-    def split():
-        labels = np.arange(num_images) % num_classes
-        logits = rng.normal(size=(num_members, num_images, num_classes))
-        logits[:, np.arange(num_images), labels] += sharpness
-        probs = np.exp(logits)
-        return (probs / probs.sum(axis=2, keepdims=True)).astype(np.float32), labels
-
-    val_probs, val_labels = split()
-    test_probs, test_labels = split()
-    return Predictions(
-        val_probs=val_probs,
-        val_labels=val_labels,
-        test_probs=test_probs,
-        test_labels=test_labels,
-        classes=[f"class {index}" for index in range(num_classes)],
-        weights=[1 / num_members] * num_members,
-        parameters=[1000 + index for index in range(num_members)],
-    )
-
-
 @pytest.fixture
 def predictions():
-    return made_up
+    def make(num_members, num_images, num_classes, *, sharpness=2.5):
+        parameters = [1000 + index for index in range(num_members)]
+        return tiny.predictions(
+            num_members, num_images, num_classes, sharpness=sharpness, parameters=parameters
+        )
+
+    return make
 
 
 @pytest.fixture
