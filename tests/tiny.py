@@ -1,4 +1,4 @@
-"""What tests build again and again: a genotype, a stack, a supernet and its fast form, all small."""
+"""What tests build again and again: a genotype, a stack, a supernet and its fast form, predictions, all small."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.relaxation import mixture_distribution
@@ -73,3 +74,39 @@ def logits(
 def distributions(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
     """Natural distributions (*lead, T, E, O) of random logits."""
     return mixture_distribution(*logits(space, *lead, seed=seed, scale=scale), space)
+
+
+def predictions(
+    num_members: int = 3,
+    num_images: int = 60,
+    num_classes: int = 4,
+    *,
+    sharpness: Any = 1.5,
+    scale: float = 1.0,
+    seed: int = 0,
+    **fields: Any,
+) -> Predictions:
+    """Predictions that lean towards the label, each member with noise of its own; the same number of val and test.
+
+    Args:
+        num_members: M.
+        num_images: Of val, and of test.
+        num_classes: K.
+        sharpness: What the label's logit exceeds the others by; a number, or one a member in shape (M, 1).
+        scale: Factor of all logits, over noise of deviation 1.
+        seed: Of the noise.
+        fields: Of `Predictions`.
+    """
+    generator = np.random.default_rng(seed)
+    labels = np.arange(num_images) % num_classes
+    given: dict[str, Any] = {}
+    for split in ("val", "test"):
+        drawn = generator.normal(size=(num_members, num_images, num_classes))
+        drawn[:, np.arange(num_images), labels] += sharpness
+        odds = np.exp(scale * (drawn - drawn.max(axis=2, keepdims=True)))
+        given |= {f"{split}_probs": odds / odds.sum(axis=2, keepdims=True), f"{split}_labels": labels}
+    given |= {
+        "classes": [f"class {index}" for index in range(num_classes)],
+        "weights": [1 / num_members] * num_members,
+    }
+    return Predictions(**{**given, **fields})

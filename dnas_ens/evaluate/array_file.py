@@ -1,4 +1,4 @@
-"""Arrays in one compressed .npz file: written atomically, read without pickle, damage told in a line."""
+"""Arrays in one compressed .npz file: written atomically, read without pickle, damage reported as a UserError."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import numpy as np
 from dnas_ens.run.files import unreadable, write_atomic
 
 T = TypeVar("T")
-#: Bytes that deflate makes of one at most.
+#: Largest expansion of a byte by deflate.
 _MOST_PACKED = 1100
-#: What damage to a compressed archive shows itself as in numpy, zipfile and zlib.
+#: Errors that numpy, zipfile and zlib raise for a damaged archive.
 _DAMAGE = (
     OSError,
     ValueError,
@@ -52,7 +52,7 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
 
     Args:
         path: A .npz file.
-        make: Is given all arrays; a ValueError, KeyError or TypeError of it, too, means that the file is damaged.
+        make: Called with all arrays; if it raises ValueError, KeyError or TypeError, the file counts as damaged.
 
     Raises:
         UserError: The file is missing or damaged.

@@ -11,23 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.metrics.scores import balanced_accuracy
 from dnas_ens.types import IntArray
 
-#: Rows of a table a person reads; of more classes those of the lowest recall are shown.
+#: Rows of the table; of more classes it shows the ones of lowest recall.
 MAX_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class.
-
-    Args:
-        name: Its name.
-        num_images: Test images of it.
-        num_answers: Test images that are answered with it.
-        num_right: Test images of it that are answered with it.
-    """
+    """One class: its name, and how many test images are of it, are answered with it, and are both."""
 
     name: str
     num_images: int
@@ -92,12 +86,12 @@ class ClassFigures:
 
     @property
     def majority_accuracy(self) -> float:
-        """What always answering the most frequent class gets, in [0, 1]."""
+        """What always answering the majority class gets, in [0, 1]."""
         return self.majority.num_images / int(self.confusion.sum())
 
     @property
     def shown(self) -> list[ClassRow]:
-        """The rows a person reads: all, or those of the lowest recall."""
+        """The rows of the table: all, or the ones of lowest recall."""
         if len(self.rows) <= MAX_SHOWN:
             return list(self.rows)
         occurring = [row for row in self.rows if row.num_images]
@@ -119,21 +113,18 @@ class ClassFigures:
     def to_markdown(self) -> str:
         """Return the sentences and a table of the classes."""
         of = "" if len(self.rows) <= MAX_SHOWN else f", the {MAX_SHOWN} of lowest recall of {len(self.rows)}"
-        width = max(len(row.name) for row in self.shown)
-        lines = [
-            *self.sentences(),
-            "",
-            f"Ensemble per class{of}:",
-            "",
-            f"| {'class'.ljust(width)} | test images | recall % | precision % |",
-            f"|:{'-' * (max(width, 5) + 1)}|------------:|---------:|------------:|",
-            *(
-                f"| {row.name.ljust(max(width, 5))} | {row.num_images:>11,} | {_percent(row.recall):>8} | "
-                f"{_percent(row.precision):>11} |"
-                for row in self.shown
-            ),
+        table = [
+            {
+                "class": row.name,
+                "test images": row.num_images,
+                "recall %": _percent(row.recall),
+                "precision %": _percent(row.precision),
+            }
+            for row in self.shown
         ]
-        return "\n".join(lines) + "\n"
+        return "\n".join(
+            [*self.sentences(), "", f"Ensemble per class{of}:", "", to_markdown(table, list(table[0]))]
+        )
 
 
 def _percent(share: float) -> str:

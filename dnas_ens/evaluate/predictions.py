@@ -141,7 +141,7 @@ class Predictions:
         )
 
     def with_members_of(self, other: Predictions) -> Predictions:
-        """Return the members of both, equally weighted; what either does not know of its members is unknown.
+        """Return the members of both, equally weighted; costs that one of the two lacks are left out.
 
         The search's cost is this one's.
 

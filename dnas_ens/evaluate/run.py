@@ -52,7 +52,7 @@ def predict_folder(
 
 
 def _source(folder: Path, data: ImageData) -> str:
-    """Return what predictions are of: SHA-256 of ensemble.json, which has those of the weights, and of the images."""
+    """Identify members and images: SHA-256 of ensemble.json, which holds the weights' hashes, and the fingerprint."""
     from dnas_ens.ensembles.storage import MANIFEST
 
     return hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
@@ -106,8 +106,8 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     return rows
 
 
-def write_tables(folder: Path, rows: list[dict[str, Any]], *, name: str = "results", below: str = "") -> None:
-    """Write rows as ``<name>.csv``, ``<name>.md``, with what comes below the table, and ``<name>.json``."""
-    write_atomic(folder / f"{name}.csv", to_csv(rows).encode())
-    write_atomic(folder / f"{name}.md", (to_markdown(rows) + below).encode())
-    write_json(folder / f"{name}.json", rows)
+def write_tables(folder: Path, rows: list[dict[str, Any]], *, below: str = "") -> None:
+    """Write rows as results.csv, results.md, with what comes below the table, and results.json."""
+    write_atomic(folder / "results.csv", to_csv(rows).encode())
+    write_atomic(folder / "results.md", (to_markdown(rows) + below).encode())
+    write_json(folder / "results.json", rows)

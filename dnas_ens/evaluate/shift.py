@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.run.folder import RunFolder
 
-#: In place of a data set's name: those of `dnas_ens.data.names.OUT_OF_DISTRIBUTION` that are on the disk.
+#: Stands for the data sets of `dnas_ens.data.names.OUT_OF_DISTRIBUTION` that are on the disk.
 USUAL = "auto"
 #: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
 CORRUPTION_SEED = 0
@@ -77,7 +77,7 @@ class ShiftOptions:
 class ShiftPredictions:
     """The members' class probabilities on corrupted test images and on images of other data sets.
 
-    Together with `predictions.npz`, which holds val and the clean test images, all there is to know.
+    Together with predictions.npz (val and clean test images) all that the tables are computed from.
 
     Args:
         corruptions: R names, those of the public files after "cifar10-c/".
@@ -267,8 +267,9 @@ def write_shift(folder: Path, shift: ShiftPredictions) -> str:
     from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
 
     predictions = Predictions.load(folder / "predictions.npz")
-    write_json(folder / "shift.json", shift_tables(predictions, shift))
-    text = shift_markdown(predictions, shift)
+    tables = shift_tables(predictions, shift)
+    write_json(folder / "shift.json", tables)
+    text = shift_markdown(predictions, shift, tables)
     write_atomic(folder / "shift.md", text.encode())
     return text
 

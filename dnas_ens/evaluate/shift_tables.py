@@ -65,7 +65,7 @@ def corruption_rows(
         member_probs: Members' class probabilities on the corrupted images, shape (M, N, K), range [0, 1].
         labels: Class indices, shape (N,).
         fit: What clean validation images decided.
-        corruption: Name of the corruption.
+        corruption: Its name.
         severity: 1 to 5.
 
     Returns:
@@ -138,17 +138,10 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def detection_auroc(own_scores: npt.ArrayLike, foreign_scores: npt.ArrayLike) -> float:
-    """Area under the ROC curve of telling foreign images from own ones by a score.
+    """Area under the ROC curve of telling foreign images from own ones by scores (N_own,) and (N_foreign,).
 
     The probability that a foreign image scores higher than an own one, ties counted half (Hanley and McNeil,
-    Radiology 143, 1982); it does not depend on how many there are of each.
-
-    Args:
-        own_scores: Scores of in-distribution images, shape (N_own,).
-        foreign_scores: Scores of out-of-distribution images, shape (N_foreign,).
-
-    Returns:
-        In [0, 1]; 0.5 for a score that says nothing.
+    Radiology 143, 1982), in [0, 1]; it does not depend on how many there are of each.
     """
     own, foreign = np.asarray(own_scores), np.asarray(foreign_scores)
     is_foreign = np.repeat([0, 1], [len(own), len(foreign)])
@@ -205,7 +198,7 @@ def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str,
 
     Returns:
         ``corruptions``, the rows of `corruption_rows`, and ``out_of_distribution``, those
-        of `detection_rows`, whose in-distribution images are the whole clean test split.
+        of `detection_rows`; their own images are the whole clean test split.
     """
     fit = fit_on_clean(predictions)
     return {
@@ -222,9 +215,10 @@ def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str,
     }
 
 
-def shift_markdown(predictions: Predictions, shift: ShiftPredictions) -> str:
-    """Return the tables a person reads: means over corruptions, every corruption, foreign images."""
-    tables = shift_tables(predictions, shift)
+def shift_markdown(
+    predictions: Predictions, shift: ShiftPredictions, tables: Mapping[str, list[dict[str, Any]]]
+) -> str:
+    """Return `shift_tables` as a person reads them: means over corruptions, every corruption, foreign images."""
     clean = corruption_rows(
         predictions.test_probs, predictions.test_labels, fit_on_clean(predictions), corruption="", severity=0
     )

@@ -147,7 +147,7 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
         search: Whether the search that found them counts too, with its discarded candidates.
 
     Returns:
-        Seconds of the device that did the work; None where they are unknown, or of both kinds, which do not add up.
+        Seconds of the device that did the work; None where unknown, or where CPU and GPU seconds would be added up.
     """
     if not len(predictions.train_cpu_seconds):
         return None

@@ -74,7 +74,7 @@ def save_cells(genotype: Genotype, path: str | Path, *, title: str | None = None
 
     Args:
         genotype: What to draw.
-        path: The file; ".svg" is added where it is missing, and the folder is made where there is none.
+        path: The file; ".svg" is added where it is missing, and the folder is made if need be.
         title: A common heading.
 
     Returns:
@@ -166,7 +166,7 @@ class _Brush:
 
     def line(self, points: tuple[Point, ...], colour: str, width: float) -> None:
         path = _curve(points)
-        order = 0.5 if colour == style.LINE_COLOUR else 1.0  # the concatenation lies below the operations
+        order = 0.5 if colour == style.LINE_COLOUR else 1.0  # concatenation below operations
         self.axis.add_patch(PathPatch(path, fill=False, edgecolor=colour, linewidth=width, zorder=order))
 
     def arrow(self, tip: Point, colour: str) -> None:

@@ -95,7 +95,7 @@ def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -
 
 
 def save_svg(figure: Figure, path: str | Path, *, title: str | None = None) -> Path:
-    """Write a figure as SVG, adding the suffix where it is missing and the folder where there is none."""
+    """Write a figure as SVG, adding the suffix where it is missing and making the folder if need be."""
     path = Path(path)
     path = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
     write_atomic(path, to_svg(figure, title=title).encode())

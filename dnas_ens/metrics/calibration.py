@@ -139,7 +139,7 @@ class CrossFit:
 
     Args:
         weights: Combining weights, shape (2, M), rows sum to 1.
-        temperatures: T of both, in [0.05, 20].
+        temperatures: T of each fit, in [0.05, 20].
         per_image_calibrated_nll: Mean of the two fits' losses on every test image, nats, shape (N,); what paired tests
             over images compare.
     """
@@ -177,7 +177,7 @@ def cross_fit(
         fit: How weights are fitted, such as ``lambda probs, labels: fit_weights(probs, labels).weights``.
 
     Raises:
-        ValueError: Fewer than two validation images, or weights that are none; else see
+        ValueError: Fewer than two validation images, or invalid weights; else see
             `dnas_ens.metrics.scores.check_predictions`.
     """
     val, of_val = check_predictions(val_probs, val_labels, num_dims=3)

@@ -67,13 +67,7 @@ class PairedDifference:
         return word
 
     def sentence(self, first: str, second: str, *, digits: int = 4) -> str:
-        """Say it as a sentence with its figures.
-
-        Args:
-            first: Name of the first method.
-            second: Name of the second.
-            digits: Decimals of the differences.
-        """
+        """Say it as a sentence with the methods' names and the figures, differences to so many decimals."""
         if self.same:
             return f"{first} predicts the same as {second}."
         figures = self.figures(digits=digits)
@@ -161,10 +155,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     one false claim among all, whatever their dependence.
 
     Args:
-        p_values: In [0, 1].
-
-    Returns:
-        Corrected p-values in the given order.
+        p_values: In [0, 1]; the corrected ones come in the same order.
     """
     corrected = np.empty(len(p_values))
     largest = 0.0
@@ -179,9 +170,6 @@ def image_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
     Args:
         values: One value an image, shape (N,), N of 2 or more.
-
-    Returns:
-        Its ends.
     """
     drawn = bootstrap(
         (np.asarray(values, dtype=np.float64),),
@@ -196,14 +184,7 @@ def image_interval(values: npt.ArrayLike) -> tuple[float, float]:
 
 
 def t_interval(values: npt.ArrayLike) -> tuple[float, float]:
-    """Return the t interval of a mean over seeds.
-
-    Args:
-        values: One value a seed, shape (S,).
-
-    Returns:
-        Its ends; NaN for a single seed, both ends the value where all agree.
-    """
+    """Return the t interval of a mean over seeds, values of shape (S,); NaN for a single seed."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) < 2:
         return math.nan, math.nan
@@ -237,9 +218,6 @@ def nested_spread(values: npt.ArrayLike) -> NestedSpread:
     Args:
         values: One figure a search seed and retraining seed, shape (S, R).
 
-    Returns:
-        The mean and both standard deviations, in the unit of the figure.
-
     Raises:
         ValueError: Not two axes, or empty.
     """
@@ -258,12 +236,7 @@ def nested_spread(values: npt.ArrayLike) -> NestedSpread:
 
 
 def mean_and_deviation(values: Sequence[float], *, digits: int) -> str:
-    """Return mean ± standard deviation as text; the mean alone of a single value.
-
-    Args:
-        values: One or more.
-        digits: Decimals.
-    """
+    """Return mean ± standard deviation as text to so many decimals; the mean alone of a single value."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.fmean(values):.{digits}f}{spread}"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write report.html and figures/ of a run folder from what lies in it.
+    """Write report.html and figures/ of a run folder from its files.
 
     Args:
-        folder: A run folder at any stage; sections whose input is missing are left out.
+        folder: A run folder at any stage; sections without input are left out.
 
     Returns:
         The page's path.

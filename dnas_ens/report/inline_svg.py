@@ -66,8 +66,8 @@ def inline_svg(text: str, *, name: str, title: str, description: str) -> str:
     width, height = root.get("viewBox", "0 0 1 1").split()[2:]
     root.attrib.update(
         {
-            "width": _rounded(width),
-            "height": _rounded(height),
+            "width": f"{float(width):.0f}",
+            "height": f"{float(height):.0f}",
             "role": "img",
             "aria-labelledby": f"{name}-t {name}-d",
         }
@@ -144,7 +144,3 @@ def _variable(colour: str) -> str:
         if near and 0.0 < strength < 1.0 and variable != "--paper":
             return f"color-mix(in srgb, var({variable}) {100 * strength:.0f}%, var(--paper))"
     return colour
-
-
-def _rounded(length: str) -> str:
-    return f"{float(length):.0f}"

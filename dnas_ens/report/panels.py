@@ -28,14 +28,12 @@ def panel(
     y_label: str,
     width: float = WIDTH,
     height: float = HEIGHT,
-    left: float = LEFT,
     right: float = RIGHT,
-    top: float = TOP,
     bottom: float = BOTTOM,
 ) -> tuple[Figure, Axes]:
     """Return a figure with one styled axis; all lengths in points."""
     figure = style.new_figure(width, height)
-    axis = add_axis(figure, (left, bottom, width - left - right, height - top - bottom))
+    axis = add_axis(figure, (LEFT, bottom, width - LEFT - right, height - TOP - bottom))
     style_axis(axis, x_label=x_label, y_label=y_label)
     return figure, axis
 

@@ -19,7 +19,7 @@ from dnas_ens.report.parts import NARROW, Section, interval, minus_signs, table
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.types import FloatArray
 
-#: Resamples for the intervals of a table's rows; a tenth of those of a test, for a page is written in seconds.
+#: Resamples for the intervals of the table: a fifth of a test's, since a page should take seconds.
 NUM_RESAMPLES = 2_000
 GLYPH_WIDTH, GLYPH_HEIGHT, GLYPH_MARGIN = 128.0, 14.0, 5.0
 

@@ -27,18 +27,15 @@ FOUND = {
     "candidates": [
         {
             "genotype": dict,
-            "lam?": _MAYBE,
-            "direction?": (int, NoneType),
-            "distance_to_base?": _MAYBE,
-            "shared_edges?": (int, NoneType),
+            **dict.fromkeys(("lam?", "distance_to_base?"), _MAYBE),
+            **dict.fromkeys(("direction?", "shared_edges?"), (int, NoneType)),
         }
     ],
     "curve?": (
         {
             "lam": [_NUMBER],
             "distance_to_base": [_NUMBER],
-            "shared_edges?": ([int], NoneType),
-            "direction?": ([int], NoneType),
+            **dict.fromkeys(("shared_edges?", "direction?"), ([int], NoneType)),
         },
         NoneType,
     ),
@@ -76,13 +73,13 @@ class RunFiles:
     """The content of a run folder.
 
     Args:
-        folder: Where it lies.
+        folder: The folder.
         config: config.json.
         environment: env.json, an entry a command.
         found: genotypes.json.
         members: Each member's member.json, in order.
         ensemble: ensemble.json.
-        predictions: predictions.npz.
+        predictions: predictions.npz; ``averaged``, ``best`` and ``classes`` are there where it is.
         rows: results.json, or the same computed from the predictions.
         ensemble_sizes: ensemble_size.json, or the same computed from the predictions.
         comparison: Rows of comparison.json.
@@ -139,19 +136,19 @@ class RunFiles:
 
     @cached_property
     def averaged(self) -> FloatArray:
-        """The ensemble's class probabilities on the test images, (N, K); there must be predictions."""
+        """The ensemble's class probabilities on the test images, (N, K)."""
         assert self.predictions is not None
         return self.predictions.averaged()[1]
 
     @cached_property
     def best(self) -> int:
-        """The best single member; there must be predictions."""
+        """The best single member."""
         assert self.predictions is not None
         return best_single(self.predictions)
 
     @cached_property
     def classes(self) -> ClassFigures:
-        """How each class fares; there must be predictions."""
+        """How each class fares."""
         assert self.predictions is not None
         return ClassFigures.of(self.predictions)
 

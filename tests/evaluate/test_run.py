@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import tiny
 
 from dnas_ens.baselines import random_pool
 from dnas_ens.commands.evaluate import main
@@ -19,18 +20,7 @@ from dnas_ens.training.members import train_members
 @pytest.fixture
 def folder(tmp_path):
     """A run folder of which only the predictions are left."""
-    generator = np.random.default_rng(0)
-    labels = np.arange(30) % 3
-    predictions = Predictions(
-        val_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
-        val_labels=labels,
-        test_probs=generator.dirichlet(np.ones(3), size=(4, 30)),
-        test_labels=labels,
-        classes=["a", "b", "c"],
-        weights=[0.25] * 4,
-        flops=[1000] * 4,
-        train_cpu_seconds=[60.0] * 4,
-    )
+    predictions = tiny.predictions(4, 30, 3, sharpness=0.0, flops=[1000] * 4, train_cpu_seconds=[60.0] * 4)
     with RunFolder.create(tmp_path / "run", config={"data": {"data": "gone/photos"}}) as run:
         run.write_json("splits.json", {"name": "photos", "fingerprint": ""})
         predictions.save(run.file("predictions.npz"))
@@ -50,6 +40,10 @@ def test_tables_are_recomputed_from_predictions_alone(folder, capsys):
     assert printed.startswith("photos, 30 test images; temperatures fitted on 30 of val\n")
     assert written["results.md"].decode() in printed
     assert json.loads((folder / "env.json").read_text())[-1]["command"][-1] == "--from-predictions"
+    (folder / "predictions.npz").unlink()
+    with pytest.raises(UserError, match="holds no predictions") as caught:
+        main([str(folder), "--from-predictions"])
+    assert "without --from-predictions" in caught.value.remedy
 
 
 def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
@@ -65,13 +59,6 @@ def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
     assert json.loads((folder / "ensemble_size.json").read_text()) == curve
 
 
-def test_without_predictions_it_says_what_to_do(folder):
-    (folder / "predictions.npz").unlink()
-    with pytest.raises(UserError, match="holds no predictions") as caught:
-        main([str(folder), "--from-predictions"])
-    assert "without --from-predictions" in caught.value.remedy
-
-
 def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path):
     recipe = RetrainConfig(num_cells=1, channels=2, epochs=1, batch_size=32)
     space = SearchSpace.for_stack(1, operations=DARTS_OPERATIONS, num_nodes=2)
@@ -80,21 +67,19 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
     fresh = predict_folder(tmp_path, few_digits)
     # Marked, so that it shows whether they are the kept ones.
     marked = dataclasses.replace(fresh, test_probs=fresh.test_probs[:, ::-1].copy())
-    marked.save(tmp_path / "predictions.npz")
-    kept = predict_folder(tmp_path, few_digits, reuse=True)
-    assert np.array_equal(kept.test_probs, marked.test_probs)
-    assert np.array_equal(predict_folder(tmp_path, few_digits).test_probs, fresh.test_probs)
 
-    dataclasses.replace(marked, device="another device").save(tmp_path / "predictions.npz")
-    assert np.array_equal(predict_folder(tmp_path, few_digits, reuse=True).test_probs, fresh.test_probs)
+    def predicted(data=few_digits, *, reuse=True, **fields):
+        dataclasses.replace(marked, **fields).save(tmp_path / "predictions.npz")
+        return predict_folder(tmp_path, data, reuse=reuse).test_probs
+
+    assert np.array_equal(predicted(), marked.test_probs)
     others = dataclasses.replace(few_digits, fingerprint="other images")
-    marked.save(tmp_path / "predictions.npz")
-    assert np.array_equal(predict_folder(tmp_path, others, reuse=True).test_probs, fresh.test_probs)
-    marked.save(tmp_path / "predictions.npz")
+    for found in (predicted(reuse=False), predicted(device="another device"), predicted(others)):
+        assert np.array_equal(found, fresh.test_probs)
     for folder in (tmp_path / "members", tmp_path / "checkpoints"):
         shutil.rmtree(folder)
     train_members(genotypes, few_digits, dataclasses.replace(recipe, seed=1), folder=tmp_path)
-    of_others = predict_folder(tmp_path, few_digits, reuse=True).test_probs
+    of_others = predicted()
     assert not np.array_equal(of_others, marked.test_probs)
     assert not np.array_equal(of_others, fresh.test_probs)
     # A part of them, or more, is something else.

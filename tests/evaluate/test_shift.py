@@ -152,7 +152,8 @@ def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
     public = ensemble.predict_probs(torch.from_numpy(stored[80:].transpose(0, 3, 1, 2).copy()))
     np.testing.assert_array_equal(shift.probs[0], ours)
     np.testing.assert_array_equal(shift.probs[3], public)
-    text = shift_markdown(predict_splits(ensemble, data), shift)
+    clean = predict_splits(ensemble, data)
+    text = shift_markdown(clean, shift, shift_tables(clean, shift))
     assert "CIFAR-10-C-style" in text
     assert "the public files" in text
     # The two are not averaged together.

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
+import tiny
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import log_loss
 
-from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.shift_tables import (
     corruption_rows,
     detection_auroc,
@@ -16,31 +16,16 @@ from dnas_ens.metrics.calibration import fit_temperature
 LABELS = range(4)
 
 
-def members(num_images, sharpness, *, num_members=3, seed=0):
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, 4, num_images)
-    logits = rng.normal(size=(num_members, num_images, 4))
-    logits[:, np.arange(num_images), labels] += sharpness
-    odds = np.exp(2 * logits)
-    return odds / odds.sum(-1, keepdims=True), labels
-
-
 def tempered(probs, temperature):
     powers = probs ** (1 / temperature)
     return powers / powers.sum(-1, keepdims=True)
 
 
 def test_rows_against_scikit_learn_with_temperatures_of_clean_val():
-    val_probs, val_labels = members(100, 1.5, seed=1)
-    probs, labels = members(80, 0.4, seed=2)
-    clean = Predictions(
-        val_probs=val_probs,
-        val_labels=val_labels,
-        test_probs=probs,
-        test_labels=labels,
-        classes=list("abcd"),
-        weights=[0.5, 0.25, 0.25],
-    )
+    clean = tiny.predictions(num_images=100, scale=2.0, weights=[0.5, 0.25, 0.25])
+    val_probs, val_labels = clean.val_probs, clean.val_labels
+    corrupted = tiny.predictions(num_images=80, sharpness=0.4, scale=2.0, seed=1)
+    probs, labels = corrupted.test_probs, corrupted.test_labels
     fit = fit_on_clean(clean)
     best = int(np.argmin([log_loss(val_labels, p, labels=LABELS) for p in val_probs]))
     rows = {row["row"]: row for row in corruption_rows(probs, labels, fit, corruption="fog", severity=2)}

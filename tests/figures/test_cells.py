@@ -23,18 +23,11 @@ from dnas_ens.figures.cells import (
 from dnas_ens.figures.style import to_svg
 from dnas_ens.space.genotype import Genotype, random_genotype
 
-LABELS = {
-    "max_pool_3x3": "max pool 3×3",
-    "avg_pool_3x3": "avg pool 3×3",
-    "skip_connect": "skip connect",
-    "sep_conv_3x3": "sep conv 3×3",
-    "sep_conv_5x5": "sep conv 5×5",
-    "dil_conv_3x3": "dil conv 3×3",
-    "dil_conv_5x5": "dil conv 5×5",
-}
-OPERATIONS = tuple(LABELS)
+OPERATIONS = (
+    *("max_pool_3x3", "avg_pool_3x3", "skip_connect"),
+    *("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5"),
+)
 LONG_NAME = "a_custom_operation_of_a_very_long_name_9x9"
-LABELS |= {"none": "none", LONG_NAME: "a custom operation of a very long name 9×9"}
 
 
 def operation(number: int) -> str:
@@ -59,6 +52,12 @@ CASES = {
 every_case = pytest.mark.parametrize("genotype", CASES.values(), ids=CASES.keys())
 
 
+def as_read(name: str) -> str:
+    for side in "359":
+        name = name.replace(f"{side}x{side}", f"{side}×{side}")
+    return name.replace("_", " ")
+
+
 def cell_axis(genotype: Genotype, cell_type: str) -> Axes:
     return draw_genotype(genotype).axes[genotype.cell_types.index(cell_type)]
 
@@ -75,17 +74,8 @@ def svg_texts(svg: str) -> dict[str, str]:
     return texts
 
 
-def shrunk(box: Bbox, margin: float) -> Bbox:
-    return Bbox.from_extents(box.x0 + margin, box.y0 + margin, box.x1 - margin, box.y1 - margin)
-
-
 def apart(one: Bbox, other: Bbox, margin: float) -> bool:
-    return bool(
-        one.x1 + margin <= other.x0
-        or other.x1 + margin <= one.x0
-        or one.y1 + margin <= other.y0
-        or other.y1 + margin <= one.y0
-    )
+    return not one.padded(margin).overlaps(other)
 
 
 def contains(outer: Bbox, inner: Bbox) -> bool:
@@ -113,7 +103,7 @@ def assert_nothing_overlaps(figure: Figure, *, point: float = 100 / 72) -> None:
     for one, other in combinations(boxes, 2):
         assert apart(one, other, 3 * point)
     for name, text in texts.items():
-        holders = [box for box in boxes if contains(shrunk(box, 2 * point), text)]
+        holders = [box for box in boxes if contains(box.padded(-2 * point), text)]
         touched = [box for box in boxes if not apart(box, text, 0)]
         inside = "-edge-" in name or "-node-" in name
         assert len(holders) == len(touched) == inside, name
@@ -128,7 +118,7 @@ def assert_nothing_overlaps(figure: Figure, *, point: float = 100 / 72) -> None:
                 for start, end in pairwise(polygon)
             ]
         ).T
-        for area in (*texts.values(), *(shrunk(box, point) for box in boxes)):
+        for area in (*texts.values(), *(box.padded(-point) for box in boxes)):
             assert not ((area.x0 < x) & (x < area.x1) & (area.y0 < y) & (y < area.y1)).any()
 
 
@@ -145,7 +135,7 @@ def test_svg_names_every_operation_and_node(genotype: Genotype) -> None:
         for index, node in enumerate(genotype.cell(cell_type)):
             expected[f"{cell_type}-node-{index + 2}"] = str(index)
             for name, source in node:
-                expected[f"{cell_type}-edge-{source}-{index + 2}"] = LABELS[name]
+                expected[f"{cell_type}-edge-{source}-{index + 2}"] = as_read(name)
     assert texts == expected
 
 
@@ -219,12 +209,3 @@ def test_saved_file_is_the_same_every_time(tmp_path: Path) -> None:
     assert elsewhere.read_bytes() == path.read_bytes()
     assert b"<dc:date>" not in path.read_bytes()
     assert genotype.canonical_hash().encode() in path.read_bytes()
-
-
-def test_different_genotypes_give_different_files() -> None:
-    # One operation, then one source is another.
-    base = Genotype(normal=((("skip_connect", 0),), (("skip_connect", 1),)))
-    operation_changed = Genotype(normal=((("none", 0),), (("skip_connect", 1),)))
-    source_changed = Genotype(normal=((("skip_connect", 0),), (("skip_connect", 0),)))
-    files = {to_svg(draw_genotype(genotype)) for genotype in (base, operation_changed, source_changed)}
-    assert len(files) == 3

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
@@ -104,15 +105,8 @@ def test_per_image_calibrated_nll_is_that_of_the_temperature_on_val():
 @pytest.fixture
 def members():
     """Members of different worth on val and test: probabilities (4, 120, 3) and labels of both."""
-    generator = np.random.default_rng(0)
-
-    def draw():
-        labels = generator.integers(0, 3, 120)
-        logits = generator.normal(size=(4, 120, 3))
-        logits[:, np.arange(120), labels] += np.array([[0.2], [0.8], [1.5], [2.0]])
-        return softmax(2 * logits, axis=-1), labels
-
-    return (*draw(), *draw())
+    made = tiny.predictions(4, 120, 3, sharpness=np.array([[0.2], [0.8], [1.5], [2.0]]), scale=2.0)
+    return made.val_probs, made.val_labels, made.test_probs, made.test_labels
 
 
 def test_cross_fitting_by_hand_both_ways_round(members):

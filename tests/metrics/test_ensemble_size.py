@@ -3,6 +3,7 @@ from itertools import combinations, permutations
 
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -17,17 +18,9 @@ from dnas_ens.metrics.ensemble_size import (
 )
 
 
-def predictions(num_members, seed=0, num_images=60, num_classes=4):
-    generator = np.random.default_rng(seed)
-
-    def draw():
-        labels = generator.integers(0, num_classes, num_images)
-        logits = generator.normal(size=(num_members, num_images, num_classes))
-        logits[:, np.arange(num_images), labels] += 1.0
-        odds = np.exp(3 * logits)
-        return odds / odds.sum(-1, keepdims=True), labels
-
-    return (*draw(), *draw())
+def predictions(num_members, seed=0):
+    made = tiny.predictions(num_members, sharpness=1.0, scale=3.0, seed=seed)
+    return made.val_probs, made.val_labels, made.test_probs, made.test_labels
 
 
 def test_against_scikit_learn_on_every_subset():
@@ -53,6 +46,19 @@ def test_against_scikit_learn_on_every_subset():
                 assert math.isnan(curve.deviation[name][size - 1])
 
 
+def test_rows_are_ready_for_json():
+    rows = ensemble_size_curve(*predictions(2)).to_rows()
+    assert [row["size"] for row in rows] == [1, 2]
+    assert set(rows[0]) == {
+        "size",
+        "subsets",
+        *CURVE_METRICS,
+        *(f"{name}_deviation" for name in CURVE_METRICS),
+    }
+    assert rows[0]["nll_deviation"] > 0
+    assert rows[1]["nll_deviation"] is None
+
+
 def test_more_members_never_have_a_higher_mean_nll():
     # Jensen: the average of k members is an average of averages of k - 1 of them.
     curve = ensemble_size_curve(*predictions(6, seed=3))
@@ -75,19 +81,6 @@ def test_a_sample_is_seeded_and_has_no_subset_twice():
     assert draw_subsets(12, 5, 40, generator=np.random.default_rng(8)) != first
     assert draw_subsets(4, 2, 6, generator=np.random.default_rng(0)) == list(combinations(range(4), 2))
     assert ensemble_size_curve(*predictions(6), max_subsets=5).subsets.tolist() == [5, 5, 5, 5, 5, 1]
-
-
-def test_rows_are_ready_for_json():
-    rows = ensemble_size_curve(*predictions(2)).to_rows()
-    assert [row["size"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {
-        "size",
-        "subsets",
-        *CURVE_METRICS,
-        *(f"{name}_deviation" for name in CURVE_METRICS),
-    }
-    assert rows[0]["nll_deviation"] > 0
-    assert rows[1]["nll_deviation"] is None
 
 
 def test_what_does_not_fit():

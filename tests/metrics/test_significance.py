@@ -91,20 +91,13 @@ def test_compare_corrects_for_the_number_of_methods():
     assert [each.p_value for each in found.values()] == pytest.approx(holm([alone["a"], alone["b"]]))
 
 
-def test_a_difference_that_is_the_same_everywhere_has_no_spread():
-    images = draws(7, 500)
-    assert paired_difference(images + 0.5, images).effect_size == np.inf
-    assert paired_difference(images, images + 0.5).effect_size == -np.inf
-
-
-def test_small_losses_may_differ():
-    small = np.full(500, 2e-5)
-    small[::2] = 3e-5
-    assert not paired_difference(small, 4 * small).same
-
-
 def test_verdicts():
     images = draws(4, 500) * 0.05
+    # A difference that is the same everywhere has no spread; small losses may differ.
+    assert paired_difference(images + 0.5, images).effect_size == np.inf
+    assert paired_difference(images, images + 0.5).effect_size == -np.inf
+    small = np.tile([2e-5, 3e-5], 250)
+    assert not paired_difference(small, 4 * small).same
     same = paired_difference(images, images + 1e-6)
     assert same.same
     assert same.verdict == "the same"
@@ -134,14 +127,18 @@ def test_nested_spread_recovers_both_deviations():
     assert found.within == pytest.approx(0.5, rel=0.04)
 
 
-def test_nested_spread_of_few_seeds():
-    assert nested_spread([[1.0, 3.0]]).within == pytest.approx(math.sqrt(2.0))
-    assert math.isnan(nested_spread([[1.0, 3.0]]).between)
-    found = nested_spread([[1.0], [3.0]])
-    assert found.between == pytest.approx(math.sqrt(2.0))
-    assert math.isnan(found.within)
-    # What retraining adds explains the spread of the means: nothing is left for the searches.
-    assert nested_spread([[0.0, 2.0], [0.1, 2.1]]).between == 0.0
+@pytest.mark.parametrize(
+    ("values", "between", "within"),
+    [
+        ([[1.0, 3.0]], math.nan, math.sqrt(2.0)),
+        ([[1.0], [3.0]], math.sqrt(2.0), math.nan),
+        # What retraining adds explains the spread of the means: nothing is left for the searches.
+        ([[0.0, 2.0], [0.1, 2.1]], 0.0, math.sqrt(2.0)),
+    ],
+)
+def test_nested_spread_of_few_seeds(values, between, within):
+    found = nested_spread(values)
+    assert (found.between, found.within) == pytest.approx((between, within), nan_ok=True)
 
 
 def test_mean_and_deviation():

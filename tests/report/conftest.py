@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+import tiny
 
-from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import write_tables
 from dnas_ens.evaluate.tables import ensemble_row, result_rows
 from dnas_ens.run.files import write_json
@@ -12,33 +12,15 @@ from dnas_ens.space.genotype import random_genotype
 OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
 
 
-def made_up(num_members, num_images, num_classes, *, sharpness=2.5, seed=0):
-    """Predictions that lean towards the label, each member with noise of its own."""
-    rng = np.random.default_rng(seed)
-
-    def split():
-        labels = np.arange(num_images) % num_classes
-        logits = rng.normal(size=(num_members, num_images, num_classes))
-        logits[:, np.arange(num_images), labels] += sharpness
-        probs = np.exp(logits)
-        return (probs / probs.sum(axis=2, keepdims=True)).astype(np.float32), labels
-
-    val_probs, val_labels = split()
-    test_probs, test_labels = split()
-    return Predictions(
-        val_probs=val_probs,
-        val_labels=val_labels,
-        test_probs=test_probs,
-        test_labels=test_labels,
-        classes=[f"class {index}" for index in range(num_classes)],
-        weights=[1 / num_members] * num_members,
-        parameters=[1000 + index for index in range(num_members)],
-    )
-
-
 @pytest.fixture
 def predictions():
-    return made_up
+    def make(num_members, num_images, num_classes, *, sharpness=2.5):
+        parameters = [1000 + index for index in range(num_members)]
+        return tiny.predictions(
+            num_members, num_images, num_classes, sharpness=sharpness, parameters=parameters
+        )
+
+    return make
 
 
 @pytest.fixture
@@ -49,12 +31,8 @@ def make_run(tmp_path):
         folder = tmp_path / "run"
         members = len(predictions.test_probs)
         rng = np.random.default_rng(1)
-        genotypes = [
-            random_genotype(
-                rng, operations=OPERATIONS, num_nodes=2, edges_per_node=2, cell_types=("normal", "reduction")
-            )
-            for _ in range(members)
-        ]
+        kinds = {"operations": OPERATIONS, "num_nodes": 2, "cell_types": ("normal", "reduction")}
+        genotypes = [random_genotype(rng, edges_per_node=2, **kinds) for _ in range(members)]
         described = {
             "name": data,
             "classes": list(predictions.classes),
@@ -92,17 +70,10 @@ def make_run(tmp_path):
         predictions.save(folder / "predictions.npz")
         write_tables(folder, result_rows(predictions))
         if comparison:
-            ours = {
-                **ensemble_row("ours (searched ensemble)", predictions),
-                "networks": members,
-                "cpu_seconds": 27.0,
-            }
-            other = {
-                **ours,
-                "name": "a <rival> & co",
-                "calibrated_nll": ours["calibrated_nll"] / 2,
-                "cpu_seconds": 54.0,
-            }
+            ours = ensemble_row("ours (searched ensemble)", predictions)
+            ours |= {"networks": members, "cpu_seconds": 27.0}
+            loss = ours["calibrated_nll"] / 2
+            other = {**ours, "name": "a <rival> & co", "calibrated_nll": loss, "cpu_seconds": 54.0}
             rows = [ours, {**other, "interval": [0.01, 0.9]}]
             write_json(folder / "comparison.json", {"rows": rows})
         if shift:
@@ -116,33 +87,19 @@ def make_run(tmp_path):
                     "calibrated_nll": severity / 3,
                     "ece15": 0.1,
                 }
-                for name in (
-                    "fog",
-                    "gaussian_noise",
-                    "$snow$",
-                    "blur",
-                    "jpeg",
-                    "cifar10-c/fog",
-                    "cifar10-c/frost",
-                )
+                for name in "fog gaussian_noise $snow$ blur jpeg cifar10-c/fog cifar10-c/frost".split()
                 for severity in range(1, 6)
                 for row in ("ensemble", "average member", "best single")
             ]
             others = [
                 {
                     "name": "noise",
-                    "row": "ensemble",
+                    "row": row,
                     "num_images": 9,
-                    "auroc_entropy": 0.8,
-                    "auroc_mutual_information": 0.7,
-                },
-                {
-                    "name": "noise",
-                    "row": "best single",
-                    "num_images": 9,
-                    "auroc_entropy": 0.6,
-                    "auroc_mutual_information": None,
-                },
+                    "auroc_entropy": entropy,
+                    "auroc_mutual_information": information,
+                }
+                for row, entropy, information in (("ensemble", 0.8, 0.7), ("best single", 0.6, None))
             ]
             write_json(folder / "shift.json", {"corruptions": corruptions, "out_of_distribution": others})
         return folder

@@ -22,18 +22,13 @@ def test_names_are_told_apart_and_kept_together():
     body = '<defs><clipPath id="c"><rect/></clipPath><path id="p" d="M 0 0"/></defs>'
     body += '<g id="unused" clip-path="url(#c)"><use xlink:href="#p"/></g>'
     root = inlined(body)
+    assert (root.get("role"), root.get("aria-labelledby")) == ("img", "one-t one-d")
+    assert [root.find("title").text, root.find("desc").text] == ["A & B", "What <it> shows"]
     ids = [element.get("id") for element in root.iter() if element.get("id")]
     assert ids == ["one-t", "one-d", "one-c", "one-p"]
     assert root.find("g").get("clip-path") == "url(#one-c)"
     assert root.find("g/use").get("href") == "#one-p"
     assert not set(ids) & {element.get("id") for element in inlined(body, "two").iter() if element.get("id")}
-
-
-def test_described_for_those_who_cannot_see_it():
-    root = inlined("<path/>")
-    assert root.get("role") == "img"
-    assert root.get("aria-labelledby") == "one-t one-d"
-    assert [root.find("title").text, root.find("desc").text] == ["A & B", "What <it> shows"]
 
 
 def test_nothing_runs_and_nothing_is_fetched():

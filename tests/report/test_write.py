@@ -155,24 +155,33 @@ def test_classes_and_their_confusions(make_run, predictions):
     assert "Warning" not in page.text
 
 
-def test_an_ensemble_that_is_no_better_than_a_constant_answer_is_warned_of(make_run, predictions):
-    page, _ = read(make_run(predictions(2, 40, 3, sharpness=-9.0)))
-    assert page.text.count("no better than that constant answer") == 2
-
-
-def test_one_member_of_two_classes(make_run, predictions):
-    page, _ = read(make_run(predictions(1, 40, 2)))
-    assert page.headings[0][1].startswith("One network classifies ")
-    assert "How many members does it take?" not in titles(page)
-    assert "Are the probabilities honest?" in titles(page)
-    assert "average member" not in page.text
-    assert "together" not in page.headings[0][1]
-
-
-def test_all_right(make_run, predictions):
-    page, _ = read(make_run(predictions(2, 12, 3, sharpness=20.0)))
-    assert "100.0\u202f% of 12 test images" in page.headings[0][1]
-    assert "resampling says nothing" in page.text
+@pytest.mark.parametrize(
+    ("given", "heading", "said", "unsaid"),
+    [
+        # No better than a constant answer: warned of in the lead and in the section on classes.
+        ((2, 40, 3, -9.0), "Two ", ["no better than that constant answer"] * 2, []),
+        (
+            (1, 40, 2, 2.5),
+            "One network classifies ",
+            ["Are the probabilities honest?"] * 2,  # in the contents and above the section
+            ["How many members does it take?", "average member"],
+        ),
+        (
+            (2, 12, 3, 20.0),
+            "Two different networks together classify 100.0\u202f% of 12 test images",
+            ["resampling says nothing"],
+            [],
+        ),
+        ((2, 1, 2, 2.5), "Two .*of 1 test image of tiles", [], []),
+    ],
+    ids=["no better", "one member of two classes", "all right", "one image"],
+)
+def test_small_and_bad_ensembles(make_run, predictions, given, heading, said, unsaid):
+    *sizes, sharpness = given
+    page, _ = read(make_run(predictions(*sizes, sharpness=sharpness)))
+    assert re.match(heading, page.headings[0][1])
+    assert all(page.text.count(text) == said.count(text) for text in said)
+    assert not any(text in page.text for text in unsaid)
 
 
 def test_gpu_seconds_are_called_so(make_run, predictions):
@@ -182,11 +191,6 @@ def test_gpu_seconds_are_called_so(make_run, predictions):
         write_json(path, {**read_json(path), "gpu_seconds": 2.0})
     page, _ = read(folder)
     assert "took 4\u202fs of GPU time, 0\u202fs of it for the search" in page.text
-
-
-def test_one_test_image(make_run, predictions):
-    page, _ = read(make_run(predictions(2, 1, 2)))
-    assert "of 1 test image of tiles" in page.headings[0][1]
 
 
 def test_hostile_names(make_run, predictions):
