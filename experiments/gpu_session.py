@@ -47,6 +47,7 @@ LIMITS = {
 }
 #: Seconds that a section has to end itself before it is killed.
 GRACE = 3.0
+ENDING = (signal.SIGINT, signal.SIGTERM)
 RESULTS, LOG = "results.jsonl", "log.txt"
 
 
@@ -106,8 +107,11 @@ def run_section(number: int, options: GpuSession, limit: float) -> str:
     with (options.out / LOG).open("a") as log:
         log.write(f"--- section {number}\n")
         log.flush()
+        # A signal during the start would leave the section running with nobody to end it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             return "done" if process.wait(limit + GRACE) == 0 else "crashed"
         except subprocess.TimeoutExpired:
             return "timed out"
@@ -165,6 +169,8 @@ def run(options: GpuSession) -> None:
 
 def section_main(argv: list[str]) -> None:
     """Run one section in this process."""
+    # It was started with these blocked.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     number, out, limit, device_name, *flags = argv
     deadline = time.monotonic() + float(limit)
     from dnas_ens.run.machine import keep_freed_memory

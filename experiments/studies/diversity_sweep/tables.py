@@ -174,13 +174,12 @@ class Figures:
                 ]
             )
             losses.append(of_images.mean(axis=0))
-            found = {
-                "val_accuracy": [accuracy(val, self.val_labels) for val, _ in predictors],
-                "test_accuracy": [accuracy(test, self.test_labels) for _, test in predictors],
-                "test_nll": [nll(test, self.test_labels) for _, test in predictors],
-                "calibrated_nll": of_images.mean(axis=1).tolist(),
-            }
-            for name, values in found.items():
+            for name, values in (
+                ("val_accuracy", [accuracy(val, self.val_labels) for val, _ in predictors]),
+                ("test_accuracy", [accuracy(test, self.test_labels) for _, test in predictors]),
+                ("test_nll", [nll(test, self.test_labels) for _, test in predictors]),
+                ("calibrated_nll", of_images.mean(axis=1).tolist()),
+            ):
                 figures[name].append(statistics.fmean(values))
         return Group(
             seeds=list(by_seed),
@@ -222,27 +221,22 @@ class Figures:
 
     def ensemble_cells(self, setting: str, share: float) -> list[str]:
         """Return accuracy and NLL of an ensemble with inherited weights, and retrained."""
-        inherited, retrained = (("ensemble", setting, share, weights) for weights in WEIGHTS)
-        return [
-            self.percent(inherited),
-            self.nats(inherited),
-            self.percent(retrained),
-            self.nats(retrained, "calibrated_nll"),
-        ]
+        inherited, trained = (("ensemble", setting, share, weights) for weights in WEIGHTS)
+        nlls = self.nats(inherited), self.nats(trained, "calibrated_nll")
+        return [self.percent(inherited), nlls[0], self.percent(trained), nlls[1]]
 
-    def retrained(self, part: str, place: float | str, change: str = "") -> list[str]:
-        """Return the accuracy of a retrained group of each way of steering."""
-        return [self.percent((part, f"{way}{change}", place, "retrained")) for way in STEERED]
+    def beside(self, group: Callable[[str], Key], published: str) -> list[str]:
+        """Return a published accuracy and that of a group of each way of steering."""
+        return [published, *(self.percent(group(way)) for way in STEERED)]
 
-    def apart(self, keys: Callable[[str], tuple[Key, Key]]) -> str:
+    def apart(self, first: Callable[[str], Key], second: Callable[[str], Key]) -> str:
         """Say first minus second in points of accuracy, the seeds' mean, for each way; a dash for missing groups."""
         told = []
         for way in STEERED:
-            pair = keys(way)
-            points = "–"
+            points, pair = "–", (first(way), second(way))
             if {*pair} <= {*self.groups}:
-                first, second = (statistics.fmean(self.groups[key].figures["test_accuracy"]) for key in pair)
-                points = f"{100 * (first - second):+.2f}"
+                ours, theirs = (statistics.fmean(self.groups[key].figures["test_accuracy"]) for key in pair)
+                points = f"{100 * (ours - theirs):+.2f}"
             told.append(f"{way} {points}")
         return ", ".join(told)
 
@@ -253,6 +247,11 @@ class Figures:
             for (first, second), difference in self.compared.items()
             if (first, second) in COMPARED[part]
         )
+
+
+def retrained(part: str, place: float | str, change: str = "") -> Callable[[str], Key]:
+    """Return what gives the key of a retrained group for a way of steering."""
+    return lambda way: (part, f"{way}{change}", place, "retrained")
 
 
 def called(key: Key) -> str:
@@ -310,15 +309,15 @@ def along_lambda(figures: Figures) -> str:
                 for point in record["points"]
                 if abs(point["lam"] - share * largest) < 1e-5
             ]
-            inherited, retrained = (("path", way, share, weights) for weights in WEIGHTS)
+            inherited, trained = (("path", way, share, weights) for weights in WEIGHTS)
             rows.append(
                 [
                     f"{way}, λ = {share * largest:g}",
                     f"{statistics.fmean(shared):.2f} of {edges}",
                     figures.percent(inherited, "val_accuracy"),
                     figures.percent(inherited),
-                    figures.percent(retrained),
-                    figures.nats(retrained),
+                    figures.percent(trained),
+                    figures.nats(trained),
                 ]
             )
     header = [
@@ -330,17 +329,21 @@ def along_lambda(figures: Figures) -> str:
         "NLL",
     ]
 
-    def at_end(way: str, *, near: bool) -> Key:
-        return "path", way, 0.0 if near == (way == "star") else 1.0, "retrained"
+    def near(way: str) -> Key:
+        return "path", way, 0.0 if way == "star" else 1.0, "retrained"
 
-    near, far = ([figures.percent(at_end(way, near=near)) for way in STEERED] for near in (True, False))
+    def far(way: str) -> Key:
+        return "path", way, 1.0 if way == "star" else 0.0, "retrained"
+
     published = beside(
         {
-            "one network, Fashion-MNIST one cell at λ = 0; ours at the base's end": ["92.10", *near],
-            "the same at λ ≥ 5; ours at the other end": ["86.4 to 90.6", *far],
+            "one network, Fashion-MNIST one cell at λ = 0; ours at the base's end": figures.beside(
+                near, "92.10"
+            ),
+            "the same at λ ≥ 5; ours at the other end": figures.beside(far, "86.4 to 90.6"),
         }
     )
-    lost = figures.apart(lambda way: (at_end(way, near=False), at_end(way, near=True)))
+    lost = figures.apart(far, near)
     course = ""
     for way in STEERED:
         first, last = (figures.percent(("path", way, share, "retrained")) for share in (0.0, 1.0))
@@ -375,21 +378,16 @@ def up_to_limit(figures: Figures) -> str:
                 ]
             )
     header = ["", "genotypes", "members", "inherited, test %", "NLL", "retrained, test %", "calibrated NLL"]
+    base, largest = retrained("base", ALL), retrained("ensemble", 1.0)
     published = beside(
         {
-            "one network of the base's cells (published: DARTS)": [
-                "46.8 ± 1.7",
-                *figures.retrained("base", ALL),
-            ],
+            "one network of the base's cells (published: DARTS)": figures.beside(base, "46.8 ± 1.7"),
             "DartsEns (three times the cost of a search), not run here": ["48.2 ± 1.5", "", ""],
-            "ensemble of one search (EdgeNES), largest Λ": [
-                "48.1 ± 1.7",
-                *figures.retrained("ensemble", 1.0),
-            ],
+            "ensemble of one search (EdgeNES), largest Λ": figures.beside(largest, "48.1 ± 1.7"),
         },
         CIFAR,
     )
-    gained = figures.apart(lambda way: (("ensemble", way, 1.0, "retrained"), ("base", way, ALL, "retrained")))
+    gained = figures.apart(largest, base)
     sizes = ""
     for way in STEERED:
         half, whole = (figures.percent(("ensemble", way, share, "retrained")) for share in RETRAINED_LIMITS)
@@ -430,22 +428,17 @@ def schedules(figures: Figures) -> str:
         "retrained, test %",
         "calibrated NLL",
     ]
+    plain, constant, cold = (
+        retrained("ensemble", 1.0, change) for change in ("", f", {CONSTANT}", f", {COLD}")
+    )
     published = beside(
         {
-            name: [value, *figures.retrained("ensemble", 1.0, change)]
-            for name, value, change in (
-                ("with warm-up (EdgeNES, Table 3)", "62.4", ""),
-                ("without: constant schedules", "57.7", f", {CONSTANT}"),
-                ("without warm-up epochs", "", f", {COLD}"),
-            )
+            "with warm-up (EdgeNES, Table 3)": figures.beside(plain, "62.4"),
+            "without: constant schedules": figures.beside(constant, "57.7"),
+            "without warm-up epochs": figures.beside(cold, ""),
         }
     )
-    gained = figures.apart(
-        lambda way: (
-            ("ensemble", way, 1.0, "retrained"),
-            ("ensemble", f"{way}, {CONSTANT}", 1.0, "retrained"),
-        )
-    )
+    gained = figures.apart(plain, constant)
     return (
         "## c. Schedules and warm-up epochs, on and off\n\n"
         f"As it is, c and commitment rise, the temperature falls, and the first epochs train the weights alone; "
@@ -464,7 +457,7 @@ def against_deviations(figures: Figures) -> str:
         kinds: list[tuple[str, float | str]] = [("base", ALL)]
         kinds += [(kind, number) for number in numbers for kind in ("samples", "deviations")]
         for kind, number in kinds:
-            inherited, retrained = ((kind, way, number, weights) for weights in WEIGHTS)
+            inherited, trained = ((kind, way, number, weights) for weights in WEIGHTS)
             if inherited not in figures.groups:
                 continue
             name = "random deviations" if kind == "deviations" else kind
@@ -476,9 +469,9 @@ def against_deviations(figures: Figures) -> str:
                     f"{group.num_predictors} / {len(group.seeds)}",
                     figures.percent(inherited, "val_accuracy"),
                     figures.percent(inherited),
-                    figures.percent(retrained, "val_accuracy"),
-                    figures.percent(retrained),
-                    figures.nats(retrained, "calibrated_nll"),
+                    figures.percent(trained, "val_accuracy"),
+                    figures.percent(trained),
+                    figures.nats(trained, "calibrated_nll"),
                 ]
             )
     header = [
@@ -490,19 +483,15 @@ def against_deviations(figures: Figures) -> str:
         "retrained, test %",
         "calibrated NLL",
     ]
+    samples, deviations = retrained("samples", TOGETHER), retrained("deviations", TOGETHER)
     published = beside(
         {
-            name: [value, *figures.retrained(kind, TOGETHER)]
-            for name, kind, value in (
-                ("samples as an ensemble (EdgeNES)", "samples", "48.1 ± 1.7"),
-                ("random deviations as an ensemble (RandomD-NES)", "deviations", "47.7 ± 3.4"),
-            )
+            "samples as an ensemble (EdgeNES)": figures.beside(samples, "48.1 ± 1.7"),
+            "random deviations as an ensemble (RandomD-NES)": figures.beside(deviations, "47.7 ± 3.4"),
         },
         CIFAR,
     )
-    gained = figures.apart(
-        lambda way: (("samples", way, TOGETHER, "retrained"), ("deviations", way, TOGETHER, "retrained"))
-    )
+    gained = figures.apart(samples, deviations)
     return (
         "## d. Samples of the search against random deviations\n\n"
         f"Each sample stands beside a random deviation that shares as many edges with the base, of "
