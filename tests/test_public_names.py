@@ -19,6 +19,15 @@ def test_every_public_name_is_seen_and_importing_needs_no_torch():
     assert "__version__" in dir(dnas_ens)
 
 
+def test_names_that_need_no_torch_are_imported_without_it():
+    script = (
+        "import sys; from dnas_ens.data import SOURCE_NAMES; from dnas_ens.ensembles import greedy_selection;"
+        "print({'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
 @pytest.mark.parametrize("room", ["", ".baselines", ".config", ".data", ".ensembles"])
 def test_every_name_of_a_room_exists(room):
     package = importlib.import_module(f"dnas_ens{room}")
