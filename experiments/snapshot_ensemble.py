@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from studies.plotting import panel
 from studies.reference_models import Bench, SeedStudy, StudyOptions, finished, table, train
 
 from dnas_ens.commands.parse import parse
@@ -42,7 +43,6 @@ from dnas_ens.figures.style import (
     VERMILION,
     font,
     new_figure,
-    style_axis,
 )
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.run.progress import CostMeter
@@ -179,9 +179,8 @@ def plot(study: Study, records: Sequence[Record], path: Path) -> None:
         left.plot(numbers, curves.mean(axis=0), color=colour, linewidth=2, marker="o", label=label)
     one = np.mean([record["val"]["one_cosine_nll"] for record in records])
     left.axhline(one, color=VERMILION, linestyle="--", linewidth=1.5, label=ONE)
-    style_axis(left, x_label="i, snapshots", y_label="val NLL, nats")
+    panel(left, "Snapshots on val, thick: mean over seeds", x_label="i, snapshots", y_label="val NLL, nats")
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
-    left.set_title("Snapshots on val, thick: mean over seeds", fontproperties=font(10, bold=True), loc="left")
     left.legend(frameon=False, prop=font(8))
     names = [row["name"] for row in records[0]["rows"]]
     values = np.array([[row["calibrated_nll"] for row in record["rows"]] for record in records])
@@ -189,10 +188,9 @@ def plot(study: Study, records: Sequence[Record], path: Path) -> None:
     for position, line in enumerate(values):
         right.plot(line, heights, "o", color=CYCLE[position % len(CYCLE)], alpha=0.6, markersize=5)
     right.plot(values.mean(axis=0), heights, "|", color=BLACK, markersize=18, markeredgewidth=2.5)
-    style_axis(right, x_label="calibrated NLL on test, nats")
+    panel(right, "Dot: a seed, bar: their mean", x_label="calibrated NLL on test, nats")
     right.set_yticks(heights, [name.replace(", ", ",\n") for name in names])
     right.set_ylim(-0.5, len(names) - 0.5)
-    right.set_title("Dot: a seed, bar: their mean", fontproperties=font(10, bold=True), loc="left")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
