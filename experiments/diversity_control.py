@@ -125,6 +125,8 @@ class Study:
 
     def settings_of(self, record: Record) -> Record:
         """Return the configuration that a record must have."""
+        if record["setting"] not in SETTINGS:
+            return {"config": None}
         return {"config": stored(self.configuration(record["setting"], record["seed"]))}
 
 
