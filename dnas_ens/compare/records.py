@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import as_json, first_difference, unreadable, unwritable
+from dnas_ens.run.files import as_json, first_difference, unreadable, writing
 
 #: What is kept of a unit: whatever JSON holds.
 Record = dict[str, Any]
@@ -46,14 +46,12 @@ def append_line(file: Path, record: object) -> None:
         UserError: The disk is full or the folder cannot be written.
     """
     line = json.dumps(record) + "\n"
-    try:
+    with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a") as stream:
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
-    except OSError as error:
-        raise unwritable(file, error) from error
 
 
 class Records:
