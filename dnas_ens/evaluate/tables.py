@@ -209,31 +209,15 @@ def to_csv(rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> 
 def to_markdown(rows: Sequence[dict[str, Any]], columns: Sequence[str] = SHOWN) -> str:
     """Return the rows as a Markdown table whose columns line up; columns no row fills are left out."""
     shown = [column for column in columns if any(row.get(column) is not None for row in rows)]
-    cells = [[_FORMATS.get(column, (column.replace("_", " "),))[0] for column in shown]]
-    cells += [[_cell(column, row.get(column)) for column in shown] for row in rows]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(shown))]
-    lines = [
-        "| "
-        + " | ".join(
-            _aligned(text, width, left=index == 0)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        + " |"
-        for row in cells
-    ]
-    rule = (
-        "|"
-        + "|".join(
-            (":" + "-" * (width + 1)) if index == 0 else ("-" * (width + 1) + ":")
-            for index, width in enumerate(widths)
-        )
-        + "|"
-    )
-    return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
-
-
-def _aligned(text: str, width: int, *, left: bool) -> str:
-    return text.ljust(width) if left else text.rjust(width)
+    padded = []
+    for index, column in enumerate(shown):
+        heading = _FORMATS.get(column, (column.replace("_", " "),))[0]
+        cells = [heading, *(_cell(column, row.get(column)) for row in rows)]
+        width = max(map(len, cells))
+        aligned = [f" {cell.rjust(width) if index else cell.ljust(width)} " for cell in cells]
+        rule = "-" * (width + 1)
+        padded.append([aligned[0], f"{rule}:" if index else f":{rule}", *aligned[1:]])
+    return "".join(f"|{'|'.join(line)}|\n" for line in zip(*padded, strict=True))
 
 
 def _cell(column: str, value: Any) -> str:

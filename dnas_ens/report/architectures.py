@@ -39,10 +39,9 @@ def cells_section(files: RunFiles) -> Section | None:
 
 def _about(files: RunFiles, index: int) -> str:
     """What is known of a member: its place, its distance to the base, what training made of it."""
-    ranking = (files.found or {}).get("ranking", [])
-    candidate: Mapping[str, Any] = {}
-    if files.found is not None and index < len(ranking):
-        candidate = files.found["candidates"][ranking[index]]
+    found = files.found or {}
+    ranking = found.get("ranking") or []
+    candidate: Mapping[str, Any] = found["candidates"][ranking[index]] if index < len(ranking) else {}
     said = []
     if candidate.get("lam") is not None:
         said.append(f"λ = {candidate['lam']:.2f}")
@@ -74,11 +73,8 @@ def _in_words(genotype: Genotype) -> str:
 
 
 def _source(number: int) -> str:
-    return (
-        ("the cell before the last", "the last cell")[number]
-        if number < NUM_INPUTS
-        else f"node {number - NUM_INPUTS}"
-    )
+    inputs = ("the cell before the last", "the last cell")
+    return inputs[number] if number < NUM_INPUTS else f"node {number - NUM_INPUTS}"
 
 
 def steering_section(files: RunFiles) -> Section | None:
@@ -86,24 +82,20 @@ def steering_section(files: RunFiles) -> Section | None:
     curve = (files.found or {}).get("curve")
     if not curve:
         return None
-    figure = plot_diversity_curve(
-        curve["lam"],
-        curve["distance_to_base"],
-        curve.get("shared_edges"),
-        directions=curve.get("direction"),
-    )
-    directions = len(set(curve.get("direction") or [0]))
+    shared, direction = curve.get("shared_edges"), curve.get("direction")
+    figure = plot_diversity_curve(curve["lam"], curve["distance_to_base"], shared, directions=direction)
+    directions = len(set(direction or [0]))
     lines = (
-        f"One line for each of {count(directions, 'direction')}; "
+        f"One line for each of {count(directions, 'direction')}"
         if directions > 1
-        else "There is one direction; "
+        else "There is one direction"
     )
-    below = "; below, the edges that the discrete cells share with it" if curve.get("shared_edges") else ""
+    below = "; below, the edges that the discrete cells share with it" if shared else ""
     picture = Picture(
         name="diversity",
         title="Distance D and shared edges against λ",
-        caption=f"{lines}the dashed diagonal is what was asked for. The distance D is that of the relaxed architecture "
-        f"to the base, 0 for the same and 1 for nothing in common{below}.",
+        caption=f"{lines}; the dashed diagonal is what was asked for. The distance D is that of the relaxed "
+        f"architecture to the base, 0 for the same and 1 for nothing in common{below}.",
         description="Line chart of the distance to the base rising with lambda beside the diagonal, and below it the "
         "number of shared edges.",
         figure=figure,

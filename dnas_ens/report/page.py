@@ -29,17 +29,13 @@ def write(folder: Path) -> Path:
     with warnings.catch_warnings():
         # Names may hold letters that the house font lacks; in the page the reader's own fonts have them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        return _write(folder)
-
-
-def _write(folder: Path) -> Path:
-    report = build_report(RunFiles.load(folder))
-    page = render(report)
-    # The search has drawn the cells already, into cells/ and TensorBoard.
-    pictures = [picture for picture in report.pictures if picture.shape != "cells"]
-    for picture in pictures:
-        _write_files(picture, folder / "figures")
-    _write_tensorboard(pictures, folder)
+        report = build_report(RunFiles.load(folder))
+        page = render(report)
+        # The search has drawn the cells already, into cells/ and TensorBoard.
+        pictures = [picture for picture in report.pictures if picture.shape != "cells"]
+        for picture in pictures:
+            _write_files(picture, folder / "figures")
+        _write_tensorboard(pictures, folder)
     write_atomic(folder / "report.html", page.encode())
     return folder / "report.html"
 
