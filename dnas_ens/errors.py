@@ -1,4 +1,4 @@
-"""The exceptions that a user is told: a line of cause and a line of remedy."""
+"""The exceptions shown to a user: a line of cause and a line of remedy."""
 
 from __future__ import annotations
 

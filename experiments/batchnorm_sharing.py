@@ -15,7 +15,7 @@ Cost with ``--data digits`` and a pool of 16: on one core about 45 s and 95 s fo
 14 s for each of its 24 trainings, 20 minutes for three seeds. With ``--data fashion-mnist`` (preset micro) hours;
 ``--limit-train 5000 --candidate-recipe-epochs 4`` makes it two.
 Finished searches with their scores, and finished trainings, are kept in OUTPUT.jsonl and not run again, so that an
-interrupted study goes on and more seeds add to it; an interrupted search begins anew.
+interrupted study continues and more seeds add to it; an interrupted search restarts.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def spread_candidates(loop: SearchLoop, count: int, *, excluded: Sequence[Genoty
         def distance(candidate: Candidate, wanted: float = wanted, index: int = index) -> tuple[float, int]:
             assert candidate.lam is not None
             assert candidate.direction is not None
-            # Rounded, for equally near lambdas are to be decided by the direction.
+            # Rounded, so that the direction decides between equally near lambdas.
             return round(abs(candidate.lam - wanted), 6), (candidate.direction - index) % hyper.directions
 
         nearest = min(left, key=distance)
@@ -270,7 +270,7 @@ def measures(records: Records, setting: str, seed: int) -> dict[str, float]:
     drawn = ranks.random
 
     def tau(chosen: np.ndarray) -> float:
-        # Where nothing is to be ordered, nothing is ordered rightly.
+        # Without anything to order there is no correlation.
         enough = chosen.sum() > 1
         return float(kendalltau(ranks.supernet[chosen], ranks.retrained[chosen]).statistic) if enough else 0.0
 

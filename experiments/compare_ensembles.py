@@ -1,4 +1,4 @@
-"""Is the searched ensemble better than what else could be had, for as many members and for the same cost?
+"""Is the searched ensemble better than the alternatives, for as many members and for the same cost?
 
     python experiments/compare_ensembles.py runs/001-digits
     python experiments/compare_ensembles.py runs/001-digits --methods ours base-cell

@@ -8,7 +8,7 @@ of equal lambda over lambda, and, of the discretised members with inherited weig
 predictive JS and shared errors on val. It stands beside EdgeNES, where lambda counts shared edges or weighs the
 divergence to a base (published: Fashion-MNIST, one cell, 92.10 % at lambda = 0 and 86.4 to 90.6 % for lambda >= 5).
 About 45 searches of one to two minutes of a CPU core each; finished ones are kept in OUTPUT.jsonl and not run again,
-so that an interrupted study goes on and more seeds add to it.
+so that an interrupted study continues and more seeds add to it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Study:
 
 
 def stored(config: SearchConfig) -> Record:
-    """Return a configuration as it is kept: where the folder of the given base is, is no setting."""
+    """Return a configuration as it is kept: without the folder of the given base, which is not a setting."""
     fields = to_dict(config)
     if config.hypernetwork.base is not None:
         fields["hypernetwork"]["base"] = config.hypernetwork.base.name

@@ -18,7 +18,7 @@ Cost with ``--data digits``: on one core about 3 minutes a seed, 7 searches of o
 trainings of about 2 s. Estimated, not run: hours with ``--data fashion-mnist`` (preset micro, 10,000 images), and four
 to five times as long in the space of the project's other studies, ``--cells 3`` with ``--edges-per-node 2``.
 Finished searches and trainings are kept, a line each in OUTPUT.jsonl and their predictions in the run folder, and not
-run again, so that an interrupted study goes on and more seeds add to it; an interrupted search begins anew. Tables and
+run again, so that an interrupted study continues and more seeds add to it; an interrupted search restarts. Tables and
 plot are written at the end; for fewer seeds give ``--seeds``.
 """
 

@@ -1,11 +1,11 @@
-"""What is true on a GPU: verify, measure and compare everything in one call of a few minutes.
+"""Verify, measure and compare everything on a GPU in one call of a few minutes.
 
     python experiments/gpu_session.py --out runs/gpu --budget 520
     python experiments/gpu_session.py --out runs/gpu --resume runs/gpu --budget 200
     python experiments/gpu_session.py --out runs/gpu-rehearsal --rehearse
     python experiments/gpu_session.py --table runs/gpu
 
-Every section is a process of its own with a time limit, and every figure is written to DIR/results.jsonl the moment it
+Every section is a process of its own with a time limit, and every figure is written to DIR/results.jsonl as soon as it
 is known, so a crash or a time-out costs the rest of one section at most. Sections that no longer fit are skipped by
 name; --resume does what is left, and --only what it names. --rehearse tries every line at tiny sizes, on a CPU in two
 minutes (the compiled member takes one of them). --table writes the published table from the files, on any machine.
@@ -87,7 +87,7 @@ class GpuSession:
 
 
 def finished(records: list[dict[str, Any]]) -> set[int]:
-    """Return the sections that came to their end."""
+    """Return the sections that finished."""
     return {record["section"] for record in records if record.get("end") == "done"}
 
 

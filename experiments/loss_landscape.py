@@ -1,4 +1,4 @@
-r"""Do members of different genotypes sit further apart in function space than members of different seeds?
+r"""Are members of different genotypes further apart in function space than members of different seeds?
 
     OMP_NUM_THREADS=1 python experiments/loss_landscape.py --run-dir runs/001-digits
     OMP_NUM_THREADS=1 python experiments/loss_landscape.py
@@ -99,7 +99,7 @@ class Study:
 
 @dataclass(frozen=True)
 class EarlyOptions:
-    """What is read ahead, for it decides the defaults of the others."""
+    """Options that are read first, because they decide the defaults of the others."""
 
     run_dir: Path | None = None
 
@@ -116,10 +116,12 @@ def read_options(argv: list[str]) -> Study:
         file = Path(run_dir) / "config.json"
         config = read_json(file) if file.exists() else {}
         require(
-            "search" in config, f"{run_dir} is no run folder of a search.", "Name one that a search made."
+            "search" in config,
+            f"{run_dir} is not the run folder of a search.",
+            "Name one that a search made.",
         )
         data = config["search"]["data"]
-        # As retrain would train them, where it has not yet.
+        # As retrain would train them, if it has not yet.
         recipe = override(retrain_preset(config["search"]["preset"]), config.get("retrain", {}))
         default = replace(
             default,
@@ -181,7 +183,7 @@ def settings(study: Study, data: ImageData, architectures: list[Architecture]) -
 
 
 def open_folder(study: Study, config: dict[str, Any], command: list[str]) -> RunFolder:
-    """Make or go on with the folder of the solutions."""
+    """Make the folder of the solutions, or continue with it."""
     from dnas_ens.run.folder import RunFolder
 
     folder = study.folder or Path("runs") / study.name

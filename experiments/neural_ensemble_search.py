@@ -1,4 +1,4 @@
-"""Neural ensemble search with a hypernetwork: is an ensemble of searched cells better than one cell, or than luck?
+"""Neural ensemble search with a hypernetwork: is an ensemble of searched cells better than one cell or random ones?
 
     python experiments/neural_ensemble_search.py
     python experiments/neural_ensemble_search.py --data fashion-mnist --limit-train 10000 --seeds 1
@@ -6,7 +6,7 @@
 The comparison that EdgeNES published: one cell is searched, two are stacked and trained. DARTS (one search, its cell
 trained once), Random (one random cell), DartsEns (M independent DARTS searches), Random-NES (M random cells),
 RandomD-NES (M random deviations of the DARTS cell, as far from it as the hypernetwork's members), EdgeNES (the regime
-"hypernet" upon the DARTS cell) and ours (the regime "star", base and directions learnt together), with what searching
+"hypernet" on the DARTS cell) and ours (the regime "star", base and directions learnt together), with what searching
 cost each. The published table beside it is EdgeNES's on CIFAR-100. Per seed M + 2 searches and 5 M trainings; the
 defaults take about fifteen minutes on one core for three seeds. What is finished is kept: run it again after an
 interruption. The published scale needs a GPU:
@@ -257,7 +257,7 @@ def report(
 
 
 def scale(study: Study, comparisons: Sequence[Comparison]) -> str:
-    """Say what was run, what the columns hold, and what waits."""
+    """Say what was run, what the columns hold, and what is still to be run."""
     data = comparisons[0].data
     parameters = [count for comparison in comparisons for count in comparison.members.predictions.parameters]
     published = study.data == "cifar100" and study.limit_train is None

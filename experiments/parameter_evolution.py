@@ -6,7 +6,7 @@
 Differential evolution (scipy) looks for e in w = e w_o + (1 - e) w_p of two networks, and for a point of the simplex
 over k networks, beside the best single network and the mean of the same networks' predictions. Two kinds of networks:
 
-- *independent*: trained from seeds of their own. Between them lies a barrier of loss (arXiv 1912.05671).
+- *independent*: trained from seeds of their own. Between them is a barrier of loss (arXiv 1912.05671).
 - *snapshots*: the first independent network, trained on by the cycles of fast geometric ensembling (arXiv 1802.10026),
   leaves a snapshot in the middle of each. They stay in one valley, so that a straight line connects them.
 
@@ -55,7 +55,7 @@ class Study(StudyOptions):
     """Options of the study."""
 
     networks: int = 3
-    """k, networks of each kind; the line lies between the first two independent, the first and last snapshot."""
+    """k, networks of each kind; the line is between the first two independent, the first and last snapshot."""
     cycle_epochs: int = 4
     """Epochs of a cycle that leaves a snapshot."""
     cycle_learning_rate: float = 0.02

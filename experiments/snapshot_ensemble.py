@@ -12,7 +12,7 @@ weights and optimised weights 92.84 %.
 Choices and weights are made on val; the temperature is fitted on val predictions that are cross-fitted in two halves,
 so that no image both chose a predictor and calibrates it; test is then predicted once. Cost of the first command: about
 a minute of one core for three seeds; of the second (200 epochs, 5 cycles, three seeds, two trainings each) hours on one
-GPU. Finished trainings lie in the run folder and are not run again. Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
+GPU. Finished trainings are in the run folder and are not run again. Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 """
 
 from __future__ import annotations

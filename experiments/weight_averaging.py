@@ -8,7 +8,7 @@ end alone, the equal, linearly and exponentially decaying averages of the last i
 predictions. Beside them Polyak's average, SWA (arXiv 1803.05407), an EMA, and uniform and greedy soups (arXiv
 2203.05482) of branches: the training is taken up once more from where the kept models begin, with another order and
 augmentation. Everything is run under a learning rate that is constant over the kept epochs, as averaging wants it, and
-under the usual cosine to 0, for an average may also merely undo that a constant rate never settles. On blobs the MLP,
+under the usual cosine to 0, because an average may only undo that a constant rate never settles. On blobs the MLP,
 on images a network of our cells and small-cnn (``--model`` chooses).
 
 n, the best single model, greedy soups and temperatures are chosen on val; each row is then evaluated on test once.
@@ -17,7 +17,7 @@ conventional training, at a constant or cyclic rate (1803.05407); soups of model
 pre-trained network are better than their best ingredient at the cost of one (2203.05482).
 
 Cost on one core: blobs with ten seeds less than a minute, digits with five seeds six to seven minutes. Trainings, their
-kept models and their predictions are kept in the run folder and not made again, so that an interrupted study goes on,
+kept models and their predictions are kept in the run folder and not made again, so that an interrupted study continues
 from the training that was interrupted, and more seeds add to it. Results: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl.
 """
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     torch.set_num_threads(1)
     problem = load_problem(study)
     for model in study.models:
-        # A model that is not possible is refused before another one is trained.
+        # An impossible model is refused before another one is trained.
         build_model(study, problem, model)
 
     def settings(record: Record) -> Record:

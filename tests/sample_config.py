@@ -34,7 +34,7 @@ class Search:
     batch_size: int = 64
     """Images of a step."""
     data_root: Path | None = None
-    """Where data sets lie."""
+    """Where data sets are."""
     limit: int | None = None
     """--batch-size --batch-size --batch-size --batch-size --batch-size --batch-size --batch-size is it."""
     penalty: Literal["js", "none"] = "js"

@@ -85,7 +85,7 @@ class Evaluations:
         """Return the probabilities (N, K) of a genotype on the validation images, trained only if need be.
 
         Raises:
-            UserError: The training returned, or the folder holds, what are no probabilities for these labels.
+            UserError: The training returned, or the folder holds, something other than probabilities for these labels.
         """
         name, folder = self.name_of(genotype, index), self.folder_of(genotype, index)
         if name in self._in_memory:

@@ -32,7 +32,7 @@ def random_pool(
     """Draw different random genotypes, no two of them isomorphic.
 
     Args:
-        num_genotypes: P, at least 1. A larger pool of the same seed begins with the smaller one.
+        num_genotypes: P, at least 1. A larger pool of the same seed starts with the smaller one.
 
     Raises:
         UserError: The space holds too few different genotypes, or P is below 1.

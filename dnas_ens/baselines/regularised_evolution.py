@@ -1,6 +1,6 @@
 """NES-RE: regularised evolution of a population whose parents are chosen for the ensemble they would make.
 
-Source: Zaidi et al., arXiv 2006.08573, Algorithm 1, upon regularised evolution (Real et al., arXiv 1802.01548).
+Source: Zaidi et al., arXiv 2006.08573, Algorithm 1, on regularised evolution (Real et al., arXiv 1802.01548).
 
 Legend: P size of the population, m parent candidates, M members, N validation images, K classes.
 """
@@ -94,15 +94,15 @@ def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.rando
 
     Drawn uniformly, one after the other: whether an operation or a source (there: hidden state) changes, the cell,
     the edge, and what it changes to. What is not possible is passed over: a source can only become one that its
-    node does not take yet. A change that gives the parent back under another numbering of its nodes is none, and
-    is passed over as well. The identity, which the paper allows at a low rate, is not among the mutations.
+    node does not take yet. A change that gives the parent back under another numbering of its nodes does not count
+    and is passed over. The identity, which the paper allows at a low rate, is not among the mutations.
 
     Returns:
         A valid genotype that differs from the parent in exactly one edge, and there in the operation or in the
         source but not in both, and that is not isomorphic to it.
 
     Raises:
-        UserError: No edge can change: there is but one operation, and every node takes all its sources.
+        UserError: No edge can change: there is only one operation, and every node takes all its sources.
     """
     parent = genotype.canonical()
     names = [name for name in dict.fromkeys(operations) if name != "none"]
@@ -149,8 +149,8 @@ class RegularisedEvolution:
 
     The first population is random. Then, again and again: ForwardSelect takes m candidates from the population for
     the validation NLL of *their ensemble*; one of them, drawn uniformly, is the parent; a mutated child is trained
-    and joins; the oldest dies, however good it is. Every one ever trained stays in the pool that the members are
-    chosen from. Architectures may return, and are then trained with another index and hence other seeds.
+    and joins; the oldest dies, however good it is. Everything trained stays in the pool that the members are
+    chosen from. An architecture may return; it is then trained with another index and so with other seeds.
 
     Each step draws from a generator of its own, seeded by the seed and the index, so a resumed course is the
     uninterrupted one.
@@ -199,7 +199,7 @@ class RegularisedEvolution:
 
     @property
     def population(self) -> list[int]:
-        """Indices of those alive, oldest first: the P youngest, for nothing but age kills."""
+        """Indices of those alive, oldest first: the P youngest, because only age decides."""
         return list(range(len(self.history)))[-self.config.population_size :]
 
     def choose_parent(self, generator: np.random.Generator) -> int:
@@ -231,7 +231,7 @@ class RegularisedEvolution:
         return individual
 
     def run(self, num_evaluations: int) -> None:
-        """Go on until so many genotypes have been trained in all; a larger number later goes on further."""
+        """Train until there are so many genotypes in all; a later call with a larger number continues."""
         missing = range(len(self.history), num_evaluations)
         for _ in tqdm(missing, desc="evolution", unit="network", disable=None, leave=False):
             self.step()
@@ -262,7 +262,7 @@ class RegularisedEvolution:
         return individual
 
     def _settings(self) -> dict[str, Any]:
-        """Return what another course would differ in."""
+        """Return the settings that decide the course."""
         return {
             **asdict(self.config),
             "space": asdict(self.space),
@@ -297,7 +297,7 @@ def nes_regularised_evolution(
     Args:
         train: See `RegularisedEvolution`.
         num_evaluations: Genotypes trained in all (the paper's budget K), at least M and at least P.
-        folder: Where state and evaluations are kept; run again with it, the evolution goes on.
+        folder: Where state and evaluations are kept; run again with it, the evolution continues.
 
     Raises:
         UserError: Too few evaluations; see `RegularisedEvolution` for the rest.
@@ -352,7 +352,7 @@ def _read_state(path: Path, settings: Mapping[str, Any]) -> list[Individual]:
         other = [name for name, value in as_json(settings).items() if stored.get(name) != value]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} is no state of an evolution: {error!r}.",
+            f"{path} is not the state of an evolution: {error!r}.",
             "Restore it from a copy, or choose another folder.",
         ) from error
     if other:

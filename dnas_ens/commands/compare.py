@@ -19,7 +19,7 @@ Compare a searched ensemble with the alternatives, for as many members and for t
 Trains the chosen methods with the recipe of the run and seeds of their own, predicts val and test, and reports both
 budgets. Equal number of members: one table with the cost of each, and what the difference to ours is worth (paired by
 seed and test image, Holm-corrected). Equal total cost: the frontier, calibrated NLL against total training cost, where
-each method splits its budget between members and epochs as val finds best, as a figure and as a table at our own cost.
+each method splits its budget between members and epochs as is best on val, as a figure and as a table at our own cost.
 Our cost does not pay for a deep ensemble of the best found cell, for finding it takes our trained members:
 --members-grid compares at the cost of larger ensembles of ours. Several run folders are search seeds of one
 configuration: figures are then mean ± standard deviation over them.

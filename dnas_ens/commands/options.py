@@ -49,7 +49,7 @@ def configured(
     values = file_sections(early.config, only=section)
     stored = values.get("search", {})
     if not isinstance(stored, dict):
-        raise UserError(f"The part search of {early.config} is no object.", "Write it as {...}.")
+        raise UserError(f"The part search of {early.config} is not an object.", "Write it as {...}.")
     # A file may name preset and regime, as a run's own config.json does.
     hypernetwork = stored.get("hypernetwork", {})
     base = early.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
@@ -148,7 +148,7 @@ def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
         raise UserError(
             f"The data {named} are not those {run.path} was made with: their fingerprint is "
             f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
-            "Bring the images back as they were, or search anew with another --run-dir.",
+            "Bring the images back as they were, or search again with another --run-dir.",
         )
 
 

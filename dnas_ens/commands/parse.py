@@ -41,7 +41,7 @@ _HELP = {"-h", "--help"}
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C but for its exit code."""
+    """SIGTERM: handled like Ctrl-C, except for its exit code."""
 
 
 def parse(
@@ -169,7 +169,7 @@ def _refuse_unknown_flag(argv: Sequence[str], flags: dict[str, Any], prog: str) 
     ]
     for argument in itertools.takewhile(lambda argument: argument != "--", argv):
         flag = argument.partition("=")[0]
-        # --tyro-print-completion and its like are no flags of the command.
+        # --tyro-print-completion and its like are not flags of the command.
         if re.match(r"--?(?!-?tyro-)[a-zA-Z]", flag) and flag.replace("_", "-") not in known:
             near = difflib.get_close_matches(flag.replace("_", "-"), known, n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
@@ -198,7 +198,7 @@ def run_main(
         try:
             return _exit_code(main, list(sys.argv[1:] if argv is None else argv), go_on=go_on)
         finally:
-            # Here, for where the interpreter's own flush at its end fails, it can only complain.
+            # Flushed here, because the interpreter's own flush at exit could only complain.
             sys.stdout.flush()
     except BrokenPipeError:
         if not _reader_is_gone(sys.stdout):
@@ -220,7 +220,7 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
     except BrokenPipeError:
         raise
     except OSError as error:
-        # TensorBoard's thread and others write, too, and do not know our errors.
+        # TensorBoard's thread and others also write, and do not know our errors.
         if error.errno not in _DISK_ERRORS:
             traceback.print_exc()
             return 1

@@ -106,6 +106,6 @@ def _stored_preset(argv: list[str]) -> str:
         if not argument.startswith("-") and path.is_file():
             config = read_json(path)
             search = config.get("search") if isinstance(config, dict) else None
-            # What is wrong with the folder is told when it is opened.
+            # Opening the folder reports what is wrong with it.
             return str(search.get("preset", "smoke")) if isinstance(search, dict) else "smoke"
     return "smoke"

@@ -39,7 +39,7 @@ class WholeWayCommand(RunOptions):
     def __post_init__(self) -> None:
         searched, trained = self.search.supernet.num_cells, self.retrain.num_cells
         missing = set(stack_cell_types(trained)) - set(stack_cell_types(searched))
-        # Else it would show after the search only.
+        # Otherwise it would only show after the search.
         require(
             not missing,
             f"A supernet of {searched} cell{'s' if searched > 1 else ''} finds no {'/'.join(sorted(missing))} cell, "

@@ -1,1 +1,1 @@
-"""Comparing: the study engine, and the methods that a searched ensemble is set beside."""
+"""Comparing: the study engine, and the methods that a searched ensemble is compared with."""

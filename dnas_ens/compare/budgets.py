@@ -1,4 +1,4 @@
-"""What methods make of one total cost: each spends it as val finds best, and is compared with ours.
+"""Equal total cost: each method spends it as is best on val, and is compared with ours.
 
 Legend: S seeds.
 """
@@ -15,14 +15,14 @@ from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.tables import merged_value, sentences, stacked
 from dnas_ens.evaluate.tables import to_markdown
 
-#: A method whose dearest option costs less than this share of the budget may have been sold short.
+#: A method whose most expensive option costs less than this share of the budget might do better with more training.
 WELL_SPENT = 0.8
 
 
 def equal_cost(
     results: Sequence[Sequence[Result]], budgets: Mapping[int, Sequence[float]]
 ) -> tuple[list[dict[str, Any]], str]:
-    """Give every method the total cost of ours at several sizes, and compare what comes of it.
+    """Give every method the total cost of ours at several sizes, and compare the results.
 
     Args:
         results: The results of every seed, the same rows in the same order, ours first.

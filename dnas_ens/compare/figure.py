@@ -59,12 +59,12 @@ def plot_frontiers(
             zorder=3 - index / 50,
         )
         axis.plot(costs[0], heights[0], "o", color=colour, markersize=4.5, zorder=3)
-        # Nothing more was trained, so more money buys no more.
+        # Nothing more was trained, so a larger budget changes nothing.
         axis.plot([costs[-1], right], [heights[-1]] * 2, color=colour, linewidth=0.8, linestyle=":", zorder=2)
         axis.plot(costs[-1], heights[-1], "|", color=colour, markersize=7, zorder=3)
     for row, (words, budget) in enumerate(budgets.items()):
         axis.axvline(budget, color=style.MUTED_COLOUR, linewidth=1, linestyle=(0, (2, 2)), zorder=1)
-        # One below the other, for costs may be near each other.
+        # One below the other, because costs may be close.
         axis.annotate(
             words,
             (budget, 1.0),

@@ -2,7 +2,7 @@
 
 An option is a way to spend: so many members, trained for so many epochs. Options are evaluated from networks that are
 trained already; one that takes k of n exchangeable networks is the mean over balanced subsets of k. Within a
-budget a method takes its option with the lowest NLL on val; test only tells what that was worth.
+budget a method takes its option with the lowest NLL on val; test only measures that choice.
 
 Legend: N test images, S seeds.
 """

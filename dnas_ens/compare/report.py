@@ -29,7 +29,7 @@ class Row:
 
     Args:
         name: The row's name.
-        val_probs: (N_val, K), on val, as far as may be on images that did not choose it, for the temperature.
+        val_probs: (N_val, K), on val, as far as possible on images that did not choose it, for the temperature.
         test_probs: (N, K).
         details: What else its record holds: what was chosen, such as weights, and what it cost.
     """
@@ -121,7 +121,7 @@ def compare_pairs(
 
 
 def how_to_read(num_comparisons: int) -> str:
-    """Say what the sentences and verdicts on calibrated NLL rest on."""
+    """Say how the sentences and verdicts on calibrated NLL were computed."""
     return (
         "Calibrated NLL on test, first minus second, with 95 % intervals: the paired t interval over seeds and the "
         "paired bootstrap over test images of the mean over seeds; d is the mean over the standard deviation of the "

@@ -140,7 +140,7 @@ def differences(results: Sequence[Sequence[Result]]) -> str:
 
 
 def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
-    """Tell the luck of a search from that of a training, by the networks of the base cells trained by themselves.
+    """Separate the luck of a search from that of a training, by the networks of the base cells trained by themselves.
 
     Args:
         results: The results of every seed; "" where none holds networks of the base cell.

@@ -21,7 +21,7 @@ from dnas_ens.errors import UserError
 T = TypeVar("T")
 Config = TypeVar("Config", SearchConfig, RetrainConfig)
 
-#: Plain types in a person's words, and what is taken for them.
+#: Plain types in words, and the types accepted for them.
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
@@ -94,7 +94,7 @@ def override(default: T, values: Any, *, source: str = "the configuration") -> T
         for name, value in values.items():
             place = f"{prefix}{name}"
             if place not in places:
-                # A name that stands in another section is nearer than any other spelling in this one.
+                # A field of this name in another section is a better hint than a similar name in this one.
                 elsewhere = [other for other in places if other.rpartition(".")[2] == name]
                 names = [field.name for field in dataclasses.fields(current)]
                 hint = f"Did you mean {elsewhere[0]}?" if elsewhere else _hint(place, places, names)
@@ -154,7 +154,7 @@ def _hint(name: str, known: Sequence[str], all_names: Sequence[str]) -> str:
 
 
 def _described(hint: Any) -> str:
-    """Return a type in a person's words."""
+    """Return a type in plain words."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(map(_described, arguments))

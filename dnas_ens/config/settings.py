@@ -1,4 +1,4 @@
-"""The configuration: frozen dataclasses, one a concern.
+"""The configuration: frozen dataclasses, one for each concern.
 
 Every field is a command-line flag and a key of ``--config FILE``. Importing this module does not import torch.
 """
@@ -45,7 +45,7 @@ def _check(config: Any, **names: str) -> None:
     for each in fields(config):
         value = getattr(config, each.name)
         flag = "--" + each.name.replace("_", "-")
-        # JSON and the command line both know NaN and infinity. An infinite gradient norm clips nothing.
+        # JSON and the command line both accept NaN and infinity. An infinite gradient norm clips nothing.
         numbers = [
             number for number in (value if isinstance(value, tuple) else (value,)) if type(number) is float
         ]
@@ -75,10 +75,10 @@ class DataConfig:
     split_seed: int = 0
     """Seed of the stratified splits."""
     skip_bad_images: bool = False
-    """Leave out files of a folder that cannot be read, instead of refusing the folder."""
+    """Leave out unreadable files of a folder instead of refusing the folder."""
     flip: bool | None = None
-    """Mirror training images left to right at random, or --no-flip; default: where that keeps the meaning, which class
-    names such as left and right deny."""
+    """Mirror training images left to right at random, or --no-flip; default: yes, unless class names such as left and
+    right say that a mirror image means something else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class SupernetConfig:
     """The space and the supernet."""
 
     num_cells: int = 3
-    """Cells in the stack; reduction cells stand at one and two thirds of it."""
+    """Cells in the stack; reduction cells are at one and two thirds of it."""
     channels: int = 8
     """C, channels of the first cell."""
     num_nodes: int = 4
@@ -115,7 +115,7 @@ class HypernetworkConfig:
     max_lambda: float = 0.8
     """Largest lambda: a distance in [0, 1], or a number of shared edges for edge-overlap."""
     lambda_margin: float = 0.05
-    """Overhang of the drawn lambdas on both sides of the range, clipped."""
+    """How far lambda is drawn beyond both ends of its range, before it is clipped to it."""
     train_knot_positions: bool = False
     """Learn where on the lambda axis the inner knots stand."""
     base: Path | None = None
@@ -234,7 +234,7 @@ class CandidateConfig:
     members: int = 5
     """M, members of the ensemble."""
     pool_size: int = 30
-    """Candidates drawn from the hypernetwork before doubles are dropped."""
+    """Candidates drawn from the hypernetwork before duplicates are dropped."""
     edges_per_node: int = 2
     """Incoming edges a node keeps (EdgeNES: 1)."""
     selection: Literal["greedy", "greedy-replacement", "exhaustive"] = "greedy"
@@ -275,7 +275,7 @@ class SearchConfig:
 
     @property
     def recordable(self) -> bool:
-        """Whether a step can be replayed as a CUDA graph: it draws nothing within and reads no value of the device."""
+        """Whether a step can be replayed as a CUDA graph: it draws nothing and reads no value from the device."""
         return not self.bilevel.second_order and "gumbel" not in self.objective.relaxation
 
     def __post_init__(self) -> None:

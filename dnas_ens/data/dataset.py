@@ -28,7 +28,7 @@ class Split:
     """Labelled images that are used for one purpose.
 
     Args:
-        images: uint8 (N, C, H, W), 0 to 255; or floating, taken as normalised: networks of one's own can be evaluated
+        images: uint8 (N, C, H, W), 0 to 255; or floating, taken as normalised: your own networks can be evaluated
             on them, but nothing is searched or trained on them.
         labels: int64 (N,), class indices from 0, on the same device.
 

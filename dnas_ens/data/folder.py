@@ -32,7 +32,7 @@ IMAGE_EXTENSIONS = (
     *(".apng", ".avif", ".bmp", ".gif", ".heic", ".heif", ".hif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg"),
     *(".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp"),
 )
-# Formats that the first bytes tell; a file without an ending is checked for them.
+# Formats recognised by their first bytes, in files whose name has no ending.
 _FORMATS_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
 # What file managers leave behind.
 _CLUTTER = ("thumbs.db", "desktop.ini")
@@ -176,7 +176,7 @@ def _words(name: str) -> list[str]:
 
 def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
     """Refuse splits where classes should be, or warn of it; `inner` lists the folders of each folder of `root`."""
-    if len(inner) == 1:  # one folder too many, which `_shared_classes` tells
+    if len(inner) == 1:  # one folder too many; `_shared_classes` reports it
         return
     folders = _name_some(list(inner))
     if all(map(_part_named, inner)):
@@ -285,7 +285,7 @@ def _is_picture(path: str) -> bool:
     try:
         with open_image(path, formats=_FORMATS_BY_CONTENT):
             return True
-    except Exception:  # whatever Pillow raises on what is no image
+    except Exception:  # Pillow may raise anything on a file that is not an image
         return False
 
 
@@ -295,7 +295,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
         kinds = Counter(os.path.splitext(path)[1].lower() or "without an ending" for path in others)
         named = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5))
         _logger.warning(
-            "%d files are left out, for they are not known as images: %s%s (such as %s).",
+            "%d files are left out because they are not images: %s%s (such as %s).",
             len(others),
             named,
             " and others" if len(kinds) > 5 else "",
@@ -309,7 +309,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
         ]
         if loose:
             _logger.warning(
-                "%d images that lie in %s itself, in no class folder, are left out (such as %s).",
+                "%d images in %s itself, outside the class folders, are left out (such as %s).",
                 len(loose),
                 folder,
                 min(loose),
@@ -323,7 +323,7 @@ def _size_of(path: str) -> tuple[int, int] | None:
             return image.size
     except MemoryError:
         raise
-    except Exception:  # whatever Pillow raises on a damaged file
+    except Exception:  # Pillow may raise anything on a damaged file
         return None
 
 

@@ -69,7 +69,7 @@ class LabelledImages:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A decoded file. Deep greys (of more than 8 bits) are still as in the file: their range is that of the whole set.
+    """A decoded file. Deep greys (of more than 8 bits) are still as in the file: the whole set decides their range.
 
     Args:
         pixels: uint8 (H, H) or (H, H, 3); uint16 (H, H) for deep greys.
@@ -124,7 +124,7 @@ def read_image(
 
 
 def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None) -> int:
-    """The bits of a single picture's values; UserError where the training images do not tell them."""
+    """The bits of a single picture's values; UserError where the training images do not determine them."""
     if picture.peak is None:
         return 8
     if picture.is_deep_grey and deep_bits is not None:
@@ -256,7 +256,7 @@ def to_eight_bits(values: NDArray[np.uint8] | NDArray[np.uint16], bits: int) -> 
 def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[list[PixelArray], int | None]:
     """Bring all pictures of a set to 8 bits, its deep greys by one scale, and say by which.
 
-    The scale is that of the fewest bits, from 8 to 16, that hold every deep grey of the set: microscopes and X-ray
+    The scale has the fewest bits, from 8 to 16, that hold every deep grey of the set: microscopes and X-ray
     machines write 10, 12 or 14 bits into files of 16, and no file says so.
 
     Args:

@@ -78,7 +78,7 @@ def load_data(
     Args:
         data: One of `SOURCE_NAMES`; the path of a folder ROOT/<class>/* or ROOT/{train,val?,test?}/<class>/*,
             or its name below `data_root`; a map-style torch Dataset of (image, label); or `ImageData`,
-            which comes back as it is but for `limit_train` and `flip`.
+            which is returned as it is, except for `limit_train` and `flip`.
         data_root: Where named data sets are kept; default $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
         limit_train: Keep a stratified subset of so many training images; val and test are unchanged.
         image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a named
@@ -212,7 +212,7 @@ def mirror_hint(classes: Sequence[str]) -> str | None:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case: those of turnLeft, turn_left and Turn-Left 2 are turn and left."""
+    """The words of a name in lower case: turnLeft, turn_left and Turn-Left 2 all give turn and left."""
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
 
@@ -249,7 +249,7 @@ def _tell_copies(source: LabelledImages, first: IntArray, splits: Mapping[str, I
     )
     contradictory = int((source.labels[copies] != source.labels[first[copies]]).sum())
     if contradictory:
-        _logger.warning("%d of them lie in another class than the image they are equal to.", contradictory)
+        _logger.warning("%d of them are in another class than the image they are equal to.", contradictory)
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = int(np.isin(first[splits[other]], first[splits[one]]).sum())
         if shared:

@@ -1,4 +1,4 @@
-"""Images of other classes than a data set's own, brought into its form: an uncertainty should tell them apart.
+"""Images of other classes than a data set's own, in its form: a measure of uncertainty should tell them apart.
 
 Images are resized as all images here are (short side bilinear and antialiased, centre cropped); grey ones are
 repeated over three channels, and colour becomes grey by luma (0.299 R + 0.587 G + 0.114 B, ITU-R BT.601).

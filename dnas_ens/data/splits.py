@@ -1,7 +1,7 @@
 """Disjoint, stratified, seeded splits of labelled images.
 
 Every random choice draws from its own stream of the seed, so that one choice never moves another: the test
-images do not depend on how many validation images there are, nor either on a limit on training images.
+images do not depend on how many validation images there are, or on a limit on training images.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     Args:
         dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor (H, W) or (C, H, W)
             of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from 0. Class names come from its
-            `classes`, or from those of the data set it is a Subset of.
+            `classes`, or from the data set that it is a Subset of.
         image_size: As for `folder.load_folder`.
 
     Returns:

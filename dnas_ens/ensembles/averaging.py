@@ -1,4 +1,4 @@
-"""Averages of the weights of models of one architecture: of saved models, and running along with a training.
+"""Averages of the weights of models of one architecture: of saved models, and kept up to date during a training.
 
 A state is what ``state_dict()`` returns; wherever states are asked for, modules will do. ``state_dict()`` does
 not copy: clone the tensors of a model that trains on. `dnas_ens.ensembles.soups` chooses and judges averages on
@@ -172,7 +172,7 @@ def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
 
 
 class RunningAverage(AveragedModel):
-    """An average of the weights that runs along with any training loop; the base of the three below.
+    """An average of the weights, kept up to date in any training loop; the base of the three below.
 
     Call `after_step` after every step of the optimiser, `after_epoch` after every epoch, and take the
     `finished` model at the end. ``state_dict()`` and ``load_state_dict()`` make it resumable. The averaging is
@@ -189,7 +189,7 @@ class RunningAverage(AveragedModel):
     _checked = False
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
-        # A clone, which torch's own copying takes whatever the model holds.
+        # A clone, because torch's own deep copy fails on some models.
         super().__init__(clone(model), **options)
 
     def update_parameters(self, model: nn.Module) -> None:
@@ -343,7 +343,7 @@ def clone(model: _Model) -> _Model:
 
 
 def check_clone(model: nn.Module) -> None:
-    """Raise UserError for a module that `clone` cannot copy, without the memory that a copy takes."""
+    """Raise UserError for a module that `clone` cannot copy, without allocating the copy."""
     _deep_copy(model, {id(value): value for value in _tensors_of(model)})
 
 
@@ -356,12 +356,12 @@ def copied_to_cpu(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _deep_copy(model: _Model, copied: dict[int, Any]) -> _Model:
-    """Copy a module but for the tensors whose copies are given by their ids."""
+    """Copy a module, except the tensors whose copies are given by their ids."""
     try:
         return copy.deepcopy(model, copied)
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a module's own parts raise when they are copied
+    except Exception as error:  # a module's own parts may raise anything when they are copied
         raise UserError(
             f"The {type(model).__name__} cannot be copied ({' '.join(str(error).split())[:200]}).",
             "Keep what cannot be copied, such as locks and open files, out of the module, or give what holds it a "
@@ -408,7 +408,7 @@ def _property(value: object, what: str) -> object:
 
 
 def _inside(name: str) -> str:
-    """Return a name as it stands inside a sentence."""
+    """Return a name for the middle of a sentence."""
     return name[0].lower() + name[1:]
 
 

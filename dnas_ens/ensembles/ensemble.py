@@ -269,7 +269,7 @@ class Ensemble(nn.Module):
         """Measure the ensemble on labelled images.
 
         Args:
-            data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or whatever else starts
+            data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or anything starting
                 a pass over batches, see `dnas_ens.training.prediction.Batches`. A loader's order does not matter.
             batch_size: See `predict_probs`; for a split only.
             device: See `predict_probs`.
@@ -308,7 +308,7 @@ class Ensemble(nn.Module):
             between it and the member, in nats; ``votes``, how many members find this class most probable.
 
         Raises:
-            UserError: A path instead of a list, a file that is no image, or no preprocessing.
+            UserError: A path instead of a list, a file that is not an image, or no preprocessing.
         """
         if isinstance(paths, str | Path):
             raise UserError(f"predict was given the single path {paths}.", f"Give a list: [{str(paths)!r}].")
@@ -411,7 +411,7 @@ class Ensemble(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
-        """Rebuild a saved ensemble, or that of a run folder, on the CPU and in evaluation mode.
+        """Rebuild a saved ensemble, or the one of a run folder, on the CPU and in evaluation mode.
 
         Args:
             folder: What `save` wrote, or a run folder.
@@ -422,7 +422,7 @@ class Ensemble(nn.Module):
             The ensemble.
 
         Raises:
-            UserError: ensemble.json is missing or malformed; a member's file lies outside the folder, is missing or
+            UserError: ensemble.json is missing or malformed; a member's file is outside the folder, is missing or
                 damaged, or does not fit its member; or modules are missing.
         """
         stored = read_ensemble(Path(folder), members=members)

@@ -147,7 +147,7 @@ def evolve_interpolation(
         first: A state or a module.
         second: A state or a module.
         training_batches: For BatchNorm. The first ones are taken at every evaluation: batches that are shuffled
-            or augmented anew make the criterion noisy, and an evolution then favours a lucky draw.
+            or augmented again make the criterion noisy, and an evolution then favours a lucky draw.
         val_batches: Validation batches, in the same order at every call.
         bounds: Range of e; outside of [0, 1] the line is extrapolated, as in [-0.5, 1.5].
         curve_points: Points of the grid over the range, to which e = 0 and e = 1 are added; 0 for no curve.
@@ -201,7 +201,7 @@ def evolve_simplex(
     validation data than any network alone or their uniform average, because these are in the first generation.
 
     A ``file`` keeps the score of every candidate. An evolution is fixed by its seed, so a later call with the
-    same arguments repeats it from the file without running a network, goes on where it was interrupted, and
+    same arguments repeats it from the file without running a network, continues where it was interrupted, and
     finds what an uninterrupted one finds; more generations prolong it. Batches are not in the file: they must
     be the same.
 
@@ -402,7 +402,7 @@ class _Problem:
 
 
 def _metrics(probs: FloatArray, labels: IntArray) -> tuple[float, float]:
-    """Return NLL and accuracy; the worst there are where a probability is not finite."""
+    """Return NLL and accuracy; the worst possible values where a probability is not finite."""
     if not np.isfinite(probs).all():
         return -math.log(PROB_FLOOR), 0.0
     checked = check_predictions(probs, labels)

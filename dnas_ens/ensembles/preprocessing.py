@@ -92,7 +92,7 @@ class Preprocessing:
                 num_channels=fields["channels"],
                 mean=tuple(fields["mean"]),
                 std=tuple(fields["std"]),
-                # Before it was kept, all were scaled as if of 16 bits.
+                # Earlier versions did not keep it and scaled all images as if they had 16 bits.
                 deep_bits=fields.get("deep_bits", 16),
             )
         except (KeyError, TypeError) as error:

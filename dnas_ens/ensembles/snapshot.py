@@ -1,4 +1,4 @@
-"""Snapshots: the ensemble that one training run leaves behind, its learning rate going up and down.
+"""Snapshots: an ensemble from one training run whose learning rate goes up and down.
 
 Snapshot ensembles (Huang et al., arXiv 1704.00109) and fast geometric ensembling (Garipov et al., arXiv
 1802.10026) differ in the learning rate alone. In any training loop::
@@ -35,7 +35,7 @@ from dnas_ens.training.prediction import Batches, predict_members
 class Schedule(Protocol):
     """A learning rate for every step of a training, from 1, and the steps after which a snapshot is due.
 
-    A dataclass, so that a resumed training can tell whether it goes on with the same one.
+    A dataclass, so that a resumed training can tell whether its schedule is the same.
     """
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
@@ -45,7 +45,7 @@ class Schedule(Protocol):
         """Tell whether a snapshot is due after a step."""
 
     def num_steps(self, steps_per_epoch: int) -> int | None:
-        """Return how many steps there are; None where there is no end."""
+        """Return how many steps there are; None if it has no end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ class SnapshotRecorder:
     """Sets the learning rate of a training and copies the model at the ends of its cycles.
 
     The first learning rate is set at once; call `step` after every step of the optimiser, and no other
-    scheduler. All parameter groups get the same learning rate; momentum goes on over a restart, as in the paper.
+    scheduler. All parameter groups get the same learning rate; momentum is kept over a restart, as in the paper.
 
     Args:
         model: The model that is trained, any module.
@@ -242,7 +242,7 @@ class SnapshotRecorder:
                 f"The last {count} of {len(self.snapshots)} snapshots were asked for.",
                 "Ask for 1 or more and at most as many as were taken.",
             )
-        # The range is fixed now: training may go on and take snapshots before the last module is made.
+        # The range is fixed now: training may continue and take snapshots before the last module is made.
         first = len(self.snapshots) - count
         return (self.member(index) for index in range(first, first + count))
 
@@ -267,7 +267,7 @@ class SnapshotRecorder:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, and set the learning rate of the coming step; snapshots are copied.
+        """Continue where `state_dict` was taken, and set the learning rate of the next step; snapshots are copied.
 
         Raises:
             UserError: It was saved with another schedule, or its snapshots do not fit the model.

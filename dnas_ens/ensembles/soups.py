@@ -1,4 +1,4 @@
-"""What averages of saved models are worth on validation data: loss barriers, the curve over n, and soups.
+"""How good averages of saved models are on validation data: loss barriers, the curve over n, and soups.
 
 Everything is scored by its NLL; `dnas_ens.ensembles.averaging` does the averaging. The module that is given
 with the states only says what to build: it is copied, never changed. Legend: B batch, K classes, n models.
@@ -304,7 +304,7 @@ def greedy_soup(
     for index in tqdm(others, desc="greedy soup", unit="model", disable=None, leave=False):
         tried = [*ingredients, index]
         candidate = averaged_model(model, [states[each] for each in tried], None, batches)
-        # An average of models that are good alone may still overflow; it is no better then.
+        # The average of good models may still overflow; it is then not better.
         found = _score(candidate, val_batches)
         if found is not None and found[0] <= val_nll:
             soup, ingredients, (val_nll, val_accuracy) = candidate, tried, found

@@ -56,7 +56,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
         strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
         if strange:
             raise UserError(
-                f"Member {index} keeps something in {strange[0]} that is no tensor.",
+                f"Member {index} keeps something in {strange[0]} that is not a tensor.",
                 "Keep extra state in buffers, which a safetensors file can hold.",
             )
         save_tensors(folder / file, state)
@@ -126,7 +126,7 @@ def _plain_names(member: nn.Module) -> dict[str, str]:
         for path, module in member.named_modules(remove_duplicate=False)
         if _name_inside(module) is not None
     ]
-    # The innermost first, whose path holds those of the others.
+    # The innermost first: its path contains the paths of the others.
     for path, module in reversed(wrappers):
         inside = f"{path}{_name_inside(module)}."
         if isinstance(module, AveragedModel):
@@ -213,7 +213,7 @@ def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
         ) from error
     if not inside:
         raise UserError(
-            f"{folder / MANIFEST} names the file {file!r}, which lies outside the folder.",
+            f"{folder / MANIFEST} names the file {file!r}, which is outside the folder.",
             "Do not use this folder unless you trust where it is from; name files inside it.",
         )
     if not path.is_file():
@@ -250,5 +250,5 @@ def _build_members(
 
 
 def _build_member(spec: Mapping[str, Any]) -> nn.Module:
-    """Build a member of a kind of ours; `Network.from_spec` refuses any kind that is not known."""
+    """Build one of our own members; `Network.from_spec` refuses an unknown kind."""
     return model_from_spec(spec) if spec.get("kind") == REFERENCE_KIND else Network.from_spec(dict(spec))

@@ -165,7 +165,7 @@ def evolve_weights(
         criterion: "nll", or "accuracy" with ties broken by the NLL.
         population_size: Points of a generation, at least M + 5; None for the larger of 30 and 10 M.
         generations: Generations after the first, 1 or more; fewer where the population has converged.
-        polish: Whether scipy's L-BFGS-B goes on from the best point.
+        polish: Whether scipy's L-BFGS-B continues from the best point.
         seed: Of the first generation and of the evolution.
 
     Raises:
@@ -224,7 +224,7 @@ def selection_weights(picks: Sequence[int], num_members: int) -> FloatArray:
     """
     if len(picks) == 0 or min(picks) < 0 or max(picks) >= num_members:
         raise UserError(
-            f"The picks {list(picks)} are no selection of {num_members} members.",
+            f"The picks {list(picks)} are not a selection of {num_members} members.",
             f"Give at least one index in 0..{num_members - 1}.",
         )
     counts: FloatArray = np.bincount(picks, minlength=num_members) / len(picks)

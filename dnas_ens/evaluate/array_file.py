@@ -41,7 +41,7 @@ _DAMAGE = (
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name, atomically."""
     buffer = io.BytesIO()
-    # As a mapping: numpy's own parameters are keywords, too, which an array's name may not be.
+    # As a mapping: an array may have the name of one of numpy's own keyword parameters.
     named: dict[str, Any] = dict(arrays)
     np.savez_compressed(buffer, **named)
     write_atomic(path, buffer.getvalue())
@@ -58,7 +58,7 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
         UserError: The file is missing or damaged.
     """
     try:
-        # Opened here, for numpy leaves a damaged file open.
+        # Opened here, because numpy leaves a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             for entry in arrays.zip.infolist():
                 _require_size(arrays.zip, entry)
@@ -68,7 +68,7 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
 
 
 def _require_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
-    """Check that an array is as large as the file says, before memory is taken for what a header claims."""
+    """Check that an array is as large as its header claims, before memory is allocated for it."""
     if entry.file_size > _MOST_PACKED * max(entry.compress_size, 1):
         raise ValueError(f"{entry.filename} claims {entry.file_size:,} bytes in {entry.compress_size:,}")
     with archive.open(entry) as file:

@@ -1,4 +1,4 @@
-"""How each class fares: recall, precision, confusions, and what a constant answer would get.
+"""Results by class: recall, precision, confusions, and what a constant answer would get.
 
 Legend: N test images, K classes. Classes that no test image belongs to have no recall.
 """
@@ -81,7 +81,7 @@ class ClassFigures:
 
     @property
     def majority(self) -> ClassRow:
-        """The class of most test images."""
+        """The most frequent class of the test images."""
         return max(self.rows, key=lambda row: row.num_images)
 
     @property

@@ -55,7 +55,7 @@ def inference_seconds(
         model: Network (B, C, H, W) -> logits (B, K).
         image_shape: (C, H, W).
         batch_size: Images of a pass.
-        channels_last: Whether the images lie in memory with their channels last.
+        channels_last: Whether the images are channels_last in memory.
 
     Returns:
         Median over passes, in seconds an image.

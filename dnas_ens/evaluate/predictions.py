@@ -55,7 +55,7 @@ class Predictions:
             where unknown or there was none.
         search_gpu_seconds: Its GPU seconds.
         device: Where inference was timed, in words.
-        source: What they are of, as ``predict_folder`` notes it; empty where unknown, and for some or other members.
+        source: What they are of, as ``predict_folder`` notes it; empty where unknown, and for other members.
 
     Raises:
         ValueError: Arrays that do not fit each other, rows that are no probabilities, or labels that are no classes.
@@ -234,7 +234,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
 
 
 def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:
-    """Add what the members of a folder and their search took, as member.json and genotypes.json tell it.
+    """Add what the members of a folder and their search cost, from member.json and genotypes.json.
 
     Args:
         predictions: Of the folder's ensemble.

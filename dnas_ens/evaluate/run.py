@@ -38,7 +38,7 @@ def predict_folder(
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.run.machine import describe_device
 
-    # Loaded in any case: a member's file that was changed since is refused here.
+    # Loaded in any case, so that a member's file that has changed since is refused.
     ensemble = Ensemble.load(folder)
     path, source = folder / "predictions.npz", _source(folder, data)
     if reuse and path.exists():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 USUAL = "auto"
 #: Seed of the corruptions: the same for every run, so that runs are compared on the same images.
 CORRUPTION_SEED = 0
-#: Stands before the name of a corruption that comes from the public files.
+#: Prefix of a corruption that comes from the public files.
 CIFAR10_C = "cifar10-c/"
 #: Members' probabilities under shift, from which the other files can be recomputed.
 FILE = "shift.npz"
@@ -48,11 +48,11 @@ class ShiftOptions:
     shift: bool = False
     """Measure corrupted test images and images of other data sets as well."""
     corruptions: tuple[str, ...] = CORRUPTION_NAMES
-    """Corruptions of the test images; none after the flag for none."""
+    """Corruptions of the test images; the flag alone means none."""
     severities: tuple[int, ...] = SEVERITIES
     """How strong, from 1 to 5."""
     ood: tuple[str, ...] = (USUAL,)
-    """Data sets or folders whose images are to be told apart; auto for the usual ones that are on the disk."""
+    """Other data sets or folders to tell from the run's own images; auto: the usual ones that are on the disk."""
     cifar10_c: Path | None = None
     """Folder of the public CIFAR-10-C .npy files, here or below the data root; for runs on cifar10."""
 
@@ -63,7 +63,7 @@ class ShiftOptions:
             check_severity(severity)
         if not self.severities:
             raise UserError("--severities is empty.", "Give whole numbers from 1 to 5.")
-        # Named twice is meant once, and a table reads best in order.
+        # Duplicates count once, and a table reads best in order.
         object.__setattr__(self, "corruptions", tuple(dict.fromkeys(self.corruptions)))
         object.__setattr__(self, "severities", tuple(sorted(set(self.severities))))
         object.__setattr__(self, "ood", tuple(dict.fromkeys(self.ood)))
@@ -104,7 +104,7 @@ class ShiftPredictions:
             "labels": self.labels,
             "foreign_names": np.array(list(self.foreign), dtype=np.str_),
             "seed": np.array(self.seed),
-            # Numbered, for a name may be a path, which has no place in an archive's index.
+            # Numbered, because a name may be a path, which an archive's index cannot hold.
             **{f"foreign_{i}": probs.astype(np.float32) for i, probs in enumerate(self.foreign.values())},
         }
         save_arrays(path, arrays)
@@ -210,7 +210,7 @@ def _foreign_images(
             if candidate in options.ood:
                 continue
             try:
-                # Nobody asked for a download.
+                # No download without being asked.
                 images = load_out_of_distribution(candidate, data, data_root=data_root, download=False)
             except UserError as error:
                 print(f"without images of {candidate}: {error.cause}", file=sys.stderr, flush=True)

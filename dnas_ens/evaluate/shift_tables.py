@@ -45,7 +45,7 @@ class CleanFit:
 
 
 def fit_on_clean(predictions: Predictions) -> CleanFit:
-    """Fit temperatures, and take weights and best single member, from what clean val says."""
+    """Fit temperatures and choose weights and the best single member on clean val."""
     members, labels = predictions.val_probs.astype(np.float64), predictions.val_labels
     shares = normalise_weights(predictions.weights, len(members))
     return CleanFit(

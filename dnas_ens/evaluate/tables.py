@@ -34,7 +34,7 @@ METRICS = (
 )
 DIVERSITY = ("disagreement", "predictive_js", "shared_error_fraction")
 COST = ("parameters", "flops", "inference_seconds", "train_seconds")
-#: In the files, but not in the table a person reads.
+#: In the files, but not in the table for a reader.
 DETAILS = ("mutual_information", "average_member_nll", "oracle_nll")
 #: Few enough for a terminal; the files hold all columns.
 SHOWN = (
@@ -100,7 +100,7 @@ def _single_row(
         "name": name,
         **evaluate_probs.of(probs, labels),
         "balanced_accuracy": balanced_accuracy.of(probs, labels),
-        # What always answering the most frequent class gets: the same in every row, to be held against.
+        # What always answering the most frequent class gets: the same in every row, for comparison.
         "majority_accuracy": float(np.bincount(labels).max() / len(labels)),
         "calibrated_nll": nll.of(tempered(probs, temperature), labels),
         "aurc": selective.aurc,
@@ -156,7 +156,7 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
     parts = list(zip(predictions.train_cpu_seconds, of_gpu, strict=True))
     if search:
         parts.append((predictions.search_cpu_seconds or 0.0, predictions.search_gpu_seconds or 0.0))
-    # What took no time, such as the search of what was drawn, was done by neither.
+    # What took no time, such as the search for random cells, was done by neither.
     worked = [(cpu, gpu) for cpu, gpu in parts if cpu or gpu]
     on_gpu = {gpu > 0.0 for _, gpu in worked}
     if len(on_gpu) > 1:

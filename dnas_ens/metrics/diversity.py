@@ -1,8 +1,8 @@
-"""How differently the members of an ensemble predict, and what the difference is worth.
+"""How differently the members of an ensemble predict, and how much that helps.
 
 Legend: M members, N images, K classes. Divergences and entropies are in nats unless [0, 1] is said. A
-value over pairs of members is that of distinct members; one member alone counts as two copies of
-itself, so its disagreement and distance are 0. All members count equally here, whatever their
+value over pairs is over pairs of distinct members; one member alone counts as two copies of
+itself, so its disagreement and distance are 0. All members count equally, not by their
 combining weights, except in `mutual_information`.
 """
 

@@ -21,7 +21,7 @@ from dnas_ens.types import FloatArray, IntArray
 
 #: What is measured at every size.
 CURVE_METRICS = ("accuracy", "nll", "calibrated_nll")
-#: Losses nearer to each other are the same, in nats: an ensemble's own differs by the order its members are added in.
+#: Losses closer than this are equal, in nats: the order in which members are added changes a loss by rounding.
 SAME_LOSS = 1e-9
 
 
@@ -29,7 +29,7 @@ SAME_LOSS = 1e-9
 class EnsembleSizeCurve:
     """Metrics against ensemble size.
 
-    The deviation is that over subsets of the same M members. Subsets overlap, the more the larger they are, so it
+    The deviation is over subsets of the same M members. Subsets overlap, the more the larger they are, so it
     tells how much the choice among these members matters, not how another M trainings would turn out.
 
     Args:
@@ -169,7 +169,7 @@ def deep_ensemble_equivalent(
 
     NLL_DE is the calibrated NLL of deep ensembles, its running minimum over sizes, interpolated linearly between
     the measured sizes and never beyond them (Ashukha et al., arXiv 2002.06470). Losses within `SAME_LOSS` of each
-    other count as equal, so that the largest deep ensemble itself is worth its size and not more. For a band, give
+    other count as equal, so that rounding does not put the largest deep ensemble beyond its own size. For a band, give
     the curve plus and minus its standard deviation.
 
     Args:

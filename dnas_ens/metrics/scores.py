@@ -104,7 +104,7 @@ def measure(of: Callable[[FloatArray, IntArray], ResultT]) -> Measure[ResultT]:
 
 
 def labels_digest(labels: npt.ArrayLike) -> str:
-    """SHA-256, in hexadecimal, of class indices in their order: whether scores are of the same images."""
+    """SHA-256, in hexadecimal, of class indices in their order; equal for scores of the same images."""
     return hashlib.sha256(np.asarray(labels).astype("<i8").tobytes()).hexdigest()
 
 

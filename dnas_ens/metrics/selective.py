@@ -3,7 +3,7 @@
 A classifier that may abstain answers the most confident share of the images, its coverage; its risk is the share of
 errors among them. The better confidence tells right answers from wrong ones, the faster risk falls with coverage.
 
-Images of equal confidence stand in no order. Their errors are spread evenly over them, which is the mean over all
+Images of equal confidence have no order. Their errors are spread evenly over them, which is the mean over all
 orders that they could come in, so that nothing depends on the order of the images. Legend: N images, K classes.
 """
 

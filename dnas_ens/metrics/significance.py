@@ -1,8 +1,8 @@
-"""What a difference between two methods is worth: paired over test images, and over seeds where there are several.
+"""How sure a difference between two methods is: paired over test images, and over seeds where there are several.
 
 Losses are per image, lower is better; methods are compared on the same images and, seed by seed, on the same
-search seeds. A test over images tells what these trained networks are worth on other images of the same kind; only
-the spread over seeds tells what another search or training would give. Both are said, and a plain verdict needs both.
+search seeds. A test over images says how these trained networks compare on other images of the same kind; only
+the spread over seeds says what another search or training would give. Both are given; a plain verdict needs both.
 Legend: S seeds, N test images.
 """
 
@@ -54,7 +54,7 @@ class PairedDifference:
 
     @property
     def verdict(self) -> str:
-        """What may be said, in a few words."""
+        """The verdict in a few words."""
         if self.same:
             return "the same"
         if self.p_value > 1.0 - CONFIDENCE:
@@ -210,7 +210,7 @@ class NestedSpread:
 
 
 def nested_spread(values: npt.ArrayLike) -> NestedSpread:
-    """Tell the spread of searches from that of trainings, by a one-way analysis of variance.
+    """Separate the spread of searches from that of trainings, by a one-way analysis of variance.
 
     sigma_within^2 is the mean of the variances within search seeds, sigma_between^2 the variance of their means
     minus sigma_within^2 / R, at least 0 (Searle, Casella and McCulloch, Variance Components, 1992).

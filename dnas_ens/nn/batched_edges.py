@@ -1,7 +1,7 @@
 """All edges that leave one node of a supernet cell, computed together.
 
 What depends on the source alone (ReLU, pooling and its BatchNorm, skip) is computed once instead of once an edge;
-convolutions of the k edges lie side by side as k * C channels; the last pointwise convolution of every
+convolutions of the k edges are side by side as k * C channels; the last pointwise convolution of every
 operation, its BatchNorm and the mixture weights are one matrix product (see ``moments``).
 """
 
@@ -33,7 +33,7 @@ BATCHED = (*SEPARABLE, *DILATED, *POOLS, SKIP, NONE)
 
 @dataclass(frozen=True)
 class Piece:
-    """Where a tensor of one operation of one edge lies in a batched tensor.
+    """Where a tensor of one operation of one edge is in a batched tensor.
 
     Args:
         own: Name of the batched tensor in ``EdgesOfSource``.
@@ -250,7 +250,7 @@ class EdgesOfSource(nn.Module):
         return scaled.flatten(2, 3).flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield where every tensor of the reference's k edges lies; what the edges share comes once an edge."""
+        """Yield where every tensor of the reference's k edges is; shared tensors come once for each edge."""
         edges = self.num_edges
         for edge in range(edges):
             for number, name in enumerate(self.operations):
@@ -275,7 +275,7 @@ class EdgesOfSource(nn.Module):
     def _norm_pieces(self, norm: str, names: list[str], edge: int, number: int) -> Iterator[Piece]:
         name = self.operations[number]
         part = edge * len(names) + names.index(name), self.num_edges * len(names)
-        # In the reference a pointwise convolution stands third of four, or seventh of eight, layers.
+        # In the reference a pointwise convolution is the third of four, or the seventh of eight, layers.
         position = 6 if name in self.separable and norm == "last_norm" else 2
         yield Piece(f"{norm}.pointwise", *part, edge, number, f"{position}.weight")
         yield from _statistics(norm, *part, edge, number, str(position + 1))

@@ -1,7 +1,7 @@
 """Depthwise convolution, fast in its backward pass too: on a CPU by three identities, on a GPU in Triton.
 
 On a CPU, PyTorch runs depthwise convolutions and their 3x3 gradients by fast kernels, but the gradients of 5x5 and of
-dilated kernels by generic ones that take five to forty times as long. Three identities lead them back to the fast ones:
+dilated kernels by generic ones that take five to forty times as long. Three identities reduce them to the fast ones:
 
 - the gradient of the input, at stride 1, is the convolution of the output's gradient with the turned kernel;
 - a convolution of dilation 2 is one of dilation 1 on each of the four grids of pixels of equal parity, and one of
@@ -95,7 +95,7 @@ def depthwise_conv(features: Tensor, weight: Tensor, *, stride: int = 1, dilatio
 
 
 def runs_in_triton(features: Tensor) -> bool:
-    """Say whether features (B, C, H, W) are computed with by our own kernels: on a GPU, channels_last, not double."""
+    """Say whether our own kernels compute on these features (B, C, H, W): on a GPU, channels_last, not double."""
     return (
         _accelerated
         and features.device.type == "cuda"
@@ -107,7 +107,7 @@ def runs_in_triton(features: Tensor) -> bool:
 
 @functools.cache
 def triton_works() -> bool:
-    """Try one of our kernels on the GPU, once a process; where it fails, say so and leave all to PyTorch."""
+    """Try one of our kernels on the GPU, once per process; if it fails, say so and use PyTorch's."""
     if importlib.util.find_spec("triton") is None:
         return False
     try:
@@ -120,7 +120,7 @@ def triton_works() -> bool:
         )
     except (
         Exception
-    ) as error:  # Triton wants a C compiler and a driver, and says in many ways that one is missing
+    ) as error:  # Triton needs a C compiler and a driver, and reports in many ways that one is missing
         reason = " ".join(str(error).split())[:200]
         print(f"our GPU kernels do not run here ({reason}); PyTorch's are taken", file=sys.stderr, flush=True)
         return False
@@ -200,8 +200,8 @@ def parity_grids(features: Tensor) -> Tensor:
 def _weight_gradient_5x5(gradient: Tensor, features: Tensor) -> Tensor:
     """Return the gradient (C, 1, 5, 5) of a 5x5 kernel at stride 1 from four gradients of 3x3 kernels.
 
-    Images lie in memory one after the other, each in a frame of zeros one pixel wide. A shift by a pixel is then
-    an offset into that memory and copies nothing: what it lets run over an edge falls on the next image's frame.
+    Images are in memory one after the other, each in a frame of zeros one pixel wide. A shift by a pixel is then
+    an offset into that memory and copies nothing: pixels shifted over an edge fall on the next image's frame.
     """
     batch, channels, height, width = features.shape
     frame = (batch, height + 2, width + 2, channels)

@@ -24,7 +24,7 @@ _BLOCK = 2048
 _CHUNKS = 32
 
 
-#: Numbers of a launch that kernels are not compiled anew for.
+#: Arguments of a launch that kernels are not recompiled for.
 _GENERAL = ("num_pixels", "in_height", "in_width", "out_height", "out_width", "stride", "dilation")
 
 
@@ -112,7 +112,7 @@ def _weight_gradient_kernel(
 def _sizes(source: Tensor, result: Tensor) -> tuple[tuple[int, ...], dict[str, int]]:
     """Return the numbers of a launch (pixels, in_height, in_width, out_height, out_width), and its blocks.
 
-    Blocks are pixels and channels of a program; few different ones, for each is compiled.
+    Blocks are pixels and channels of a program; few different ones, because each is compiled.
     """
     batch, out_channels, *size = result.shape
     channels = min(16, triton.next_power_of_2(out_channels))

@@ -1,4 +1,4 @@
-"""How a network is computed: layout, precision, CUDA graph, as settings say or as a short measured trial finds best."""
+"""How a network is computed: layout, precision, CUDA graph, as set or as a short measured trial finds best."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class GraphedStep:
         self._graph.replay()
 
     def record_anew(self) -> None:
-        """Record the next call, for the step reads Python values that have changed."""
+        """Record the next call, because the step reads Python values that have changed."""
         self._graph = None
 
     def _run_aside(self, inputs: tuple[Tensor, ...]) -> None:
@@ -108,11 +108,11 @@ class Execution:
     def graphed(
         self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()
     ) -> Callable[..., None]:
-        """Return a step as it is to be called: recorded and replayed, or itself.
+        """Return the step to call: recorded and replayed, or unchanged.
 
         Args:
             step: Takes tensors alone, see `GraphedStep`.
-            generators: What it draws from, but for the device's default generator.
+            generators: What it draws from, besides the device's default generator.
 
         Raises:
             UserError: CUDA graphs are asked for on another device.
@@ -142,8 +142,8 @@ class Execution:
     def place_module(self, module: Module, device: torch.device | str) -> Module:
         """Move a module to a device, its convolutions' weights in the layout; returns it.
 
-        On a GPU cuDNN is told once and for all to compute float32 convolutions in float32: by default it rounds to
-        TF32, whose 11 bits nobody asked for.
+        On a GPU this makes cuDNN compute float32 convolutions in float32 for the rest of the process: by default it
+        rounds to TF32 with 11 bits.
         """
         if torch.device(device).type == "cuda":
             # The older of PyTorch's two switches: once the newer is set, PyTorch refuses to read the older one,

@@ -24,12 +24,12 @@ TRITON_CHANNELS = (16, 32, 64)
 
 
 def suits_large_products(features: Tensor) -> bool:
-    """Say whether one large product, of zeros too, takes less time than several small ones, as on a GPU."""
+    """Say whether one large product with zeros takes less time than several small ones, as on a GPU."""
     return features.device.type != "cpu"
 
 
 def folds_in_triton(features: Tensor, channels: int) -> bool:
-    """Say whether BatchNorm is folded by kernels of its own, where a GPU has them for groups of so many channels."""
+    """Say whether our Triton kernels fold BatchNorm for groups of so many channels."""
     return channels in TRITON_CHANNELS and runs_in_triton(features)
 
 
@@ -70,7 +70,7 @@ def batched_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None =
 def sliced_pointwise(features: Tensor, matrices: Tensor, shift: Tensor | None = None) -> Tensor:
     """Multiply the groups of channels of every slice of a batch by matrices of its own, as one product a slice.
 
-    A block-diagonal matrix multiplies zeros, too; a GPU's matrix units do that faster than they begin small products.
+    A block-diagonal matrix also multiplies zeros; a GPU's matrix units do that faster than they start small products.
 
     Args:
         features: (S * B', G * c, H, W), channels_last.
@@ -151,7 +151,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor, None]:
         features, mean = ctx.saved_tensors
         count = features.numel() // features.shape[1]
-        # The covariance's derivative is that of (z - mean)(z - mean)^T; the mean's own part sums to zero.
+        # The covariance's derivative is the one of (z - mean)(z - mean)^T; the mean's own part sums to zero.
         matrices = (of_covariance + of_covariance.transpose(1, 2)) / count
         shift = of_mean / count - (matrices @ mean.unsqueeze(2)).squeeze(2)
         return grouped_pointwise(features, matrices, shift), None
@@ -194,7 +194,7 @@ class PointwiseNorm(nn.BatchNorm2d):
         """Return what maps features to the normalised outputs of the convolutions.
 
         Args:
-            features: (B, G' * c, H, W), channels_last; groups past the first G are not looked at.
+            features: (B, G' * c, H, W), channels_last; groups past the first G are ignored.
 
         Returns:
             A (G, c, c) and b (G, c): the output of group g is A_g z_g + b_g. Both keep the weights' precision under

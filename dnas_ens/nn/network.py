@@ -27,7 +27,7 @@ def drop_path(
 
     Args:
         features: (B, C, H, W).
-        probability: In [0, 1); a tensor () on the features' device where a recorded step is to read it anew.
+        probability: In [0, 1); a tensor () on the features' device if a recorded step reads it again at each replay.
         generator: On the features' device; None for the global one.
     """
     keep = features.new_empty(len(features), 1, 1, 1)

@@ -70,7 +70,7 @@ def build_operation(name: str, channels: int, stride: int, *, affine: bool) -> n
 
 
 def average_pool(features: Tensor, stride: int) -> Tensor:
-    """Average over 3x3 windows, over the pixels of a window that lie in the image alone.
+    """Average over 3x3 windows, counting only the pixels of a window that are in the image.
 
     Args:
         features: (B, C, H, W).
@@ -86,7 +86,7 @@ def average_pool(features: Tensor, stride: int) -> Tensor:
 def padded_average_pool(features: Tensor, stride: int) -> Tensor:
     """Return ``average_pool`` without a padded window.
 
-    On a GPU PyTorch's gradient of padded average pooling is wrong for channels_last images, without a word: it takes
+    On a GPU PyTorch's gradient of padded average pooling is silently wrong for channels_last images: it takes
     each pixel for its neighbour (github.com/pytorch/pytorch/issues/188344; seen here with 2.11).
     """
     padded = F.pad(features, (1, 1, 1, 1))

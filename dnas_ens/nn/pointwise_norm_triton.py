@@ -246,7 +246,7 @@ def folded_norm(
     """Return what maps features to normalised outputs, as ``PointwiseNorm.matrices`` does in training.
 
     Args:
-        features: (B, G' * c, H, W), channels_last, c one of 16, 32 and 64; groups past the first G are not looked at.
+        features: (B, G' * c, H, W), channels_last, c one of 16, 32 and 64; groups past the first G are ignored.
         pointwise: P, (G, c, c) float32; None for the identity.
         gram: Sums of z z^T over pixels in float32: (G' * c, G' * c), or the blocks on its diagonal (G', c, c).
         tracked: running_mean, running_var (G * c,) and num_batches_tracked, updated in place; None for none.

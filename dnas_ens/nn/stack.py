@@ -58,5 +58,5 @@ def pass_by(features: Tensor, stride: int) -> Tensor:
 
 
 def shuffle_channels(features: Tensor, partial_channels: int) -> Tensor:
-    """Interleave K blocks of channels: channel k * C/K + c comes to place c * K + k."""
+    """Interleave K blocks of channels: channel k * C/K + c moves to place c * K + k."""
     return features if partial_channels == 1 else F.channel_shuffle(features, partial_channels)

@@ -1,7 +1,7 @@
-"""The reference supernet: every candidate operation of every edge, one at a time, in plain sight.
+"""The reference supernet: every candidate operation of every edge, computed one at a time.
 
 The mixture weights are an argument of ``forward`` and never an attribute, so one supernet serves any number
-of architectures, also several within one batch. It is the yardstick for every faster form.
+of architectures, also several within one batch. Every faster form is tested against it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""SVG pictures made fit to stand inside a page: recoloured by its variables, described, without clashing names."""
+"""SVG pictures for use inside a page: recoloured by its variables, described, without clashing names."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def inline_svg(text: str, *, name: str, title: str, description: str) -> str:
             "aria-labelledby": f"{name}-t {name}-d",
         }
     )
-    # Text is then as large in a drawing as beside it, whatever the drawing's width.
+    # Text is then as large in a drawing as beside it, for any width of the drawing.
     root.set("style", f"max-width: {1.05 * float(width) * 4 / 3:.0f}px")
     for tag, content in (("desc", description), ("title", title)):
         element = ElementTree.Element(tag, {"id": f"{name}-{tag[0]}"})

@@ -133,7 +133,7 @@ def embed(probs: NDArray) -> tuple[FloatArray, NDArray[np.int64]] | None:
     """Place images in a plane by t-SNE of their predicted distributions (van der Maaten and Hinton, JMLR 9, 2008).
 
     Distances are Euclidean between logarithms of probabilities, those below 0.0001 counted as 0.0001, so that sure
-    images still lie apart by what they resemble next.
+    images are still separated by what they resemble next.
 
     Args:
         probs: The ensemble's class probabilities (N, K).

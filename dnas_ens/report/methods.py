@@ -57,7 +57,7 @@ def comparison_section(files: RunFiles) -> Section | None:
             Picture(
                 name="nll-by-cost",
                 title="Calibrated NLL against cost",
-                caption="Numbers are those of the table. Down is better, left is cheaper; the line joins the methods "
+                caption="Numbers are as in the table. Down is better, left is cheaper; the line joins the methods "
                 "that no cheaper one beats. A cost holds all the training a row needs: the search where its cells "
                 "come from it, and networks that were trained and not chosen.",
                 description=f"Scatter plot of calibrated NLL against CPU seconds of training for {len(timed)} methods.",
@@ -66,7 +66,7 @@ def comparison_section(files: RunFiles) -> Section | None:
             )
         )
     notes = "All on the same test images. Bold is the lowest calibrated NLL." + (
-        f" Below a figure stands its 95{NARROW}% interval over test images."
+        f" Below a figure is its 95{NARROW}% interval over test images."
         if any(r.get("interval") for r in rows)
         else " One training each: differences well within the intervals above may be luck."
     )
@@ -128,7 +128,7 @@ def draw_cost(
     Args:
         seconds: P costs, above 0.
         losses: P calibrated NLLs.
-        labels: What stands beside each point.
+        labels: Label of each point.
         ours: Which points are this run's own.
         intervals: An interval of the loss or None for each point; empty for none at all.
     """

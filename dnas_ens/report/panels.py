@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from dnas_ens.figures import style
 
 Offset = tuple[float, float]
-#: Points. Two panels stand side by side on a wide page; one fills a phone, its text still large enough to read.
+#: Points. Two panels fit side by side on a wide page; one fills a phone, its text still large enough to read.
 WIDTH, HEIGHT = 330.0, 236.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 16.0, 12.0, 40.0
 TEXT = 9.5
@@ -81,7 +81,7 @@ def write(
 
 
 def plain(text: str) -> str:
-    """Return a name that others chose, such as a class's, as text that is neither mathematics nor unprintable."""
+    """Return a user's name, such as a class name, as printable text that is not read as mathematics."""
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in text).replace("$", r"\$")
 
 

@@ -23,7 +23,7 @@ class Picture:
 
     Args:
         name: Of its files and on the page; a word that no other picture has.
-        title: What stands above the caption's text.
+        title: Heading above the caption's text.
         caption: HTML of what it shows and how to read it.
         description: What it shows, in plain text, for readers who cannot see it.
         figure: The figure.

@@ -239,7 +239,7 @@ def draw_by_size(rows: Sequence[Mapping[str, Any]], metric: str, *, y_label: str
             axis,
             value,
             (float(counts[place]), float(middle[place])),
-            # The first stands on the side that the line leaves free.
+            # The first is on the side that the line leaves free.
             offset=(8, 0) if last else (7, 9 if middle[-1] < middle[0] else -9),
             colour=style.BLUE,
             bold=last,

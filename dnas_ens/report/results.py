@@ -28,7 +28,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row of the results with its intervals over test images; NaN where resampling says nothing.
+    """A row of the results with its intervals over test images; NaN where resampling is impossible.
 
     Args:
         values: The stored figures.
@@ -123,7 +123,7 @@ def results_section(
     if files.num_members > 1:
         chosen = " The best single member was chosen on validation images."
     notes = (
-        f"On {len(predictions.test_labels):,} test images. Below each figure stands its 95{NARROW}% interval: a "
+        f"On {len(predictions.test_labels):,} test images. Below each figure is its 95{NARROW}% interval: a "
         "percentile bootstrap over test images. It covers the luck of which images were drawn, <em>not</em> that of "
         f"the search, of the training or of the temperature, which would take several runs to tell. {undefined}"
         "Calibrated NLL is the negative log-likelihood after one temperature T, fitted after averaging on the "

@@ -178,7 +178,7 @@ class RunFiles:
 
     @property
     def genotypes(self) -> list[Genotype]:
-        """Genotypes of the ensemble's networks, of the searched ones where there is no ensemble yet."""
+        """Genotypes of the ensemble's networks, or of the search's choice if there is no ensemble yet."""
         specs = [member.get("spec") or {} for member in (self.ensemble or {}).get("members", [])]
         stored = [spec["genotype"] for spec in specs if "genotype" in spec]
         if not stored and self.found is not None:
@@ -218,7 +218,7 @@ def _members(folder: Path) -> list[dict[str, Any]]:
 
 
 def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
-    """Results as they were written, made anew where they are missing or belong to other predictions."""
+    """Results as they were written; computed again if they are missing or belong to other predictions."""
     if predictions is None:
         return []
     rows: list[dict[str, Any]] = _optional(path, ROWS, [])
@@ -227,7 +227,7 @@ def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
 
 
 def _sizes(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
-    """Metrics against ensemble size as they were written, made anew where they are missing."""
+    """Metrics against ensemble size as they were written; computed again if they are missing."""
     if predictions is None:
         return []
     rows: list[dict[str, Any]] = _optional(path, SIZES, [])

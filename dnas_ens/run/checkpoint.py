@@ -26,7 +26,7 @@ class CheckpointStore:
 
     A state is nested at will: dicts (keys int or str), lists and tuples of tensors, numbers, strings, booleans, None,
     as `state_dict()` of a module, an optimiser or a schedule returns it. Dtypes, shapes and values come back bit-equal;
-    tensors that shared memory come back apart, and all on the CPU.
+    tensors that shared memory are separate afterwards, and all are on the CPU.
 
     The manifest `<name>-<step>.json` holds the SHA-256 and is written after the state, so a state without one
     was interrupted and does not count. Saving at a step drops later ones: their course was abandoned.

@@ -1,4 +1,4 @@
-"""Reading and writing files: whole or not at all, JSON as standard JSON, tensors as safetensors.
+"""Reading and writing files: atomically, JSON as standard JSON, tensors as safetensors.
 
 The save protocol is that of torch.distributed.checkpoint and Lightning: write a temporary file in the same folder,
 flush, fsync, rename over the target, fsync the folder. Nothing is pickled, so loading a file runs no code. torch is
@@ -90,7 +90,7 @@ def write_json(path: Path, obj: Any) -> None:
     """Write a JSON file atomically, indented; tuples become lists, paths strings, and NumPy scalars numbers.
 
     Raises:
-        ValueError: NaN or an infinity is in it, which JSON has no word for.
+        ValueError: NaN or an infinity is in it, which JSON cannot express.
     """
     try:
         text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
@@ -239,7 +239,7 @@ def first_difference(stored: Any, asked: Any, field: str) -> tuple[str, str, str
         pairs = ((key, stored.get(key, ABSENT), asked.get(key, ABSENT)) for key in {**stored, **asked})
         found = (first_difference(one, other, f"{field}.{key}") for key, one, other in pairs)
         return next(filter(None, found), None)
-    # A field of a later version, left open, was open before.
+    # A field of a later version that is None did not exist before.
     if (stored is ABSENT and asked is None) or _same(stored, asked):
         return None
     return field, _shown(stored), _shown(asked)

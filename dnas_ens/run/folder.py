@@ -65,7 +65,7 @@ class RunFolder:
         name: str = "run",
         root: Path = Path("runs"),
     ) -> RunFolder:
-        """Make a run folder, or go on with the one of the same configuration.
+        """Make a run folder, or continue the one of the same configuration.
 
         Args:
             run_dir: The folder; None makes a fresh `<root>/<NNN>-<name>`.
@@ -111,7 +111,7 @@ class RunFolder:
         """
         _read_config(Path(run_dir))
         run = cls(run_dir, command=command)
-        # Read again: whoever held the lock until now may have added a section.
+        # Read again: the process that held the lock until now may have added a section.
         run.config = _read_config(run.path)
         return run
 
@@ -173,13 +173,17 @@ class RunFolder:
         write_json(path, [*entries, {**environment(self._command), **(extra or {})}])
 
     def _env(self, path: Path) -> list[Any]:
-        """Return the entries of env.json; a damaged file is set aside, for it decides no result."""
+        """Return the entries of env.json; a damaged file is set aside, because no result depends on it."""
         try:
             read_json(path)
         except UserError as error:
             aside = path.with_name("env.damaged.json")
             path.replace(aside)
-            print(f"{error.cause} It is kept as {aside.name}, and begun anew.", file=sys.stderr, flush=True)
+            print(
+                f"{error.cause} It is kept as {aside.name}, and a new one is begun.",
+                file=sys.stderr,
+                flush=True,
+            )
             return []
         entries: list[Any] = read_checked(path, [dict])
         return entries
@@ -188,7 +192,7 @@ class RunFolder:
         """Close the files and let other processes write."""
         self.metrics.close()
         if self._lock is not None:
-            # Unlocked, not merely closed: forked data workers hold the same open file.
+            # Unlocked and not only closed: forked data workers hold the same open file.
             fcntl.flock(self._lock, fcntl.LOCK_UN)
             os.close(self._lock)
             self._lock = None
@@ -220,9 +224,9 @@ class RunFolder:
 
 
 def _lock(folder: Path) -> int:
-    """Take the folder's lock; the kernel lets go of it when the process ends, however it ends.
+    """Take the folder's lock; the kernel releases it when the process ends, however it ends.
 
-    The folder itself is locked, for a file can be removed while it is. run.lock only tells who holds it.
+    The folder itself is locked, because a locked file can be removed. run.lock only says who holds it.
     """
     path = folder / "run.lock"
     with writing(folder):

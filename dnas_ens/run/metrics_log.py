@@ -57,7 +57,7 @@ class MetricsLog:
     def read(self, phase: str | None = None) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl as dictionaries, of one phase or of all.
 
-        A damaged line is passed over and told: no result depends on it.
+        A damaged line is skipped and reported: no result depends on it.
 
         Raises:
             UserError: The file cannot be read, or a line is JSON of another form.

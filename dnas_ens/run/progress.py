@@ -16,7 +16,7 @@ class Progress:
 
     Args:
         total_epochs: Epochs of the whole work.
-        description: What is going on, the first word of the line.
+        description: What is being done, the first word of the line.
         steps_per_epoch: Steps of one epoch.
         initial_epoch: Epochs that an earlier process has done.
         stream: Where to write; stderr by default.
@@ -96,7 +96,7 @@ class Progress:
 
 
 def _shown(value: object) -> str:
-    """A value as a person reads it: about four digits, no exponent where none is needed."""
+    """A value for a reader: about four digits, no exponent where none is needed."""
     if isinstance(value, bool | int | str) or value is None:
         return str(value)
     number = float(value)  # type: ignore[arg-type]  # numpy scalars and tensors of one element
@@ -130,7 +130,7 @@ class CostMeter:
         self.resume()
 
     def resume(self) -> None:
-        """Go on counting."""
+        """Count again."""
         if not self._running:
             self._running = True
             self._wall, self._cpu = time.perf_counter(), time.process_time()

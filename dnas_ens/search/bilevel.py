@@ -59,7 +59,7 @@ def second_order_gradient(
 
     Args:
         training_loss: Evaluates the training loss at the current parameters; the same value at each call.
-        learning_rate: xi, that of the virtual step.
+        learning_rate: xi, of the virtual step.
         momentum: mu of the weights' optimiser.
         momentum_buffers: Its buffers, or None before the first step.
         radius: Length of the finite-difference step in weight space.

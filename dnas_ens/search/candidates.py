@@ -26,7 +26,7 @@ from dnas_ens.training.interleaving import exhaust
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import TrainingStep, training_steps
 
-#: How often the pool is drawn more densely before it is declared too small.
+#: Factors by which lambda is drawn more densely before the pool is declared too small.
 _DENSER = (1, 2, 4, 8)
 
 
@@ -83,7 +83,7 @@ def _shown(value: float | None) -> str:
 
 
 def drop_doubles(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Keep the first of every set of isomorphic genotypes, so that no ensemble holds one network twice."""
+    """Keep the first of every set of isomorphic genotypes, so that no ensemble holds a network twice."""
     unique: dict[Genotype, Candidate] = {}
     for candidate in candidates:
         unique.setdefault(candidate.genotype.canonical(), candidate)

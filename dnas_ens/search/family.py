@@ -1,4 +1,4 @@
-"""The family of architectures a search learns: points (lambda, direction), and all that is made of one.
+"""The family of architectures a search learns: points (lambda, direction), and what is derived from one.
 
 The one route from lambda to a genotype: `Points` -> hypernetwork -> ``distributions`` -> ``discretised``.
 """
@@ -68,7 +68,7 @@ def draw_points(
     """
     strata = torch.arange(num_points) + torch.rand(num_points, generator=generator)
     lam = strata / num_points * (max_lambda + 2 * margin) - margin
-    # Shuffled, for otherwise the first slice of every batch would hold the small lambdas.
+    # Shuffled, because the first slice of every batch would otherwise hold the small lambdas.
     lam = lam[torch.randperm(num_points, generator=generator)].clamp(0.0, max_lambda)
     if fixed_lambda is not None:
         lam = torch.full_like(lam, fixed_lambda)

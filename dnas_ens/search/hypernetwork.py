@@ -22,7 +22,7 @@ INITIAL_SCALE = 1e-3
 class Hypernetwork(nn.Module, ABC):
     """What both kinds share: the base, the range of lambda, and logits packed as one tensor (T, E, O + 1).
 
-    The last column of the packed tensor is beta. Packing keeps interpolation in one place.
+    The last column of the packed tensor is beta. Packing lets one line interpolate both.
 
     Args:
         space: The search space.

@@ -134,7 +134,7 @@ class SearchLoop:
             self._execute(fastest(self._open_choices, build_step, device=self.device))
 
     def _whole_slices(self, images: Tensor, labels: Tensor) -> Batch:
-        """Leave out what does not fill a slice a member; where images are too few for it, they are taken in turns."""
+        """Leave out images that do not fill a slice for each member; if there are too few images, they are repeated."""
         num_members = self.config.objective.drawn_members
         # A slice of one image that has shrunk to one pixel has no variance for BatchNorm.
         least = 2 * num_members if self.config.objective.passes == "separate" else num_members
@@ -228,7 +228,7 @@ class SearchLoop:
         return limit is not None and max(self.family.base_genotype().skip_counts().values()) > limit
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides how the search goes on."""
+        """Return everything that the rest of the search depends on."""
         return {
             "epoch": self.epoch,
             "execution": self.steps.execution.to_dict(),

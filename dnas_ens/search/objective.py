@@ -189,7 +189,7 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
 
 
 def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:
-    """Return D between distributions and their discretisations, the price of what the search leaves open.
+    """Return D between distributions and their discretisations, what the search leaves undecided.
 
     By the triangle inequality D between two members differs from D between their discretised networks by at most
     the sum of their discretisation distances. Without this term a member gets its distance from an undecided
@@ -210,7 +210,7 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
 
     Equation: mean over cell types t of KL(u_t || uniform) = ln O - H(u_t), with u_to the mean over the nodes of
     sum_e p_tn(e, o), the share of operation o in cells of the type; ``none`` is left out. A supernet's shared weights
-    favour the operations that learn least, poolings above all, whatever selects among them; balanced over both types
+    favour the operations that learn least, poolings above all, however they are read; balanced over both types
     together, poolings gather in reduction cells, which hold most parameters (docs/log.md). Held near equal
     shares, as random cells have them on average, the search decides where an operation goes rather than how many
     there are.

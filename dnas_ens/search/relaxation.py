@@ -52,7 +52,7 @@ def gumbel_mixture(
 ) -> Tensor:
     """Draw a relaxed sample of the operations: softmax((alpha + g) / t) with Gumbel noise g.
 
-    Source: Jang et al. (arXiv 1611.01144). Edges keep their softmax weights, for a node keeps several of them.
+    Source: Jang et al. (arXiv 1611.01144). Edges keep their softmax weights, because a node keeps several of them.
 
     Args:
         alpha: (..., T, E, O) operation logits.

@@ -96,7 +96,7 @@ class SearchResult:
         """Return the genotypes of an ensemble of another size, the members first that the search chose.
 
         Args:
-            members: Its size; None for that of the selected ensemble.
+            members: Its size; None for the size of the selected ensemble.
 
         Raises:
             UserError: The pool does not hold so many.

@@ -48,7 +48,7 @@ def run_search(
 
     Args:
         data: Images; ``test`` is not read.
-        resume: Whether to go on from the newest checkpoint of the run folder.
+        resume: Whether to continue from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
 
     Raises:
@@ -72,13 +72,13 @@ def run_search(
         run.metrics.add_hparams(
             to_dict(config), phase="search", metrics=["val_accuracy", "member_distance", "undecided"]
         )
-        # Last, for this file says that the search is finished.
+        # Last, because this file says that the search is finished.
         run.write_json("genotypes.json", result.to_dict())
     return result
 
 
 def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> SearchResult | None:
-    """Return the result of a search that came to its end in a run folder, without a change; None if it did not."""
+    """Return the result of a search that is finished in a run folder, unchanged; None if it is not finished."""
     from dnas_ens.run.files import load_tensors
 
     if not run.file("genotypes.json").exists():
@@ -103,7 +103,7 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
     """Run the loop to its end, with a checkpoint after every epoch.
 
     Returns:
-        The meter of what the search costs, over all sittings; it runs on.
+        The meter of what the search costs, over all its starts; it keeps running.
     """
     config = loop.config
     store = None if run is None else run.checkpoints("search")

@@ -91,7 +91,7 @@ class SearchSteps:
 
     Attributes:
         totals: Sums over the steps of an epoch, scalars that stay on the device.
-        watch: Whether all gradients of an epoch were finite; steps of the architecture count, too.
+        watch: Whether all gradients of an epoch were finite; steps of the architecture count as well.
     """
 
     config: SearchConfig
@@ -142,7 +142,7 @@ class SearchSteps:
         """Take over an epoch's values, set the totals to 0, and draw the epoch's points.
 
         Args:
-            schedules: Values of the epoch. A recorded step holds them as numbers, so it is recorded anew.
+            schedules: Values of the epoch. A recorded step holds them as numbers, so it is recorded again.
             num_pairs: Pairs of steps to draw for at once; further ones draw for themselves.
             with_architecture: Whether the epoch takes steps of the architecture.
         """

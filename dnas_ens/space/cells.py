@@ -123,7 +123,7 @@ def canonical_cell(cell: Cell) -> Cell:
         beginnings = list(following[smallest].values())
         if len(beginnings) > MOST_ORDERS:
             raise UserError(
-                f"A cell of {len(cell)} nodes is too regular to be told from its renumberings.",
+                f"A cell of {len(cell)} nodes is too regular to be compared with its renumberings.",
                 "Use cells with fewer nodes.",
             )
     return tuple(chosen)

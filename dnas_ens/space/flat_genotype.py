@@ -1,4 +1,4 @@
-"""The flat form in which DARTS and what descends from it print and keep their cells.
+"""The flat form in which DARTS and its descendants print and store cells.
 
 ``Genotype(normal=[("sep_conv_3x3", 0), ...], normal_concat=range(2, 6), reduce=[...], reduce_concat=range(2, 6))``:
 two edges a node, one after another, and which nodes a cell concatenates (arXiv 1806.09055). Sources are numbered as
@@ -78,7 +78,7 @@ def _is_edge(part: list[Any] | tuple[Any, ...]) -> bool:
 
 
 def _check_concat(field: str, concat: Any, *, num_nodes: int) -> None:
-    """Refuse a list of what a cell concatenates other than that of all its nodes, which every cell here does."""
+    """Refuse a concat list that does not name all nodes of the cell; every cell here concatenates all of them."""
     every = list(range(NUM_INPUTS, NUM_INPUTS + num_nodes))
     try:
         # A range may be of any length.

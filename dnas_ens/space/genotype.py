@@ -128,7 +128,7 @@ class Genotype:
         return [edge for node in self.cell(cell_type) for edge in node]
 
     def skip_counts(self) -> dict[str, int]:
-        """Count the skip_connect edges of each cell: the sign of a collapsing search."""
+        """Count the skip_connect edges of each cell; many are the sign of a collapsing search."""
         return {
             cell_type: sum(name == "skip_connect" for name, _ in self.edges(cell_type))
             for cell_type in self.cell_types

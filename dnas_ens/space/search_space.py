@@ -1,4 +1,4 @@
-"""The space a search moves in: cell types, nodes, edges and candidate operations, without tensors."""
+"""The search space: cell types, nodes, edges and candidate operations, without tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cached_property
 from dnas_ens.errors import UserError
 from dnas_ens.space.genotype import CELL_TYPES
 
-#: The largest stack anyone asks for by intent; a number in a file must not take hours.
+#: The largest stack; a number in a file must not cost hours.
 MOST_CELLS = 1000
 NONE = "none"
 SKIP_CONNECT = "skip_connect"

@@ -45,7 +45,7 @@ class StackSpec:
     """The size of a stack of cells, and the images it is for.
 
     Args:
-        num_cells: Cells in the stack; reduction cells stand at one and two thirds of it.
+        num_cells: Cells in the stack; reduction cells are at one and two thirds of it.
         channels: C of the first cell; it doubles at every reduction cell.
         in_channels: Channels of the images.
         num_classes: K.
@@ -66,7 +66,7 @@ class StackSpec:
     def __post_init__(self) -> None:
         if self.partial_channels < 1 or self.channels % self.partial_channels:
             raise UserError(
-                f"1/{self.partial_channels} of {self.channels} channels is no whole number.",
+                f"1/{self.partial_channels} of {self.channels} channels is not a whole number.",
                 "Give --partial-channels a divisor of --channels.",
             )
 

@@ -71,9 +71,9 @@ def statistics_norms(model: nn.Module) -> list[_BatchNorm]:
 def average_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
     """Recompute BatchNorm's running statistics as averages over batches, every batch by its number of images.
 
-    As `torch.optim.swa_utils.update_bn` (SWA, arXiv 1803.05407), which it equals where batches are of one size, but a
-    last batch of few images does not count as much as a full one, and BatchNorm alone is in training mode: with dropout
-    or drop-path active the statistics would be random, and those of another network than the one that predicts. A
+    Like `torch.optim.swa_utils.update_bn` (SWA, arXiv 1803.05407), and equal to it for batches of one size; but a
+    last batch of few images counts less than a full one, and BatchNorm alone is in training mode: with dropout
+    or drop-path active the statistics would be random, and would fit another network than the one that predicts. A
     BatchNorm that no batch reaches, as in an auxiliary head, keeps its statistics; so does every one where the pass
     fails.
 
@@ -82,7 +82,7 @@ def average_statistics(model: nn.Module, inputs: Iterable[Tensor]) -> None:
         inputs: (B, ...) each, on the model's device.
 
     Raises:
-        UserError: A batch holds a single value a channel, of which there is no variance.
+        UserError: A batch holds a single value per channel, which has no variance.
     """
     norms = statistics_norms(model)
     before = [(copy.deepcopy(norm.state_dict()), norm.momentum) for norm in norms]

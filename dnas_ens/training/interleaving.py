@@ -1,4 +1,4 @@
-"""Work that pauses after every step, so that several of it can go on in turns in one process."""
+"""Work that pauses after every step, so that several trainings can take turns in one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Steps = Generator[None, None, T]
 
 
 def exhaust(steps: Steps[T]) -> T:
-    """Do all the work at once and return its result."""
+    """Run all steps without a pause and return the result."""
     while True:
         try:
             next(steps)
@@ -57,7 +57,7 @@ def in_turns(
 def on_streams(device: torch.device, count: int) -> Callable[[int], AbstractContextManager[object]]:
     """Return the context of each of several works: on a GPU a stream of its own, elsewhere nothing.
 
-    What was given to the GPU before is waited for, since other streams would not.
+    Waits for earlier work on the GPU, because other streams would not.
     """
     if device.type != "cuda":
         return lambda index: nullcontext()

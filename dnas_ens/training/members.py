@@ -45,7 +45,7 @@ from dnas_ens.training.workers import completed, worker_pool
 def train_member(
     training: MemberTraining, *, folder: Path | None = None, num_members: int = 1
 ) -> tuple[Network, dict[str, Any]]:
-    """Train one member to the end, going on from its newest checkpoint if there is one.
+    """Train one member to the end, continuing from its newest checkpoint if there is one.
 
     Args:
         folder: The ensemble's folder; the member goes to ``members/<i>/``, its states to ``checkpoints/``.
@@ -142,15 +142,15 @@ def train_members(
 ) -> Ensemble:
     """Train M members from scratch and return their ensemble, its temperature fitted on ``val``.
 
-    With a folder, members that are finished there are loaded, unfinished ones go on where they stopped, and
+    With a folder, members that are finished there are loaded, unfinished ones continue where they stopped, and
     ``ensemble.json`` is written at the end; an ensemble that is finished there is returned as it is.
 
     Args:
         genotypes: M genotypes; the same one several times makes a deep ensemble.
         data: Images; ``test`` is not read.
-        workers: Members trained side by side, which needs a folder. On a CPU in processes, each with its share of
-            the threads, 0 for one a thread; members differ from those of a single worker as far as rounding depends
-            on the number of threads. On a GPU in turns of a step, each on a stream of its own, 0 for one.
+        workers: Members trained side by side, which needs a folder. On a CPU in processes that share the
+            threads, 0 for one per thread; members differ from those of a single worker as far as rounding depends
+            on the number of threads. On a GPU step by step in turns, each on a stream of its own, 0 for one.
     """
     device, num_members = torch.device(device), len(genotypes)
 
@@ -243,7 +243,7 @@ def _keep(network: Network, description: dict[str, Any], folder: Path) -> None:
 
 
 def _metered(steps: Steps[dict[str, float]], cost: CostMeter) -> Steps[dict[str, float]]:
-    """Pass steps on, and let the meter rest while others have their turn."""
+    """Pass steps on, and stop the meter while others have their turn."""
     while True:
         try:
             next(steps)
@@ -273,7 +273,7 @@ def train_in_turns(
 
 
 def _settled(training: MemberTraining, folder: Path | None) -> Execution:
-    """Return how all members are computed: as a member of the folder is, or as is measured now, once for all.
+    """Return how all members are computed: as the folder says, or as is measured now, once for all of them.
 
     If every member measured for itself, beside others, an ensemble would mix precisions by chance.
     """

@@ -45,7 +45,7 @@ _SHAPE_WORDS = (
 
 
 def one_pass(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-    """Start a pass over data; UserError if it could not be started again, as with a generator, or is none."""
+    """Start a pass over data; UserError if it could not be started again, as with a generator, or has no batches."""
     try:
         passing = iter(batches() if callable(batches) else batches)
     except TypeError as error:
@@ -67,10 +67,10 @@ def as_pair(batch: object) -> tuple[Tensor, Tensor]:
     """Return the inputs and the labels of a batch.
 
     Args:
-        batch: A pair, or a dict with exactly one of `INPUT_KEYS` and one of `LABEL_KEYS`, whatever else it holds.
+        batch: A pair, or a dict with exactly one of `INPUT_KEYS` and one of `LABEL_KEYS`; other keys are ignored.
 
     Raises:
-        UserError: It is something else: which of three tensors are the labels is not guessed.
+        UserError: It is something else; which of three tensors holds the labels is not guessed.
     """
     parts: list[object] = list(batch) if isinstance(batch, tuple | list) else []
     if isinstance(batch, Mapping):
@@ -165,7 +165,7 @@ def class_probs(
             should.
 
     Warns:
-        UserWarning: Its outputs are told to be probabilities.
+        UserWarning: Its outputs are taken as probabilities.
     """
     try:
         returned = model(like_parameters(model, inputs))
@@ -234,7 +234,7 @@ def _class_outputs(returned: object, *, num_images: int, name: str) -> Tensor:
 
 
 def _has_values(found: Tensor) -> bool:
-    """Tell whether a decision can be taken on a tensor: not while a graph is recorded, nor of shapes alone."""
+    """Tell whether a tensor's values can be read: not while a graph is recorded, and not if it has only a shape."""
     recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return not (recorded or found.is_meta or (found.is_cuda and torch.cuda.is_current_stream_capturing()))
 

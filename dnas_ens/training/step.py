@@ -39,7 +39,7 @@ class MemberSeeds:
 def build_sgd(
     parameters: Iterable[Tensor], *, learning_rate: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads anew at every replay."""
+    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads at every replay."""
     weights = list(parameters)
     if weights[0].device.type == "cuda":
         return torch.optim.SGD(
@@ -62,7 +62,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state; where and how the optimiser steps stays its own, so that a run may go on on another device."""
+    """Load a state but keep the optimiser's own device and kernels, so that a run can continue on another device."""
     own = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, kept in zip(optimizer.param_groups, own, strict=True):
@@ -85,7 +85,7 @@ class FiniteWatch:
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def note(self, norm: Tensor) -> None:
-        """Take note of a step's gradient norm, before the update it is for."""
+        """Note a step's gradient norm, before its update."""
         self._all_finite.mul_(torch.isfinite(norm))
         self._good_steps.add_(self._all_finite)
 
@@ -113,13 +113,13 @@ class FiniteWatch:
 class TrainingStep:
     """A step of the optimiser on the loss of a classifier (B, C, H, W) -> logits (B, K), and sums over steps.
 
-    Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times that of the auxiliary head.
+    Loss: cross-entropy with label smoothing, plus ``auxiliary_weight`` times the loss of the auxiliary head.
 
     Args:
         network: On its device, in the layout of ``execution``.
         execution: How the network is computed; a recording lasts as long as this object.
         prepare: Makes images and labels of a step's tensors; None takes them as they are.
-        generators: What ``prepare`` and the network draw from on the device, but for its default generator.
+        generators: What ``prepare`` and the network draw from on the device, besides its default generator.
     """
 
     def __init__(

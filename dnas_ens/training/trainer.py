@@ -127,7 +127,7 @@ class Training(Generic[Model]):
 
     @property
     def execution_is_settled(self) -> bool:
-        """Whether nothing is left open that ``settle_execution`` would measure."""
+        """Whether ``settle_execution`` has nothing to measure."""
         return len(self._open_choices) == 1
 
     def settle_execution(self) -> Execution:
@@ -160,7 +160,7 @@ class Training(Generic[Model]):
 
         Args:
             learning_rate: Of the epoch, or of its first step where ``on_step`` sets others; None for the recipe's
-                cosine. ``self.learning_rate`` goes on with that of the optimiser.
+                cosine. ``self.learning_rate`` follows the optimiser's.
             on_step: Called after every step of the optimiser; a learning rate it sets by ``set_learning_rate``
                 holds for the next.
 
@@ -221,7 +221,7 @@ class Training(Generic[Model]):
         return self.seeds.augmentation + 1 + self.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that decides how the training goes on; it changes with the training."""
+        """Return everything that the rest of the training depends on; it changes with the training."""
         return {
             "epoch": self.epoch,
             "execution": self.execution.to_dict(),
@@ -238,7 +238,7 @@ class Training(Generic[Model]):
         self.augmentation_generator.set_state(state["augmentation"].cpu())
 
     def branch_off(self, state: Mapping[str, Any]) -> None:
-        """Go on from the weights, momentum and epoch of a state, in an order and augmentation of its own."""
+        """Continue from the weights, momentum and epoch of a state, with its own order and augmentation."""
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
         # A copy, because the optimiser keeps the tensors, and another branch may start from the same state.

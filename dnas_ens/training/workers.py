@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 @contextmanager
 def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Give a pool of fresh processes that share this process's threads evenly and do not outlive the block.
+    """Give a pool of new processes that share this process's threads evenly and end with the block.
 
     A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
     what they run must be importable. They ignore Ctrl-C: leaving the block ends them, at once where an exception
@@ -35,7 +35,7 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         An executor; `completed` gives results as they come, `map` of the executor in the order of the tasks.
 
     Raises:
-        UserError: A worker was killed, perhaps for want of memory, or could not start.
+        UserError: A worker was killed, perhaps because memory ran out, or could not start.
     """
     import torch
 

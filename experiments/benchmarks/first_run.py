@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/first_run.py
 
-One run in a fresh folder, as the README types it, searches, retrains and evaluates on digits; nothing is timed beside
-it, for there is no other side. Writes experiments/results/first-run.md and a line to first-run.jsonl. As long as the
+One run in a fresh folder, as the README types it, searches, retrains and evaluates on digits; there is no other side
+to time beside it. Writes experiments/results/first-run.md and a line to first-run.jsonl. As long as the
 run itself: two minutes on two CPU cores.
 """
 
@@ -37,7 +37,7 @@ class FirstRun:
 
 
 def measure(config: Path | None) -> dict[str, Any]:
-    """Run once in a folder of its own and return what it took and what came of it."""
+    """Run once in a folder of its own and return its cost and its results."""
     options = [] if config is None else ["--config", str(config.resolve())]
     command = [sys.executable, "-m", "dnas_ens", *options]
     with tempfile.TemporaryDirectory() as folder:

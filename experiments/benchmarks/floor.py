@@ -6,7 +6,7 @@
 Every operation of the step reads its inputs and writes its outputs at least once. The bytes of both are summed over
 all operations that move data, forward and backward; the floor is a plain copy of that many bytes (half read, half
 written) in pieces too large for caches. The step, the same as in ``search_step.py``, and the copy are timed in turn.
-Below its floor a step can only get by operations that are fused, or whose data stay in caches; far above it it is
+Below its floor a step can only get by fused operations or by data that stay in caches; far above it, it is
 bound by arithmetic or by starting operations. --profile FILE writes where its time goes. A minute on two CPU cores.
 """
 

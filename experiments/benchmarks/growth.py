@@ -117,7 +117,7 @@ def build_loop_step(side: str, options: LoopStep, device: torch.device) -> Side:
         search_preset("smoke"),
         directions=options.directions,
         warmup_epochs=0,
-        # More than are run, so that no schedule comes to its end.
+        # More than are run, so that no schedule ends.
         epochs=options.warmup + options.rounds + options.memory_steps + 1,
     )
     if side == IN_LOOP:

@@ -103,7 +103,7 @@ def outcome(compute: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[
     result = compute(*inputs)
     if not result.requires_grad:
         return [result]
-    # Another weight for every element, or gradients of wrong places would go unseen.
+    # Another weight for every element; otherwise gradients at wrong places would go unnoticed.
     weights = torch.linspace(-1, 1, result.numel(), device=result.device).view(result.shape).to(result.dtype)
     return [result.detach(), *torch.autograd.grad(result, inputs, weights)]
 
@@ -258,7 +258,7 @@ def call_seconds(variant: Variant, device: torch.device, *, rounds: int, warmup:
 
 
 def measure_kernels(options: Kernels, device: torch.device, keep: Callable[[dict[str, Any]], None]) -> None:
-    """Measure every variant of every part, and give each part's record away as soon as it is there."""
+    """Measure every variant of every part, and hand over each part's record as soon as it is there."""
     for part in options.parts:
         for name, variants in PARTS[part](options.batch_size):
             found: dict[str, Any] = {}

@@ -78,7 +78,7 @@ class PilImages:
 def textbook_loader(
     data: ImageData, augmentation: Augmentation, options: Retraining, device: torch.device
 ) -> DataLoader[Any]:
-    """Return the DataLoader that gives a round's images in an order drawn anew each time it is gone through."""
+    """Return the DataLoader that gives a round's images, in a new order at each pass."""
     from torch.utils.data import DataLoader, RandomSampler
     from torchvision import transforms
 
@@ -92,7 +92,7 @@ def textbook_loader(
         batch_size=options.batch_size,
         sampler=RandomSampler(images, num_samples=options.images_per_round),
         num_workers=options.workers,
-        # Starting workers anew would weigh more on these short rounds than on a whole epoch.
+        # Starting workers again would weigh more on these short rounds than on a whole epoch.
         persistent_workers=options.workers > 0,
         pin_memory=device.type == "cuda",
     )

@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What is read ahead, for it decides the defaults of the others."""
+    """Options that are read first, because they decide the defaults of the others."""
 
     setting: Literal["digits", "28x28"] = "digits"
     """Sets the defaults of the sizes."""

@@ -66,7 +66,7 @@ def member_training(
 
 
 def endless_steps(training: NetworkTraining[Any]) -> Iterator[None]:
-    """Train on and on; an epoch begins where the one before is through."""
+    """Train without end; an epoch begins where the one before ends."""
     while True:
         yield from training.epoch_steps()
 

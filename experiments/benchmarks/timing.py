@@ -253,7 +253,7 @@ def run_benchmark(
     heading: str,
     **more: Any,
 ) -> None:
-    """Compare sides in time and memory, tell the result, and append it to the file; see `measure` and `report`."""
+    """Compare sides in time and memory, print the result, and append it to the file; see `measure` and `report`."""
     tell(heading)
     results = measure(build, options, sides, ours=ours)
     tell_sides(results)
@@ -294,7 +294,7 @@ def _memory_of_side(build: Build, options: TrainingOptions, side: str) -> dict[s
 
 
 def _start_libraries(device: torch.device) -> None:
-    """Take a tiny step of either form, for what libraries and threads take at their first use is no side's memory."""
+    """Take a tiny step of either form, because first-use allocations of libraries and threads belong to no side."""
     import torch
 
     from dnas_ens.nn.fast_supernet import FastSupernet
@@ -373,7 +373,7 @@ def tell(text: str) -> None:
 
 
 def tell_sides(results: Mapping[str, Any]) -> None:
-    """Tell a human reader the times, memory and ratios of a comparison."""
+    """Print the times, memory and ratios of a comparison for a reader."""
     for name, side in results["sides"].items():
         seconds = side["seconds"]
         text = f"{name}: {1000 * seconds['median']:.1f} ms " + _range(seconds, 1000, 1)

@@ -95,7 +95,7 @@ class StudyOptions:
 
     @property
     def recipe(self) -> RetrainConfig:
-        """How every model is trained, but for its schedule; as in the papers no gradient is clipped."""
+        """How every model is trained, apart from its schedule; as in the papers no gradient is clipped."""
         names = ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "augment")
         return RetrainConfig(**{name: getattr(self, name) for name in names}, gradient_clip=math.inf)
 
@@ -169,7 +169,7 @@ class Trained:
 
     @property
     def cpu_seconds(self) -> float:
-        """CPU seconds of the training, of all its sittings."""
+        """CPU seconds of the training, over all its starts."""
         return float(self.record["cpu_seconds"])
 
 
@@ -235,13 +235,13 @@ def train(
 
 @contextmanager
 def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
-    """Count the CPU seconds of a computation that may be interrupted and gone on with.
+    """Count the CPU seconds of a computation that may be interrupted and resumed.
 
     Args:
-        file: Keeps the seconds of the sittings so far.
+        file: Keeps the seconds of earlier starts.
 
     Yields:
-        What returns the seconds of all sittings, to be called after the block.
+        What returns the seconds of all starts, to be called after the block.
     """
     cost = CostMeter(read_json(file) if file.exists() else None)
     try:
@@ -262,7 +262,7 @@ class SeedStudy:
     @classmethod
     @contextmanager
     def open(cls, name: str, options: StudyOptions, command: Sequence[str]) -> Iterator[SeedStudy]:
-        """Load the data, and make or go on with the run folder.
+        """Load the data, and make the run folder or continue with it.
 
         Raises:
             UserError: The folder is of other options; the first that differs is named.

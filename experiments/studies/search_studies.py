@@ -108,7 +108,7 @@ class SearchStudy:
         return {"kind": "search", "setting": setting, "seed": seed, "config": config, **self.measured()}
 
     def train(self, genotype: Genotype, seed: int) -> tuple[MemberTraining, Record]:
-        """Train one genotype from scratch; what comes out depends on its isomorphism class and the seed alone.
+        """Train one genotype from scratch; the result depends on its isomorphism class and the seed alone.
 
         Returns:
             The finished training, and what its record begins with.

@@ -275,7 +275,7 @@ def test_a_folder_of_another_evolution_is_refused(tmp_path) -> None:
         with pytest.raises(UserError, match=cause):
             begin(**changes)
     (tmp_path / "evolution.json").write_text('{"settings": [], "history": [{}]}')
-    with pytest.raises(UserError, match="no state of an evolution"):
+    with pytest.raises(UserError, match="not the state of an evolution"):
         begin()
 
 

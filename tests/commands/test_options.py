@@ -41,7 +41,7 @@ def test_a_file_of_one_section_is_read_as_such(configure):
     assert configure("", file, section="search")[0].bilevel.epochs == 7
     with pytest.raises(UserError, match="parts other than search and retrain"):
         configure("", file)
-    with pytest.raises(UserError, match="no object"):
+    with pytest.raises(UserError, match="not an object"):
         configure("", {"search": 3})
 
 

@@ -43,7 +43,7 @@ def comparison(data, tmp_path):
         "selected": [0, 1],
         "report": {"cpu_seconds": 10.0},
     }
-    # Its own members are not trained: nothing is to be as dear as they were.
+    # Its own members are not trained, so nothing has to match their cost.
     made = Comparison(
         folder=tmp_path,
         search=SearchConfig(),

@@ -257,7 +257,7 @@ def test_equal_folders_in_every_class_and_images_beside_them_are_told(tmp_path, 
         write_images(tmp_path / folder, 3)
     assert load_folder(tmp_path).classes == ("one", "two")
     assert "each holds folders named 'cat', 'dog'" in caplog.text
-    assert f"3 images that lie in {tmp_path} itself" in caplog.text
+    assert f"3 images in {tmp_path} itself" in caplog.text
 
 
 def test_what_holds_no_images(tmp_path, write_images):

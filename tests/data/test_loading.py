@@ -266,7 +266,7 @@ def test_equal_images_of_two_classes_are_told(tmp_path, write_images, caplog):
     shutil.copy(tmp_path / "a" / "00.png", tmp_path / "b" / "wrong.png")
     load_data(tmp_path)
     assert "1 of 21 images are equal to others" in caplog.text
-    assert "1 of them lie in another class" in caplog.text
+    assert "1 of them are in another class" in caplog.text
 
 
 def test_a_class_of_one_image_many_times_is_in_every_split_and_told(tmp_path, write_images, caplog):

@@ -61,7 +61,7 @@ def test_cosines_of_a_network_are_those_of_its_flat_parameters():
         [torch.cat([weight.detach().double().ravel() for weight in model.parameters()]) for model in models]
     )
     states = [model.state_dict() for model in models]
-    # Running statistics are no weights.
+    # Running statistics are not weights.
     next(value for name, value in states[1].items() if name.endswith("running_mean")).fill_(1e6)
     found = weight_cosines(models[0], states)
     np.testing.assert_allclose(found, cosine_similarity(flat), atol=1e-12)

@@ -227,7 +227,7 @@ def test_a_description_rebuilds_the_model(name: str) -> None:
 def test_foreign_descriptions_are_refused() -> None:
     spec = MLP(in_features=2, num_classes=3).spec()
     for wrong in ({}, {**spec, "kind": "network"}, {**spec, "model": "Module"}, {**spec, "arguments": None}):
-        with pytest.raises(UserError, match="no reference model"):
+        with pytest.raises(UserError, match="not of a reference model"):
             model_from_spec(wrong)
     with pytest.raises(UserError, match="does not fit"):
         model_from_spec({**spec, "arguments": {"units": 3}})

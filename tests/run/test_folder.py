@@ -108,7 +108,7 @@ def test_another_configuration_is_refused_by_its_first_field(tmp_path, config, d
         lambda: RunFolder.create(tmp_path, config=config, resume=resume), "--run-dir"
     )
     assert (tmp_path / "config.json").read_bytes() == before
-    # The refusal has let go of the lock.
+    # The refusal has released the lock.
     RunFolder.create(tmp_path, config=CONFIG, resume=True).close()
 
 

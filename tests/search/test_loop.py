@@ -247,7 +247,7 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
 
 
 def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sorted(digits, tiny_search):
-    # As a folder's do. Batches are normalised by their own statistics, which of one class are those of no data.
+    # As in a folder, where batches of one class give meaningless BatchNorm statistics.
     labels = digits.val.labels.sort().values
     # The grey of an image is its class, so that it can be told in the supernet.
     images = (labels * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)

@@ -1,7 +1,7 @@
-"""What all methods share: the run they are set beside, its data and recipe, and how they train and search.
+"""What all methods share: the run they are compared with, its data and recipe, and how they train and search.
 
 Every method works in a folder of its own under the run's ``baselines/``, with the recipe of the run and seeds of its
-own; what is finished there is not done again, and what was interrupted goes on. Choices are made on val; test is
+own; what is finished there is not done again, and what was interrupted continues. Choices are made on val; test is
 predicted with what was chosen. Legend: M members of the searched ensemble, N images.
 """
 
@@ -56,9 +56,9 @@ class Result:
         predictions: On val and test.
         networks: Networks trained for it, discarded ones included.
         cpu_seconds: All training it needs, the search included where its cells come from it.
-        search_seconds: What searching took of that; training networks that are discarded is no part of it.
+        search_seconds: What searching took of that; training networks that are discarded is not part of it.
         label: Its name in the figure; empty where it is no method of its own.
-        options: The ways to spend on it, for the frontier; none where it is no method of its own.
+        options: The ways to spend on it, for the frontier; none if it is not a method of its own.
         detail: What differs between seeds, such as a width.
         cross_fit: Weights and temperature from different halves of val, where weights were fitted on val too.
     """
@@ -160,7 +160,7 @@ class Comparison:
 
     @property
     def operations(self) -> tuple[str, ...]:
-        """Candidate operations of the search but for ``none``."""
+        """Candidate operations of the search except ``none``."""
         return tuple(name for name in self.search.supernet.operations if name != "none")
 
     @property

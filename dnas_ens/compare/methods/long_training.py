@@ -31,7 +31,7 @@ class Companion(Protocol):
         """Take note of an epoch; 1 after the first."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what it needs to go on."""
+        """Return the state it needs to continue."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
@@ -78,7 +78,7 @@ def train_on(
         description: First word of the progress.
 
     Returns:
-        The scalars of the last epoch, and the seconds of all sittings.
+        The scalars of the last epoch, and the seconds of all starts.
     """
     store = CheckpointStore(folder / "checkpoints", name="training")
     newest = store.load_newest()
@@ -113,10 +113,10 @@ def long_epochs(comparison: Comparison) -> int:
 def train_long(
     comparison: Comparison, name: str, companion_of: Callable[[MemberTraining], C]
 ) -> tuple[MemberTraining, C, float]:
-    """Train a network of the base cell for as many epochs as our members together, or go on where it stopped.
+    """Train a network of the base cell for as many epochs as our members together, or continue where it stopped.
 
     Returns:
-        The training, what went along, and the CPU seconds of all sittings.
+        The training, its companion, and the CPU seconds of all starts.
     """
     epochs, recipe = long_epochs(comparison), comparison.recipe
     training = MemberTraining(

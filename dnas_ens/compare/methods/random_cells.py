@@ -25,7 +25,7 @@ def space_of(comparison: Comparison) -> SearchSpace:
 
 
 def random_pool_of(comparison: Comparison, count: int) -> list[Genotype]:
-    """Return the first random cells of the run's pool; a larger pool begins with the smaller one."""
+    """Return the first random cells of the run's pool; a larger pool starts with the smaller one."""
     return random_pool(
         space_of(comparison),
         count,
@@ -60,7 +60,7 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
 
 
 def random_nes(comparison: Comparison, trained: Trained, others: Sequence[Trained] = ()) -> Result:
-    """Return M random cells as they come; more, fewer and other numbers of epochs are its options."""
+    """Return the first M random cells; more, fewer and other numbers of epochs are its options."""
     count = comparison.num_members
     return Result(
         name="random cells (Random-NES)",

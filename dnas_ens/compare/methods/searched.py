@@ -84,7 +84,7 @@ def darts_search(comparison: Comparison, index: int) -> Searched:
 
 
 def search_seed(comparison: Comparison, name: str) -> int:
-    """Return the seed of a further search, which is that of no other one of the run."""
+    """Return the seed of a further search, different from all others of the run."""
     return comparison.search.seed + zlib.crc32(name.encode())
 
 
@@ -140,7 +140,7 @@ def hypernet(comparison: Comparison) -> Iterator[Result]:
 
 
 def hypernet_search(comparison: Comparison) -> Searched:
-    """Return the search of the hypernetwork upon the cell of the first DARTS search."""
+    """Return the search of the hypernetwork on the cell of the first DARTS search."""
     return comparison.search_again(
         f"{HYPERNET}/search",
         "hypernet",

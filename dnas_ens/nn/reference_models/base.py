@@ -56,7 +56,7 @@ def require_positive(**counts: int) -> None:
 
 
 def require_dropout(dropout: float) -> None:
-    """Check that the probability lies in [0, 1).
+    """Check that the probability is in [0, 1).
 
     Raises:
         UserError: If it does not.

@@ -51,7 +51,7 @@ class DenseNet(ReferenceModel):
     A 3x3 convolution with 16 channels (2 k for BC), three dense blocks, between them a transition of BN, 1x1
     convolution and 2x2 average pooling (BC halves the channels there), at the end global average pooling and a
     linear classifier. L = 3 n + 4, for BC L = 6 n + 4. The text names no ReLU in the transitions and neither BN
-    nor ReLU before the last pooling; both are here, for without them the pre-activated features would be
+    nor ReLU before the last pooling; both are here, because otherwise the pre-activated features would be
     averaged raw. They change no published count of parameters.
 
     Args:

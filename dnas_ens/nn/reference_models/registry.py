@@ -107,7 +107,7 @@ def reference_model(name: str, in_channels: int, num_classes: int, image_size: i
             in small or capital letters; `REFERENCE_MODELS` lists the usual ones.
         in_channels: Channels of the images, such as 1 or 3.
         image_size: Side of the images in pixels, at least 8. Only the plain networks and the MLP depend on it; the
-            others pool over whatever is left.
+            others pool over the pixels that are left.
 
     Raises:
         UserError: An unknown name (the nearest is named), a depth that does not exist, a count below 1, or images
@@ -138,7 +138,7 @@ def model_from_spec(spec: Mapping[str, Any]) -> ReferenceModel:
     arguments = spec.get("arguments")
     if spec.get("kind") != REFERENCE_KIND or model is None or not isinstance(arguments, dict):
         raise UserError(
-            f"The description of kind {spec.get('kind')!r} and model {spec.get('model')!r} is of no reference "
+            f"The description of kind {spec.get('kind')!r} and model {spec.get('model')!r} is not of a reference "
             "model.",
             "Load the folder with members=[...] that holds the fresh modules to fill.",
         )

@@ -24,7 +24,7 @@ class PlainCNN(ReferenceModel):
 
     With ``SMALL_CNN_CHANNELS`` and ``MEDIUM_CNN_CHANNELS`` these are SmallCNN and MediumCNN of Fort et al. (arXiv
     1912.02757). The paper gives the channels, the dropout of 0.1 and the accuracies (64 % and 71 % on CIFAR-10).
-    It leaves open padding, where and how far is pooled, how many dense layers follow, and where dropout stands;
+    It leaves open the padding, where and how far is pooled, how many dense layers follow, and where dropout is;
     here convolutions keep the size, each is followed by 2x2 max pooling and then dropout, and the only dense layer
     is the classifier. BatchNorm is not mentioned and is not here. With ``SHALLOW_CNN_CHANNELS``, pooling after
     every second convolution and no dropout it is the shallow network of four convolutions, whose layout is ours.
@@ -100,8 +100,8 @@ class PlainCNN(ReferenceModel):
 class SixLayerCNN(ReferenceModel):
     """Six 3x3 convolutions, each with BatchNorm and ReLU, then the mean over pixels and one linear layer.
 
-    Widths are w, w, 2w, 2w, 4w, 4w; the first convolution of each pair has stride 2. What somebody would write who
-    searches nothing, and the network to beat for its seconds.
+    Widths are w, w, 2w, 2w, 4w, 4w; the first convolution of each pair has stride 2. It is what one would write
+    without a search, and the network to beat at equal time.
 
     Raises:
         UserError: A count below 1.

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dnas_ens.search.candidates import Candidate
     from dnas_ens.search.loop import SearchLoop
 
-#: Gives hypernet its base, the first of EdgeNES's two stages; plain DARTS.
+#: Plain DARTS, which gives hypernet its base: the first of EdgeNES's two stages.
 BASE_SETTING = "optimal"
 #: The two ways of steering, of which everything is measured.
 STEERED = ("star", "hypernet")

@@ -88,7 +88,7 @@ class Session:
         print(f"{self.seconds_left:.1f} s left: {text}", flush=True)
 
     def free(self) -> None:
-        """Give memory back that nothing holds any more, so that peaks are a side's own."""
+        """Free unused memory, so that peaks are a side's own."""
         import torch
 
         gc.collect()

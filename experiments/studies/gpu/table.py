@@ -29,7 +29,7 @@ def write_table(folder: Path, output: Path) -> None:
         output: Path without its ending.
     """
     lines = read_lines(folder / "results.jsonl")
-    # A section that was run again has the last word.
+    # The latest run of a section counts.
     records = {line["name"]: line for line in lines if "name" in line}
     ends = {line["section"]: line for line in lines if "end" in line}
     parts = _machine(records, ends)

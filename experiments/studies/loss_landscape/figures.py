@@ -41,7 +41,7 @@ def draw(found: Found, path: Path) -> None:
     """Draw everything and write it as PNG."""
     figure = new_figure(1130, 1010)
     panels = figure.subplots(3, 3)
-    # The plane's legend lies below it, so it stands in the last row.
+    # The plane's legend is below it, so it is in the last row.
     (cosine, apart, trajectories), (accuracy, calibrated, pairs), (plane, line, solutions) = panels
     first, seeds = found.bench.architectures[0].name, found.bench.seeds
     landscape = found.landscape

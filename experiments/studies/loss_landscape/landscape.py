@@ -1,4 +1,4 @@
-"""Where solutions lie in weight space and in function space (Fort, Hu and Lakshminarayanan, arXiv 1912.02757).
+"""Distances of solutions in weight space and in function space (Fort, Hu and Lakshminarayanan, arXiv 1912.02757).
 
 Weights are compared by their cosine, within one architecture; predictions by the share of images on which two most
 probable classes differ. In the diversity-accuracy plane that disagreement with a base solution stands over
@@ -246,8 +246,8 @@ def contrast_pairs(
 ) -> PairContrast:
     """Compare pairs between groups with pairs within them, and permute members to judge the difference.
 
-    The M (M - 1) / 2 pairs are not independent, for every member is in M - 1 of them; members are. If groups mean
-    nothing, members could have stood in any group: the difference of means is computed again with members put into
+    The M (M - 1) / 2 pairs are not independent, because every member is in M - 1 of them; members are. If groups mean
+    nothing, members could have been in any group: the difference of means is computed again with members put into
     groups at random, as in Mantel's test (Cancer Research 27, 1967), and
     p = (1 + number of random differences at least as large) / (1 + number drawn), without regard to sign.
     It is about the measured members and images; other groups of the same kind were not drawn.
@@ -280,7 +280,7 @@ def contrast_pairs(
 
 
 def _count_groupings(sizes: Counter[int]) -> int:
-    """Return in how many ways members fall into groups of the given sizes, groups of a size being alike."""
+    """Return in how many ways members can be put into groups of the given sizes; groups of equal size are alike."""
     count = math.factorial(sizes.total())
     for size in sizes.values():
         count //= math.factorial(size)

@@ -42,7 +42,7 @@ EMBEDDED_SEEDS = 3
 BATCH_NORM_IMAGES = 2048
 #: Ensembles of each size that are averaged over; with 50 the mean still depends on which were drawn.
 MAX_SUBSETS = 500
-#: Measures of pairs; the first is the one the answer stands on, chosen beforehand.
+#: Measures of pairs; the first one decides the answer and was chosen beforehand.
 PAIR_MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "normalised disagreement": normalised_disagreement,
     "disagreement": lambda probs, _: pairwise_disagreement(probs),
@@ -55,7 +55,7 @@ SEEDS, KINDS, TRAJECTORY = (
     "different architectures, one seed each",
     "last checkpoints of one training",
 )
-#: What a pair is worth as an ensemble, beside the measures of its distance.
+#: How good a pair is as an ensemble, beside the measures of its distance.
 PAIR_NLL = "calibrated NLL of both averaged"
 
 

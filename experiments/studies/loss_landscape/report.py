@@ -28,7 +28,7 @@ def solutions_table(found: Found) -> str:
 
 
 def space_table(found: Found) -> str:
-    """Return how far apart checkpoints and seeds of the first architecture lie, in weights and on val."""
+    """Return how far apart checkpoints and seeds of the first architecture are, in weights and on val."""
     landscape, count = found.landscape, len(found.solutions[0].states)
     trajectories = len(landscape.cosines) // count
     late = range(count // 2, count)
@@ -82,7 +82,7 @@ def contrast_table(rows: dict[str, tuple[PairContrast, float]], kind: str) -> st
 
 
 def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
-    """Say in plain words whether members of a kind sit further apart than seeds."""
+    """Say in plain words whether members of a kind are further apart than seeds."""
     primary = next(iter(PAIR_MEASURES))
     contrast, p_value = rows[primary]
     one, level = kind[:-1], 1.0 - CONFIDENCE

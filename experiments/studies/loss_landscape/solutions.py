@@ -1,7 +1,7 @@
 """Solutions of several architectures, trained from seeds of their own, with checkpoints along the way.
 
 A study's run folder holds one folder a solution: its checkpoints, and ``solution.json``, written last. A finished
-solution is not trained again; one that was interrupted begins anew. Legend: S seeds an architecture, M solutions.
+solution is not trained again; one that was interrupted restarts. Legend: S seeds an architecture, M solutions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What a solution is a solution of.
+    """The architecture of a solution.
 
     Args:
         name: How tables and pictures call it.

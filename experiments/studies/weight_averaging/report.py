@@ -78,7 +78,7 @@ class Group:
         return [record["rows"][method] for record in self.records[schedule]]
 
     def to_last(self, schedule: str, method: str) -> PairedDifference:
-        """Return what a method is worth beside the last model of its schedule."""
+        """Return how a method compares with the last model of its schedule."""
         return self.differences[(schedule, method), (schedule, LAST)]
 
 
@@ -187,7 +187,7 @@ def comparisons(group: Group) -> str:
 
 
 def summary(group: Group, schedule: str) -> str:
-    """Say in one sentence how all methods stand to the last model."""
+    """Say in one sentence how all methods compare with the last model."""
     by_verdict: dict[str, list[str]] = {}
     for method in group.methods:
         if method != LAST:

@@ -149,7 +149,7 @@ class Study:
         return self.folder / str(Task.of(record))
 
     def settings(self, task: Task, fingerprint: str) -> Record:
-        """Return what decides the outcome of a training, but for its seed."""
+        """Return what decides the outcome of a training, apart from its seed."""
         return {
             "data": Path(self.data).name,
             "fingerprint": fingerprint,

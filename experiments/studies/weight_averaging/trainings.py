@@ -39,7 +39,7 @@ GREEDY = "greedy soup of the branches"
 ENSEMBLE = "ensemble of the last n (n of equal)"
 ENSEMBLE_KEPT = "ensemble of all kept"
 ENSEMBLE_BRANCHES = "ensemble of the branches"
-#: Which pairs of one schedule are told in a sentence each.
+#: Pairs of one schedule that get a sentence each.
 PAIRS = (
     (BEST, LAST),
     (EQUAL, LAST),
@@ -59,7 +59,7 @@ PAIRS = (
     (UNIFORM, ENSEMBLE_BRANCHES),
     (ENSEMBLE, LAST),
 )
-#: Methods under the constant rate that are held against the last model of the cosine.
+#: Methods under the constant rate that are compared with the last model of the cosine.
 ACROSS = (LAST, EQUAL, SWA, EMA, ENSEMBLE)
 
 
