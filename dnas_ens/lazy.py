@@ -26,9 +26,7 @@ def lazy_names(package: str, *own: str) -> tuple[Callable[[str], object], Callab
         for block in ast.parse(source or "").body
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for statement in block.body
-        if isinstance(statement, ast.ImportFrom)
-        and statement.module
-        and statement.module.startswith("dnas_ens.")
+        if isinstance(statement, ast.ImportFrom) and statement.module and statement.module.startswith("dnas_ens.")
         for alias in statement.names
     }
 

@@ -143,9 +143,7 @@ def run_search(study: Study, setting: str, seed: int) -> Record:
     del steered["between"]
     drawn = study.random_pool(seed)
     searched = spread_candidates(loop, study.pool - study.num_random, excluded=drawn)
-    pool, _ = score(
-        loop, [*searched, *(Candidate(genotype=genotype) for genotype in drawn)], recipe=study.recipe(seed)
-    )
+    pool, _ = score(loop, [*searched, *(Candidate(genotype=genotype) for genotype in drawn)], recipe=study.recipe(seed))
     relaxed = loop.measure(num_images=2000)["val_accuracy"]
     base_accuracy = pool[0].supernet_val_accuracy
     assert base_accuracy is not None
@@ -155,9 +153,7 @@ def run_search(study: Study, setting: str, seed: int) -> Record:
         "relaxed_accuracy": relaxed,
         "discretisation_gap": relaxed - base_accuracy,
         **seconds,
-        "candidates": [
-            {"cells": candidate.genotype.canonical_hash(), **candidate.to_dict()} for candidate in pool
-        ],
+        "candidates": [{"cells": candidate.genotype.canonical_hash(), **candidate.to_dict()} for candidate in pool],
     }
 
 
@@ -211,8 +207,7 @@ def run_training(study: Study, genotype: Genotype, seed: int) -> Record:
 def searches(study: Study, seed: int) -> dict[Any, Task]:
     """Return the searches of a seed by key, the longer one first."""
     return {
-        ("search", setting, seed): functools.partial(run_search, study, setting, seed)
-        for setting in reversed(SETTINGS)
+        ("search", setting, seed): functools.partial(run_search, study, setting, seed) for setting in reversed(SETTINGS)
     }
 
 
@@ -308,10 +303,7 @@ def table(found: Mapping[str, Sequence[Mapping[str, float]]], seeds: Sequence[in
         lines.append(
             [
                 label,
-                *(
-                    Column("", digits=DECIMALS).cell(values[name] for values in found[key])
-                    for key in SETTINGS
-                ),
+                *(Column("", digits=DECIMALS).cell(values[name] for values in found[key]) for key in SETTINGS),
                 *(f"{value:+.3f}" for value in differences),
                 f"{statistics.fmean(differences):+.3f}{ends}",
             ]
@@ -359,9 +351,7 @@ def report(study: Study, records: Records, seeds: Sequence[int], env: Mapping[st
     from dnas_ens.metrics.significance import mean_and_deviation
 
     found = {setting: [measures(records, setting, seed) for seed in seeds] for setting in SETTINGS}
-    trained = [
-        rank.retrained[rank.random].mean() for rank in (ranking(records, "slices", seed) for seed in seeds)
-    ]
+    trained = [rank.retrained[rank.random].mean() for rank in (ranking(records, "slices", seed) for seed in seeds)]
     text = (
         f"{table(found, seeds)}\n{verdict(found)}\nRetrained val NLL of the random genotypes, which both settings "
         f"share: {mean_and_deviation(trained, digits=DECIMALS)}.\n"

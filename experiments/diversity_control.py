@@ -156,9 +156,7 @@ def run_one(study: Study, setting: str, seed: int) -> Record:
     given = study.base_file(setting, seed)
     if given is not None and not given.exists():
         optimal = search_preset("smoke", "optimal")
-        first, _ = searched(
-            with_fields(optimal, seed=seed, epochs=study.epochs or optimal.bilevel.epochs), data
-        )
+        first, _ = searched(with_fields(optimal, seed=seed, epochs=study.epochs or optimal.bilevel.epochs), data)
         write_json(given, first.family.base_genotype().to_dict())
     config = study.configuration(setting, seed)
     loop, scalars = searched(config, data, base=None if given is None else load_genotype(given))
@@ -232,12 +230,7 @@ def plot(runs: list[dict[str, Any]], path: Path) -> None:
         style_axis(top, y_label="distance D to the base" if column == 0 else "")
         x_label = "λ (edges to share)" if counts_edges else "λ"
         style_axis(bottom, x_label=x_label, y_label="edges shared with the base" if column == 0 else "")
-        name = (
-            setting.replace("+", "\n+ ")
-            .replace(" without", "\nwithout")
-            .replace(" (", "\n(")
-            .replace(", ", "\n")
-        )
+        name = setting.replace("+", "\n+ ").replace(" without", "\nwithout").replace(" (", "\n(").replace(", ", "\n")
         top.set_title(name, fontproperties=font(9, bold=True), loc="left")
         top.set_ylim(0, 1)
         bottom.set_ylim(0, 17)

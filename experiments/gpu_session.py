@@ -156,9 +156,7 @@ def run(options: GpuSession) -> None:
             seconds = round(time.monotonic() - begun, 1)
             if number not in done:
                 append_line(options.out / RESULTS, {"section": number, "end": end, "seconds": seconds})
-            print(
-                f"section {number}: {end}, {seconds} s, {left:.0f} s were left", file=sys.stderr, flush=True
-            )
+            print(f"section {number}: {end}, {seconds} s, {left:.0f} s were left", file=sys.stderr, flush=True)
     rest = sorted(set(LIMITS) - finished(read_lines(options.out / RESULTS)))
     if rest:
         print(f"left are sections {', '.join(map(str, rest))}")

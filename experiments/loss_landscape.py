@@ -163,9 +163,7 @@ def load(study: Study) -> tuple[ImageData, list[Architecture]]:
         different = {genotype.canonical(): genotype for genotype in reversed(members)}
         genotypes = list(reversed(different.values()))[: study.genotypes]
     cells = [Architecture(name=f"cell {index}", genotype=each) for index, each in enumerate(genotypes)]
-    return data, [
-        each for model in study.models for each in (cells if model == CELLS else [Architecture(name=model)])
-    ]
+    return data, [each for model in study.models for each in (cells if model == CELLS else [Architecture(name=model)])]
 
 
 def settings(study: Study, data: ImageData, architectures: list[Architecture]) -> dict[str, Any]:

@@ -187,9 +187,7 @@ def searched(
             device=device,
             workers=study.workers,
         )
-        train_members(
-            comparison.genotypes, data, recipe, device=device, folder=run.path, workers=study.workers
-        )
+        train_members(comparison.genotypes, data, recipe, device=device, folder=run.path, workers=study.workers)
         return comparison, run.read_json("env.json")
 
 

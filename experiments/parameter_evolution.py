@@ -82,8 +82,7 @@ def networks(study: Study, bench: Bench, folder: Path, seed: int) -> dict[str, t
 
     cosine = CosineCycles(epochs=study.epochs, num_cycles=1, initial_learning_rate=study.learning_rate)
     independent = [
-        train(bench, folder / f"network-{index}", cosine, root=seed, member=index)
-        for index in range(study.networks)
+        train(bench, folder / f"network-{index}", cosine, root=seed, member=index) for index in range(study.networks)
     ]
     cycles = TriangularCycles(
         epochs_per_cycle=study.cycle_epochs,
@@ -240,9 +239,7 @@ def found_sentences(study: Study, records: Sequence[Record]) -> str:
     lines = []
     for kind in KINDS:
         rows = {
-            name: [
-                next(row for row in record["rows"] if row["name"] == f"{kind}: {name}") for record in records
-            ]
+            name: [next(row for row in record["rows"] if row["name"] == f"{kind}: {name}") for record in records]
             for name in ("evolved, two networks", f"evolved, simplex of {study.networks}")
         }
         line, simplex = rows.values()

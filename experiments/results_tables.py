@@ -72,8 +72,7 @@ def as_markdown(table: list[list[str]]) -> str:
     """Return a table as Markdown, text to the left and figures to the right."""
     # A column holds figures if each of its cells that is not empty begins like one.
     figures = [
-        all(re.match(r"[-+−*<>~]*[\d.]", cell) for cell in column[1:] if cell)
-        for column in zip(*table, strict=True)
+        all(re.match(r"[-+−*<>~]*[\d.]", cell) for cell in column[1:] if cell) for column in zip(*table, strict=True)
     ]
     rule = ["--:" if is_figure else ":--" for is_figure in figures]
     return "".join("| " + " | ".join(row) + " |\n" for row in [table[0], rule, *table[1:]])

@@ -91,9 +91,7 @@ def rules(study: Study) -> dict[str, Rule]:
         return lambda *_: weights
 
     return {
-        SINGLE: lambda probs, labels: np.eye(cycles + 1)[
-            greedy_selection(probs[:cycles], labels, num_members=1)[0]
-        ],
+        SINGLE: lambda probs, labels: np.eye(cycles + 1)[greedy_selection(probs[:cycles], labels, num_members=1)[0]],
         study.last_name: last(study.last),
         EQUAL: last(cycles),
         FITTED: lambda probs, labels: np.append(fit_weights(probs[:cycles], labels).weights, 0.0),

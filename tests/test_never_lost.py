@@ -176,9 +176,7 @@ def test_a_finished_search_stays_as_it_is(folder, command):
 def test_a_search_that_stopped_early_stops_there_again(tmp_path, command):
     more = "--max-skips 0 --operations skip_connect sep_conv_3x3".split()
     # Killed after the last state, before the result: the state alone says that the search is over.
-    fault = (
-        "from dnas_ens.search import run\nrun.conclude = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    fault = "from dnas_ens.search import run\nrun.conclude = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
     process("search", *more, cwd=tmp_path, fault=fault, code=-signal.SIGKILL)
     states = sorted(os.listdir(tmp_path / "R/checkpoints"))
     command("search", *more, "--resume")
@@ -240,9 +238,7 @@ def test_a_state_of_another_genotype_is_refused(folder, command, fault):
     assert "The saved state of member 0 is another one: spec.genotype.reduction is" in told
 
 
-@pytest.mark.parametrize(
-    ("name", "log"), [("search", "metrics.jsonl"), ("retrain", "members/0/metrics.jsonl")]
-)
+@pytest.mark.parametrize(("name", "log"), [("search", "metrics.jsonl"), ("retrain", "members/0/metrics.jsonl")])
 def test_no_line_is_logged_twice(searched, tmp_path, command, name, log):
     fault = """
 import dnas_ens.run.metrics_log as log

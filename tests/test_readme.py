@@ -60,9 +60,7 @@ def run_each(page: str, names: dict[str, object]) -> Iterator[list[str]]:
 
 def batches(num: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(num)
-    return [
-        (torch.randn(16, 1, 8, 8, generator=generator), torch.arange(16).remainder(10)) for _ in range(num)
-    ]
+    return [(torch.randn(16, 1, 8, 8, generator=generator), torch.arange(16).remainder(10)) for _ in range(num)]
 
 
 @pytest.fixture
@@ -143,9 +141,7 @@ def exists(name: str) -> bool:
 @pytest.mark.parametrize("page", PAGES)
 def test_named_scripts_files_and_results_exist(page):
     named = [word for span in code(PAGES[page]) for word in span.split()]
-    files = [
-        word for word in named if re.match(r"(experiments|tests|docs|dnas_ens|benchmarks)/|[\w/]+\.py$", word)
-    ]
+    files = [word for word in named if re.match(r"(experiments|tests|docs|dnas_ens|benchmarks)/|[\w/]+\.py$", word)]
     stored = [word for word in named if re.fullmatch(r"[\w-]+-(digits|blobs|fashion-mnist[\w-]*)", word)]
     assert [word for word in files if not exists(word)] == []
     assert [word for word in stored if not exists(f"{word}.md")] == []

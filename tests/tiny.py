@@ -61,9 +61,7 @@ def mixture(space: SearchSpace, *lead: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(*lead, *space.shape, generator=generator, dtype=torch.float64) / len(space.operations)
 
 
-def logits(
-    space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0
-) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Normal alpha (*lead, T, E, O) and beta (*lead, T, E) in double precision."""
     generator = torch.Generator().manual_seed(seed)
     shape = (*lead, *space.shape)

@@ -64,9 +64,7 @@ class Evaluations:
         folder: Where evaluations are kept; None keeps them in memory.
     """
 
-    def __init__(
-        self, train: TrainFunction, val_labels: npt.ArrayLike, *, folder: Path | None = None
-    ) -> None:
+    def __init__(self, train: TrainFunction, val_labels: npt.ArrayLike, *, folder: Path | None = None) -> None:
         self.train, self.val_labels = train, np.asarray(val_labels)
         self.folder = None if folder is None else Path(folder)
         self._in_memory: dict[str, npt.NDArray[np.float32]] = {}

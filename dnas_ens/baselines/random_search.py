@@ -26,9 +26,7 @@ from dnas_ens.space.search_space import SearchSpace
 MAX_DRAWS = 2000
 
 
-def random_pool(
-    space: SearchSpace, num_genotypes: int, *, seed: int, edges_per_node: int = 2
-) -> list[Genotype]:
+def random_pool(space: SearchSpace, num_genotypes: int, *, seed: int, edges_per_node: int = 2) -> list[Genotype]:
     """Draw different random genotypes, no two of them isomorphic.
 
     Args:

@@ -184,9 +184,7 @@ class RegularisedEvolution:
         )
         drawn = initial
         if drawn is None:
-            drawn = random_pool(
-                space, config.population_size, seed=config.seed, edges_per_node=config.edges_per_node
-            )
+            drawn = random_pool(space, config.population_size, seed=config.seed, edges_per_node=config.edges_per_node)
         if len(drawn) != config.population_size:
             raise UserError(
                 f"The first population has {len(drawn)} genotypes, not {config.population_size}.",
@@ -218,14 +216,11 @@ class RegularisedEvolution:
         else:
             generator = np.random.default_rng([self.config.seed, index])
             parent = self.choose_parent(generator)
-            genotype = mutate(
-                self.history[parent].genotype, operations=self.space.operations, generator=generator
-            )
+            genotype = mutate(self.history[parent].genotype, operations=self.space.operations, generator=generator)
         individual = self._add(genotype, parent)
         if self.folder is not None:
             files = [
-                f"{EVALUATIONS}/{self.evaluations.name_of(one.genotype, one.index)}/{VAL_PROBS}"
-                for one in self.history
+                f"{EVALUATIONS}/{self.evaluations.name_of(one.genotype, one.index)}/{VAL_PROBS}" for one in self.history
             ]
             _write_state(self.folder / STATE, self._settings(), self.history, files)
         return individual

@@ -74,9 +74,7 @@ def compared_images(command: ExportCommand, ensemble: Ensemble) -> Tensor:
     wanted = ensemble.preprocessing
     if command.images and wanted is not None:
         files = image_files(command.images)[:NUM_COMPARED]
-        require(
-            len(files) > 1, f"{files[0]} is the only picture.", "Give two or more to compare the file on."
-        )
+        require(len(files) > 1, f"{files[0]} is the only picture.", "Give two or more to compare the file on.")
         read = [
             read_image(
                 path,

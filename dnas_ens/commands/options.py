@@ -35,9 +35,7 @@ class EarlyOptions:
     config: Path | None = None
 
 
-def configured(
-    argv: Sequence[str], *, prog: str, section: str | None = None
-) -> tuple[SearchConfig, RetrainConfig]:
+def configured(argv: Sequence[str], *, prog: str, section: str | None = None) -> tuple[SearchConfig, RetrainConfig]:
     """Return search and recipe as preset, regime and configuration file set them; a flag beats the file.
 
     Args:
@@ -58,9 +56,7 @@ def configured(
         early.regime or stored.get("regime", "star"),
         base=None if base is None else Path(base),
     )
-    search = override(
-        search, {name: value for name, value in stored.items() if name not in ("preset", "regime")}
-    )
+    search = override(search, {name: value for name, value in stored.items() if name not in ("preset", "regime")})
     if early.base is not None:
         search = with_fields(search, base=early.base)
     return search, override(retrain_preset(search.preset), values.get("retrain", {}))
@@ -158,9 +154,7 @@ def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        names_it = any(
-            word.startswith(("--run-dir", "--run_dir")) or Path(word) == run.path for word in command
-        )
+        names_it = any(word.startswith(("--run-dir", "--run_dir")) or Path(word) == run.path for word in command)
         more = [] if names_it else ["--run-dir", str(run.path)]
         more += [] if "--resume" in command else ["--resume"]
         interrupt.add_note(f"continue with: {shlex.join([*command, *more])}")
@@ -190,9 +184,7 @@ def with_full_paths(config: SearchConfig) -> SearchConfig:
     data, root = config.data.data, config.data.data_root
     if data not in SOURCE_NAMES:
         data = os.path.abspath(find_folder(data, data_root=root or default_data_root()))
-    return with_fields(
-        config, data=data, data_root=None if root is None else Path(os.path.abspath(root.expanduser()))
-    )
+    return with_fields(config, data=data, data_root=None if root is None else Path(os.path.abspath(root.expanduser())))
 
 
 def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
@@ -239,11 +231,7 @@ def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) 
     """Print what a dry run shows: the resolved configuration and what it will take."""
     print(json.dumps(to_dict(config), indent=2))
     for name, value in facts.items():
-        print(
-            f"{name.replace('_', ' ')}: {value:,.0f}"
-            if isinstance(value, int | float)
-            else f"{name}: {value}"
-        )
+        print(f"{name.replace('_', ' ')}: {value:,.0f}" if isinstance(value, int | float) else f"{name}: {value}")
 
 
 def print_next(run_dir: Path, module: str) -> None:

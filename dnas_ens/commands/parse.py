@@ -44,9 +44,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: handled like Ctrl-C, except for its exit code."""
 
 
-def parse(
-    command: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None
-) -> T:
+def parse(command: type[T], argv: Sequence[str], *, prog: str, description: str, default: T | None = None) -> T:
     """Read a command's options into its dataclass.
 
     Args:

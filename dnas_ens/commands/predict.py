@@ -108,9 +108,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
             if others:
                 told = f"{len(others)} files in {path} are not known as images, such as {others[0]}"
                 print(f"left out: {told}", file=sys.stderr)
-        require(
-            bool(inside), f"{path} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) into it."
-        )
+        require(bool(inside), f"{path} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) into it.")
         found += inside
     return found
 

@@ -85,9 +85,7 @@ def main(argv: list[str]) -> None:
             return
         run.record_config("retrain", to_dict(command.recipe), resume=command.resume)
         run.write_env({"device": str(device), "data": data.describe()})
-        train_members(
-            genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers
-        )
+        train_members(genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers)
         for index in range(len(genotypes)):
             member = run.read_json(f"members/{index}/member.json")
             print(

@@ -52,9 +52,7 @@ def main(argv: list[str]) -> None:
     """Run the command."""
     search, recipe = configured(argv, prog=PROG)
     default = WholeWayCommand(search=search, retrain=recipe)
-    command = parse(
-        WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default
-    )
+    command = parse(WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report

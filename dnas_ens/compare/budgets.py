@@ -41,9 +41,7 @@ def equal_cost(
     return rows, text
 
 
-def at_cost(
-    results: Sequence[Sequence[Result]], budgets: Sequence[float]
-) -> tuple[list[dict[str, Any]], str]:
+def at_cost(results: Sequence[Sequence[Result]], budgets: Sequence[float]) -> tuple[list[dict[str, Any]], str]:
     """Give every method one total cost, CPU seconds of each of S seeds; else as `equal_cost`."""
     rows: list[dict[str, Any]] = []
     shown: list[dict[str, Any]] = []

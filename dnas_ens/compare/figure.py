@@ -76,9 +76,7 @@ def plot_frontiers(
             fontproperties=style.font(LABEL_SIZE),
         )
     axis.set_xlim(right=right)
-    style.style_axis(
-        axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats"
-    )
+    style.style_axis(axis, x_label="total CPU seconds, searches included", y_label="calibrated NLL on test, nats")
     for direction in (axis.xaxis, axis.yaxis):
         direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
         direction.set_major_formatter("{x:g}")
@@ -90,8 +88,7 @@ def plot_frontiers(
     figure.canvas.draw()
     # In points from the lower edge of the figure.
     ends = [
-        float(axis.transData.transform((right, heights[-1]))[1]) / (figure.dpi / 72)
-        for _, heights in lines.values()
+        float(axis.transData.transform((right, heights[-1]))[1]) / (figure.dpi / 72) for _, heights in lines.values()
     ]
     places = spread(ends, LABEL_GAP, low=BOTTOM * HEIGHT, high=TOP * HEIGHT)
     for index, (label, height, place) in enumerate(zip(lines, ends, places, strict=True)):

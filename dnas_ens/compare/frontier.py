@@ -116,9 +116,7 @@ class Trained:
 
     def first(self, count: int) -> Trained:
         """Return the first so many networks."""
-        return replace(
-            self, predictions=self.predictions.of_members(range(count)), seconds=self.seconds[:count]
-        )
+        return replace(self, predictions=self.predictions.of_members(range(count)), seconds=self.seconds[:count])
 
 
 def of_exchangeable(trained: Trained, *, fixed_seconds: float = 0.0, paid: int = 0) -> list[Option]:

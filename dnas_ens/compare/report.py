@@ -110,13 +110,11 @@ def compare_pairs(
     from dnas_ens.metrics.significance import holm, paired_difference
 
     found = {
-        (first, second): paired_difference(losses[first], losses[second])
-        for first, second in dict.fromkeys(pairs)
+        (first, second): paired_difference(losses[first], losses[second]) for first, second in dict.fromkeys(pairs)
     }
     corrected = holm([each.p_value for each in found.values()])
     return {
-        pair: replace(each, p_value=p_value)
-        for (pair, each), p_value in zip(found.items(), corrected, strict=True)
+        pair: replace(each, p_value=p_value) for (pair, each), p_value in zip(found.items(), corrected, strict=True)
     }
 
 
@@ -134,10 +132,7 @@ def how_to_read(num_comparisons: int) -> str:
 def pair_sentences(losses: Mapping[str, np.ndarray], pairs: Iterable[tuple[str, str]]) -> str:
     """Say in one sentence for each pair of rows how their calibrated NLL, (S, N) in nats, differs on test."""
     found = compare_pairs(losses, pairs)
-    lines = [
-        f"- {difference.sentence(f'*{first}*', f'*{second}*')}\n"
-        for (first, second), difference in found.items()
-    ]
+    lines = [f"- {difference.sentence(f'*{first}*', f'*{second}*')}\n" for (first, second), difference in found.items()]
     count = len(next(iter(losses.values())))
     seeds = f"{count} seed{'s' if count > 1 else ''}"
     return f"Over {seeds}. {how_to_read(len(found))}\n\n{''.join(lines)}"
@@ -194,9 +189,7 @@ def markdown_table(
     return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
-def provenance(
-    env: Mapping[str, Any], *, hardware: str, packages: Sequence[str] = ("torch", "numpy", "scipy")
-) -> str:
+def provenance(env: Mapping[str, Any], *, hardware: str, packages: Sequence[str] = ("torch", "numpy", "scipy")) -> str:
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
@@ -210,9 +203,7 @@ def provenance(
     )
 
 
-def machine(
-    env: Mapping[str, Any], *, hardware: str, packages: Sequence[str] = ("torch", "numpy", "scipy")
-) -> str:
+def machine(env: Mapping[str, Any], *, hardware: str, packages: Sequence[str] = ("torch", "numpy", "scipy")) -> str:
     """Return hardware and versions; arguments as in `provenance`."""
     versions = ", ".join(f"{name} {env['packages'][name]}" for name in packages)
     return f"Hardware: {env['cpu']}, {env['num_cpus']} cores, {hardware}. Versions: {versions}."

@@ -61,9 +61,9 @@ def compare_runs(
                 row
                 for name, family in METHODS.items()
                 if name == "ours" or name in methods
-                for row in getattr(
-                    import_module(f"dnas_ens.compare.methods.{family}"), name.replace("-", "_")
-                )(comparison)
+                for row in getattr(import_module(f"dnas_ens.compare.methods.{family}"), name.replace("-", "_"))(
+                    comparison
+                )
             ]
             for comparison in comparisons
         ]
@@ -182,9 +182,7 @@ def write_comparison(
     print(text, end="")
     head = (
         f"# Searched ensemble and other methods: {data.name}\n\n"
-        + tables.provenance(
-            sorted(environments, key=lambda entry: str(entry["time"])), device=str(first.device)
-        )
+        + tables.provenance(sorted(environments, key=lambda entry: str(entry["time"])), device=str(first.device))
         + _scale(comparisons)
     )
     flat = [row for of_seed in rows for row in of_seed]
@@ -196,8 +194,7 @@ def write_comparison(
             f"ours with {size}" if len(budgets) > 1 else "our total cost": sum(seconds) / len(seconds)
             for size, seconds in budgets.items()
         },
-        title=f"What a total training cost buys: {data.name}, {len(seeds)} search "
-        f"seed{'s' if len(seeds) > 1 else ''}",
+        title=f"What a total training cost buys: {data.name}, {len(seeds)} search seed{'s' if len(seeds) > 1 else ''}",
         path=with_ending(output, ".png"),
     )
     print(f"wrote {output}.md, .csv, .json and .png")

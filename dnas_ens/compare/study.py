@@ -39,14 +39,10 @@ def require_positive(options: object, *names: str) -> None:
     """Refuse options below 1; the error names the flag."""
     for name in names:
         flag = name.replace("_", "-")
-        require(
-            getattr(options, name) > 0, f"--{flag} is {getattr(options, name)}.", f"Give --{flag} 1 or more."
-        )
+        require(getattr(options, name) > 0, f"--{flag} is {getattr(options, name)}.", f"Give --{flag} 1 or more.")
 
 
-def tasks_of(
-    run_one: Callable[[C, int], Unit], conditions: Iterable[C], seeds: Iterable[int]
-) -> dict[Hashable, Task]:
+def tasks_of(run_one: Callable[[C, int], Unit], conditions: Iterable[C], seeds: Iterable[int]) -> dict[Hashable, Task]:
     """Return conditions × seeds as tasks by (condition, seed), seed by seed: an interrupted study has all conditions.
 
     Args:
@@ -56,9 +52,7 @@ def tasks_of(
     """
     conditions = list(conditions)
     return {
-        (condition, seed): functools.partial(run_one, condition, seed)
-        for seed in seeds
-        for condition in conditions
+        (condition, seed): functools.partial(run_one, condition, seed) for seed in seeds for condition in conditions
     }
 
 

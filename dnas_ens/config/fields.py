@@ -52,9 +52,7 @@ def with_fields(config: Config, **values: Any) -> Config:
     Raises:
         UserError: If no section has a field of that name; the nearest one is named.
     """
-    sections = [
-        entry.name for entry in dataclasses.fields(config) if _is_section(getattr(config, entry.name))
-    ]
+    sections = [entry.name for entry in dataclasses.fields(config) if _is_section(getattr(config, entry.name))]
     changes: dict[str, dict[str, Any]] = {}
     own: dict[str, Any] = {}
     for name, value in values.items():
@@ -101,9 +99,7 @@ def override(default: T, values: Any, *, source: str = "the configuration") -> T
                 raise UserError(f"Unknown field {place} in {source}.", hint)
             part = getattr(current, name)
             changes[name] = (
-                replaced(part, value, f"{place}.")
-                if _is_section(part)
-                else converted(value, hints[name], place)
+                replaced(part, value, f"{place}.") if _is_section(part) else converted(value, hints[name], place)
             )
         return dataclasses.replace(current, **changes)
 

@@ -18,9 +18,7 @@ from dnas_ens.space.search_space import DARTS_OPERATIONS
 
 Preset = Literal["smoke", "micro", "fast", "paper"]
 Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
-PENALTIES = Literal[
-    "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
-]
+PENALTIES = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"]
 PRECISION = Literal["auto", "measured", "float32", "bfloat16"]
 LAYOUT = Literal["auto", "measured", "channels_last", "contiguous"]
 CUDA_GRAPH = Literal["auto", "on", "off"]
@@ -46,9 +44,7 @@ def _check(config: Any, **names: str) -> None:
         value = getattr(config, each.name)
         flag = "--" + each.name.replace("_", "-")
         # JSON and the command line both accept NaN and infinity. An infinite gradient norm clips nothing.
-        numbers = [
-            number for number in (value if isinstance(value, tuple) else (value,)) if type(number) is float
-        ]
+        numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if type(number) is float]
         finite = each.name == "gradient_clip" or all(map(math.isfinite, numbers))
         require(finite, f"{flag} is {value}.", f"Give {flag} a finite number.")
     for rule, named in names.items():

@@ -39,9 +39,7 @@ def _scale_and_shift(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """1 / (255 std) and -mean / std as (1, C, 1, 1); kept, so that no batch waits for a copy to a device."""
     scale = torch.tensor([1 / (255 * deviation) for deviation in std], device=device)
-    shift = torch.tensor(
-        [-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device
-    )
+    shift = torch.tensor([-average / deviation for average, deviation in zip(mean, std, strict=True)], device=device)
     return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
@@ -118,9 +116,7 @@ class Augmentation:
         """(x / 255 - mean) / std for each channel: uint8 (B, C, H, W) to float32 (B, C, H, W)."""
         return normalise(images, mean=self.mean, std=self.std)
 
-    def draw(
-        self, num_images: int, *, height: int, width: int, generator: torch.Generator
-    ) -> AugmentationDraws:
+    def draw(self, num_images: int, *, height: int, width: int, generator: torch.Generator) -> AugmentationDraws:
         """Draw what a batch of B = `num_images` needs, for `apply`; the generator is on the images' device."""
 
         def integers(high: int) -> torch.Tensor:
@@ -218,9 +214,7 @@ def epoch_indices(
     """
     num_batches = count_batches(split, batch_size, drop_last=drop_last)
     if generator.device.type != "cpu":
-        raise UserError(
-            f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU."
-        )
+        raise UserError(f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU.")
     order = torch.randperm(len(split), generator=generator).to(split.labels.device)
     yield from order.split(batch_size)[:num_batches]
 

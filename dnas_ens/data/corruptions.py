@@ -88,9 +88,7 @@ class CorruptionDraws:
     They are drawn on the CPU and moved to the images' device, because a device's generator has a stream of its own.
     """
 
-    def __init__(
-        self, seed: int, name: str, indices: Sequence[int], *, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seed: int, name: str, indices: Sequence[int], *, device: torch.device | str = "cpu") -> None:
         stream = zlib.crc32(name.encode())
         self._generators = [np.random.default_rng([seed, stream, int(index)]) for index in indices]
         self._device = device

@@ -53,9 +53,7 @@ class Split:
                 "Give a torch.int64 tensor of shape (N,).",
             )
         if len(images) != len(labels):
-            raise UserError(
-                f"A split has {len(images)} images but {len(labels)} labels.", "Give one label an image."
-            )
+            raise UserError(f"A split has {len(images)} images but {len(labels)} labels.", "Give one label an image.")
         if images.device != labels.device:
             raise UserError(
                 f"A split's images are on {images.device}, its labels on {labels.device}.",
@@ -77,9 +75,7 @@ class Split:
         """The images at whole-number `indices` (n,), in that order; UserError for a mask."""
         wanted = torch.as_tensor(indices)
         if wanted.dtype == torch.bool:
-            raise UserError(
-                "A subset was asked for by a mask.", "Give indices, such as mask.nonzero()[:, 0]."
-            )
+            raise UserError("A subset was asked for by a mask.", "Give indices, such as mask.nonzero()[:, 0].")
         wanted = wanted.to(device=self.labels.device, dtype=torch.int64)
         return Split(self.images[wanted], self.labels[wanted])
 
@@ -132,9 +128,7 @@ def measure_normalisation(images: torch.Tensor) -> tuple[tuple[float, ...], tupl
     count = images.numel() // images.shape[1]
     mean = [int(value) / count for value in total]
     # Whole numbers up to the last division: the textbook E[x^2] - E[x]^2 loses no digit this way.
-    spread = [
-        int(square) * count - int(value) ** 2 for value, square in zip(total, total_of_squares, strict=True)
-    ]
+    spread = [int(square) * count - int(value) ** 2 for value, square in zip(total, total_of_squares, strict=True)]
     std = [value**0.5 / count / 255 if value else 1.0 for value in spread]
     return tuple(value / 255 for value in mean), tuple(std)
 
@@ -234,8 +228,7 @@ class ImageData:
         if splits is None:
             ends = np.cumsum([len(part) for part in parts.values()])
             splits = {
-                key: range(int(end) - len(part), int(end))
-                for (key, part), end in zip(parts.items(), ends, strict=True)
+                key: range(int(end) - len(part), int(end)) for (key, part), end in zip(parts.items(), ends, strict=True)
             }
         indices = {key: [int(index) for index in splits[key]] for key in SPLIT_NAMES}
         mean, std = measure_normalisation(train.images)
@@ -381,9 +374,7 @@ class ImageData:
         pictures = self.train.images[torch.stack(firsts)].cpu()
         # (n, C, H, W) to (H, n W, 3)
         pixels = pictures.expand(-1, 3, -1, -1).permute(2, 0, 3, 1).flatten(1, 2).contiguous().numpy()
-        shown = Image.fromarray(pixels).resize(
-            (_SHOWN_SIDE * len(pictures), _SHOWN_SIDE), Image.Resampling.BOX
-        )
+        shown = Image.fromarray(pixels).resize((_SHOWN_SIDE * len(pictures), _SHOWN_SIDE), Image.Resampling.BOX)
         buffer = io.BytesIO()
         shown.save(buffer, format="PNG")
         return buffer.getvalue()

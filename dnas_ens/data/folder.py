@@ -76,9 +76,7 @@ def load_folder(
     if not root.exists():
         raise UserError(f"There is no folder {root}.", "Check the path given as --data.")
     if not root.is_dir():
-        raise UserError(
-            f"{root} is a file.", "Give --data the folder that holds one folder of images a class."
-        )
+        raise UserError(f"{root} is a file.", "Give --data the folder that holds one folder of images a class.")
     parts = _find_parts(root)
     classes = _shared_classes(parts)
     paths: list[str] = []
@@ -94,9 +92,7 @@ def load_folder(
             part_of += [index] * len(found)
     _tell_left_out(others, {root, *parts.values()})
     if not paths:
-        raise UserError(
-            f"{root} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) in its folders."
-        )
+        raise UserError(f"{root} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) in its folders.")
     sizes = list(in_threads(_size_of, paths))
     side = image_size
     if side is None:
@@ -226,9 +222,7 @@ def _shared_classes(parts: dict[str, Path]) -> list[str]:
     only = train / classes[0]
     below = _list_folders(only)
     if len(below) < 2:
-        raise UserError(
-            f"{train} has the one class {classes[0]!r}.", "Give at least two classes, a folder each."
-        )
+        raise UserError(f"{train} has the one class {classes[0]!r}.", "Give at least two classes, a folder each.")
     remedy = f"Give --data {shlex.quote(str(only))}."
     if len(parts) > 1:
         remedy = f"Move the folders in {only} up into {train}, and so in the other splits."
@@ -249,9 +243,7 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 
 def _list_folders(folder: Path) -> list[str]:
-    return sorted(
-        entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir()
-    )
+    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:

@@ -129,18 +129,14 @@ def default_data_root() -> Path:
 def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
     """Find a folder of images by its path, or by its name below the data root; UserError if there is none."""
     if str(data) in ("", "."):
-        raise UserError(
-            f"--data is {str(data)!r}.", f"Give a name ({', '.join(SOURCE_NAMES)}) or a path to a folder."
-        )
+        raise UserError(f"--data is {str(data)!r}.", f"Give a name ({', '.join(SOURCE_NAMES)}) or a path to a folder.")
     folder = Path(data).expanduser()
     if folder.exists():
         return folder
     if (data_root / folder).exists():
         return data_root / folder
     if not isinstance(data, str) or len(folder.parts) > 1:
-        raise UserError(
-            f"There is no folder {folder}, nor {data_root / folder}.", "Check the path given as --data."
-        )
+        raise UserError(f"There is no folder {folder}, nor {data_root / folder}.", "Check the path given as --data.")
     near = difflib.get_close_matches(data.lower(), SOURCE_NAMES, n=len(SOURCE_NAMES), cutoff=0.0)
     raise UserError(
         f"There is no data set {data!r}, nor a folder of that name here or in {data_root}.",

@@ -31,9 +31,7 @@ KNOWN_SOURCES = {
     "mnist": KnownSource(torchvision_class="MNIST", flip=False, where="MNIST/raw", digit_classes=True),
     "cifar10": KnownSource(torchvision_class="CIFAR10", flip=True, where="cifar-10-batches-py"),
     "cifar100": KnownSource(torchvision_class="CIFAR100", flip=True, where="cifar-100-python"),
-    "svhn": KnownSource(
-        torchvision_class="SVHN", flip=False, where="{train,test}_32x32.mat", digit_classes=True
-    ),
+    "svhn": KnownSource(torchvision_class="SVHN", flip=False, where="{train,test}_32x32.mat", digit_classes=True),
 }
 SOURCE_NAMES = tuple(KNOWN_SOURCES)
 

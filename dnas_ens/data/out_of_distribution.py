@@ -79,7 +79,5 @@ def _photograph_patches(image_size: int) -> Tensor:
             for column in range(0, width - side + 1, side)
         ]
     if not patches:
-        raise UserError(
-            f"The sample photographs have no square of {side} pixels.", "Give --ood another data set."
-        )
+        raise UserError(f"The sample photographs have no square of {side} pixels.", "Give --ood another data set.")
     return torch.from_numpy(stack(patches, image_size=image_size))

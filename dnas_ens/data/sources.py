@@ -27,9 +27,7 @@ _READING_ERRORS = (
 )
 
 
-def load_source(
-    name: str, data_root: Path, *, image_size: int | None = None, download: bool = True
-) -> LabelledImages:
+def load_source(name: str, data_root: Path, *, image_size: int | None = None, download: bool = True) -> LabelledImages:
     """Read a data set known by name.
 
     Args:
@@ -47,20 +45,13 @@ def load_source(
     known = KNOWN_SOURCES[name]
     if known.torchvision_class is None:
         return _load_digits(image_size=image_size)
-    parts = [
-        _read_part(name, known, data_root=data_root, train=train, download=download)
-        for train in (True, False)
-    ]
+    parts = [_read_part(name, known, data_root=data_root, train=train, download=download) for train in (True, False)]
     images = [_to_channels_first(np.asarray(part.data)) for part in parts]
-    labels = [
-        np.asarray(part.labels if hasattr(part, "labels") else part.targets, dtype=np.int64) for part in parts
-    ]
+    labels = [np.asarray(part.labels if hasattr(part, "labels") else part.targets, dtype=np.int64) for part in parts]
     classes = tuple(map(str, range(10))) if known.digit_classes else tuple(parts[0].classes)
     for pixels, numbers in zip(images, labels, strict=True):
         if len(pixels) != len(numbers) or numbers.max() >= len(classes):
-            cause = (
-                f"{len(pixels)} images, {len(numbers)} labels up to {numbers.max()}, {len(classes)} classes"
-            )
+            cause = f"{len(pixels)} images, {len(numbers)} labels up to {numbers.max()}, {len(classes)} classes"
             raise _damaged(name, known, data_root, cause=cause)
     return LabelledImages(
         name=name,
@@ -96,9 +87,7 @@ def _read_part(name: str, known: KnownSource, *, data_root: Path, train: bool, d
         return _open(known, data_root=data_root, train=train, download=False)
     except _READING_ERRORS as error:
         if not (isinstance(error, RuntimeError) and "not found" in str(error)):  # torchvision's words
-            raise _damaged(
-                name, known, data_root, cause=f"{type(error).__name__}: {reason(error)}"
-            ) from error
+            raise _damaged(name, known, data_root, cause=f"{type(error).__name__}: {reason(error)}") from error
         if not download:
             raise _absent(name, known, data_root, cause="and downloading is off") from error
     try:

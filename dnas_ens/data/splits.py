@@ -64,9 +64,7 @@ def choose_splits(
     if num_test == 0:
         parts["test"], train = _draw(train, labels, counts=fifth, seed=seed, stream=_TEST_STREAM)
     if num_val == 0:
-        counts = (
-            fifth if max_val is None else proportional_counts(source_counts, min(max_val, num_train // 5))
-        )
+        counts = fifth if max_val is None else proportional_counts(source_counts, min(max_val, num_train // 5))
         parts["val"], train = _draw(train, labels, counts=counts, seed=seed, stream=_VAL_STREAM)
     parts["train"] = train
     # The equals of a drawn image come with it.
@@ -79,9 +77,7 @@ def choose_splits(
     return own | drawn
 
 
-def _standing_for(
-    labels: IntArray, num_train: int, *, first_equal: IntArray | None, num_parts: int
-) -> IntArray:
+def _standing_for(labels: IntArray, num_train: int, *, first_equal: IntArray | None, num_parts: int) -> IntArray:
     """For each image the index of the equal one to draw for it; its own in a class with too few different ones."""
     own = np.arange(len(labels))
     if first_equal is None:
@@ -167,8 +163,7 @@ def _draw(
     """Draw `counts[k]` of the candidates of every class k; sorted indices of the drawn and of the rest."""
     generator = np.random.default_rng([seed, stream])
     drawn = [
-        generator.permutation(candidates[labels[candidates] == label])[:count]
-        for label, count in enumerate(counts)
+        generator.permutation(candidates[labels[candidates] == label])[:count] for label, count in enumerate(counts)
     ]
     chosen = np.sort(np.concatenate(drawn))
     return chosen, np.setdiff1d(candidates, chosen, assume_unique=True)

@@ -84,9 +84,7 @@ def _to_picture(image: Any, *, index: int) -> Picture:
             values = np.asarray(plain(image))
             return Picture(values, peak=int(values.max()) if values.dtype == np.uint16 else None)
         except ValueError as error:
-            raise UserError(
-                f"Image {index} is unsuitable: {error}.", "Convert the images to 8 or 16 bits."
-            ) from error
+            raise UserError(f"Image {index} is unsuitable: {error}.", "Convert the images to 8 or 16 bits.") from error
     if not isinstance(image, torch.Tensor):
         raise UserError(
             f"Image {index} is a {type(image).__name__}.", "Give PIL images, or tensors of shape (C, H, W)."
@@ -117,9 +115,7 @@ def _to_label(label: Any, *, index: int) -> int:
     try:
         number = label.__index__()
     except (AttributeError, TypeError) as error:
-        raise UserError(
-            f"Label {index} is {label!r}.", "Give whole numbers from 0 as labels, one an image."
-        ) from error
+        raise UserError(f"Label {index} is {label!r}.", "Give whole numbers from 0 as labels, one an image.") from error
     if number < 0:
         raise UserError(f"Label {index} is {number}.", "Give whole numbers from 0 as labels.")
     return int(number)

@@ -69,9 +69,7 @@ def coefficients(kind: CoefficientKind, num_models: int, *, decay: float = 0.9) 
     return shares
 
 
-def average_states(
-    models: Sequence[State | nn.Module], coefficients: npt.ArrayLike | None = None
-) -> dict[str, Tensor]:
+def average_states(models: Sequence[State | nn.Module], coefficients: npt.ArrayLike | None = None) -> dict[str, Tensor]:
     """Average states tensor by tensor, w = sum_i c_i w_i.
 
     Floating tensors are averaged in double precision, as w_a + sum_i c_i (w_i - w_a) around the model a that
@@ -214,9 +212,7 @@ class RunningAverage(AveragedModel):
             UserError: Nothing has been averaged yet; else see `recompute_batch_norm`.
         """
         if int(self.n_averaged) == 0:
-            raise UserError(
-                "The running average has seen no model.", "Train on, or let the averaging start earlier."
-            )
+            raise UserError("The running average has seen no model.", "Train on, or let the averaging start earlier.")
         model = clone(self.module).eval()
         recompute_batch_norm(model, batches)
         return model
@@ -280,9 +276,7 @@ class StochasticWeightAverage(RunningAverage):
             self.update_parameters(model)
 
 
-def check_same_architecture(
-    models: Sequence[State | nn.Module], names: Sequence[str] | None = None
-) -> list[State]:
+def check_same_architecture(models: Sequence[State | nn.Module], names: Sequence[str] | None = None) -> list[State]:
     """Check that models have one architecture, and return their states.
 
     The errors call them by `names`, by default "Model 0", "Model 1" and so on.
@@ -294,9 +288,7 @@ def check_same_architecture(
     if not models:
         raise UserError("There are no models to average.", "Give at least one state or module.")
     names = [f"Model {index}" for index in range(len(models))] if names is None else names
-    modules = [
-        (name, model) for name, model in zip(names, models, strict=True) if isinstance(model, nn.Module)
-    ]
+    modules = [(name, model) for name, model in zip(names, models, strict=True) if isinstance(model, nn.Module)]
     for name, module in modules[1:]:
         first_name, first = modules[0]
         # A parametrised module has a class of its own.
@@ -337,9 +329,7 @@ def clone(model: _Model) -> _Model:
     Raises:
         UserError: It holds something else that cannot be copied.
     """
-    return _deep_copy(
-        model, {id(value): value.detach().clone() for value in _tensors_of(model) if not value.is_leaf}
-    )
+    return _deep_copy(model, {id(value): value.detach().clone() for value in _tensors_of(model) if not value.is_leaf})
 
 
 def check_clone(model: nn.Module) -> None:
@@ -395,8 +385,7 @@ def _check_same_tensors(first: tuple[str, State], other: tuple[str, State]) -> N
             ours, theirs = (_property(values[key], what) for values in (first_state, state))
             if ours != theirs:
                 raise UserError(
-                    f"The tensor {key} has {what} {theirs} in {_inside(name)} and {ours} in "
-                    f"{_inside(first_name)}.",
+                    f"The tensor {key} has {what} {theirs} in {_inside(name)} and {ours} in {_inside(first_name)}.",
                     remedy,
                 )
 
@@ -424,7 +413,5 @@ def _check_coefficients(coefficients: npt.ArrayLike | None, num_models: int) -> 
         )
     # Written so that a sum that is not a number is refused too.
     if not abs(shares.sum() - 1.0) <= _SUM_TOLERANCE:
-        raise UserError(
-            f"The coefficients sum to {shares.sum():.6g}.", "Give finite coefficients that sum to 1."
-        )
+        raise UserError(f"The coefficients sum to {shares.sum():.6g}.", "Give finite coefficients that sum to 1.")
     return shares

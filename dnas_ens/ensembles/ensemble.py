@@ -231,9 +231,7 @@ class Ensemble(nn.Module):
         _check_batch_size(batch_size)
         return self._batch_probs(pixels.split(batch_size), device)
 
-    def _batch_probs(
-        self, batches: Iterable[Tensor], device: torch.device | str | None
-    ) -> npt.NDArray[np.float32]:
+    def _batch_probs(self, batches: Iterable[Tensor], device: torch.device | str | None) -> npt.NDArray[np.float32]:
         """Return the members' probabilities (M, N, K) of batches of images (B, C, H, W); see `predict_probs`."""
         if device is not None:
             self.to(resolve_device(device) if isinstance(device, str) else device)
@@ -457,15 +455,11 @@ def _as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:
         raise UserError("The ensemble has no members.", "Give at least one network.")
     for member in found:
         if not isinstance(member, nn.Module):
-            raise UserError(
-                f"A member is a {type(member).__name__}.", "Give torch modules that map images to logits."
-            )
+            raise UserError(f"A member is a {type(member).__name__}.", "Give torch modules that map images to logits.")
     return found
 
 
-def _as_weights(
-    weights: Sequence[float] | npt.NDArray[np.floating] | Tensor | None, num_members: int
-) -> list[float]:
+def _as_weights(weights: Sequence[float] | npt.NDArray[np.floating] | Tensor | None, num_members: int) -> list[float]:
     """Return combining weights that sum to 1, equal ones for None."""
     remedy = "Give one non-negative number a member, not all 0."
     values = None
@@ -519,9 +513,7 @@ def _home_of(members: Iterable[nn.Module]) -> tuple[torch.device, torch.dtype]:
 
     Never less than float32: an average over members in half precision would be rounded as they are.
     """
-    parameters = [
-        parameter for member in members for parameter in member.parameters() if parameter.is_floating_point()
-    ]
+    parameters = [parameter for member in members for parameter in member.parameters() if parameter.is_floating_point()]
     wide = any(parameter.dtype == torch.float64 for parameter in parameters)
     device = parameters[0].device if parameters else torch.device("cpu")
     return device, torch.float64 if wide else torch.float32

@@ -171,17 +171,13 @@ def evolve_interpolation(
     def on_line(points: FloatArray) -> FloatArray:
         return np.concatenate([points, 1.0 - points])[None]
 
-    problem = _Problem(
-        model, [first, second], training_batches, val_batches, settings, layers=False, file=file
-    )
+    problem = _Problem(model, [first, second], training_batches, val_batches, settings, layers=False, file=file)
     return problem.evolve(
         on_line,
         bounds=Bounds(np.array([low]), np.array([high])),
         starts=np.array([[1.0], [0.0], [0.5]]),
         drawn=lambda generator, count: generator.uniform(low, high, size=(count, 1)),
-        curve=sorted({*np.linspace(low, high, curve_points).round(_DECIMALS), 0.0, 1.0})
-        if curve_points
-        else [],
+        curve=sorted({*np.linspace(low, high, curve_points).round(_DECIMALS), 0.0, 1.0}) if curve_points else [],
     )
 
 
@@ -229,9 +225,7 @@ def evolve_simplex(
         lambda points: to_simplex(points.reshape(groups, networks)),
         bounds=Bounds(np.zeros(groups * networks), np.ones(groups * networks)),
         starts=np.tile(corners, groups),
-        drawn=lambda generator, count: generator.dirichlet(np.ones(networks), (count, groups)).reshape(
-            count, -1
-        ),
+        drawn=lambda generator, count: generator.dirichlet(np.ones(networks), (count, groups)).reshape(count, -1),
         curve=[],
     )
 
@@ -260,9 +254,7 @@ class _Problem:
             self.names_of.setdefault(layer or _WHOLE_NETWORK, []).append(name)
         self.groups = tuple(self.names_of)
         self.val_batches = val_batches
-        self.training_batches: Batches = lambda: islice(
-            one_pass(training_batches), self.settings.batch_norm_batches
-        )
+        self.training_batches: Batches = lambda: islice(one_pass(training_batches), self.settings.batch_norm_batches)
         self.file = None if file is None else Path(file)
         self.header: dict[str, Any] = {}
         self.known: dict[bytes, Candidate] = {}
@@ -394,9 +386,7 @@ class _Problem:
     def _save(self) -> None:
         """Write the file if there is anything new."""
         if self.file is not None and self.unsaved:
-            entries = [
-                {**vars(each), "coefficients": each.coefficients.tolist()} for each in self.known.values()
-            ]
+            entries = [{**vars(each), "coefficients": each.coefficients.tolist()} for each in self.known.values()]
             write_json(self.file, {"scores_of": self.header, "candidates": entries})
             self.unsaved = 0
 

@@ -47,9 +47,7 @@ def _candidates(
     if criterion == "nll":
         return np.ascontiguousarray(members[:, np.arange(len(classes)), classes]), _nll
     averaged_loss(members[0], classes, criterion)  # refuses another criterion
-    return members, lambda averages: np.array(
-        [averaged_loss(average, classes, criterion) for average in averages]
-    )
+    return members, lambda averages: np.array([averaged_loss(average, classes, criterion) for average in averages])
 
 
 def averaged_loss(averaged: FloatArray, labels: IntArray, criterion: Criterion) -> float:
@@ -162,9 +160,5 @@ def exhaustive_selection(
             f"{num_members} of {num_candidates} candidates make {num_combinations} combinations.",
             f"Use greedy selection; exhaustive selection tries at most {MAX_COMBINATIONS}.",
         )
-    subsets = (combinations_with_replacement if replacement else combinations)(
-        range(num_candidates), num_members
-    )
-    return list(
-        min(subsets, key=lambda subset: float(losses(candidates[list(subset)].mean(axis=0)[None])[0]))
-    )
+    subsets = (combinations_with_replacement if replacement else combinations)(range(num_candidates), num_members)
+    return list(min(subsets, key=lambda subset: float(losses(candidates[list(subset)].mean(axis=0)[None])[0])))

@@ -152,9 +152,7 @@ class TriangularCycles:
     def _cycle(self, steps_per_epoch: int) -> int:
         steps = self.epochs_per_cycle * steps_per_epoch
         if steps % 2:
-            raise UserError(
-                f"A cycle of {steps} steps has no middle.", "Let a cycle have an even number of epochs."
-            )
+            raise UserError(f"A cycle of {steps} steps has no middle.", "Let a cycle have an even number of epochs.")
         return steps
 
 
@@ -223,9 +221,7 @@ class SnapshotRecorder:
         A negative index counts from the newest; UserError where there is no such snapshot.
         """
         if not -len(self.snapshots) <= index < len(self.snapshots):
-            raise UserError(
-                f"There is no snapshot {index} among {len(self.snapshots)}.", "Train on until it is taken."
-            )
+            raise UserError(f"There is no snapshot {index} among {len(self.snapshots)}.", "Train on until it is taken.")
         member = clone(self.model).eval()
         member.load_state_dict(self.snapshots[index])
         member.zero_grad(set_to_none=True)

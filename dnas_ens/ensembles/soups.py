@@ -130,10 +130,7 @@ def loss_barrier(
     check = BarrierCheck() if check is None else check
     positions = np.linspace(0.0, 1.0, check.num_points)
     scores = np.array(
-        [
-            evaluate_on_val(averaged_model(model, [first, second], [1.0 - a, a], batches), val_batches)
-            for a in positions
-        ]
+        [evaluate_on_val(averaged_model(model, [first, second], [1.0 - a, a], batches), val_batches) for a in positions]
     )
     losses = scores[:, 0]
     # Written so that a flat line has a barrier of exactly 0.

@@ -46,9 +46,7 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
     """Write ensemble.json and one safetensors file a member; see `Ensemble.save`."""
     manifest = folder / MANIFEST
     if manifest.exists() and not overwrite:
-        raise UserError(
-            f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True."
-        )
+        raise UserError(f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True.")
     entries = []
     for index, member in enumerate(stored.members):
         file = f"members/{index}/model.safetensors"
@@ -132,8 +130,7 @@ def _plain_names(member: nn.Module) -> dict[str, str]:
         if isinstance(module, AveragedModel):
             names.pop(f"{path}n_averaged")
         names = {
-            own: path + name.removeprefix(inside) if name.startswith(inside) else name
-            for own, name in names.items()
+            own: path + name.removeprefix(inside) if name.startswith(inside) else name for own, name in names.items()
         }
     return names
 
@@ -171,9 +168,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     valid = {
         "members": isinstance(members, list)
         and all(
-            isinstance(entry, dict)
-            and isinstance(entry.get("file"), str)
-            and isinstance(entry.get("spec"), dict)
+            isinstance(entry, dict) and isinstance(entry.get("file"), str) and isinstance(entry.get("spec"), dict)
             for entry in members
         ),
         "weights": fields["weights"] is None or _are_numbers(fields["weights"]),
@@ -183,9 +178,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     }
     wrong = [key for key, good in valid.items() if not good]
     if wrong:
-        raise UserError(
-            f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again."
-        )
+        raise UserError(f"{path} is malformed: {wrong[0]} is missing or of another kind.", "Save the ensemble again.")
     return fields
 
 

@@ -249,13 +249,10 @@ def caruana_weights(
         ValueError: See `fit_weights`.
     """
     members, classes = check_predictions(val_probs, val_labels, num_dims=3)
-    picks = selection.greedy_selection(
-        members, classes, num_members=num_picks, replacement=True, criterion=criterion
-    )
+    picks = selection.greedy_selection(members, classes, num_members=num_picks, replacement=True, criterion=criterion)
     prefixes = [selection_weights(picks[: end + 1], len(members)) for end in range(len(picks))]
     losses = [
-        selection.averaged_loss(np.tensordot(weights, members, axes=1), classes, criterion)
-        for weights in prefixes
+        selection.averaged_loss(np.tensordot(weights, members, axes=1), classes, criterion) for weights in prefixes
     ]
     # Each pick compares all M members.
     return _fitted(prefixes[int(np.argmin(losses))], members, classes, num_picks * len(members))

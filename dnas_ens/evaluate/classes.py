@@ -122,9 +122,7 @@ class ClassFigures:
             }
             for row in self.shown
         ]
-        return "\n".join(
-            [*self.sentences(), "", f"Ensemble per class{of}:", "", to_markdown(table, list(table[0]))]
-        )
+        return "\n".join([*self.sentences(), "", f"Ensemble per class{of}:", "", to_markdown(table, list(table[0]))])
 
 
 def _percent(share: float) -> str:

@@ -128,8 +128,7 @@ class Predictions:
         chosen = list(members)
         of_each = {name: getattr(self, name) for name in _PER_MEMBER}
         fields: dict[str, Any] = {
-            name: [values[index] for index in chosen] if len(values) else ()
-            for name, values in of_each.items()
+            name: [values[index] for index in chosen] if len(values) else () for name, values in of_each.items()
         }
         return dataclasses.replace(
             self,
@@ -156,8 +155,7 @@ class Predictions:
                 raise ValueError(f"the predictions to be joined differ in their {name}")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in _PER_MEMBER}
         fields: dict[str, Any] = {
-            name: [*ours, *theirs] if len(ours) and len(theirs) else ()
-            for name, (ours, theirs) in pairs.items()
+            name: [*ours, *theirs] if len(ours) and len(theirs) else () for name, (ours, theirs) in pairs.items()
         }
         num_members = self.num_members + other.num_members
         return dataclasses.replace(
@@ -226,9 +224,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
         weights=ensemble.weights.double().tolist(),
         parameters=[count_parameters(member) for member in members],
         flops=[count_flops(member, shape) for member in members],
-        inference_seconds=[
-            inference_seconds(member, shape, channels_last=channels_last) for member in members
-        ],
+        inference_seconds=[inference_seconds(member, shape, channels_last=channels_last) for member in members],
         device=describe_device(device),
     )
 

@@ -58,9 +58,7 @@ def _source(folder: Path, data: ImageData) -> str:
     return hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
 
 
-def evaluate_folder(
-    folder: Path, data: ImageData, *, device: torch.device | str = "cpu"
-) -> list[dict[str, Any]]:
+def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Evaluate the ensemble of a folder and write its tables.
 
     Returns:

@@ -123,9 +123,7 @@ class ShiftPredictions:
                 severities=stored["severities"].tolist(),
                 probs=stored["probs"],
                 labels=stored["labels"],
-                foreign={
-                    name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())
-                },
+                foreign={name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())},
                 seed=int(stored["seed"]),
             )
 
@@ -166,9 +164,7 @@ def predict_shift(
     names = [*options.corruptions, *(CIFAR10_C + name for name in (public.names if public else ()))]
     ensemble.to(device)
     probs: list[np.ndarray] = []
-    with Progress(
-        len(names) + len(foreign), description="shift", steps_per_epoch=len(options.severities)
-    ) as progress:
+    with Progress(len(names) + len(foreign), description="shift", steps_per_epoch=len(options.severities)) as progress:
         images = data.test.images.to(device)
         for done, name in enumerate(names, start=1):
             for severity in options.severities:

@@ -87,10 +87,7 @@ def corruption_rows(
         AVERAGE_MEMBER: {key: float(np.mean([row[key] for row in single])) for key in METRICS},
         BEST_SINGLE: single[fit.best],
     }
-    return [
-        {"corruption": corruption, "severity": severity, "row": row, **values}
-        for row, values in measured.items()
-    ]
+    return [{"corruption": corruption, "severity": severity, "row": row, **values} for row, values in measured.items()]
 
 
 def _metrics(probs: FloatArray, labels: IntArray, temperature: float) -> dict[str, float]:
@@ -119,10 +116,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         own = [row for row in rows if row["row"] == kind]
         severities = sorted({row["severity"] for row in own})
         means = {
-            severity: {
-                key: float(np.mean([row[key] for row in own if row["severity"] == severity]))
-                for key in METRICS
-            }
+            severity: {key: float(np.mean([row[key] for row in own if row["severity"] == severity])) for key in METRICS}
             for severity in severities
         }
         overall = {key: float(np.mean([means[severity][key] for severity in severities])) for key in METRICS}

@@ -84,14 +84,10 @@ def single_row(
     Raises:
         ValueError: See `dnas_ens.metrics.scores.check_predictions`.
     """
-    return _single_row(
-        name, check_predictions(val_probs, val_labels), check_predictions(test_probs, test_labels)
-    )
+    return _single_row(name, check_predictions(val_probs, val_labels), check_predictions(test_probs, test_labels))
 
 
-def _single_row(
-    name: str, val: tuple[FloatArray, IntArray], test: tuple[FloatArray, IntArray]
-) -> dict[str, Any]:
+def _single_row(name: str, val: tuple[FloatArray, IntArray], test: tuple[FloatArray, IntArray]) -> dict[str, Any]:
     """Return a row from checked probabilities and labels of both splits."""
     probs, labels = test
     temperature = fit_temperature.of(*val)

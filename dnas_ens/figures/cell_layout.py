@@ -113,9 +113,7 @@ def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
         if not terminal:
             for source in graph.predecessors(node):
                 y = ys[node,] + shifts[routes[source, node][-2], (node,)]
-                labels[source, node] = Box(
-                    x=start + label_width / 2, y=y, width=label_width, height=LABEL_HEIGHT
-                )
+                labels[source, node] = Box(x=start + label_width / 2, y=y, width=label_width, height=LABEL_HEIGHT)
     paths = {
         edge: (
             nodes[edge[0]].right,
@@ -158,9 +156,7 @@ def _arrange(
             if index > 0:
                 columns[index].sort(key=wishes.__getitem__)
             column = columns[index]
-            distances = [
-                (heights[above] + heights[below]) / 2 + ITEM_GAP for above, below in pairwise(column)
-            ]
+            distances = [(heights[above] + heights[below]) / 2 + ITEM_GAP for above, below in pairwise(column)]
             ys.update(zip(column, spread([wishes[item] for item in column], distances), strict=True))
         shifts = _label_shifts(columns, links, heights)
         climbs = sum(weights[link] * abs(ys[link[0]] - ys[link[1]] - shifts[link]) for link in links)
@@ -196,9 +192,7 @@ def _crossings(columns: list[list[Item]], links: list[Link], ys: Mapping[Item, f
     )
 
 
-def _label_shifts(
-    columns: list[list[Item]], links: list[Link], heights: Mapping[Item, float]
-) -> dict[Link, float]:
+def _label_shifts(columns: list[list[Item]], links: list[Link], heights: Mapping[Item, float]) -> dict[Link, float]:
     """Return how far below its node's centre each link ends: at its label, in the order of arrival."""
     places = {item: place for column in columns for place, item in enumerate(column)}
     output = columns[-1][-1]

@@ -147,9 +147,7 @@ def _paint(axis: Axes, genotype: Genotype, cell_type: str, *, layout: CellLayout
         else:
             used = graph.degree(node) > 0
             colour = style.TEXT_COLOUR if used else style.LINE_COLOUR
-            brush.box(
-                box, fill=style.PANEL_COLOUR, edge=style.LINE_COLOUR if used else style.GRID_COLOUR, radius=7
-            )
+            brush.box(box, fill=style.PANEL_COLOUR, edge=style.LINE_COLOUR if used else style.GRID_COLOUR, radius=7)
             brush.text(TERMINALS[role], (box.x, box.y), NODE_TEXT_SIZE + 1, name=name, colour=colour)
             if role == "output":
                 brush.arrow(box.left, style.LINE_COLOUR)
@@ -194,7 +192,5 @@ class _Brush:
         va: Literal["top", "center_baseline"] = "center_baseline",
     ) -> None:
         properties = style.font(size, bold=bold)
-        drawn = self.axis.text(
-            *position, text, fontproperties=properties, color=colour, ha=ha, va=va, zorder=4
-        )
+        drawn = self.axis.text(*position, text, fontproperties=properties, color=colour, ha=ha, va=va, zorder=4)
         drawn.set_gid(f"{self.prefix}-{name}")

@@ -42,21 +42,15 @@ def plot_diversity_curve(
     columns = {"lam": _column("lam", lam), "distance_to_base": _column("distance_to_base", distance_to_base)}
     if shared_edges is not None:
         columns["shared_edges"] = _column("shared_edges", shared_edges)
-    columns["directions"] = (
-        np.zeros_like(columns["lam"]) if directions is None else _column("directions", directions)
-    )
+    columns["directions"] = np.zeros_like(columns["lam"]) if directions is None else _column("directions", directions)
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1 or not len(columns["lam"]):
-        raise UserError(
-            f"A curve cannot have {lengths} points.", "Give as many values of each, at least one."
-        )
+        raise UserError(f"A curve cannot have {lengths} points.", "Give as many values of each, at least one.")
 
     heights = [DISTANCE_HEIGHT] if shared_edges is None else [DISTANCE_HEIGHT, SHARED_HEIGHT]
     figure, axes = _panels(heights, title)
     span = float(max(columns["lam"].max(), 1e-3))
-    axes[0].plot(
-        [0, min(span, 1)], [0, min(span, 1)], color=style.MUTED_COLOUR, linestyle="--", linewidth=1.2
-    )
+    axes[0].plot([0, min(span, 1)], [0, min(span, 1)], color=style.MUTED_COLOUR, linestyle="--", linewidth=1.2)
     axes[0].lines[0].set(label="D = λ", gid="diagonal")
     _lines(axes[0], columns, "distance_to_base", labelled=directions is not None)
     axes[0].set_ylim(-0.03, 1.03)
@@ -71,9 +65,7 @@ def plot_diversity_curve(
         axis.set_xlim(-0.03 * span, 1.03 * span)
         axis.yaxis.set_label_coords(-38 / WIDTH, 0.5)
     axes[-1].set_xlabel("λ", fontproperties=style.font(10), color=style.TEXT_COLOUR)
-    axes[0].legend(
-        loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, prop=style.font(9), borderaxespad=0
-    )
+    axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, prop=style.font(9), borderaxespad=0)
     return figure
 
 
@@ -96,16 +88,12 @@ def _panels(heights: list[float], title: str | None) -> tuple[Figure, list[Axes]
     axes, top = [], height - head
     for panel in heights:
         axes.append(
-            figure.add_axes(
-                (LEFT / width, (top - panel) / height, WIDTH / width, panel / height), label=str(top)
-            )
+            figure.add_axes((LEFT / width, (top - panel) / height, WIDTH / width, panel / height), label=str(top))
         )
         top -= panel + PANEL_GAP
     if title:
         heading = style.font(13, bold=True)
-        figure.text(
-            LEFT / width, 1 - TOP / height, title, fontproperties=heading, color=style.TEXT_COLOUR, va="top"
-        )
+        figure.text(LEFT / width, 1 - TOP / height, title, fontproperties=heading, color=style.TEXT_COLOUR, va="top")
     return figure, axes
 
 

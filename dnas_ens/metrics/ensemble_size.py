@@ -87,9 +87,7 @@ def ensemble_size_curve(
     test, of_test = check_predictions(test_probs, test_labels, num_dims=3)
     num_members = len(test)
     if val.shape[::2] != test.shape[::2]:
-        raise ValueError(
-            f"val and test must have the same members and classes, got {val.shape}, {test.shape}"
-        )
+        raise ValueError(f"val and test must have the same members and classes, got {val.shape}, {test.shape}")
     if max_subsets < 1:
         raise ValueError(f"max_subsets must be at least 1, got {max_subsets}")
     generator = np.random.default_rng(seed)
@@ -109,10 +107,7 @@ def ensemble_size_curve(
     measured = [np.array([measure(subset) for subset in subsets]) for subsets in chosen]
     means = np.stack([values.mean(axis=0) for values in measured])
     deviations = np.stack(
-        [
-            values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(CURVE_METRICS), np.nan)
-            for values in measured
-        ]
+        [values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(CURVE_METRICS), np.nan) for values in measured]
     )
     return EnsembleSizeCurve(
         sizes=np.array(sizes),
@@ -184,9 +179,7 @@ def deep_ensemble_equivalent(
     losses = np.asarray(curve, dtype=np.float64)
     members = np.arange(1.0, losses.size + 1) if sizes is None else np.asarray(sizes, dtype=np.float64)
     if losses.ndim != 1 or losses.size == 0 or members.shape != losses.shape:
-        raise ValueError(
-            f"curve and sizes must have the same shape (L,), got {losses.shape} and {members.shape}"
-        )
+        raise ValueError(f"curve and sizes must have the same shape (L,), got {losses.shape} and {members.shape}")
     if members[0] != 1.0 or (np.diff(members) <= 0.0).any():
         raise ValueError(f"sizes must rise from 1, got {members.tolist()}")
     if not (np.isfinite(losses).all() and math.isfinite(calibrated_nll)):

@@ -67,9 +67,7 @@ def check_labels(labels: npt.ArrayLike, *, num_images: int, num_classes: int) ->
     return array.astype(np.int64)
 
 
-def check_predictions(
-    probs: npt.ArrayLike, labels: npt.ArrayLike, *, num_dims: int = 2
-) -> tuple[FloatArray, IntArray]:
+def check_predictions(probs: npt.ArrayLike, labels: npt.ArrayLike, *, num_dims: int = 2) -> tuple[FloatArray, IntArray]:
     """Validate probabilities of one model (N, K), or of members (M, N, K), together with their labels (N,).
 
     Raises:

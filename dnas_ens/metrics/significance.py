@@ -143,8 +143,7 @@ def compare(first: npt.ArrayLike, others: Mapping[str, npt.ArrayLike]) -> dict[s
     found = {name: paired_difference(first, losses) for name, losses in others.items()}
     corrected = holm([each.p_value for each in found.values()])
     return {
-        name: replace(each, p_value=p_value)
-        for (name, each), p_value in zip(found.items(), corrected, strict=True)
+        name: replace(each, p_value=p_value) for (name, each), p_value in zip(found.items(), corrected, strict=True)
     }
 
 
@@ -223,9 +222,7 @@ def nested_spread(values: npt.ArrayLike) -> NestedSpread:
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 2 or array.size == 0:
-        raise ValueError(
-            f"values must have shape (S, R), one a search and retraining seed, got {array.shape}"
-        )
+        raise ValueError(f"values must have shape (S, R), one a search and retraining seed, got {array.shape}")
     searches, retrainings = array.shape
     within = float(array.var(axis=1, ddof=1).mean()) if retrainings > 1 else math.nan
     between = math.nan
@@ -260,9 +257,7 @@ def _checked(losses: npt.ArrayLike, like: tuple[int, ...] | None = None) -> Floa
     """Return losses in float64 with shape (S, N)."""
     array = np.asarray(losses, dtype=np.float64)
     if like is not None and array.shape != like:
-        raise ValueError(
-            f"both methods need losses of the same seeds and images, got {like} and {array.shape}"
-        )
+        raise ValueError(f"both methods need losses of the same seeds and images, got {like} and {array.shape}")
     if array.ndim not in (1, 2) or array.shape[-1] < 2 or array.size == 0:
         raise ValueError(f"losses must have shape (S, N) or (N,) with N of 2 or more, got {array.shape}")
     if not np.isfinite(array).all():

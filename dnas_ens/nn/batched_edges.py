@@ -90,10 +90,7 @@ class EdgesOfSource(nn.Module):
 
         kernels = SEPARABLE | DILATED
         self.depthwise = nn.ParameterDict(
-            {
-                name: torch.empty(num_edges * channels, 1, kernels[name], kernels[name])
-                for name in self.convolutions
-            }
+            {name: torch.empty(num_edges * channels, 1, kernels[name], kernels[name]) for name in self.convolutions}
         )
         self.second_depthwise = nn.ParameterDict(
             {name: torch.empty_like(self.depthwise[name]) for name in self.separable}
@@ -112,9 +109,7 @@ class EdgesOfSource(nn.Module):
         #: Operations a user registered, edge by edge as the reference has them.
         self.others = nn.ModuleDict(
             {
-                name: nn.ModuleList(
-                    build_operation(name, channels, stride, affine=False) for _ in range(num_edges)
-                )
+                name: nn.ModuleList(build_operation(name, channels, stride, affine=False) for _ in range(num_edges))
                 for name in operations
                 if name not in BATCHED
             }

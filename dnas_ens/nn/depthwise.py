@@ -115,12 +115,8 @@ def triton_works() -> bool:
 
         images = torch.ones(1, 16, 4, 4, device="cuda").contiguous(memory_format=torch.channels_last)
         weight = torch.ones(16, 1, 3, 3, device="cuda")
-        works = bool(
-            (depthwise_triton.depthwise_conv(images, weight, stride=1, dilation=1)[..., 1, 1] == 9).all()
-        )
-    except (
-        Exception
-    ) as error:  # Triton needs a C compiler and a driver, and reports in many ways that one is missing
+        works = bool((depthwise_triton.depthwise_conv(images, weight, stride=1, dilation=1)[..., 1, 1] == 9).all())
+    except Exception as error:  # Triton needs a C compiler and a driver, and reports in many ways that one is missing
         reason = " ".join(str(error).split())[:200]
         print(f"our GPU kernels do not run here ({reason}); PyTorch's are taken", file=sys.stderr, flush=True)
         return False
@@ -169,9 +165,7 @@ def _native_gradients(
     return gradients[0], gradients[1]
 
 
-def _weight_gradient(
-    gradient: Tensor, features: Tensor, weight: Tensor, stride: int, dilation: int
-) -> Tensor:
+def _weight_gradient(gradient: Tensor, features: Tensor, weight: Tensor, stride: int, dilation: int) -> Tensor:
     if stride == 1 and dilation == 2:
         gradient, features, dilation = parity_grids(gradient), parity_grids(features), 1
     if stride == 1 and dilation == 1 and weight.shape[-1] == 5 and len(weight) >= _WIDE:

@@ -120,9 +120,7 @@ def _sizes(source: Tensor, result: Tensor) -> tuple[tuple[int, ...], dict[str, i
     return (batch * math.prod(size), *source.shape[2:], *size), blocks
 
 
-def _launch(
-    features: Tensor, taps: Tensor, result: Tensor, *, stride: int, dilation: int, transposed: bool
-) -> Tensor:
+def _launch(features: Tensor, taps: Tensor, result: Tensor, *, stride: int, dilation: int, transposed: bool) -> Tensor:
     """Fill the result with the convolution by taps (s * s, k * C), or with its transpose."""
     in_channels, out_channels = features.shape[1], result.shape[1]
     channels = min(in_channels, out_channels)

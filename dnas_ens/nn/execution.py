@@ -195,9 +195,7 @@ def candidates(
         recordable: Whether ``auto`` may record steps.
     """
     on_gpu = device.type == "cuda"
-    has_bfloat16 = (
-        on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    has_bfloat16 = on_gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     fast = "bfloat16" if has_bfloat16 else "float32"
 
     def open_values(value: str, every: Iterable[str], plain: str) -> list[str]:

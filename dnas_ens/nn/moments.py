@@ -225,18 +225,14 @@ class PointwiseNorm(nn.BatchNorm2d):
         matrices = scale.diag_embed() if self.pointwise is None else self.pointwise * scale.unsqueeze(2)
         return matrices, -mean * scale
 
-    def _folded(
-        self, features: Tensor, num_groups: int, channels: int, *, momentum: float
-    ) -> tuple[Tensor, Tensor]:
+    def _folded(self, features: Tensor, num_groups: int, channels: int, *, momentum: float) -> tuple[Tensor, Tensor]:
         from dnas_ens.nn.pointwise_norm_triton import folded_norm
 
         tracks = self.training and self.track_running_stats
         with torch.no_grad():
             rows = features.permute(0, 2, 3, 1)
             dense = channels <= DENSE_PRODUCT
-            gram = (
-                _squares(rows.reshape(1, -1, rows.shape[-1]))[0] if dense else batched_gram(rows, num_groups)
-            )
+            gram = _squares(rows.reshape(1, -1, rows.shape[-1]))[0] if dense else batched_gram(rows, num_groups)
         return folded_norm(
             features,
             self.pointwise,

@@ -18,9 +18,7 @@ from dnas_ens.space.search_space import stack_cell_types
 from dnas_ens.space.stack import CellPlan, StackSpec
 
 
-def drop_path(
-    features: Tensor, probability: float | Tensor, generator: torch.Generator | None = None
-) -> Tensor:
+def drop_path(features: Tensor, probability: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Zero a whole path for each image with the given probability, scaled so that the mean is kept.
 
     Source: FractalNet (arXiv 1605.07648), as used by DARTS.
@@ -40,9 +38,7 @@ def drop_path(
 class NetworkCell(nn.Module):
     """One cell of a genotype: every node sums its kept edges, the output concatenates the nodes."""
 
-    def __init__(
-        self, genotype: Genotype, plan: CellPlan, *, affine: bool, partial_channels: int = 1
-    ) -> None:
+    def __init__(self, genotype: Genotype, plan: CellPlan, *, affine: bool, partial_channels: int = 1) -> None:
         super().__init__()
         self.partial_channels = partial_channels
         cell = genotype.cell(plan.cell_type)
@@ -51,9 +47,7 @@ class NetworkCell(nn.Module):
         self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
         self.nodes = nn.ModuleList(
             nn.ModuleList(
-                build_operation(
-                    operation, plan.channels // partial_channels, self.strides[source], affine=affine
-                )
+                build_operation(operation, plan.channels // partial_channels, self.strides[source], affine=affine)
                 for operation, source in node
             )
             for node in cell
@@ -123,9 +117,7 @@ class Network(nn.Module):
         UserError: If the genotype lacks a cell type of the stack or names an unknown operation.
     """
 
-    def __init__(
-        self, genotype: Genotype, stack: StackSpec, *, auxiliary: bool = False, affine: bool = True
-    ) -> None:
+    def __init__(self, genotype: Genotype, stack: StackSpec, *, auxiliary: bool = False, affine: bool = True) -> None:
         super().__init__()
         plans, out_channels = stack.plan(genotype.num_nodes)
         missing = {plan.cell_type for plan in plans} - set(genotype.cell_types)
@@ -142,16 +134,13 @@ class Network(nn.Module):
         self.drop_path_generator: torch.Generator | None = None
         self.stem = build_stem(stack)
         self.cells = nn.ModuleList(
-            NetworkCell(genotype, plan, affine=affine, partial_channels=stack.partial_channels)
-            for plan in plans
+            NetworkCell(genotype, plan, affine=affine, partial_channels=stack.partial_channels) for plan in plans
         )
         self.classifier = nn.Linear(out_channels, stack.num_classes)
         reductions = [index for index, plan in enumerate(plans) if plan.cell_type == "reduction"]
         self.auxiliary_position = reductions[-1]
         self.auxiliary = (
-            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, stack.num_classes)
-            if auxiliary
-            else None
+            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, stack.num_classes) if auxiliary else None
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -161,9 +161,7 @@ class _FoldedNorm(torch.autograd.Function):
         count = batch * height * width
         partial = _sums(rows)
         # Blocks on the diagonal of one product, or products of their own.
-        blocks = (
-            (channels * num_channels + channels, num_channels) if gram.dim() == 2 else (channels**2, channels)
-        )
+        blocks = (channels * num_channels + channels, num_channels) if gram.dim() == 2 else (channels**2, channels)
         matrices = torch.empty(groups, channels, channels, device=features.device)
         shifts = torch.empty(groups, channels, device=features.device)
         weights = matrices if pointwise is None else pointwise.contiguous()

@@ -22,9 +22,7 @@ class MixedOperation(nn.Module):
         super().__init__()
         self.stride, self.partial_channels = stride, partial_channels
         share = channels // partial_channels
-        self.operations = nn.ModuleList(
-            build_operation(name, share, stride, affine=False) for name in space.operations
-        )
+        self.operations = nn.ModuleList(build_operation(name, share, stride, affine=False) for name in space.operations)
 
     def forward(self, features: Tensor, weights: Tensor) -> Tensor:
         """Return sum over o of weights_o * op_o(features); channels that pass by get the sum of the weights.
@@ -80,10 +78,7 @@ class SupernetCell(nn.Module):
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for node_slice in self.space.node_slices:
             incoming = range(node_slice.start, node_slice.stop)
-            node = sum(
-                self.edges[edge](states[source], weights[..., edge, :])
-                for source, edge in enumerate(incoming)
-            )
+            node = sum(self.edges[edge](states[source], weights[..., edge, :]) for source, edge in enumerate(incoming))
             states.append(shuffle_channels(node, self.partial_channels))
         return torch.cat(states[2:], dim=1)
 

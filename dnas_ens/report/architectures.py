@@ -85,11 +85,7 @@ def steering_section(files: RunFiles) -> Section | None:
     shared, direction = curve.get("shared_edges"), curve.get("direction")
     figure = plot_diversity_curve(curve["lam"], curve["distance_to_base"], shared, directions=direction)
     directions = len(set(direction or [0]))
-    lines = (
-        f"One line for each of {count(directions, 'direction')}"
-        if directions > 1
-        else "There is one direction"
-    )
+    lines = f"One line for each of {count(directions, 'direction')}" if directions > 1 else "There is one direction"
     below = "; below, the edges that the discrete cells share with it" if shared else ""
     picture = Picture(
         name="diversity",

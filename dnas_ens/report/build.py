@@ -128,9 +128,7 @@ def against_best(difference: PairedDifference, *, ours: Row, best: Row) -> str:
     figures = f"{losses[0]:.4f} against {losses[1]:.4f} nats of calibrated NLL"
     ends = interval(difference.over_images, digits=4)
     mean = minus(f"{difference.mean:+.4f}")
-    spread = (
-        f"difference {mean}, 95{NARROW}% interval {ends}, p {difference.p_value:.2g} by a permutation test"
-    )
+    spread = f"difference {mean}, 95{NARROW}% interval {ends}, p {difference.p_value:.2g} by a permutation test"
     verdict = difference.verdict
     if verdict.startswith("not"):
         return (

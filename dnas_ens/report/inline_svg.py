@@ -88,11 +88,7 @@ def _clean(element: ElementTree.Element, name: str, used: set[str]) -> None:
         element.attrib["href"] = element.attrib.pop(_XLINK)
     for key in list(element.attrib):
         value = " ".join(element.attrib[key].split())
-        if (
-            key not in _ATTRIBUTES
-            or (key == "id" and value not in used)
-            or (key == "href" and _foreign(value))
-        ):
+        if key not in _ATTRIBUTES or (key == "id" and value not in used) or (key == "href" and _foreign(value)):
             del element.attrib[key]
             continue
         if key == "id":
@@ -138,9 +134,7 @@ def _variable(colour: str) -> str:
     for base, variable in VARIABLES.items():
         depths = [1.0 - channel for channel in to_rgb(base)]
         strength = sum(lightness) / max(sum(depths), 1e-9)
-        near = all(
-            abs(strength * depth - light) < 1.5 / 255 for depth, light in zip(depths, lightness, strict=True)
-        )
+        near = all(abs(strength * depth - light) < 1.5 / 255 for depth, light in zip(depths, lightness, strict=True))
         if near and 0.0 < strength < 1.0 and variable != "--paper":
             return f"color-mix(in srgb, var({variable}) {100 * strength:.0f}%, var(--paper))"
     return colour

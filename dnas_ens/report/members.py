@@ -156,9 +156,7 @@ def embed(probs: NDArray) -> tuple[FloatArray, NDArray[np.int64]] | None:
     return TSNE(perplexity=perplexity, init="pca", max_iter=500, random_state=0).fit_transform(points), chosen
 
 
-def draw_embedding(
-    positions: ArrayLike, labels: NDArray, predicted: NDArray, classes: Sequence[str]
-) -> Figure:
+def draw_embedding(positions: ArrayLike, labels: NDArray, predicted: NDArray, classes: Sequence[str]) -> Figure:
     """Draw images by the t-SNE of their predictions, coloured by their class, those answered wrongly crossed.
 
     Args:
@@ -188,9 +186,7 @@ def draw_embedding(
             rasterized=rasterized,
             gid=f"class-{index}",
         )
-    axis.scatter(
-        points[wrong, 0], points[wrong, 1], s=34, marker="x", color=style.TEXT_COLOUR, linewidth=1.5, zorder=4
-    )
+    axis.scatter(points[wrong, 0], points[wrong, 1], s=34, marker="x", color=style.TEXT_COLOUR, linewidth=1.5, zorder=4)
     axis.margins(0.07)
     placer = panels.LabelPlacer(axis, points, radius=2.0)
     if coloured:

@@ -49,9 +49,7 @@ def comparison_section(files: RunFiles) -> Section | None:
             losses,
             labels=[_label(rows[index], index, ours=ours, named=index in unbeaten) for index in timed],
             ours=[index == ours for index in timed],
-            intervals=[
-                tuple(rows[index]["interval"]) if rows[index].get("interval") else None for index in timed
-            ],
+            intervals=[tuple(rows[index]["interval"]) if rows[index].get("interval") else None for index in timed],
         )
         pictures.append(
             Picture(
@@ -142,19 +140,13 @@ def draw_cost(
     )
     axis.grid(visible=True, axis="x", color=style.GRID_COLOUR, linewidth=0.8)
     frontier = frontier_of(cost, loss)
-    axis.step(
-        cost[frontier], loss[frontier], where="post", color=style.LINE_COLOUR, linewidth=1.2, gid="frontier"
-    )
+    axis.step(cost[frontier], loss[frontier], where="post", color=style.LINE_COLOUR, linewidth=1.2, gid="frontier")
     for index, ends in enumerate(intervals):
         if ends is not None:
-            axis.vlines(
-                cost[index], *ends, color=style.BLUE if ours[index] else style.LINE_COLOUR, linewidth=1
-            )
+            axis.vlines(cost[index], *ends, color=style.BLUE if ours[index] else style.LINE_COLOUR, linewidth=1)
     for mine, colour in ((False, style.MUTED_COLOUR), (True, style.BLUE)):
         chosen = np.asarray(ours, dtype=bool) == mine
-        axis.scatter(
-            cost[chosen], loss[chosen], s=46 if mine else 34, color=colour, edgecolor="white", zorder=3 + mine
-        )
+        axis.scatter(cost[chosen], loss[chosen], s=46 if mine else 34, color=colour, edgecolor="white", zorder=3 + mine)
     low, high = float(cost.min()), float(cost.max())
     if high > 1.6 * low:
         axis.set_xscale("log")

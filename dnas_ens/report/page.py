@@ -146,11 +146,7 @@ def _figure(picture: Picture) -> str:
         description=picture.description,
     )
     caption = f"<strong>{escape(picture.title)}.</strong> {picture.caption}".strip()
-    scrolls = (
-        f' role="region" aria-label="{escape(picture.title)}" tabindex="0"'
-        if picture.shape != "panel"
-        else ""
-    )
+    scrolls = f' role="region" aria-label="{escape(picture.title)}" tabindex="0"' if picture.shape != "panel" else ""
     return (
         f'<figure class="{picture.shape}">\n<div class="drawing"{scrolls}>{drawing}</div>\n'
         f"<figcaption>{caption}</figcaption>\n</figure>\n"

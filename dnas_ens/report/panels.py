@@ -100,9 +100,7 @@ def spread(values: Sequence[float], gap: float) -> list[float]:
     return [height for _, height in sorted(zip(order, placed, strict=True))]
 
 
-def name_ends(
-    axis: Axes, ends: Mapping[str, tuple[float, str]], *, x: float, offset: float, span: float
-) -> None:
+def name_ends(axis: Axes, ends: Mapping[str, tuple[float, str]], *, x: float, offset: float, span: float) -> None:
     """Write the names of lines on their right, moved apart.
 
     Args:

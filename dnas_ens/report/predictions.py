@@ -261,9 +261,7 @@ def selective_section(files: RunFiles) -> Section | None:
     whole, best = files.whole, files.best
     shown = {}
     if members > 1:
-        shown = {
-            f"member {index}": predictions.test_probs[index] for index in range(members) if index != best
-        }
+        shown = {f"member {index}": predictions.test_probs[index] for index in range(members) if index != best}
         shown["best member"] = predictions.test_probs[best]
     shown[whole] = files.averaged
     found = {

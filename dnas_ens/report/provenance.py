@@ -21,9 +21,7 @@ def provenance_section(files: RunFiles) -> Section:
         "Members": _recipe(files.config.get("retrain", {})),
         **_machine(files.environment[-1] if files.environment else {}),
     }
-    listed = "".join(
-        f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts.items() if value
-    )
+    listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts.items() if value)
     commands = "\n".join(
         f"{str(entry.get('time', ''))[:16].replace('T', ' ')}  {shlex.join(map(str, entry['command']))}".strip()
         for entry in files.environment
@@ -41,9 +39,7 @@ def provenance_section(files: RunFiles) -> Section:
 def _data(files: RunFiles) -> str:
     described = files.data
     splits = described.get("splits", {})
-    counts = ", ".join(
-        f"{part['num_images']:,} {name}" for name, part in splits.items() if "num_images" in part
-    )
+    counts = ", ".join(f"{part['num_images']:,} {name}" for name, part in splits.items() if "num_images" in part)
     size = described.get("image_size")
     parts = [
         files.data_name,
@@ -96,8 +92,7 @@ def _machine(entry: Mapping[str, Any]) -> dict[str, str]:
             part for part in (str(entry.get("cuda_device") or ""), f"{entry.get('cpu') or ''}{cores}") if part
         ),
         "Versions": ", ".join(
-            f"{name} {packages[name]}"
-            + (f" (revision {revision[:10]})" if name == "dnas_ens" and revision else "")
+            f"{name} {packages[name]}" + (f" (revision {revision[:10]})" if name == "dnas_ens" and revision else "")
             for name in PACKAGES
             if name in packages
         ),

@@ -69,9 +69,7 @@ def rows_with_intervals(files: RunFiles) -> list[Row]:
 
     def arranged(values: FloatArray) -> FloatArray:
         """Bring values of members and ensemble, (M+1, N), into the order of the rows."""
-        return np.concatenate(
-            [values[:-1], values[files.best][None], values[:-1].mean(axis=0)[None], values[-1][None]]
-        )
+        return np.concatenate([values[:-1], values[files.best][None], values[:-1].mean(axis=0)[None], values[-1][None]])
 
     losses, correct = arranged(losses), arranged(correct)
     loss_intervals, correct_intervals = _intervals(losses), _intervals(correct)
@@ -108,9 +106,7 @@ def _intervals(values: FloatArray) -> list[Interval]:
     ]
 
 
-def results_section(
-    files: RunFiles, rows: Sequence[Row], difference: PairedDifference | None
-) -> Section | None:
+def results_section(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | None) -> Section | None:
     """Every row's figures, and the ensemble against its best member."""
     if not rows:
         return None
@@ -168,9 +164,7 @@ def results_table(rows: Sequence[Row]) -> str:
         parameters, temperature = found.get("parameters"), found.get("temperature")
         cells = [
             escape(_row_name(row)),
-            _with_interval(
-                100 * found["accuracy"], row.accuracy_interval, digits=2, factor=100.0, interval_digits=1
-            ),
+            _with_interval(100 * found["accuracy"], row.accuracy_interval, digits=2, factor=100.0, interval_digits=1),
             _with_interval(found["calibrated_nll"], row.calibrated_nll_interval, digits=4, interval_digits=3),
             _glyph(found["calibrated_nll"], row.calibrated_nll_interval, scale),
             f"{found['nll']:.4f}",
@@ -189,9 +183,7 @@ def _row_name(row: Row) -> str:
     return f"best single: {member[0]}" if row.role == "best" and member else name
 
 
-def _with_interval(
-    value: float, ends: Interval, *, digits: int, interval_digits: int, factor: float = 1.0
-) -> str:
+def _with_interval(value: float, ends: Interval, *, digits: int, interval_digits: int, factor: float = 1.0) -> str:
     below = interval(ends, digits=interval_digits, factor=factor)
     return f"{value:.{digits}f}" + (f"<small>{below}</small>" if below else "")
 

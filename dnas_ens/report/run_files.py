@@ -61,9 +61,7 @@ SIZES = [
 COMPARED = [{"name": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}]
 COMPARISON = ({"rows": COMPARED}, COMPARED)
 SHIFT = {
-    "corruptions?": [
-        {"corruption": str, "severity": int, "row": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}
-    ],
+    "corruptions?": [{"corruption": str, "severity": int, "row": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}],
     "out_of_distribution?": [{"name": str, "row": str, "num_images": int, "auroc_entropy": _MAYBE}],
 }
 

@@ -43,9 +43,7 @@ def shift_section(files: RunFiles) -> Section | None:
             "chance that an image of the other data is the less sure one of a pair; 0.5 is guessing, 1 is perfect."
         )
         below = f"<h3>Images of other data</h3>\n<p>{said}</p>\n{_out_of_distribution_table(others)}"
-    return Section(
-        name="shift", title="What if the images change?", text=text, pictures=pictures, below=below
-    )
+    return Section(name="shift", title="What if the images change?", text=text, pictures=pictures, below=below)
 
 
 def _corruption_pictures(
@@ -81,9 +79,7 @@ def _corruption_pictures(
             title="Calibrated NLL",
             caption=f"{mean} Lower is better.",
             description="Calibrated NLL against severity of corruption, for the same predictors.",
-            figure=_draw_mean(
-                rows, "calibrated_nll", y_label="calibrated NLL, nats", clean=clean["calibrated_nll"]
-            ),
+            figure=_draw_mean(rows, "calibrated_nll", y_label="calibrated NLL, nats", clean=clean["calibrated_nll"]),
         ),
     ]
     if kinds > 1:
@@ -139,9 +135,7 @@ def _draw_mean(
         }
         values = [factor * value for value in curve.values()]
         colour = _row_colour(name)
-        axis.plot(
-            list(curve), values, color=colour, marker="o", markersize=5, linewidth=1.8, gid=f"row-{name}"
-        )
+        axis.plot(list(curve), values, color=colour, marker="o", markersize=5, linewidth=1.8, gid=f"row-{name}")
         axis.lines[-1].set(markeredgecolor="white", markeredgewidth=0.8)
         ends[name] = (values[-1], colour)
     axis.margins(y=0.08)
@@ -202,6 +196,4 @@ def _row_colour(name: str) -> str:
 
 def _ordered(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The predictors, the ensemble last, on top of the others."""
-    return sorted(
-        dict.fromkeys(str(row["row"]) for row in rows), key=lambda name: name.startswith("ensemble")
-    )
+    return sorted(dict.fromkeys(str(row["row"]) for row in rows), key=lambda name: name.startswith("ensemble"))

@@ -194,9 +194,7 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str,
         raise TypeError(f"a tensor is of the type {error}, which a file cannot hold") from error
 
 
-def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None
-) -> None:
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> None:
     """Write tensors, such as a module's state_dict, atomically to one .safetensors file."""
     write_atomic(path, tensors_to_bytes(tensors, metadata=metadata))
 

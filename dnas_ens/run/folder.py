@@ -145,9 +145,7 @@ class RunFolder:
             UserError: The name leads out of the folder.
         """
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(
-                f"The file name {name!r} leads out of {self.path}.", "Correct the file that names it."
-            )
+            raise UserError(f"The file name {name!r} leads out of {self.path}.", "Correct the file that names it.")
         return self.path / name
 
     def write_json(self, name: str, obj: Any) -> None:

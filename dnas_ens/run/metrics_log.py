@@ -137,9 +137,7 @@ class MetricsLog:
             purge_step = self._purge_steps.pop(phase, None)
             # Closing waits for the writer's thread, which sleeps for as long where an interruption kept it from
             # being woken: by default two minutes, longer than a scheduler waits.
-            self._writers[phase] = SummaryWriter(
-                str(self.tensorboard / phase), purge_step=purge_step, flush_secs=2
-            )
+            self._writers[phase] = SummaryWriter(str(self.tensorboard / phase), purge_step=purge_step, flush_secs=2)
         return self._writers[phase]
 
 

@@ -24,9 +24,7 @@ def frozen(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def first_order_gradient(
-    validation_loss: LossFunction, architecture: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def first_order_gradient(validation_loss: LossFunction, architecture: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the validation loss and its gradient with the weights held fixed.
 
     Returns:
@@ -88,9 +86,7 @@ def second_order_gradient(
             with torch.no_grad():
                 for weight, original, entry in zip(weights, saved, vector, strict=True):
                     weight.copy_(original + sign * epsilon * entry)
-            sides.append(
-                _filled(torch.autograd.grad(training_loss(), architecture, allow_unused=True), architecture)
-            )
+            sides.append(_filled(torch.autograd.grad(training_loss(), architecture, allow_unused=True), architecture))
     finally:
         with torch.no_grad():
             for weight, original in zip(weights, saved, strict=True):

@@ -142,9 +142,7 @@ def deviation_pool(
         random_deviation(base, num_edges=config.replaced_edges, operations=operations, generator=generator)
         for _ in range(max(_DENSER) * config.pool_size)
     )
-    pool = drop_doubles(
-        Candidate(genotype=genotype, shared_edges=genotype.shared_edges(base)) for genotype in drawn
-    )
+    pool = drop_doubles(Candidate(genotype=genotype, shared_edges=genotype.shared_edges(base)) for genotype in drawn)
     if len(pool) < config.members:
         raise UserError(
             f"{config.members} members were asked for, but only {len(pool)} deviations are different.",
@@ -167,9 +165,7 @@ def inherited_networks(
         yield network
 
 
-def score(
-    loop: SearchLoop, pool: list[Candidate], *, recipe: RetrainConfig
-) -> tuple[list[Candidate], np.ndarray]:
+def score(loop: SearchLoop, pool: list[Candidate], *, recipe: RetrainConfig) -> tuple[list[Candidate], np.ndarray]:
     """Score candidates on the validation images with the supernet's weights.
 
     Args:
@@ -181,9 +177,7 @@ def score(
     scored, probs = [], []
     genotypes = [candidate.genotype for candidate in pool]
     networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
-    print(
-        f"scoring {len(pool)} candidates on {len(loop.val):,} validation images", file=sys.stderr, flush=True
-    )
+    print(f"scoring {len(pool)} candidates on {len(loop.val):,} validation images", file=sys.stderr, flush=True)
     bar = tqdm(networks, total=len(pool), desc="candidates", unit="network", disable=None, leave=False)
     for candidate, network in zip(pool, bar, strict=True):
         if loop.config.candidates.candidate_epochs:
@@ -191,9 +185,7 @@ def score(
         log_probs = predict_log_probs(network, loop.val, augmentation=loop.augmentation)
         picked = log_probs.gather(1, loop.val.labels[:, None])
         hits = (log_probs.argmax(-1) == loop.val.labels).float().mean()
-        scored.append(
-            replace(candidate, supernet_val_nll=-float(picked.mean()), supernet_val_accuracy=float(hits))
-        )
+        scored.append(replace(candidate, supernet_val_nll=-float(picked.mean()), supernet_val_accuracy=float(hits)))
         probs.append(log_probs.exp().cpu().numpy())
     return scored, np.stack(probs)
 

@@ -123,9 +123,7 @@ class PiecewiseLinearHypernetwork(Hypernetwork):
     def path(self, lam: Tensor, direction: Tensor, base: Tensor) -> Tensor:
         """Interpolate between the two knots around each lambda."""
         positions = self.positions()
-        left = torch.searchsorted(
-            positions[1:-1].detach().contiguous(), lam.detach().contiguous(), right=True
-        )
+        left = torch.searchsorted(positions[1:-1].detach().contiguous(), lam.detach().contiguous(), right=True)
         fraction = (lam - positions[left]) / (positions[left + 1] - positions[left])
         offsets = self.steps.cumsum(dim=1)
         knots = torch.cat([torch.zeros_like(offsets[:, :1]), offsets], dim=1)
@@ -143,9 +141,7 @@ class MlpHypernetwork(Hypernetwork):
         """Make the perceptron and the embeddings."""
         width = self.width
         self.embedding = nn.Parameter(torch.randn(self.num_directions, width, generator=generator))
-        self.hidden = nn.Sequential(
-            nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
+        self.hidden = nn.Sequential(nn.Linear(width + 1, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
         self.last = nn.Linear(width, self.base.numel())
         with torch.no_grad():
             for parameter in (*self.hidden.parameters(), *self.last.parameters()):

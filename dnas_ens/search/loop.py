@@ -164,9 +164,7 @@ class SearchLoop:
             DivergedError: If a loss, a gradient or a weight is not finite.
         """
         self._settle_execution()
-        search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(
-            self.steps.architecture
-        )
+        search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.steps.architecture)
         self.steps.begin_epoch(
             self.schedules,
             num_pairs=min(

@@ -25,9 +25,7 @@ from dnas_ens.search.family import Points
 from dnas_ens.space.search_space import NONE, SearchSpace
 
 Likelihood = Literal["member", "ensemble"]
-Penalty = Literal[
-    "js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"
-]
+Penalty = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"]
 
 
 def needs_same_images(likelihood: Likelihood, penalty: Penalty) -> bool:

@@ -26,9 +26,7 @@ def edge_probs(beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) ->
     return torch.cat([(beta[..., node] / temperature).softmax(-1) for node in space.node_slices], dim=-1)
 
 
-def mixture_distribution(
-    alpha: Tensor, beta: Tensor, space: SearchSpace, *, temperature: float = 1.0
-) -> Tensor:
+def mixture_distribution(alpha: Tensor, beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) -> Tensor:
     """Return the natural distribution p_n(e, o) = softmax(beta / t)_e * softmax(alpha_e / t)_o of every node.
 
     Args:
@@ -117,8 +115,7 @@ def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) 
             kept = scores.argsort(descending=True, stable=True)[:edges_per_node].sort().values.tolist()
             nodes.append(
                 tuple(
-                    (space.operations[allowed[int(best[type_index, node.start + source])]], source)
-                    for source in kept
+                    (space.operations[allowed[int(best[type_index, node.start + source])]], source) for source in kept
                 )
             )
         cells[cell_type] = tuple(nodes)
@@ -167,9 +164,7 @@ def genotype_logits(mixture: Tensor, space: SearchSpace, *, smoothing: float) ->
     edge_blocks = []
     for node in space.node_slices:
         block = kept[:, node, 0]
-        edge_blocks.append(
-            (1 - smoothing) * block / block.sum(-1, keepdim=True) + smoothing / block.shape[-1]
-        )
+        edge_blocks.append((1 - smoothing) * block / block.sum(-1, keepdim=True) + smoothing / block.shape[-1])
     return operation_probs.log(), torch.cat(edge_blocks, dim=-1).log()
 
 

@@ -45,9 +45,7 @@ class SearchResult:
     execution: dict[str, str | bool] = field(default_factory=dict)
 
     def _heading(self) -> str:
-        return (
-            f"{len(self.selected)} members of {len(self.candidates)} candidates, regime {self.config.regime}"
-        )
+        return f"{len(self.selected)} members of {len(self.candidates)} candidates, regime {self.config.regime}"
 
     def __repr__(self) -> str:
         members = [
@@ -64,8 +62,7 @@ class SearchResult:
 
         heads = "member", "candidate", "λ", "direction", "D to base", "shared edges", "val NLL, inherited"
         rows = [
-            [str(member), str(index), *self.candidates[index].cells()]
-            for member, index in enumerate(self.selected)
+            [str(member), str(index), *self.candidates[index].cells()] for member, index in enumerate(self.selected)
         ]
         table = "".join(
             f"<tr>{''.join(f'<{tag}>{text}</{tag}>' for text in row)}</tr>"
@@ -114,9 +111,7 @@ class SearchResult:
             UserError: If there is no hypernetwork or no such direction.
         """
         if self.family is None:
-            raise UserError(
-                "A search by random deviations has no hypernetwork.", "Search with --regime star."
-            )
+            raise UserError("A search by random deviations has no hypernetwork.", "Search with --regime star.")
         num_directions = self.config.hypernetwork.directions
         if not 0 <= direction < num_directions:
             raise UserError(

@@ -240,9 +240,7 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     for plan in plans:
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += (
-            loop.family.space.num_edges * len(loop.family.space.operations) * plan.channels * side * side
-        )
+        values += loop.family.space.num_edges * len(loop.family.space.operations) * plan.channels * side * side
     values //= config.supernet.partial_channels
     kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
     return {

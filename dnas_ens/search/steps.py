@@ -136,9 +136,7 @@ class SearchSteps:
         self._update_weights = execution.graphed(self._weight_update, device)
         self._update_architecture = execution.graphed(self._architecture_update, device)
 
-    def begin_epoch(
-        self, schedules: Schedules, *, num_pairs: int = 0, with_architecture: bool = True
-    ) -> None:
+    def begin_epoch(self, schedules: Schedules, *, num_pairs: int = 0, with_architecture: bool = True) -> None:
         """Take over an epoch's values, set the totals to 0, and draw the epoch's points.
 
         Args:
@@ -209,15 +207,11 @@ class SearchSteps:
             loss, gradients = first_order_gradient(validation_loss, self.architecture)
         self._descend(loss, gradients)
 
-    def _second_order_update(
-        self, batch: Batch, training_batch: Batch, members: Points, penalised: Points
-    ) -> None:
+    def _second_order_update(self, batch: Batch, training_batch: Batch, members: Points, penalised: Points) -> None:
         training_members, training_seed = self._draw(), self._draw_seed()
         state = self.weight_optimizer.state
         loss, gradients = second_order_gradient(
-            lambda: self._training_loss(
-                training_batch, training_members, training_seed, with_architecture=True
-            ),
+            lambda: self._training_loss(training_batch, training_members, training_seed, with_architecture=True),
             lambda: self._objective(batch, members, penalised),
             weights=self.weights,
             architecture=self.architecture,

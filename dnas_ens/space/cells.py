@@ -26,9 +26,7 @@ NUM_INPUTS = 2
 #: Limit on the equal beginnings of a canonical form that are followed.
 MOST_ORDERS = 20_000
 
-CELL_PATTERN = (
-    'Write a cell as nodes of [operation, source] pairs: [[["sep_conv_3x3", 0], ["skip_connect", 1]]].'
-)
+CELL_PATTERN = 'Write a cell as nodes of [operation, source] pairs: [[["sep_conv_3x3", 0], ["skip_connect", 1]]].'
 
 
 def check_cell_type(cell_type: object) -> None:
@@ -143,9 +141,7 @@ def _to_come(cell: Cell, index: dict[int, int]) -> object:
     left = [old for old in range(NUM_INPUTS, NUM_INPUTS + len(cell)) if old not in index]
     # A source that is not placed yet keeps its old index, told apart by its sign.
     nodes = {
-        old: tuple(
-            sorted((operation, index.get(source, -source)) for operation, source in cell[old - NUM_INPUTS])
-        )
+        old: tuple(sorted((operation, index.get(source, -source)) for operation, source in cell[old - NUM_INPUTS]))
         for old in left
     }
     if all(source in index for old in left for _, source in cell[old - NUM_INPUTS]):

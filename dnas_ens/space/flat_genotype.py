@@ -67,9 +67,7 @@ def nested_cells(value: Mapping[str, Any]) -> dict[str, Any]:
                 f"The flat genotype's {field} has {len(edges)} edges, which do not make nodes of two.",
                 f"Give an even number of edges, or the nested form: {CELL_PATTERN}",
             )
-        cells[cell_type] = [
-            edges[start : start + EDGES_PER_NODE] for start in range(0, len(edges), EDGES_PER_NODE)
-        ]
+        cells[cell_type] = [edges[start : start + EDGES_PER_NODE] for start in range(0, len(edges), EDGES_PER_NODE)]
     return cells
 
 
@@ -126,9 +124,7 @@ def printed_fields(text: str) -> dict[str, Any]:
         raise UserError(f"The genotype {shown(text)} can not be read ({_line(error)}).", _PATTERN) from error
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _name(node) == "Genotype"]
     if len(calls) != 1:
-        raise UserError(
-            f"The text holds {len(calls)} genotypes.", "Give the text of one: Genotype(normal=[...], ...)."
-        )
+        raise UserError(f"The text holds {len(calls)} genotypes.", "Give the text of one: Genotype(normal=[...], ...).")
     try:
         fields = {
             **{field: _literal(node) for field, node in zip(FIELDS, calls[0].args, strict=False)},

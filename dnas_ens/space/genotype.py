@@ -130,16 +130,12 @@ class Genotype:
     def skip_counts(self) -> dict[str, int]:
         """Count the skip_connect edges of each cell; many are the sign of a collapsing search."""
         return {
-            cell_type: sum(name == "skip_connect" for name, _ in self.edges(cell_type))
-            for cell_type in self.cell_types
+            cell_type: sum(name == "skip_connect" for name, _ in self.edges(cell_type)) for cell_type in self.cell_types
         }
 
     def to_dict(self) -> dict[str, list[list[list[str | int]]]]:
         """Return the JSON form, {"normal": [[["sep_conv_3x3", 0], ...], ...], "reduction": [...]}."""
-        return {
-            cell_type: [[list(edge) for edge in node] for node in self.cell(cell_type)]
-            for cell_type in CELL_TYPES
-        }
+        return {cell_type: [[list(edge) for edge in node] for node in self.cell(cell_type)] for cell_type in CELL_TYPES}
 
     def to_flat_dict(self) -> dict[str, list[Any]]:
         """Return the flat form of DARTS repositories as JSON holds it; see `dnas_ens.space.flat_genotype`.
@@ -337,10 +333,7 @@ def random_genotype(
         return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
 
     return Genotype.from_dict(
-        {
-            cell_type: tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes))
-            for cell_type in cell_types
-        }
+        {cell_type: tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes)) for cell_type in cell_types}
     )
 
 

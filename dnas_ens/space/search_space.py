@@ -63,9 +63,7 @@ class SearchSpace:
         if self.num_nodes < 1:
             raise UserError(f"A cell of {self.num_nodes} nodes is empty.", "Give --num-nodes 1 or more.")
         if len(set(self.operations)) != len(self.operations):
-            raise UserError(
-                f"The operations {', '.join(self.operations)} name one twice.", "Name each operation once."
-            )
+            raise UserError(f"The operations {', '.join(self.operations)} name one twice.", "Name each operation once.")
         if not set(self.operations) - {NONE}:
             raise UserError("There is no operation to choose from.", "Give --operations at least one name.")
 

@@ -71,9 +71,7 @@ class StackSpec:
             )
 
     @classmethod
-    def for_data(
-        cls, data: ImageData, *, num_cells: int, channels: int, partial_channels: int = 1
-    ) -> StackSpec:
+    def for_data(cls, data: ImageData, *, num_cells: int, channels: int, partial_channels: int = 1) -> StackSpec:
         """Return the stack for the images of a data set."""
         return cls(
             num_cells=num_cells,

@@ -48,9 +48,7 @@ def accuracy_under_batch_statistics(
     return float(hits) / len(split)
 
 
-def recalibrate(
-    model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048
-) -> None:
+def recalibrate(model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048) -> None:
     """Recompute BatchNorm's running statistics as plain averages over training images.
 
     Args:
@@ -62,9 +60,7 @@ def recalibrate(
 
 def statistics_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the BatchNorm modules of a model that keep running statistics."""
-    return [
-        module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
 
 
 @torch.no_grad()

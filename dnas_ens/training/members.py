@@ -67,11 +67,7 @@ def member_steps(
     """
     recipe, index = training.recipe, training.index
     store = None if folder is None else CheckpointStore(folder / "checkpoints", name=f"member-{index}")
-    log = (
-        None
-        if folder is None
-        else MetricsLog(folder / "members" / str(index), tensorboard=folder / "tensorboard")
-    )
+    log = None if folder is None else MetricsLog(folder / "members" / str(index), tensorboard=folder / "tensorboard")
     phase = f"member-{index}"
     before: dict[str, float] = {}
     identity = training.identity()
@@ -202,9 +198,7 @@ def train_members(
 
 def _stored(folder: Path, *, num_members: int) -> Ensemble | None:
     """Return the ensemble that is finished in a folder, if it has so many members."""
-    if not (folder / MANIFEST).exists() or not all(
-        _is_finished(folder, index) for index in range(num_members)
-    ):
+    if not (folder / MANIFEST).exists() or not all(_is_finished(folder, index) for index in range(num_members)):
         return None
     ensemble = Ensemble.load(folder).eval()
     return ensemble if len(ensemble.members) == num_members else None

@@ -29,9 +29,7 @@ INPUT_KEYS = ("image", "images", "img", "input", "inputs", "pixel_values", "x")
 LABEL_KEYS = ("label", "labels", "target", "targets", "y")
 #: What a classifier returns.
 Outputs = Literal["logits", "probs"]
-_BATCHES_REMEDY = (
-    "Give a DataLoader, a list, or a function that starts a new pass over the data at every call."
-)
+_BATCHES_REMEDY = "Give a DataLoader, a list, or a function that starts a new pass over the data at every call."
 #: How far the sum of probabilities may be from 1 because of rounding.
 _SUM_TOLERANCE = 1e-3
 #: Words of torch's errors about shapes that do not fit a convolution or a product.
@@ -130,9 +128,7 @@ def like_parameters(model: nn.Module, inputs: Tensor) -> Tensor:
 def check_outputs(outputs: object) -> None:
     """Raise UserError unless this is one of `Outputs`, or None for unknown."""
     if outputs not in ("logits", "probs", None):
-        raise UserError(
-            f"outputs is {outputs!r}.", 'Give "logits", "probs", or None to find out on the first images.'
-        )
+        raise UserError(f"outputs is {outputs!r}.", 'Give "logits", "probs", or None to find out on the first images.')
 
 
 def class_probs(

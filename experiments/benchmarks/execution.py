@@ -42,9 +42,7 @@ class ExecutionOptions(NetworkOptions):
 def sides_of(options: ExecutionOptions) -> list[str]:
     """Return the names of the sides, ours first."""
     layouts = ("channels_last", "contiguous") if options.what == "retraining" else ("channels_last",)
-    every = [
-        f"{layout} {precision}" for precision, layout in itertools.product(("float32", "bfloat16"), layouts)
-    ]
+    every = [f"{layout} {precision}" for precision, layout in itertools.product(("float32", "bfloat16"), layouts)]
     on_gpu = in_fresh_process(_device_type, options.device) == "cuda"
     # The first of them is ours.
     return [OURS, *every[1:], *(f"{name} {GRAPH}" for name in every if on_gpu)]

@@ -60,9 +60,7 @@ def moved_bytes(step: Callable[[], object]) -> tuple[int, dict[str, int]]:
             name = function.overloadpacket.__name__
             if not (function.is_view or name.startswith(MOVES_NOTHING)):
                 tensors = {
-                    id(leaf): leaf
-                    for leaf in tree_leaves((args, kwargs, result))
-                    if isinstance(leaf, torch.Tensor)
+                    id(leaf): leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)
                 }
                 by_operation[name] += sum(leaf.numel() * leaf.element_size() for leaf in tensors.values())
             return result

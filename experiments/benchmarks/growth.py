@@ -207,16 +207,13 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     grid = figure.subplots(len(rows), len(axes), squeeze=False, sharey="row")
     handles: dict[str, Any] = {}
     for column, axis in enumerate(axes):
-        chosen = sorted(
-            (point for point in points if point["axis"] == axis), key=lambda point: point["value"]
-        )
+        chosen = sorted((point for point in points if point["axis"] == axis), key=lambda point: point["value"])
         values = [point["value"] for point in chosen]
         for name in (chosen[0]["other"], OURS):
             look = looks[name] | {"marker": "o", "markersize": 4, "linewidth": 1.5}
             seconds = [point["sides"][name]["seconds"] for point in chosen]
             median, lower, upper = (
-                [1000 * entry[key] for entry in seconds]
-                for key in ("median", "lower_quartile", "upper_quartile")
+                [1000 * entry[key] for entry in seconds] for key in ("median", "lower_quartile", "upper_quartile")
             )
             (handles[name],) = grid[0, column].plot(values, median, **look)
             grid[0, column].fill_between(values, lower, upper, color=look["color"], alpha=0.2, linewidth=0)
@@ -256,9 +253,7 @@ def main(argv: list[str]) -> None:
     lines = replace(options, output=with_ending(options.output, ".jsonl"))
     env = report("growth", argv, lines, {"points": points})
     versions = {name: env["packages"][name] for name in ("torch", "numpy")}
-    hardware = (
-        env["cuda_device"] if points[0]["device"].startswith("cuda") else f"{env['num_cpus']} cores, no GPU"
-    )
+    hardware = env["cuda_device"] if points[0]["device"].startswith("cuda") else f"{env['num_cpus']} cores, no GPU"
     text = (
         "# How a step of the search grows (digits)\n\n"
         f"Command: `{' '.join(env['command'])}`\n\n"

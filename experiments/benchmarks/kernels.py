@@ -89,9 +89,9 @@ class Variant:
         placed = [tensor.to(device, getattr(torch, self.precision)) for tensor in self.inputs]
         return tuple(
             # Weights of matrices (S, G, d, c) have four dimensions, too, and no layout.
-            (
-                tensor.contiguous(memory_format=layout) if index == 0 and tensor.dim() == 4 else tensor
-            ).requires_grad_(self.gradients)
+            (tensor.contiguous(memory_format=layout) if index == 0 and tensor.dim() == 4 else tensor).requires_grad_(
+                self.gradients
+            )
             for index, tensor in enumerate(placed)
         )
 
@@ -150,9 +150,7 @@ def depthwise(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
         ]
         variants.append(made(name="ours", compute=ours, inputs=(images, weight)))
         few = images[:, : channels // 5]
-        variants.append(
-            made(name="ours, 5 edges at once", compute=ours, inputs=(few, weight), exact=of_five_edges)
-        )
+        variants.append(made(name="ours, 5 edges at once", compute=ours, inputs=(few, weight), exact=of_five_edges))
         size = f"{channels} channels of {side}x{side}, {precision}"
         yield f"{kernel}x{kernel}{' dilated' * (dilation > 1)}, {size}", variants
 
@@ -204,9 +202,7 @@ def pointwise(batch_size: int) -> Iterator[tuple[str, list[Variant]]]:
         every, SIZES, TOLERANCE
     ):
         inputs = operations * channels
-        features = torch.randn(
-            batch_size, groups[-1] * inputs, side, side, generator=generator, dtype=torch.float64
-        )
+        features = torch.randn(batch_size, groups[-1] * inputs, side, side, generator=generator, dtype=torch.float64)
         matrices = torch.randn(*groups, channels, inputs, generator=generator, dtype=torch.float64)
         made = partial(Variant, exact=exact, inputs=(features, matrices), precision=precision, context=cudnn)
         name = f"{what} of {channels} channels, {side}x{side}, {precision}"

@@ -62,9 +62,7 @@ class PilImages:
         from PIL import Image
 
         layouts = split.images.permute(0, 2, 3, 1).numpy()
-        self.images = [
-            Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels) for pixels in layouts
-        ]
+        self.images = [Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels) for pixels in layouts]
         self.labels = split.labels.tolist()
         self.transform = transform
 

@@ -109,9 +109,7 @@ def our_step_of(options: SearchStep, device: torch.device) -> Callable[[], None]
     return lambda: our_step(supernet, images, labels, mixtures, execution)
 
 
-def _inputs(
-    options: SearchStep, device: torch.device, *, fast: bool
-) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor]:
+def _inputs(options: SearchStep, device: torch.device, *, fast: bool) -> tuple[torch.nn.Module, Tensor, Tensor, Tensor]:
     """Return a supernet, random images and labels, and the members' mixture weights."""
     import torch
 
@@ -172,9 +170,7 @@ def textbook_step(
                 loss.backward()
 
 
-def our_step(
-    supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor, execution: Execution
-) -> None:
+def our_step(supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor, execution: Execution) -> None:
     """Take both gradients with one pass each, as ``dnas_ens.search.steps`` does."""
     import torch
     import torch.nn.functional as F
@@ -204,9 +200,7 @@ def main(argv: list[str]) -> None:
     setting, options = parse_setting(SearchStep, "search_step", __doc__, argv)
     sides = (WHOLE_BATCH, SAME_IMAGES, OURS)
     heading = f"one step of the search, {setting}: {options.members} members, batch {options.batch_size}"
-    run_benchmark(
-        "search_step", argv, options, build_step, sides, ours=OURS, heading=heading, setting=setting
-    )
+    run_benchmark("search_step", argv, options, build_step, sides, ours=OURS, heading=heading, setting=setting)
 
 
 if __name__ == "__main__":

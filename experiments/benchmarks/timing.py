@@ -270,11 +270,7 @@ def measure(build: Build, options: TrainingOptions, sides: Sequence[str], *, our
         ours: Which of them is ours.
     """
     seconds, under = in_fresh_process(_time_sides, build, options, sides)
-    memory = (
-        {side: in_fresh_process(_memory_of_side, build, options, side) for side in sides}
-        if options.memory
-        else {}
-    )
+    memory = {side: in_fresh_process(_memory_of_side, build, options, side) for side in sides} if options.memory else {}
     return {**compared(seconds, memory, ours=ours), **under}
 
 
@@ -328,14 +324,11 @@ def compared(
     added = {name: peak["added_bytes"] for name, peak in memory.items()}
     return {
         "sides": {
-            name: {"seconds": spread(values), "peak_memory": memory.get(name)}
-            for name, values in seconds.items()
+            name: {"seconds": spread(values), "peak_memory": memory.get(name)} for name, values in seconds.items()
         },
         "time_ratios": {f"{name} / {ours}": ratio(seconds[name], seconds[ours]) for name in others},
         "memory_ratios": {
-            f"{ours} / {name}": added[ours] / added[name] if added[name] else None
-            for name in others
-            if name in added
+            f"{ours} / {name}": added[ours] / added[name] if added[name] else None for name in others if name in added
         },
     }
 

@@ -272,9 +272,7 @@ class SeedStudy:
         settings["data"] = bench.data.fingerprint
         del settings["data_root"]
         folder = options.run_dir or Path("runs") / f"{name}-{Path(options.data).name}-{options.model}"
-        with RunFolder.create(
-            folder, config=settings, section=name, command=list(command), resume=True
-        ) as run:
+        with RunFolder.create(folder, config=settings, section=name, command=list(command), resume=True) as run:
             run.write_env({"device": str(bench.device), "data": bench.data.describe()})
             store = Records(
                 run.file("records.jsonl"),
@@ -353,8 +351,5 @@ def finished(bench: Bench, seed: int, rows: Sequence[Row], **more: Any) -> Unit:
 
 def table(records: Sequence[Record]) -> str:
     """Return mean ± standard deviation over seeds of every row on test as Markdown."""
-    rows = {
-        row["name"]: [record["rows"][index] for record in records]
-        for index, row in enumerate(records[0]["rows"])
-    }
+    rows = {row["name"]: [record["rows"][index] for record in records] for index, row in enumerate(records[0]["rows"])}
     return table_over_seeds(rows, COLUMNS)

@@ -34,9 +34,7 @@ def binary(*right: float) -> np.ndarray:
 
 def by_operations(genotype: Genotype, index: int) -> np.ndarray:
     """More separable convolutions, more probability for the right class; each index a little different."""
-    count = sum(
-        name == "sep_conv_3x3" for cell_type in genotype.cell_types for name, _ in genotype.edges(cell_type)
-    )
+    count = sum(name == "sep_conv_3x3" for cell_type in genotype.cell_types for name, _ in genotype.edges(cell_type))
     noise = np.random.default_rng(index).uniform(-0.05, 0.05, size=6)
     return binary(*np.clip(0.2 + 0.08 * count + noise, 0.01, 0.99))
 
@@ -279,9 +277,7 @@ def test_a_folder_of_another_evolution_is_refused(tmp_path) -> None:
         begin()
 
 
-@pytest.mark.parametrize(
-    ("population", "parents", "tournament"), [(0, 0, None), (3, 4, None), (3, 2, 1), (3, 2, 4)]
-)
+@pytest.mark.parametrize(("population", "parents", "tournament"), [(0, 0, None), (3, 4, None), (3, 2, 1), (3, 2, 4)])
 def test_impossible_numbers(population: int, parents: int, tournament: int | None) -> None:
     with pytest.raises(UserError, match="not possible"):
         EvolutionConfig(population_size=population, num_parents=parents, tournament_size=tournament)

@@ -376,9 +376,7 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
 )
-def test_bad_input_is_one_line_of_cause_and_one_of_remedy(
-    tmp_path, monkeypatch, capsys, arguments, cause, remedy
-):
+def test_bad_input_is_one_line_of_cause_and_one_of_remedy(tmp_path, monkeypatch, capsys, arguments, cause, remedy):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "hollow/cats").mkdir(parents=True)

@@ -101,9 +101,7 @@ def test_what_is_not_given_comes_from_the_default() -> None:
         ("--tyro-print-completion bash", ["--learning-rate"]),
     ],
 )
-def test_help_and_completion_are_tyros(
-    argv: str, told: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_and_completion_are_tyros(argv: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         parse_search(*argv.split())
     assert caught.value.code in (0, None)
@@ -275,9 +273,7 @@ def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number: signal.S
     assert stderr == "interrupted; run the same command again\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("-m", "dnas_ens", "--help"), ("-c", COMMAND), ("-c", COMMAND, "exit")]
-)
+@pytest.mark.parametrize("arguments", [("-m", "dnas_ens", "--help"), ("-c", COMMAND), ("-c", COMMAND, "exit")])
 def test_output_that_nobody_reads_ends_quietly(arguments: tuple[str, ...]) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -172,10 +172,7 @@ def test_the_luck_of_searches_and_trainings_is_told_apart(both, runs):
         r"by itself: calibrated NLL ([\d.]+), .* (\d+\.\d+) between trainings .*2 × (\d+) networks", both[2]
     )
     values = [
-        [
-            calibrated([index], *predictions_of(run, "base-cell", "base-cell-more"))
-            for index in range(int(found[3]))
-        ]
+        [calibrated([index], *predictions_of(run, "base-cell", "base-cell-more")) for index in range(int(found[3]))]
         for run in runs
     ]
     within = np.mean(np.var(values, axis=1, ddof=1)) ** 0.5
@@ -194,17 +191,12 @@ def test_costs_hold_every_search_and_every_network(finished):
         BEST: ours + sum(seconds_of(run, "best-cell")[:2]),
     }.items():
         assert row_of(record, name)["cpu_seconds"] == pytest.approx(expected), name
-    assert row_of(record, "its last snapshot alone")["accuracy"] == pytest.approx(
-        accuracy_of(run, "snapshots", [1])
-    )
+    assert row_of(record, "its last snapshot alone")["accuracy"] == pytest.approx(accuracy_of(run, "snapshots", [1]))
 
 
 def test_further_searches_and_the_evolution_are_what_they_are_called(finished):
     run, _, _ = finished
-    configs = [
-        read(run / "baselines" / "darts-ens" / f"search-{index}" / "config.json")["search"]
-        for index in (0, 1)
-    ]
+    configs = [read(run / "baselines" / "darts-ens" / f"search-{index}" / "config.json")["search"] for index in (0, 1)]
     own = read(run / "config.json")["search"]
     for config in configs:
         assert (config["objective"]["penalty"], config["objective"]["fixed_lambda"]) == ("none", 0)
@@ -225,11 +217,7 @@ def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):
     names = list(dict.fromkeys(option["name"] for option in record["options"]))
     assert len(names) == 14
     for name in names:
-        payable = [
-            one["val_nll"]
-            for one in record["options"]
-            if one["name"] == name and one["cpu_seconds"] <= budget
-        ]
+        payable = [one["val_nll"] for one in record["options"] if one["name"] == name and one["cpu_seconds"] <= budget]
         found = [(row["val_nll"], row["budget"]) for row in record["equal_cost"] if row["name"] == name]
         assert found == ([(min(payable), budget)] if payable else [])
     # Finding the best cell takes our whole cost, for which there is but the network it was found by.
@@ -248,9 +236,7 @@ def test_options_have_other_epochs_where_asked(finished):
     assert split(RANDOM) == {(k, e) for k in (1, 2, 3) for e in (1, 2)} | {(1, 4), (2, 4)}
     assert read(run / "baselines/random-cells-epochs-4/members/0/member.json")["recipe"]["epochs"] == 4
     # All members at the recipe's epochs are the row of the table.
-    whole = next(
-        one for one in record["options"] if (one["name"], one["members"], one["epochs"]) == (OURS, 2, 2)
-    )
+    whole = next(one for one in record["options"] if (one["name"], one["members"], one["epochs"]) == (OURS, 2, 2))
     for figure in ("accuracy", "calibrated_nll", "cpu_seconds"):
         assert whole[figure] == pytest.approx(row_of(record, OURS)[figure])
 
@@ -342,9 +328,7 @@ def test_what_is_finished_is_not_trained_again(finished, both):
     for row in read(again.with_suffix(".json"))["rows"]:
         for field in ("accuracy", "nll", "calibrated_nll", "cpu_seconds", "networks"):
             assert row[field] == rows[row["name"]][field]
-    assert (
-        "over 359 test images (paired bootstrap) of one search seed" in again.with_suffix(".md").read_text()
-    )
+    assert "over 359 test images (paired bootstrap) of one search seed" in again.with_suffix(".md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -376,9 +360,7 @@ def test_runs_that_are_not_alike_are_refused(runs, tmp_path):
 
     with pytest.raises(UserError, match="have the same search seed"):
         compare(runs[0], copy)
-    changed(
-        "config.json", lambda config: (config["search"].update(seed=7), config["retrain"].update(epochs=3))
-    )
+    changed("config.json", lambda config: (config["search"].update(seed=7), config["retrain"].update(epochs=3)))
     with pytest.raises(UserError, match=r"config\.retrain\.epochs is 2 in the first and 3 in the second"):
         compare(runs[0], copy)
     changed("config.json", lambda config: config["retrain"].update(epochs=2))

@@ -228,9 +228,7 @@ def test_weights_and_temperature_come_from_different_halves_of_a_large_val():
     halves = alternating_halves(given.val_labels)
     for own, other in (halves, halves[::-1]):
         weights = fit(given.val_probs[:, own], given.val_labels[own])
-        val, test = (
-            np.tensordot(weights, probs, 1) for probs in (given.val_probs[:, other], given.test_probs)
-        )
+        val, test = (np.tensordot(weights, probs, 1) for probs in (given.val_probs[:, other], given.test_probs))
         losses.append(per_image_calibrated_nll(val, given.val_labels[other], test, given.test_labels))
     np.testing.assert_allclose(found["cross_fit"].per_image_calibrated_nll, np.mean(losses, axis=0))
     # A small val is not halved.

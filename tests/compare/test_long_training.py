@@ -83,14 +83,8 @@ def probs_of(comparison, state, split="test"):
 
 
 def mixed(states, shares):
-    total = {
-        name: sum(share * state[name] for share, state in zip(shares, states, strict=True))
-        for name in states[0]
-    }
-    return {
-        name: value if states[0][name].is_floating_point() else states[0][name]
-        for name, value in total.items()
-    }
+    total = {name: sum(share * state[name] for share, state in zip(shares, states, strict=True)) for name in states[0]}
+    return {name: value if states[0][name].is_floating_point() else states[0][name] for name, value in total.items()}
 
 
 def loss_on_judging_half(comparison, state):
@@ -126,14 +120,8 @@ def test_averages_are_of_a_plain_loop_with_a_rate_that_falls_and_stays(compariso
         assert rows[name].detail == f"n={1 + int(np.argmin(losses))} of 2"
         expected[name] = candidates[int(np.argmin(losses))]
     for name, state in expected.items():
-        np.testing.assert_allclose(
-            rows[name].predictions.test_probs[0], probs_of(comparison, state), atol=2e-5
-        )
-    stops = [
-        one
-        for one in rows["equal average of the last models of one training"].options
-        if one.spent[0] in "12"
-    ]
+        np.testing.assert_allclose(rows[name].predictions.test_probs[0], probs_of(comparison, state), atol=2e-5)
+    stops = [one for one in rows["equal average of the last models of one training"].options if one.spent[0] in "12"]
     assert [one.epochs for one in stops] == [7, 8]
     for option, state in zip(stops, (first, mixed([first, second], [0.5, 0.5])), strict=True):
         hits = probs_of(comparison, state).argmax(1) == comparison.data.test.labels.numpy()

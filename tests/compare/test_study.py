@@ -29,9 +29,7 @@ def made(factor, condition, seed):
 
 
 def store(folder, epochs=3, **options):
-    return Records(
-        folder / "study.jsonl", key=("setting", "seed"), settings=lambda _: {"epochs": epochs}, **options
-    )
+    return Records(folder / "study.jsonl", key=("setting", "seed"), settings=lambda _: {"epochs": epochs}, **options)
 
 
 def test_each_condition_is_run_once_with_each_seed_and_settings_are_not_mixed(tmp_path, capsys):
@@ -51,9 +49,7 @@ def test_each_condition_is_run_once_with_each_seed_and_settings_are_not_mixed(tm
     assert ran[4:] == [("a", 2), ("b", 2)]
     assert [record["value"] for record in again] == [0, 0, 2, 2, 4, 4]
     assert again["b", 2] == read_lines(tmp_path / "study.jsonl")[-1]
-    with pytest.raises(
-        UserError, match=r"holds a, 0 with other settings: epochs is 3 there and 4 here"
-    ) as told:
+    with pytest.raises(UserError, match=r"holds a, 0 with other settings: epochs is 3 there and 4 here") as told:
         store(tmp_path, epochs=4)
     assert told.value.remedy == "Give another --output, or remove it to start afresh."
 
@@ -101,15 +97,11 @@ def test_a_unit_without_its_arrays_is_run_again(tmp_path):
 
 def test_rows_and_losses_are_those_of_the_stored_predictions(tmp_path):
     generator = np.random.default_rng(0)
-    records = Records(
-        tmp_path / "s.jsonl", key=("seed",), arrays=lambda record: tmp_path / f"{record['seed']}.npz"
-    )
+    records = Records(tmp_path / "s.jsonl", key=("seed",), arrays=lambda record: tmp_path / f"{record['seed']}.npz")
     labels = {"val_labels": generator.integers(0, 3, 30), "test_labels": generator.integers(0, 3, 20)}
     given = []
     for seed in (0, 1):
-        probs = [
-            [generator.dirichlet(np.ones(3), size).astype(np.float32) for size in (30, 20)] for _ in range(2)
-        ]
+        probs = [[generator.dirichlet(np.ones(3), size).astype(np.float32) for size in (30, 20)] for _ in range(2)]
         given.append(probs)
         rows = [
             Row(name=name, val_probs=val, test_probs=test, details={"cpu_seconds": 1.0})
@@ -132,9 +124,7 @@ def test_rows_and_losses_are_those_of_the_stored_predictions(tmp_path):
 def test_pairs_are_corrected_together():
     generator = np.random.default_rng(0)
     # As few images as let all sign changes be counted.
-    losses = {
-        name: generator.normal(loc=shift, size=(2, 12)) for name, shift in (("a", 0), ("b", 1), ("c", 1))
-    }
+    losses = {name: generator.normal(loc=shift, size=(2, 12)) for name, shift in (("a", 0), ("b", 1), ("c", 1))}
     pairs = [("a", "b"), ("a", "c"), ("b", "c"), ("a", "b")]
     found = compare_pairs(losses, pairs)
     assert list(found) == pairs[:3]
@@ -158,9 +148,7 @@ def test_tables_and_files(tmp_path):
     columns = {"hit": Column("hit %", 100.0, 1), "of": Column("of")}
     assert table_over_seeds(rows, columns).splitlines()[2] == "| one | 60.0 ± 14.1 |  |"
     # An output keeps its dots.
-    write_results(
-        tmp_path / "x-0.5", "text", records=[{"a": 1}], rows=[{"a": 1, "b": 2}], columns=("b",), document=[3]
-    )
+    write_results(tmp_path / "x-0.5", "text", records=[{"a": 1}], rows=[{"a": 1, "b": 2}], columns=("b",), document=[3])
     content = {file.name: file.read_text() for file in tmp_path.iterdir()}
     assert content["x-0.5.md"] == "text"
     assert content["x-0.5.jsonl"] == '{"a": 1}\n'

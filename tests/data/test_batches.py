@@ -100,9 +100,7 @@ def test_cutout_squares_by_hand():
 def test_cutout_is_zero_after_normalisation_padding_black_before():
     augmentation = Augmentation(pad=1, flip=False, cutout=1, mean=(0.5,), std=(0.5,))
     rows, columns = torch.tensor([0]), torch.tensor([1])
-    draws = AugmentationDraws(
-        crop_rows=rows, crop_columns=columns, cutout_rows=rows + 2, cutout_columns=columns
-    )
+    draws = AugmentationDraws(crop_rows=rows, crop_columns=columns, cutout_rows=rows + 2, cutout_columns=columns)
     augmented = augmentation.apply(torch.full((1, 1, 3, 3), 255, dtype=torch.uint8), draws)
     torch.testing.assert_close(augmented, torch.tensor([[[[-1.0, -1, -1], [1, 1, 1], [1, 0, 1]]]]))
 

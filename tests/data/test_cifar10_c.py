@@ -70,9 +70,7 @@ def test_another_test_split_is_refused(cifar10, digits, tmp_path, wrong):
     data = digits if wrong == "digits" else cifar10
     labels = data.test.labels.numpy()
     write(tmp_path / "c", {"order": labels[::-1], "number": labels[:-5], "digits": labels}[wrong])
-    with pytest.raises(
-        UserError, match=f"not those of the {len(labels)} test images of {data.name}"
-    ) as caught:
+    with pytest.raises(UserError, match=f"not those of the {len(labels)} test images of {data.name}") as caught:
         Cifar10C(tmp_path / "c", data)
     assert "--data cifar10" in caught.value.remedy
 

@@ -18,9 +18,7 @@ def refusal(root, **arguments):
 
 def two_classes(root, write_images, num=2, **arguments):
     """Folders a and b of grey images, and their pixels (2 num, size, size)."""
-    return np.concatenate(
-        [write_images(root / name, num, seed=seed, **arguments) for seed, name in enumerate("ab")]
-    )
+    return np.concatenate([write_images(root / name, num, seed=seed, **arguments) for seed, name in enumerate("ab")])
 
 
 def test_classes_and_files_in_sorted_order(tmp_path, write_images):

@@ -232,9 +232,7 @@ def test_what_becomes_of_sizes_is_told(caplog):
     assert "--image-size" in told
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "size"), [(96, 48, 32), (48, 96, 32), (20, 30, 40), (100, 100, 16)]
-)
+@pytest.mark.parametrize(("height", "width", "size"), [(96, 48, 32), (48, 96, 32), (20, 30, 40), (100, 100, 16)])
 def test_fit_is_torchvisions_antialiased_resize_and_centre_crop(height, width, size):
     pixels = gradient(height, width)
     resized = v2.functional.resize(torch.from_numpy(pixels).permute(2, 0, 1), [size], antialias=True)

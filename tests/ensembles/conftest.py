@@ -63,9 +63,7 @@ def mixed_members():
 
 @pytest.fixture
 def ensemble():
-    return Ensemble(
-        _mixed_members(), weights=[1.0, 3.0], temperature=1.7, classes=CLASSES, preprocessing=PREPROCESSING
-    )
+    return Ensemble(_mixed_members(), weights=[1.0, 3.0], temperature=1.7, classes=CLASSES, preprocessing=PREPROCESSING)
 
 
 @pytest.fixture

@@ -137,9 +137,7 @@ def test_extra_state_of_a_module_is_the_last_models():
     assert averaged == {"_extra_state": {"a": 2}}
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
-)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64])
 @pytest.mark.parametrize("kind", ["equal", "linear", "exponential"])
 @pytest.mark.parametrize("num_models", [1, 3, 10])
 def test_identical_models_average_to_themselves_exactly(dtype, kind, num_models):
@@ -267,9 +265,7 @@ def test_recomputing_restores_every_modules_own_mode():
     assert [module.training for module in model] == [True, False, True, True]
 
 
-@pytest.mark.parametrize(
-    "norm", [nn.Identity(), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False)]
-)
+@pytest.mark.parametrize("norm", [nn.Identity(), nn.LayerNorm(2), nn.BatchNorm1d(2, track_running_stats=False)])
 def test_models_without_running_statistics_need_no_pass(norm):
     assert not recompute_batch_norm(nn.Sequential(nn.Linear(3, 2), norm), forbidden)
 

@@ -112,9 +112,7 @@ def test_predict_reads_image_files(ensemble, tmp_path):
     members = hand_average(ensemble, images).numpy()
     average = np.tensordot([0.25, 0.75], members, axes=1)
     tempered = ensemble(images).detach().double().numpy()
-    information = scipy_entropy(average, axis=1) - np.tensordot(
-        [0.25, 0.75], scipy_entropy(members, axis=2), axes=1
-    )
+    information = scipy_entropy(average, axis=1) - np.tensordot([0.25, 0.75], scipy_entropy(members, axis=2), axes=1)
     for index, row in enumerate(ensemble.predict(paths, batch_size=2)):
         label = int(tempered[index].argmax())
         assert (row["path"], row["label"]) == (str(paths[index]), ensemble.classes[label])

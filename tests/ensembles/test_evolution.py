@@ -122,9 +122,7 @@ def test_by_accuracy_against_a_grid():
 @pytest.mark.parametrize("criterion", ["nll", "accuracy"])
 def test_the_simplex_of_three_networks(per_layer, criterion):
     settings = EvolutionSettings(criterion=criterion, population_size=10, generations=3)
-    found = evolve_simplex(
-        network(), STATES, TRAINING_BATCHES, VAL_BATCHES, per_layer=per_layer, settings=settings
-    )
+    found = evolve_simplex(network(), STATES, TRAINING_BATCHES, VAL_BATCHES, per_layer=per_layer, settings=settings)
     assert found.groups == (("0", "1", "3") if per_layer else ("network",))
     shares = found.best.coefficients
     assert shares.shape == (len(found.groups), 3)
@@ -232,9 +230,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         interpolate(file=file, settings=EvolutionSettings(population_size=8, batch_norm_batches=2))
     relabelled = [(inputs, 2 - labels) for inputs, labels in VAL_BATCHES()]
     with pytest.raises(UserError, match="other networks or data"):
-        evolve_interpolation(
-            network(), STATES[0], STATES[1], TRAINING_BATCHES, relabelled, settings=SHORT, file=file
-        )
+        evolve_interpolation(network(), STATES[0], STATES[1], TRAINING_BATCHES, relabelled, settings=SHORT, file=file)
     file.write_text('{"loss": 1}')
     with pytest.raises(UserError, match="not the file of an evolution"):
         interpolate(file=file)
@@ -246,9 +242,7 @@ def test_layers_are_submodules_not_top_level_names():
     batches = [(torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))]
     settings = EvolutionSettings(population_size=5, generations=1)
     found = evolve_simplex(model, [model, other], batches, batches, per_layer=True, settings=settings)
-    expected = [
-        name for name, module in model.named_modules() if module.state_dict() and not [*module.children()]
-    ]
+    expected = [name for name, module in model.named_modules() if module.state_dict() and not [*module.children()]]
     assert sorted(found.groups) == sorted(expected)
     assert found.best.coefficients.shape == (len(expected), 2)
 
@@ -267,9 +261,7 @@ def test_an_extrapolation_that_overflows_is_survived():
     assert found.best.val_nll <= found.starts[1].val_nll < 3.0
 
 
-BROKEN = {
-    name: value * float("nan") if value.is_floating_point() else value for name, value in STATES[0].items()
-}
+BROKEN = {name: value * float("nan") if value.is_floating_point() else value for name, value in STATES[0].items()}
 OTHER = nn.Sequential(nn.Linear(2, 5)).state_dict()
 
 

@@ -85,9 +85,7 @@ class Drawing(nn.Module):
         ([Drawing()], "pt2", IMAGES, "differs from the ensemble"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
-    ensemble, tmp_path, members, ending, images, cause
-):
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ensemble, tmp_path, members, ending, images, cause):
     chosen = Ensemble(members, preprocessing=ensemble.preprocessing) if members else ensemble
     with pytest.raises(UserError, match=cause):
         export(chosen, tmp_path / f"file.{ending}", images)

@@ -124,9 +124,7 @@ def test_every_criterion_against_naive_loops(criterion, replacement):
     picked = []
     for _ in range(4):
         rest = [index for index in range(6) if replacement or index not in picked]
-        picked.append(
-            min(rest, key=lambda i: _criterion_loss(criterion, probs[[*picked, i]].mean(axis=0), labels))
-        )
+        picked.append(min(rest, key=lambda i: _criterion_loss(criterion, probs[[*picked, i]].mean(axis=0), labels)))
     chosen = greedy_selection(probs, labels, num_members=4, replacement=replacement, criterion=criterion)
     assert chosen == picked
     subsets = (combinations_with_replacement if replacement else combinations)(range(6), 3)

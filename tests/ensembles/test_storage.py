@@ -32,9 +32,7 @@ def test_own_members_are_rebuilt(weights, tmp_path, own_network):
     assert torch.equal(loaded.weights, ensemble.weights)
     assert loaded.preprocessing is None
     saved = json.loads((tmp_path / "ensemble.json").read_text())
-    assert [entry["file"] for entry in saved["members"]] == [
-        f"members/{i}/model.safetensors" for i in range(3)
-    ]
+    assert [entry["file"] for entry in saved["members"]] == [f"members/{i}/model.safetensors" for i in range(3)]
     assert saved["members"][1]["spec"] == ensemble.members[1].spec()
 
 
@@ -52,9 +50,7 @@ def test_what_members_return_is_saved(tmp_path, small_network, own_network):
         return nn.Sequential(small_network(), nn.Softmax(1))
 
     images = torch.randn(5, 3, 8, 8)
-    ensemble = Ensemble(
-        [with_softmax(), own_network(0), with_softmax()], outputs=["probs", None, None]
-    ).eval()
+    ensemble = Ensemble([with_softmax(), own_network(0), with_softmax()], outputs=["probs", None, None]).eval()
     assert ensemble.outputs == ["probs", "logits", None]
     with pytest.warns(UserWarning, match="Member 2 returns class probabilities"):
         expected = ensemble(images)

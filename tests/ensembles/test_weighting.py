@@ -108,9 +108,7 @@ def test_the_gradient_equals_finite_differences(seed, num_members):
 
 @settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.booleans())
-def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
-    seed, num_members, by_accuracy
-):
+def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(seed, num_members, by_accuracy):
     members, labels = draw(seed, num_members, num_images=12)
     simple = [np.full(num_members, 1.0 / num_members), *np.eye(num_members)]
     nlls = [nll(averaged(members, weights), labels) for weights in simple]

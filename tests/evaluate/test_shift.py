@@ -86,9 +86,7 @@ def test_the_files_hold_what_they_should(run_dir, digits, capsys):
 
     own = Predictions.load(run_dir / "predictions.npz").test_probs
     scores = np.concatenate([entropy_of(own), entropy_of(stored.foreign["photographs"])])
-    assert first["auroc_entropy"] == pytest.approx(
-        roc_auc_score(np.arange(len(scores)) >= len(own[0]), scores)
-    )
+    assert first["auroc_entropy"] == pytest.approx(roc_auc_score(np.arange(len(scores)) >= len(own[0]), scores))
 
 
 def test_tables_are_recomputed_from_predictions_alone(run_dir):

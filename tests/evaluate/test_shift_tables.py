@@ -36,9 +36,7 @@ def test_rows_against_scikit_learn_with_temperatures_of_clean_val():
     ensemble = rows["ensemble"]
     assert ensemble["accuracy"] == pytest.approx((averaged.argmax(-1) == labels).mean())
     assert ensemble["nll"] == pytest.approx(log_loss(labels, averaged, labels=LABELS))
-    assert ensemble["calibrated_nll"] == pytest.approx(
-        log_loss(labels, tempered(averaged, temperature), labels=LABELS)
-    )
+    assert ensemble["calibrated_nll"] == pytest.approx(log_loss(labels, tempered(averaged, temperature), labels=LABELS))
     own = [
         log_loss(labels, tempered(p, fit_temperature(v, val_labels)), labels=LABELS)
         for p, v in zip(probs, val_probs, strict=True)

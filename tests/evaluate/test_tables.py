@@ -36,9 +36,7 @@ def test_rows_against_scikit_learn():
     assert members == pytest.approx([log_loss(labels, probs, labels=range(4)) for probs in given.test_probs])
     assert rows["average member"]["nll"] == pytest.approx(np.mean(members))
     # The temperature is fitted on val alone.
-    assert ensemble["temperature"] == pytest.approx(
-        fit_temperature(given.val_probs.mean(0), given.val_labels)
-    )
+    assert ensemble["temperature"] == pytest.approx(fit_temperature(given.val_probs.mean(0), given.val_labels))
     tempered = averaged ** (1 / ensemble["temperature"])
     tempered /= tempered.sum(-1, keepdims=True)
     assert ensemble["calibrated_nll"] == pytest.approx(log_loss(labels, tempered, labels=range(4)))

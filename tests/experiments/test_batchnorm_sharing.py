@@ -51,9 +51,7 @@ def expected_measures(search, trained):
 def units(finished, read_lines):
     """Records of searches by setting and seed, and val NLLs of trainings by seed and cells."""
     records = read_lines(finished[0].with_suffix(".jsonl"))
-    searches = {
-        (record["setting"], record["seed"]): record for record in records if record["kind"] == "search"
-    }
+    searches = {(record["setting"], record["seed"]): record for record in records if record["kind"] == "search"}
     trainings = [record for record in records if record["kind"] == "training"]
     trained = {(record["seed"], record["cells"]): record["val_nll"] for record in trainings}
     # Each isomorphism class is trained once.
@@ -104,9 +102,7 @@ def test_both_settings_rank_the_same_random_genotypes(units):
         assert drawn[0] == drawn[1]
         ranked = {candidate["cells"] for pool in pools for candidate in pool}
         assert {cells for trained_seed, cells in trained if trained_seed == seed} == ranked
-    assert all(
-        record["config"]["objective"]["passes"] == setting for (setting, _), record in searches.items()
-    )
+    assert all(record["config"]["objective"]["passes"] == setting for (setting, _), record in searches.items())
 
 
 def test_what_is_finished_is_not_run_again(finished, tmp_path, run_script, read_lines, timeless):
@@ -122,10 +118,7 @@ def test_what_is_finished_is_not_run_again(finished, tmp_path, run_script, read_
     *before, again = read_lines(resumed.with_suffix(".jsonl"))
     assert before == kept
     assert timeless(lost) == timeless(again)
-    tables = [
-        path.with_suffix(".md").read_text().split("Test images were not read.")[1]
-        for path in (output, resumed)
-    ]
+    tables = [path.with_suffix(".md").read_text().split("Test images were not read.")[1] for path in (output, resumed)]
     assert tables[0] == tables[1]
 
     other = ("--epochs", "4", *TINY[2:], "--seeds", "2", "--output", resumed)

@@ -225,9 +225,7 @@ def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_pat
     assert (len(points), len(measured)) == (16, 13)
     steps = [options for build, options in measured if build is growth.build_step]
     found = [(step.channels, step.num_cells, step.batch_size, step.members) for step in steps]
-    wanted = (
-        "4 3 64 4, 8 3 64 4, 16 3 64 4, 8 5 64 4, 8 8 64 4, 8 3 32 4, 8 3 128 4, 8 3 64 1, 8 3 64 2, 8 3 64 8"
-    )
+    wanted = "4 3 64 4, 8 3 64 4, 16 3 64 4, 8 5 64 4, 8 8 64 4, 8 3 32 4, 8 3 128 4, 8 3 64 1, 8 3 64 2, 8 3 64 8"
     assert found == [tuple(map(int, point.split())) for point in wanted.split(",")]
     assert {step.rounds for step in steps} == {5}
     assert [step.directions for build, step in measured if build is growth.build_loop_step] == [1, 4, 8]
@@ -266,9 +264,7 @@ def test_the_table_holds_the_latest_line_of_each_kind(benchmark, tmp_path):
             "options": {"data": "digits", "channels": 4},
             "threads": 2,
             "sides": {"textbook": {"seconds": {"median": 0.6}}, "ours": {"seconds": {"median": ours}}},
-            "time_ratios": {
-                "textbook / ours": {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}
-            },
+            "time_ratios": {"textbook / ours": {"ratio": 0.6 / ours, "lower_quartile": 1.0, "upper_quartile": 9.0}},
             "memory_ratios": {"ours / textbook": 0.5},
             "environment": {"time": f"{date}T00:00:00", "cpu": "a processor"},
         }

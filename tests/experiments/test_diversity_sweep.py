@@ -164,9 +164,7 @@ def test_tables_hold_what_predictions_say(finished, read_lines, cells):
     for way in STEERED:
         of_way = [searches[way, seed] for seed in range(2)]
         # The first point is the base's end of direction 0.
-        assert {(record["points"][0]["lam"], record["points"][0]["direction"]) for record in of_way} == {
-            (0, 0)
-        }
+        assert {(record["points"][0]["lam"], record["points"][0]["direction"]) for record in of_way} == {(0, 0)}
         single = [accuracy(seed, [record["points"][0]["cells"]]) for seed, record in enumerate(of_way)]
         joint = [accuracy(seed, record["ensembles"][-1]["cells"]) for seed, record in enumerate(of_way)]
         areas = []
@@ -197,8 +195,7 @@ def test_measuring_does_not_disturb_the_search(finished, read_lines):
         loop.run_epoch()
     undisturbed = sweep(loop, study.lambdas)
     assert [(point["cells"], point["distance"]) for point in record["points"]] == [
-        (candidate.genotype.canonical_hash(), pytest.approx(candidate.distance_to_base))
-        for candidate in undisturbed
+        (candidate.genotype.canonical_hash(), pytest.approx(candidate.distance_to_base)) for candidate in undisturbed
     ]
     # The mean of the stored losses is the NLL of the record.
     losses = predictions(folder, 0, "search-star")["epoch_losses"]
@@ -216,9 +213,7 @@ def test_areas_are_compared_image_by_image(finished, t_half_width):
         heights[way] = np.array([of_seed.mean() for of_seed in losses])
     difference = heights["star"] - heights["hypernet"]
     line = next(
-        line
-        for line in text[text.index("## e.") :].splitlines()
-        if re.match(r"- \*star\* .*\*hypernet\*", line)
+        line for line in text[text.index("## e.") :].splitlines() if re.match(r"- \*star\* .*\*hypernet\*", line)
     )
     mean, low, high = (float(each) for each in re.findall(r"[-+]\d+\.\d{4}", line)[:3])
     half = t_half_width(difference.tolist())

@@ -60,9 +60,7 @@ def test_what_crashed_or_was_interrupted_is_done_by_resuming(tmp_path, run_scrip
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert output.with_suffix(".jsonl").read_text() == (second / "results.jsonl").read_text()
     record = next(line for line in lines(second) if line.get("name") == "search pair, batch 64")
-    slow, fast = (
-        record["seconds"][name]["median"] for name in ("textbook, same images", "channels_last bfloat16")
-    )
+    slow, fast = (record["seconds"][name]["median"] for name in ("textbook, same images", "channels_last bfloat16"))
     assert f"| batch 64, channels_last bfloat16 | {1000 * fast:.1f} | {slow / fast:.1f}× |" in text
     # The mean member's NLL, computed by another library from what was kept.
     labels = load_data("digits").test.labels.numpy()

@@ -170,9 +170,7 @@ def test_bounds_are_reached():
     base = np.array([0] * 8 + [1] * 2)
     better = np.array([0] * 9 + [1])
     disjoint = np.array([1] * 3 + [0] * 7)
-    plane = diversity_accuracy_plane(
-        one_hot(base, 3), np.stack([one_hot(better, 3), one_hot(disjoint, 3)]), labels
-    )
+    plane = diversity_accuracy_plane(one_hot(base, 3), np.stack([one_hot(better, 3), one_hot(disjoint, 3)]), labels)
     least, largest = disagreement_bounds(plane.accuracy, plane.base_accuracy)
     assert plane.base_accuracy == pytest.approx(0.8)
     assert plane.accuracy.tolist() == pytest.approx([0.9, 0.7])
@@ -239,8 +237,7 @@ def test_groups_that_are_apart_are_found_and_others_at_their_level():
     assert contrast_pairs(apart, groups.tolist()).p_value < 0.01
     # Without an effect, one p-value in ten is below 0.1; 200 of them, four standard errors.
     below = [
-        contrast_pairs(distances(generator.normal(size=(12, 3))), groups.tolist(), num_resamples=199).p_value
-        <= 0.1
+        contrast_pairs(distances(generator.normal(size=(12, 3))), groups.tolist(), num_resamples=199).p_value <= 0.1
         for _ in range(200)
     ]
     assert np.mean(below) == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 200))

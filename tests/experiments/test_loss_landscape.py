@@ -78,17 +78,13 @@ def test_every_size_has_its_ensembles(finished):
     name = "genotypes: different architectures, one seed each"
     assert sizes[name, 2]["ensembles"] == 4
     accuracies = [
-        (stored["test_probs"][[i, j]].mean(0).argmax(1) == stored["test_labels"]).mean()
-        for i in (0, 1)
-        for j in (2, 3)
+        (stored["test_probs"][[i, j]].mean(0).argmax(1) == stored["test_labels"]).mean() for i in (0, 1) for j in (2, 3)
     ]
     assert sizes[name, 2]["accuracy"] == pytest.approx(np.mean(accuracies))
     assert sizes["reference models: seeds of one architecture", 2]["ensembles"] == 1
     # The best temperature on val, by another search than ours.
     averages = {
-        split: [
-            np.log(stored[f"{split}_probs"][list(pair)].astype(float).mean(0)) for pair in ((0, 1), (2, 3))
-        ]
+        split: [np.log(stored[f"{split}_probs"][list(pair)].astype(float).mean(0)) for pair in ((0, 1), (2, 3))]
         for split in ("val", "test")
     }
 
@@ -100,9 +96,7 @@ def test_every_size_has_its_ensembles(finished):
     for pair in (0, 1):
         found = minimize(lambda x, pair=pair: loss("val", pair, np.exp(x[0])), [0.0], method="Nelder-Mead")
         seeds.append(loss("test", pair, np.exp(found.x[0])))
-    assert sizes["genotypes: seeds of one architecture", 2]["calibrated_nll"] == pytest.approx(
-        np.mean(seeds), abs=1e-4
-    )
+    assert sizes["genotypes: seeds of one architecture", 2]["calibrated_nll"] == pytest.approx(np.mean(seeds), abs=1e-4)
     contrast = {record["measure"]: record for record in records(finished[0], "contrast")}
     assert contrast["calibrated NLL of both averaged"]["within"] == pytest.approx(np.mean(seeds), abs=1e-4)
     # The last of one checkpoint is the first solution itself.

@@ -12,8 +12,7 @@ from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
 
 TINY = (
-    "--limit-train 160 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 "
-    "--device cpu"
+    "--limit-train 160 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 --device cpu"
 ).split()
 #: For each row its folder below a seed's run folder, the searches it pays for, and what is published beside it.
 ROWS = {

@@ -78,9 +78,7 @@ def test_rows_and_curve_are_those_of_the_combined_weights(finished, read_lines):
         assert curve["e"] == [0.0, 0.5, 1.0]
         expected = [nll(predicted(between(states, e), judged, data), labels[judging]) for e in curve["e"]]
         assert curve["nll"] == pytest.approx(expected, abs=1e-4)
-        assert curve["barrier"] == pytest.approx(
-            max(0.0, expected[1] - (expected[0] + expected[2]) / 2), abs=2e-4
-        )
+        assert curve["barrier"] == pytest.approx(max(0.0, expected[1] - (expected[0] + expected[2]) / 2), abs=2e-4)
         index, evolved = rows[f"{kind}: evolved, two networks"]
         share = evolved["coefficients"][0]
         found = predicted(between(states, share), data.test, data)

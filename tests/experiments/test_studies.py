@@ -7,9 +7,7 @@ from studies.reference_models import Bench, StudyOptions
 
 from dnas_ens.data.batches import iterate_batches
 
-OPTIONS = StudyOptions(
-    model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1
-)
+OPTIONS = StudyOptions(model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1)
 
 
 @pytest.fixture(scope="module")

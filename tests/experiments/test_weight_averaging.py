@@ -123,9 +123,7 @@ def test_kept_models_give_averages_and_choices(finished, read_lines):
         assert soup["val_nll"] <= min(curves["single_nll"]) + 1e-6
         ensemble = rows["ensemble of the last n (n of equal)"]
         assert ensemble["passes"] == rows["equal average of the last n"]["num_averaged"]
-        own, branched = (
-            rows[name]["training_cpu_seconds"] for name in ("last model", "uniform soup of the branches")
-        )
+        own, branched = (rows[name]["training_cpu_seconds"] for name in ("last model", "uniform soup of the branches"))
         assert branched == own + record["branches_cpu_seconds"]
 
 
@@ -158,13 +156,9 @@ def test_what_is_finished_is_not_trained_again(finished, tmp_path, capsys, read_
         ("mlp-constant-1", "trained"),
         ("mlp-constant-1", "evaluated"),
     ]
-    assert timeless(read_lines(output.with_suffix(".jsonl"))) == timeless(
-        read_lines(folder / "averaging.jsonl")
-    )
+    assert timeless(read_lines(output.with_suffix(".jsonl"))) == timeless(read_lines(folder / "averaging.jsonl"))
     for folders in (("run", "new"), ("new", "averaging")):
-        options = (
-            f"--{name}={tmp_path / part}" for name, part in zip(("run-dir", "output"), folders, strict=True)
-        )
+        options = (f"--{name}={tmp_path / part}" for name, part in zip(("run-dir", "output"), folders, strict=True))
         with pytest.raises(UserError, match="with other settings"):
             weight_averaging.main([*TINY, "--epochs", "7", *options])
 
@@ -180,17 +174,13 @@ def test_images_with_a_cell_and_a_reference_model(tmp_path, read_lines):
             *("--genotypes", str(genotypes), "--run-dir", str(tmp_path / "run"), "--output", str(output)),
         ]
     )
-    records = {
-        (record["model"], record["schedule"]): record for record in read_lines(output.with_suffix(".jsonl"))
-    }
+    records = {(record["model"], record["schedule"]): record for record in read_lines(output.with_suffix(".jsonl"))}
     assert len(records) == 4
     # Only the cell has BatchNorm.
     assert len(records["cell", "cosine"]["rows"]) == METHODS + 1
     assert len(records["small-cnn", "cosine"]["rows"]) == METHODS
     with pytest.raises(UserError, match="Did you mean small-cnn"):
-        weight_averaging.main(
-            ["--data", "digits", "--model", "smal-cnn", "--run-dir", str(tmp_path / "other")]
-        )
+        weight_averaging.main(["--data", "digits", "--model", "smal-cnn", "--run-dir", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
     assert "one seed tells nothing" in output.with_suffix(".md").read_text()
 

@@ -38,16 +38,11 @@ CASES = {
     "all inputs": Genotype(normal=tuple(((operation(n), 0), (operation(n + 4), 1)) for n in range(4))),
     "chain": Genotype(reduction=tuple(((operation(n + 3), 0), (operation(n), n + 1)) for n in range(4))),
     "single edges": Genotype(normal=tuple(((operation(n), n and n + 1),) for n in range(4))),
-    "every edge": Genotype(
-        reduction=tuple(tuple((operation(n + s), s) for s in range(n + 2)) for n in range(4))
-    ),
+    "every edge": Genotype(reduction=tuple(tuple((operation(n + s), s) for s in range(n + 2)) for n in range(4))),
     "one node": Genotype(normal=((("skip_connect", 1),),)),
     "long name": Genotype(normal=(((LONG_NAME, 0), ("none", 1)),) * 2),
     "six nodes": random_genotype(np.random.default_rng(3), operations=OPERATIONS, num_nodes=6),
-    **{
-        f"random {seed}": random_genotype(np.random.default_rng(seed), operations=OPERATIONS)
-        for seed in range(3)
-    },
+    **{f"random {seed}": random_genotype(np.random.default_rng(seed), operations=OPERATIONS) for seed in range(3)},
 }
 every_case = pytest.mark.parametrize("genotype", CASES.values(), ids=CASES.keys())
 
@@ -79,9 +74,7 @@ def apart(one: Bbox, other: Bbox, margin: float) -> bool:
 
 
 def contains(outer: Bbox, inner: Bbox) -> bool:
-    return bool(
-        outer.x0 <= inner.x0 and outer.y0 <= inner.y0 and inner.x1 <= outer.x1 and inner.y1 <= outer.y1
-    )
+    return bool(outer.x0 <= inner.x0 and outer.y0 <= inner.y0 and inner.x1 <= outer.x1 and inner.y1 <= outer.y1)
 
 
 def assert_nothing_overlaps(figure: Figure, *, point: float = 100 / 72) -> None:

@@ -69,9 +69,7 @@ def test_texts_are_inside_the_figure_and_apart() -> None:
         texts += [axis.xaxis.label, axis.yaxis.label]
         for side, (low, high) in ((axis.xaxis, axis.get_xlim()), (axis.yaxis, axis.get_ylim())):
             ticks = side.get_major_ticks()
-            texts += [
-                tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()
-            ]
+            texts += [tick.label1 for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_visible()]
     extents = {id(text): text.get_window_extent(canvas.get_renderer()) for text in texts if text.get_text()}
     assert len(extents) > 15
     for extent in extents.values():

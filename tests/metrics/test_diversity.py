@@ -49,9 +49,7 @@ def test_every_figure_against_scipy_and_loops(seed, weights):
         **evaluate_probs(average, labels),
         "disagreement": np.mean([(votes[i] != votes[j]).mean() for i, j in PAIRS]),
         "predictive_js": np.mean([distances[pair] for pair in PAIRS]),
-        "shared_error_fraction": np.mean(
-            [len(a & b) / len(min(a, b, key=len)) for a, b in combinations(errors, 2)]
-        ),
+        "shared_error_fraction": np.mean([len(a & b) / len(min(a, b, key=len)) for a, b in combinations(errors, 2)]),
         "mutual_information": information.mean(),
         "average_member_nll": np.mean([nll(member, labels) for member in members]),
         "oracle_nll": losses.min(axis=0).mean(),

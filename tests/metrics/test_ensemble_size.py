@@ -126,9 +126,7 @@ def test_between_sizes_against_a_root_search(curve, share):
     assert found.value == pytest.approx(root, abs=1e-6)
 
 
-@given(
-    curve=st.lists(st.floats(0.1, 1.0), min_size=1, max_size=10), losses=st.tuples(*[st.floats(0, 1.2)] * 2)
-)
+@given(curve=st.lists(st.floats(0.1, 1.0), min_size=1, max_size=10), losses=st.tuples(*[st.floats(0, 1.2)] * 2))
 def test_a_better_loss_is_never_worth_less(curve, losses):
     better, worse = (deep_ensemble_equivalent(loss, curve) for loss in sorted(losses))
     assert better.value >= worse.value

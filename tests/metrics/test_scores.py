@@ -23,9 +23,7 @@ def draw(seed, num_images=400, num_classes=5):
 @st.composite
 def predictions(drawing):
     num_images, num_classes = drawing(st.integers(1, 12)), drawing(st.integers(1, 6))
-    masses = drawing(
-        hnp.arrays(np.float64, (num_images, num_classes), elements=st.floats(0.0, 1.0, width=16))
-    )
+    masses = drawing(hnp.arrays(np.float64, (num_images, num_classes), elements=st.floats(0.0, 1.0, width=16)))
     masses[:, 0] += masses.sum(axis=1) == 0.0
     labels = drawing(hnp.arrays(np.int64, num_images, elements=st.integers(0, num_classes - 1)))
     return masses / masses.sum(axis=1, keepdims=True), labels

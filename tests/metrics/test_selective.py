@@ -27,9 +27,7 @@ def draw(num_images, num_classes, seed, *, decimals=None):
 def brute_force(probs, labels, confidence):
     """Mean risk of every prefix over all orders that sort by confidence."""
     errors = probs.argmax(1) != labels
-    orders = [
-        order for order in permutations(range(len(labels))) if (np.diff(confidence[list(order)]) <= 0).all()
-    ]
+    orders = [order for order in permutations(range(len(labels))) if (np.diff(confidence[list(order)]) <= 0).all()]
     return np.mean([np.cumsum(errors[list(o)]) / np.arange(1, len(o) + 1) for o in orders], axis=0)
 
 
@@ -51,9 +49,7 @@ def test_against_all_orders(num_images, seed, total):
     expected = brute_force(probs, labels, probs.max(1))
     assert risk_coverage(probs, labels).risk == pytest.approx(expected)
     order = np.random.default_rng(seed).permutation(num_images)
-    assert (
-        risk_coverage(probs[order], labels[order]).risk.tolist() == risk_coverage(probs, labels).risk.tolist()
-    )
+    assert risk_coverage(probs[order], labels[order]).risk.tolist() == risk_coverage(probs, labels).risk.tolist()
 
 
 def test_against_scikit_learns_precision():

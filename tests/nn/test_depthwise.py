@@ -27,9 +27,7 @@ def gradients(features, weight, gradient, **steps):
 def test_fast_gradients_are_pytorchs(batch, channels, height, width, kernel, stride, dilation, channels_last):
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    features = torch.randn(batch, channels, height, width, dtype=torch.float64).contiguous(
-        memory_format=layout
-    )
+    features = torch.randn(batch, channels, height, width, dtype=torch.float64).contiguous(memory_format=layout)
     weight = torch.randn(channels, 1, kernel, kernel, dtype=torch.float64)
     steps = {"stride": stride, "dilation": dilation}
 

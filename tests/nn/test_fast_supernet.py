@@ -24,9 +24,7 @@ def named_gradients(net):
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_(parameter.grad)
-        found = {
-            name: value.clone() for name, value in net.state_dict().items() if not name.endswith(STATISTICS)
-        }
+        found = {name: value.clone() for name, value in net.state_dict().items() if not name.endswith(STATISTICS)}
         for parameter, value in zip(net.parameters(), before, strict=True):
             parameter.copy_(value)
     return found
@@ -127,9 +125,7 @@ def test_either_form_loads_the_others_checkpoint():
     wrapped = nn.Sequential(fast)
     assert "0.cells.0.edges.0.operations.1.1.running_mean" in wrapped.state_dict()
     wrapped.load_state_dict(wrapped.state_dict())
-    incomplete = {
-        name: v for name, v in reference.state_dict().items() if ".edges.0.operations.4." not in name
-    }
+    incomplete = {name: v for name, v in reference.state_dict().items() if ".edges.0.operations.4." not in name}
     with pytest.raises(RuntimeError, match=r"edges\.0\.operations\.4"):
         fast.load_state_dict(incomplete)
 
@@ -162,9 +158,7 @@ def test_search_steps_have_the_same_losses(few_digits):
         # In double precision, for training multiplies rounding; both forms round differently.
         loop.supernet.double()
         images = loop.steps.member_logits
-        loop.steps.member_logits = lambda batch, mixtures, **how: images(
-            batch.double(), mixtures.double(), **how
-        )
+        loop.steps.member_logits = lambda batch, mixtures, **how: images(batch.double(), mixtures.double(), **how)
         loop.measure = dict
         return [loop.run_epoch() for _ in range(config.bilevel.epochs)]
 

@@ -83,9 +83,7 @@ print("same")
 @pytest.mark.parametrize("script", [DEPTHWISE, FOLDED_NORM], ids=["depthwise", "folded norm"])
 def test_kernels_are_the_plain_form(script):
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, text=True, capture_output=True, timeout=300
-    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True, timeout=300)
     assert done.stdout == "same\n", done.stderr
 
 

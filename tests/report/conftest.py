@@ -16,9 +16,7 @@ OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5")
 def predictions():
     def make(num_members, num_images, num_classes, *, sharpness=2.5):
         parameters = [1000 + index for index in range(num_members)]
-        return tiny.predictions(
-            num_members, num_images, num_classes, sharpness=sharpness, parameters=parameters
-        )
+        return tiny.predictions(num_members, num_images, num_classes, sharpness=sharpness, parameters=parameters)
 
     return make
 

@@ -33,9 +33,7 @@ def test_labels_keep_clear_of_each_other():
 def test_cost_marks_ours_and_the_frontier_that_no_cheaper_method_beats():
     cost, loss = np.array([3.0, 1.0, 2.0, 2.0, 4.0]), np.array([0.2, 0.5, 0.6, 0.4, 0.2])
     assert frontier_of(cost, loss) == [1, 3, 0]
-    figure = draw_cost(
-        [1, 100], [0.2, 0.1], labels=["1 ours", "2"], ours=[True, False], intervals=[(0.1, 0.3), None]
-    )
+    figure = draw_cost([1, 100], [0.2, 0.1], labels=["1 ours", "2"], ours=[True, False], intervals=[(0.1, 0.3), None])
     assert texts(figure) == ["1 ours", "2"]
     assert figure.axes[0].get_xscale() == "log"
     assert draw_cost([5], [0.1], labels=["1"], ours=[False]).axes[0].get_xscale() == "linear"

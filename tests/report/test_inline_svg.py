@@ -8,9 +8,7 @@ from matplotlib.figure import Figure
 from dnas_ens.figures import style
 from dnas_ens.report.inline_svg import inline_svg
 
-HEAD = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 60 30">'
-)
+HEAD = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 60 30">'
 
 
 def inlined(body: str, name: str = "one") -> ElementTree.Element:

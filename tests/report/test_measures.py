@@ -18,9 +18,7 @@ from dnas_ens.report.run_files import RunFiles
 
 def with_rows(given):
     """Rows with intervals as a report has them."""
-    return rows_with_intervals(
-        RunFiles(folder=Path("run"), config={}, predictions=given, rows=result_rows(given))
-    )
+    return rows_with_intervals(RunFiles(folder=Path("run"), config={}, predictions=given, rows=result_rows(given)))
 
 
 def test_intervals_agree_with_the_normal_approximation(predictions):

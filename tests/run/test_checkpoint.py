@@ -131,9 +131,7 @@ def test_nothing_that_is_not_finite_is_saved_or_loaded(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path)
     store.save(1, {"weights": torch.ones(3), "best": float("inf")})
     bad = {"optimizer": {"state": {0: {"momentum": torch.tensor([1.0, float("inf")])}}}}
-    with pytest.raises(
-        DivergedError, match=r"optimizer\.state\.0\.momentum of the state of 'state' at step 2"
-    ):
+    with pytest.raises(DivergedError, match=r"optimizer\.state\.0\.momentum of the state of 'state' at step 2"):
         store.save(2, bad)
     # One that an earlier version saved, with a hash that is right.
     with monkeypatch.context() as patch:

@@ -28,9 +28,7 @@ def changed(**bilevel):
 
 
 def start_python(script, *arguments):
-    script = (
-        f"import sys, time\nfrom pathlib import Path\nfrom dnas_ens.run.folder import RunFolder\n{script}"
-    )
+    script = f"import sys, time\nfrom pathlib import Path\nfrom dnas_ens.run.folder import RunFolder\n{script}"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
@@ -104,9 +102,7 @@ def test_a_given_folder_is_made_and_then_reopened(tmp_path, left):
 def test_another_configuration_is_refused_by_its_first_field(tmp_path, config, difference, resume):
     RunFolder.create(tmp_path, config=CONFIG).close()
     before = (tmp_path / "config.json").read_bytes()
-    assert difference in refused(
-        lambda: RunFolder.create(tmp_path, config=config, resume=resume), "--run-dir"
-    )
+    assert difference in refused(lambda: RunFolder.create(tmp_path, config=config, resume=resume), "--run-dir")
     assert (tmp_path / "config.json").read_bytes() == before
     # The refusal has released the lock.
     RunFolder.create(tmp_path, config=CONFIG, resume=True).close()

@@ -38,9 +38,7 @@ def test_resumed_work_counts_on_and_leaves_out_what_it_does_not_know():
 def test_time_left_is_the_mean_epoch_times_the_epochs_left():
     clock = iter([100.0, 130.0, 190.0, 100.0 + 2 * 3725.0])
     stream = io.StringIO()
-    progress = Progress(
-        62, description="x", steps_per_epoch=1, initial_epoch=2, stream=stream, clock=clock.__next__
-    )
+    progress = Progress(62, description="x", steps_per_epoch=1, initial_epoch=2, stream=stream, clock=clock.__next__)
     for epoch in (3, 4):
         progress.count_images(600)
         progress.epoch(epoch)

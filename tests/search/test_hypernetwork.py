@@ -28,9 +28,7 @@ def paths(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, 
 
 
 def mlp():
-    return MlpHypernetwork(
-        SPACE, num_directions=3, max_lambda=0.8, generator=torch.Generator().manual_seed(0)
-    ).double()
+    return MlpHypernetwork(SPACE, num_directions=3, max_lambda=0.8, generator=torch.Generator().manual_seed(0)).double()
 
 
 def at(net, lam, direction):
@@ -109,9 +107,7 @@ def test_knot_positions_train_only_on_request():
     assert not paths().gap_logits.requires_grad
 
 
-@pytest.mark.parametrize(
-    ("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")]
-)
+@pytest.mark.parametrize(("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")])
 def test_impossible_paths_are_refused(knots, directions, cause):
     with pytest.raises(ValueError, match=cause):
         PiecewiseLinearHypernetwork(SPACE, num_directions=directions, num_knots=knots, max_lambda=1.0)
@@ -136,13 +132,9 @@ def test_draws_are_stratified_clipped_and_without_replacement():
 
 
 def test_more_members_than_directions_share_them_evenly():
-    draw = draw_points(
-        5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1)
-    )
+    draw = draw_points(5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1))
     assert sorted(draw.direction.tolist()).count(0) in (2, 3)
-    fixed = draw_points(
-        3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25
-    )
+    fixed = draw_points(3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25)
     assert fixed.lam.tolist() == [0.25] * 3
 
 

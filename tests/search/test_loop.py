@@ -115,9 +115,7 @@ def test_schedules_reach_both_ends(tiny_search):
 def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
     config = with_fields(tiny_search, warmup_epochs=0, epochs=1, **fields)
     loop = SearchLoop(config, few_digits)
-    before = {
-        name: p.detach().clone() for name, p in loop.family.hypernetwork.named_parameters() if p.requires_grad
-    }
+    before = {name: p.detach().clone() for name, p in loop.family.hypernetwork.named_parameters() if p.requires_grad}
     scalars = loop.run_epoch()
     assert all(np.isfinite(value) for value in scalars.values())
     assert 0 <= scalars["val_accuracy"] <= 1
@@ -130,12 +128,8 @@ def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
     assert len(moved) >= 2
 
 
-@pytest.mark.parametrize(
-    ("penalty", "fixed"), [("edge-overlap", False), ("js-base", False), ("js-pairwise", True)]
-)
-def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(
-    few_digits, tiny_search, penalty, fixed
-):
+@pytest.mark.parametrize(("penalty", "fixed"), [("edge-overlap", False), ("js-base", False), ("js-pairwise", True)])
+def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(few_digits, tiny_search, penalty, fixed):
     base = genotype()
     given = with_fields(tiny_search, base="given.json", warmup_epochs=0, epochs=1)
     loop = SearchLoop(with_fields(given, penalty=penalty), few_digits, base=base)
@@ -176,9 +170,7 @@ def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
         loop.family.hypernetwork.base[..., loop.family.space.operations.index("skip_connect")] = 5.0
     assert loop.should_stop()
     assert not SearchLoop(tiny_search, few_digits).should_stop()
-    stopped = run_search(
-        with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits
-    )
+    stopped = run_search(with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits)
     assert stopped.report["wall_seconds"] > 0
 
 
@@ -253,9 +245,7 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
     images = (labels * 20).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
     loop = SearchLoop(tiny_search, dataclasses.replace(digits, val=Split(images, labels)))
     classes = []
-    loop.supernet.register_forward_pre_hook(
-        lambda module, inputs: classes.append(len(inputs[0][:, 0, 0, 0].unique()))
-    )
+    loop.supernet.register_forward_pre_hook(lambda module, inputs: classes.append(len(inputs[0][:, 0, 0, 0].unique())))
     loop.measure()
     assert classes == [10, 10]
     classes.clear()

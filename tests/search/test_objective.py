@@ -64,18 +64,14 @@ def test_pair_penalty_counts_each_pair_once_and_only_where_too_close():
 
 
 def penalty(kind, members, base, points):
-    return float(
-        diversity_penalty(kind, distributions=members, samples=members, base=base, points=points, space=SPACE)
-    )
+    return float(diversity_penalty(kind, distributions=members, samples=members, base=base, points=points, space=SPACE))
 
 
 def test_penalties_on_architectures_are_the_objective_of_the_method():
     members, base = distributions(SPACE, 3), distributions(SPACE, seed=9)
     points = draw([0.1, 0.4, 0.7], [0, 1, 1])
     lam, direction = points.lam.tolist(), points.direction.tolist()
-    to_base = np.mean(
-        [(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)]
-    )
+    to_base = np.mean([(lam[i] - float(architecture_distance(members[i], base, SPACE))) ** 2 for i in range(3)])
     pairs = []
     for i, j in [(0, 1), (0, 2), (1, 2)]:
         target = max(lam[i], lam[j]) if direction[i] != direction[j] else abs(lam[i] - lam[j])
@@ -142,9 +138,7 @@ def test_discretisation_distance_bounds_what_discretising_does_to_distances():
     rounded = nearest_discrete(members, SPACE, edges_per_node=2)
     lost = discretisation_distance(members, SPACE, edges_per_node=2)
     assert bool((lost > 0).all())
-    assert float(discretisation_distance(rounded, SPACE, edges_per_node=2).max()) == pytest.approx(
-        0.0, abs=1e-6
-    )
+    assert float(discretisation_distance(rounded, SPACE, edges_per_node=2).max()) == pytest.approx(0.0, abs=1e-6)
     for i in range(6):
         for j in range(6):
             relaxed = architecture_distance(members[i], members[j], SPACE)

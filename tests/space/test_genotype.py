@@ -195,9 +195,7 @@ def test_malformed_genotypes_are_named(value: Any, named: str):
 
 
 def test_module_needs_neither_torch_nor_networkx():
-    code = (
-        "import sys, dnas_ens.space.genotype; print({'torch', 'networkx', 'matplotlib'} & set(sys.modules))"
-    )
+    code = "import sys, dnas_ens.space.genotype; print({'torch', 'networkx', 'matplotlib'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -333,9 +331,7 @@ def test_random_deviation_replaces_exactly_the_asked_number_of_edges(data: st.Da
     assert len(triples(deviated) - triples(genotype)) == num_edges
     assert deviated.cell_types == genotype.cell_types
     for cell_type in genotype.cell_types:
-        assert [len(node) for node in deviated.cell(cell_type)] == [
-            len(node) for node in genotype.cell(cell_type)
-        ]
+        assert [len(node) for node in deviated.cell(cell_type)] == [len(node) for node in genotype.cell(cell_type)]
     assert deviated.shared_edges(genotype) >= genotype.num_edges - num_edges
     assert "none" not in deviated.operations
 
@@ -343,9 +339,7 @@ def test_random_deviation_replaces_exactly_the_asked_number_of_edges(data: st.Da
 def test_replaced_edges_of_one_node_do_not_restore_each_other():
     base = Genotype(normal=((("a", 0), ("b", 1)),))
     found = {
-        random_deviation(
-            base, num_edges=2, operations=("a", "b"), generator=np.random.default_rng(seed)
-        ).normal
+        random_deviation(base, num_edges=2, operations=("a", "b"), generator=np.random.default_rng(seed)).normal
         for seed in range(60)
     }
     # Neither (a, 0) nor (b, 1) may return in the other's place: b from 0 and a from 1 is all that is left.
@@ -384,9 +378,7 @@ def test_genotypes_are_loaded_alone_from_a_run_file_and_from_a_run_folder(tmp_pa
     alone.write_text(json.dumps(HAND_MADE))
     run = tmp_path / "genotypes.json"
     other = Genotype(normal=base.normal).to_dict()
-    run.write_text(
-        json.dumps({"base": {"genotype": HAND_MADE, "lambda": 0}, "candidates": [{"genotype": other}]})
-    )
+    run.write_text(json.dumps({"base": {"genotype": HAND_MADE, "lambda": 0}, "candidates": [{"genotype": other}]}))
     assert load_genotype(alone) == load_genotype(str(run)) == load_genotype(tmp_path) == base
 
 

@@ -18,9 +18,7 @@ from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.training.members import train_in_turns, train_member, train_members
 from dnas_ens.training.trainer import MemberTraining
 
-RECIPE = RetrainConfig(
-    num_cells=1, channels=4, epochs=4, batch_size=16, drop_path=0.2, cutout=3, auxiliary_weight=0.4
-)
+RECIPE = RetrainConfig(num_cells=1, channels=4, epochs=4, batch_size=16, drop_path=0.2, cutout=3, auxiliary_weight=0.4)
 
 
 def same(first, second):

@@ -152,9 +152,7 @@ class TestProbabilities:
         ensemble(IMAGES[:0])
         assert ensemble.outputs == [None]
         with pytest.warns(UserWarning, match="probabilities"):
-            np.testing.assert_allclose(
-                ensemble(IMAGES).detach(), numpy_softmax(classifier()), rtol=1e-4, atol=1e-6
-            )
+            np.testing.assert_allclose(ensemble(IMAGES).detach(), numpy_softmax(classifier()), rtol=1e-4, atol=1e-6)
 
     @pytest.mark.parametrize("outputs", [None, "probs"])
     def test_a_graph_is_right_about_both(self, outputs: Any) -> None:
@@ -391,9 +389,7 @@ class TestBatchForms:
         with pytest.raises(UserError, match="A batch is"):
             recompute_batch_norm(nn.BatchNorm2d(3), [batch])
 
-    @pytest.mark.parametrize(
-        "labels", [LABELS.float(), nn.functional.one_hot(LABELS), LABELS[:, None], LABELS[1:]]
-    )
+    @pytest.mark.parametrize("labels", [LABELS.float(), nn.functional.one_hot(LABELS), LABELS[:, None], LABELS[1:]])
     def test_labels_that_are_no_class_indices(self, labels: Tensor) -> None:
         for use in (predict_batches, lambda model, batches: Ensemble([model]).calibrate(batches)):
             with pytest.raises(UserError, match="labels of 20 images are"):

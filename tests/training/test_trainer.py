@@ -243,6 +243,4 @@ def test_a_training_goes_on_or_branches_off():
     assert training.num_parameters == 9 + 12
     measured = points_training(precision="measured")
     assert not measured.execution_is_settled
-    assert measured.run_epoch()["train_loss"] == pytest.approx(
-        points_training().run_epoch()["train_loss"], rel=0.02
-    )
+    assert measured.run_epoch()["train_loss"] == pytest.approx(points_training().run_epoch()["train_loss"], rel=0.02)

@@ -156,8 +156,7 @@ def _average(
     for name, kind in RULES.items():
         # Not by `averaging_curve`: it returns no models, and scores every single one again for each rule.
         found: list[nn.Module] = [
-            averaged_model(network, states[-count:], coefficients(kind, count), training_batches)
-            for count in counts
+            averaged_model(network, states[-count:], coefficients(kind, count), training_batches) for count in counts
         ]
         best = int(np.argmin([evaluate_on_val(model, val_batches)[0] for model in found]))
         keep(name, found[best], f"n={best + 1} of {len(states)}")
@@ -188,9 +187,7 @@ def evolved_network(comparison: Comparison) -> Iterator[Result]:
         members = comparison.baseline("base-cell") / "members"
         first, second = (load_tensors(members / str(index) / "model.safetensors") for index in (0, 1))
         cost = CostMeter()
-        found = evolve_interpolation(
-            model, first, second, *comparison.passes, curve_points=0, settings=settings
-        )
+        found = evolve_interpolation(model, first, second, *comparison.passes, curve_points=0, settings=settings)
         model.load_state_dict(found.state)
         return comparison.predict([model]), {
             "cpu_seconds": cost.seconds()["cpu_seconds"],

@@ -213,9 +213,7 @@ class Comparison:
         """
         if name not in self._trained:
             folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
-            train_members(
-                genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers
-            )
+            train_members(genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers)
             self._trained[name] = self._predicted(folder, len(genotypes), recipe)
         return self._trained[name]
 
@@ -275,14 +273,10 @@ class Comparison:
 
     def predict(self, networks: Iterable[nn.Module]) -> Predictions:
         """Predict val and test with networks, equally weighted."""
-        ensemble = Ensemble(
-            list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data)
-        )
+        ensemble = Ensemble(list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data))
         return predict_splits(ensemble.eval(), self.data, device=self.device)
 
-    def kept(
-        self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]
-    ) -> tuple[Predictions, Record]:
+    def kept(self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]) -> tuple[Predictions, Record]:
         """Return a method's predictions and what is noted of them; made once for each number of our members.
 
         Args:

@@ -141,9 +141,7 @@ def nes_re(comparison: Comparison) -> Iterator[Result]:
     evolution.run(size)
     # All are finished: what is left is to predict test.
     trained = comparison.train(name, [individual.genotype for individual in evolution.history[:size]])
-    choices = [
-        evolution.select(min(count, tried), num_evaluations=tried).picked for tried in range(1, size + 1)
-    ]
+    choices = [evolution.select(min(count, tried), num_evaluations=tried).picked for tried in range(1, size + 1)]
     yield Result(
         name=f"evolution of {size} cells (NES-RE)",
         label="NES-RE",
@@ -195,8 +193,6 @@ def random_deviations(
         name: The row's name.
     """
     shared = [min(genotype.shared_edges(base), base.num_edges - 1) for genotype in like]
-    genotypes = deviations_sharing(
-        base, shared, operations=comparison.operations, seed=comparison.recipe.seed
-    )
+    genotypes = deviations_sharing(base, shared, operations=comparison.operations, seed=comparison.recipe.seed)
     trained = comparison.train(folder, genotypes)
     return Result.of_all(trained, searching=search_seconds, name=name, label="random deviations")

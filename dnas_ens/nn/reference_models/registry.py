@@ -64,9 +64,7 @@ def _resnet(depth: int, **images: int) -> ResNet:
     return ResNet(depth=depth, **images)
 
 
-def _plain_cnn(
-    channels: tuple[int, ...], *, convolutions_per_pool: int = 1, dropout: float = FORT_DROPOUT
-) -> _Builder:
+def _plain_cnn(channels: tuple[int, ...], *, convolutions_per_pool: int = 1, dropout: float = FORT_DROPOUT) -> _Builder:
     return lambda numbers, size, images: PlainCNN(
         channels=channels,
         image_size=size,
@@ -83,9 +81,7 @@ def _densenet(*, bottleneck: bool) -> _Builder:
 
 
 _FAMILIES: dict[str, _Builder] = {
-    r"wrn-(\d+)-(\d+)": lambda numbers, size, images: WideResNet(
-        depth=numbers[0], widening=numbers[1], **images
-    ),
+    r"wrn-(\d+)-(\d+)": lambda numbers, size, images: WideResNet(depth=numbers[0], widening=numbers[1], **images),
     r"densenet-(\d+)-(\d+)": _densenet(bottleneck=False),
     r"densenet-bc-(\d+)-(\d+)": _densenet(bottleneck=True),
     r"resnet-?(\d+)(?:v1)?": lambda numbers, size, images: _resnet(numbers[0], **images),

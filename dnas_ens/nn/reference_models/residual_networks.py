@@ -43,9 +43,7 @@ class WideBlock(nn.Module):
             _conv3x3(out_channels, out_channels),
         )
         keeps_shape = in_channels == out_channels and stride == 1
-        self.shortcut = (
-            None if keeps_shape else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
-        )
+        self.shortcut = None if keeps_shape else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map (B, C_in, H, W) to (B, C_out, ceil(H / stride), ceil(W / stride))."""
@@ -71,9 +69,7 @@ class WideResNet(ReferenceModel):
         UserError: A depth that does not exist, a count below 1, or a dropout out of range.
     """
 
-    def __init__(
-        self, *, depth: int, widening: int, in_channels: int, num_classes: int, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, *, depth: int, widening: int, in_channels: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__(
             depth=depth, widening=widening, in_channels=in_channels, num_classes=num_classes, dropout=dropout
         )
@@ -138,9 +134,7 @@ class ResNet(ReferenceModel):
 
     def __init__(self, *, depth: int, in_channels: int, num_classes: int) -> None:
         super().__init__(depth=depth, in_channels=in_channels, num_classes=num_classes)
-        num_blocks = units_of_depth(
-            depth, layers_per_unit=6, other_layers=2, family="ResNet for small images"
-        )
+        num_blocks = units_of_depth(depth, layers_per_unit=6, other_layers=2, family="ResNet for small images")
         require_positive(in_channels=in_channels, num_classes=num_classes)
         channels = STAGE_CHANNELS[0]
         layers: list[nn.Module] = [_conv3x3(in_channels, channels), nn.BatchNorm2d(channels), nn.ReLU()]

@@ -146,9 +146,7 @@ def chosen_on_other_half(probs: np.ndarray, labels: np.ndarray, num_members: int
     averaged = np.empty(probs.shape[1:])
     halves = alternating_halves(labels)
     for choosing, judging in (halves, halves[::-1]):
-        picked = greedy_selection(
-            probs[:, choosing], labels[choosing], num_members=min(num_members, len(probs))
-        )
+        picked = greedy_selection(probs[:, choosing], labels[choosing], num_members=min(num_members, len(probs)))
         averaged[judging] = probs[picked][:, judging].mean(axis=0)
     return averaged
 
@@ -205,9 +203,7 @@ def matched_samples(
     for count in sorted({*NUM_EDGES, *(base.num_edges - each for each in NUM_EDGES)} - {base.num_edges}):
         having = [cells for cells, number in shared.items() if number == count]
         samples += [str(cells) for cells in generator.permutation(having)[:num_samples]]
-    deviations = deviations_sharing(
-        base, [shared[cells] for cells in samples], operations=operations, seed=seed
-    )
+    deviations = deviations_sharing(base, [shared[cells] for cells in samples], operations=operations, seed=seed)
     return samples, deviations
 
 
@@ -284,9 +280,7 @@ def run_search(study: Study, setting: str, seed: int, base: Genotype | None) -> 
     if setting == BASE_SETTING:
         return {**record, **cost.seconds()}, {}
     points = sweep(loop, study.lambdas)
-    genotypes = {
-        candidate.genotype.canonical_hash(): candidate.genotype for candidate in drop_doubles(points)
-    }
+    genotypes = {candidate.genotype.canonical_hash(): candidate.genotype for candidate in drop_doubles(points)}
     samples: list[str] = []
     deviations: list[Genotype] = []
     if setting in STEERED:
@@ -370,9 +364,7 @@ def run_training(study: Study, genotype: Genotype, seed: int) -> Unit:
     training, record = study.train(genotype, seed)
     data = load(study.configuration(STEERED[0], seed).data)
     probs = {
-        f"{name}_probs": predict_log_probs(training.network, split, augmentation=training.augmentation)
-        .exp()
-        .numpy()
+        f"{name}_probs": predict_log_probs(training.network, split, augmentation=training.augmentation).exp().numpy()
         for name, split in (("val", data.val), ("test", data.test))
     }
     return record, probs

@@ -47,10 +47,7 @@ CIFAR = "accuracy %; published: CIFAR-100, one cell searched, two stacked"
 COMPARED: dict[str, list[tuple[Key, Key]]] = {
     "a": [(("path", way, 1.0, "retrained"), ("path", way, 0.0, "retrained")) for way in STEERED],
     "b": [(("ensemble", way, 0.5, "retrained"), ("ensemble", way, 1.0, "retrained")) for way in STEERED],
-    "c": [
-        (("ensemble", first, 1.0, "retrained"), ("ensemble", second, 1.0, "retrained"))
-        for first, second in PAIRS
-    ],
+    "c": [(("ensemble", first, 1.0, "retrained"), ("ensemble", second, 1.0, "retrained")) for first, second in PAIRS],
     "d": [
         (("samples", way, number, weights), ("deviations", way, number, weights))
         for way in STEERED
@@ -88,9 +85,7 @@ class Figures:
     def __init__(self, study: Study, records: Records, seeds: Sequence[int]) -> None:
         self.study, self.records, self.seeds = study, records, list(seeds)
         self.data = load(study.configuration(STEERED[0], 0).data)
-        self.val_labels, self.test_labels = (
-            split.labels.numpy() for split in (self.data.val, self.data.test)
-        )
+        self.val_labels, self.test_labels = (split.labels.numpy() for split in (self.data.val, self.data.test))
         self._arrays: dict[tuple[str, str, int], dict[str, np.ndarray]] = {}
         measured = {key: self._group(key) for key in self._keys()}
         self.groups = {key: group for key, group in measured.items() if group.seeds}
@@ -121,9 +116,7 @@ class Figures:
                 for share in SHOWN_POINTS if inherited else RETRAINED_POINTS:
                     yield "path", setting, share, weights
                 yield "base", setting, ALL, weights
-                shared = {
-                    int(sample["shared"]) for record in self.searches(setting) for sample in record["samples"]
-                }
+                shared = {int(sample["shared"]) for record in self.searches(setting) for sample in record["samples"]}
                 numbers: list[float | str] = [*sorted(shared), ALL, TOGETHER]
                 for number in numbers:
                     for kind in ("samples", "deviations"):
@@ -168,10 +161,7 @@ class Figures:
         losses = []
         for predictors in by_seed.values():
             of_images = np.stack(
-                [
-                    per_image_calibrated_nll(val, self.val_labels, test, self.test_labels)
-                    for val, test in predictors
-                ]
+                [per_image_calibrated_nll(val, self.val_labels, test, self.test_labels) for val, test in predictors]
             )
             losses.append(of_images.mean(axis=0))
             for name, values in (
@@ -211,9 +201,7 @@ class Figures:
 
     def percent(self, key: Key, figure: str = "test_accuracy") -> str:
         """Return an accuracy in %, mean ± standard deviation over seeds; empty for a missing group."""
-        return (
-            mean([100.0 * each for each in self.groups[key].figures[figure]], 2) if key in self.groups else ""
-        )
+        return mean([100.0 * each for each in self.groups[key].figures[figure]], 2) if key in self.groups else ""
 
     def nats(self, key: Key, figure: str = "test_nll") -> str:
         """Return an NLL, mean ± standard deviation over seeds; empty for a missing group."""
@@ -337,9 +325,7 @@ def along_lambda(figures: Figures) -> str:
 
     published = beside(
         {
-            "one network, Fashion-MNIST one cell at λ = 0; ours at the base's end": figures.beside(
-                near, "92.10"
-            ),
+            "one network, Fashion-MNIST one cell at λ = 0; ours at the base's end": figures.beside(near, "92.10"),
             "the same at λ ≥ 5; ours at the other end": figures.beside(far, "86.4 to 90.6"),
         }
     )
@@ -428,9 +414,7 @@ def schedules(figures: Figures) -> str:
         "retrained, test %",
         "calibrated NLL",
     ]
-    plain, constant, cold = (
-        retrained("ensemble", 1.0, change) for change in ("", f", {CONSTANT}", f", {COLD}")
-    )
+    plain, constant, cold = (retrained("ensemble", 1.0, change) for change in ("", f", {CONSTANT}", f", {COLD}"))
     published = beside(
         {
             "with warm-up (EdgeNES, Table 3)": figures.beside(plain, "62.4"),
@@ -512,8 +496,7 @@ def over_epochs(figures: Figures) -> str:
         epochs, losses = figures.epoch_losses(setting)
         areas[setting] = mean_height(epochs, losses, axis=1)
         accuracies = [
-            [100 * entry["val_accuracy"] for entry in record["epochs"]]
-            for record in figures.searches(setting)
+            [100 * entry["val_accuracy"] for entry in record["epochs"]] for record in figures.searches(setting)
         ]
         rows.append(
             [
@@ -529,8 +512,7 @@ def over_epochs(figures: Figures) -> str:
     header = ["val % / NLL", *(f"epoch {epoch}" for epoch in epochs), "area, %", "area, NLL"]
     found = compare_pairs(areas, PAIRS)
     sentences = "".join(
-        f"- {difference.sentence(f'*{first}*', f'*{second}*')}\n"
-        for (first, second), difference in found.items()
+        f"- {difference.sentence(f'*{first}*', f'*{second}*')}\n" for (first, second), difference in found.items()
     )
 
     def seconds(setting: str) -> str:

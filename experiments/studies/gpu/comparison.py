@@ -66,29 +66,22 @@ def compare(session: Session) -> None:
 
     data = session.data()
     way = session.executions("bfloat16")[-1]
-    recipe = with_fields(
-        retrain_preset(), batch_size=session.scaled(256, 64), learning_rate=0.1, **way.settings()
-    )
+    recipe = with_fields(retrain_preset(), batch_size=session.scaled(256, 64), learning_rate=0.1, **way.settings())
     cells = [
-        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS)
-        for index in range(MEMBERS)
+        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS) for index in range(MEMBERS)
     ]
     plain = {"cnn6": (2,)} if session.rehearse else {"cnn6": (32, 64, 128), "resnet20": (1,)}
     kinds = [_cells_kind(session, data, cells), *(_plain_kind(data, *kind) for kind in plain.items())]
     plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
     methods = [SEARCHED, RANDOM, COPIES, *plain]
-    finished = [
-        name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")
-    ]
+    finished = [name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")]
     if finished:
         seconds = session.earlier["comparison plan"]["seconds"]
     else:
         # What the search cannot use is left; nothing is trained for longer than the others.
         left = (session.seconds_left - 10.0) / len(methods) - RESERVE
         seconds = 1.0 if session.rehearse else left
-        session.keep(
-            "comparison plan", {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan}
-        )
+        session.keep("comparison plan", {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan})
     for method in methods:
         if method in finished:
             continue

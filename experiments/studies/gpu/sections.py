@@ -229,10 +229,7 @@ def recorded_losses(session: Session) -> None:
             for name, way in ways.items():
                 session.say(f"losses of {what}, {precision}, {name}")
                 found[name] = losses_of(way)
-            largest = {
-                name: float(np.abs(np.subtract(losses, found["eager"])).max())
-                for name, losses in found.items()
-            }
+            largest = {name: float(np.abs(np.subtract(losses, found["eager"])).max()) for name, losses in found.items()}
             session.keep(f"losses of {what}, {precision}", {"losses": found, "largest_difference": largest})
             session.free()
 
@@ -240,9 +237,7 @@ def recorded_losses(session: Session) -> None:
 def kernel_variants(session: Session) -> None:
     """Depthwise convolutions, Gram matrices and grouped products in every variant."""
     options = kernels.Kernels(rounds=session.scaled(10, 1), warmup=1, batch_size=session.scaled(64, 4))
-    kernels.measure_kernels(
-        options, session.device, lambda record: session.keep(f"kernels, {record['name']}", record)
-    )
+    kernels.measure_kernels(options, session.device, lambda record: session.keep(f"kernels, {record['name']}", record))
 
 
 def search_steps(session: Session) -> None:
@@ -278,9 +273,7 @@ def _supernet_steps(session: Session, batch_size: int) -> None:
         sides[name] = search_step.build_step(kind, options, device)
         memory[name] = peak_memory(sides[name], 1 if kind == name else 5, device)
         session.say(f"{memory[name]}")
-    step = search_step.our_step_of(
-        _step_options(session, batch_size, Execution(precision="bfloat16")), device
-    )
+    step = search_step.our_step_of(_step_options(session, batch_size, Execution(precision="bfloat16")), device)
     step()
     moved, by_operation = floor.moved_bytes(step)
     session.keep_times(
@@ -314,9 +307,7 @@ def _loop_steps(session: Session, batch_size: int) -> None:
             loop.steps.begin_epoch(loop.schedules)
             recording[str(way)] = side() - usual
         sides[str(way)] = side
-    session.keep_times(
-        f"search loop, batch {batch_size}", sides, session.scaled(5, 1), seconds_to_record=recording
-    )
+    session.keep_times(f"search loop, batch {batch_size}", sides, session.scaled(5, 1), seconds_to_record=recording)
 
 
 def training_step(session: Session) -> None:

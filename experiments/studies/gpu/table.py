@@ -41,9 +41,7 @@ def write_table(folder: Path, output: Path) -> None:
     print(f"wrote {output}.md, .png and .jsonl")
 
 
-def section(
-    title: str, text: Sequence[str], headings: Sequence[str], rows: Sequence[Sequence[str]]
-) -> list[str]:
+def section(title: str, text: Sequence[str], headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Return a section's title, paragraphs and table, text to the left and figures to the right; none without rows."""
     if not rows:
         return []
@@ -71,9 +69,7 @@ def _machine(records: Records, ends: Mapping[int, Any]) -> list[str]:
         "a step), a member that of the same preset (eight cells, C=16), both on Fashion-MNIST.",
         "",
     ]
-    unfinished = [
-        f"{number} ({line['end']})" for number, line in sorted(ends.items()) if line["end"] != "done"
-    ]
+    unfinished = [f"{number} ({line['end']})" for number, line in sorted(ends.items()) if line["end"] != "done"]
     if unfinished:
         lines += [f"**Not finished**: sections {', '.join(unfinished)}; what they had measured is below.", ""]
     if "copy bandwidth" in records:
@@ -116,11 +112,7 @@ def _search(records: Records) -> list[str]:
                 recorded = _medians(record).get("channels_last bfloat16 CUDA graph")
                 floors.append(
                     f"batch {batch}: {moved / 1e9:.1f} GB, {1000 * seconds:.1f} ms"
-                    + (
-                        f", of which the recorded pair takes {recorded / seconds:.1f} times"
-                        if recorded
-                        else ""
-                    )
+                    + (f", of which the recorded pair takes {recorded / seconds:.1f} times" if recorded else "")
                 )
         if loop := records.get(f"search loop, batch {batch}"):
             rows += _rows(loop, f"batch {batch}, whole loop", TEXTBOOK_PAIR)
@@ -230,10 +222,7 @@ def _kernels(records: Records) -> list[str]:
     for part, title in titles.items():
         found = [record for record in records.values() if record.get("part") == part]
         names = list(dict.fromkeys(name for record in found for name in record["variants"]))
-        rows = [
-            [record["name"], *[_microseconds(record["variants"].get(name)) for name in names]]
-            for record in found
-        ]
+        rows = [[record["name"], *[_microseconds(record["variants"].get(name)) for name in names]] for record in found]
         lines += section(f"### {title}", [], ["µs, forward and backward", *names], rows)
     return ["## Kernels, replayed from a CUDA graph", "", *lines] if lines else []
 

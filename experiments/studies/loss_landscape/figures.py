@@ -98,9 +98,7 @@ def _matrix(
         shown, cmap=colormaps["Blues"].with_extremes(bad=GRID_COLOUR), interpolation="nearest", vmax=highest
     )
     centres = np.arange(len(names)) * block + (block - 1) / 2
-    axis.set_xticks(
-        centres, names, rotation=35 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center"
-    )
+    axis.set_xticks(centres, names, rotation=35 if len(names) > 3 else 0, ha="right" if len(names) > 3 else "center")
     axis.set_yticks(centres, names)
     axis.tick_params(length=0, labelsize=8, colors=MUTED_COLOUR)
     for edge in np.arange(1, len(names)) * block - 0.5:
@@ -108,9 +106,7 @@ def _matrix(
         axis.axvline(edge, color="white", linewidth=1.5)
     for spine in axis.spines.values():
         spine.set_visible(False)
-    bar = figure.colorbar(
-        image, ax=axis, fraction=0.046, pad=0.03, extend="neither" if highest is None else "max"
-    )
+    bar = figure.colorbar(image, ax=axis, fraction=0.046, pad=0.03, extend="neither" if highest is None else "max")
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, colors=MUTED_COLOUR, length=0)
     _title(axis, title)
@@ -171,9 +167,7 @@ def _plane(axis: Axes, found: Found) -> None:
     """Draw the diversity-accuracy plane with its limits; the base is the first solution."""
     plane, num_classes = found.landscape.plane, found.predictions.val_probs.shape[2]
     count = len(found.solutions[0].states)
-    accuracy, diversity = (
-        values.reshape(len(found.solutions), count) for values in (plane.accuracy, plane.diversity)
-    )
+    accuracy, diversity = (values.reshape(len(found.solutions), count) for values in (plane.accuracy, plane.diversity))
     groups = np.array(found.groups)
     ends = accuracy[:, -1]
     # Early checkpoints would squeeze all that is of interest.
@@ -185,8 +179,7 @@ def _plane(axis: Axes, found: Found) -> None:
     errors = 1.0 - grid
     least, largest = disagreement_bounds(grid, plane.base_accuracy)
     independent, perturbed = (
-        curve(grid, plane.base_accuracy, num_classes)
-        for curve in (independent_disagreement, perturbed_disagreement)
+        curve(grid, plane.base_accuracy, num_classes) for curve in (independent_disagreement, perturbed_disagreement)
     )
     curves: list[tuple[np.ndarray, str | None, dict[str, Any]]] = [
         (largest, "bounds", {"color": LINE_COLOUR, "linewidth": 1, "linestyle": ":"}),
@@ -226,9 +219,7 @@ def _plane(axis: Axes, found: Found) -> None:
     axis.set_xlim(100 * low, 100 * high)
     highest = np.nanmax(np.concatenate([diversity[:, -1], diversity[0, :-1][own]]))
     # The upper curve grows without bound towards accuracy 1; its left end is shown in any case.
-    top = 1.15 * max(
-        highest, float(independent_disagreement(low, plane.base_accuracy, num_classes)) / (1.0 - low)
-    )
+    top = 1.15 * max(highest, float(independent_disagreement(low, plane.base_accuracy, num_classes)) / (1.0 - low))
     axis.set_ylim(-0.05 * top, top)
     style_axis(axis, x_label="accuracy % on val", y_label="disagreement with base / error rate")
     axis.legend(

@@ -41,10 +41,7 @@ def weight_cosines(model: nn.Module, states: Sequence[Mapping[str, Tensor]]) -> 
     """
     trained = [name for name, _ in model.named_parameters()]
     vectors = np.stack(
-        [
-            np.concatenate([state[name].detach().double().cpu().numpy().ravel() for name in trained])
-            for state in states
-        ]
+        [np.concatenate([state[name].detach().double().cpu().numpy().ravel() for name in trained]) for state in states]
     )
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors /= np.where(lengths > 0.0, lengths, 1.0)
@@ -140,9 +137,7 @@ class DiversityAccuracy:
     base_accuracy: float
 
 
-def diversity_accuracy_plane(
-    base_probs: np.ndarray, member_probs: np.ndarray, labels: np.ndarray
-) -> DiversityAccuracy:
+def diversity_accuracy_plane(base_probs: np.ndarray, member_probs: np.ndarray, labels: np.ndarray) -> DiversityAccuracy:
     """Place solutions (M, N, K) in the plane of accuracy and normalised disagreement with a base (N, K)."""
     disagreement = (member_probs.argmax(axis=2) != base_probs.argmax(axis=1)).mean(axis=1)
     accuracies = accuracies_of(member_probs, labels)
@@ -154,9 +149,7 @@ def diversity_accuracy_plane(
     )
 
 
-def independent_disagreement(
-    accuracy: npt.ArrayLike, base_accuracy: npt.ArrayLike, num_classes: int
-) -> FloatArray:
+def independent_disagreement(accuracy: npt.ArrayLike, base_accuracy: npt.ArrayLike, num_classes: int) -> FloatArray:
     """Disagreement of two classifiers whose errors are independent, the upper curve of the plane.
 
     Given the label, each is right with its own probability and otherwise gives one of the K - 1 wrong classes at
@@ -200,9 +193,7 @@ def perturbed_disagreement(accuracy: npt.ArrayLike, base_accuracy: float, num_cl
     return np.where((share >= 0.0) & (share <= 1.0), share, np.nan)
 
 
-def disagreement_bounds(
-    accuracy: npt.ArrayLike, base_accuracy: npt.ArrayLike
-) -> tuple[FloatArray, FloatArray]:
+def disagreement_bounds(accuracy: npt.ArrayLike, base_accuracy: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Least and largest disagreement that two accuracies allow, of more than two classes.
 
     The best case changes wrong answers only: |a - a'|. At most 2 - a - a', where no image is wrong for both (or

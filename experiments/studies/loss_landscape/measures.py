@@ -111,9 +111,7 @@ def _lines(bench: Bench, focus: Sequence[Solution], view: Split) -> dict[str, Lo
     augmentation = Augmentation.for_data(bench.data, augment=False)
     splits = (bench.data.train.drawn(BATCH_NORM_IMAGES), view)
     train, val = (
-        functools.partial(
-            iterate_batches, split.to(bench.device), EVALUATION_BATCH, augmentation=augmentation
-        )
+        functools.partial(iterate_batches, split.to(bench.device), EVALUATION_BATCH, augmentation=augmentation)
         for split in splits
     )
     middle = len(focus[0].states) // 2
@@ -155,9 +153,7 @@ def contrasts(
     chosen = list(members)
     probs, labels = predictions.test_probs[chosen].astype(np.float64), predictions.test_labels
     of_members = [groups[index] for index in chosen]
-    found = {
-        name: contrast_pairs(measure(probs, labels), of_members) for name, measure in PAIR_MEASURES.items()
-    }
+    found = {name: contrast_pairs(measure(probs, labels), of_members) for name, measure in PAIR_MEASURES.items()}
     found[PAIR_NLL] = contrast_pairs(_pair_nll(predictions, chosen), of_members)
     corrected = holm([contrast.p_value for contrast in found.values()])
     return {name: (found[name], p_value) for name, p_value in zip(found, corrected, strict=True)}
@@ -183,9 +179,7 @@ def score(predictions: Predictions, members: Sequence[int]) -> tuple[float, floa
     return accuracy(on_test, labels), nll(on_test, labels), calibrated_nll(on_test, labels, temperature)
 
 
-def ensemble_sizes(
-    predictions: Predictions, subsets: Sequence[Sequence[Sequence[int]]]
-) -> list[dict[str, float]]:
+def ensemble_sizes(predictions: Predictions, subsets: Sequence[Sequence[Sequence[int]]]) -> list[dict[str, float]]:
     """Return metrics on test against ensemble size, averaged over ensembles of each size.
 
     Args:
@@ -207,14 +201,9 @@ def ensemble_sizes(
 
 def subsets_of_seeds(groups: Sequence[int], members: Sequence[int]) -> list[list[tuple[int, ...]]]:
     """Return for each size the ensembles of seeds of one architecture, at most `MAX_SUBSETS`."""
-    by_group = [
-        [index for index in members if groups[index] == group] for group in {groups[i] for i in members}
-    ]
+    by_group = [[index for index in members if groups[index] == group] for group in {groups[i] for i in members}]
     sizes = range(1, min(len(group) for group in by_group) + 1)
-    return [
-        _some([subset for group in by_group for subset in itertools.combinations(group, size)])
-        for size in sizes
-    ]
+    return [_some([subset for group in by_group for subset in itertools.combinations(group, size)]) for size in sizes]
 
 
 def subsets_of_groups(groups: Sequence[int], members: Sequence[int]) -> list[list[tuple[int, ...]]]:
@@ -225,9 +214,7 @@ def subsets_of_groups(groups: Sequence[int], members: Sequence[int]) -> list[lis
     found = []
     for size in range(1, len(names) + 1):
         drawn = {
-            tuple(
-                int(generator.choice(by_group[name])) for name in sorted(generator.permutation(names)[:size])
-            )
+            tuple(int(generator.choice(by_group[name])) for name in sorted(generator.permutation(names)[:size]))
             for _ in range(10 * MAX_SUBSETS)
         }
         found.append(_some(sorted(drawn)))

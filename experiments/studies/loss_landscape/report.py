@@ -48,9 +48,7 @@ def space_table(found: Found) -> str:
     for name, pairs in rows.items():
         first, second = np.array(pairs).T
         means = [float(matrix[first, second].mean()) for matrix in matrices]
-        lines.append(
-            [name, f"{means[0]:.3f}", f"{100 * means[1]:.2f}", *(f"{each:.3f}" for each in means[2:])]
-        )
+        lines.append([name, f"{means[0]:.3f}", f"{100 * means[1]:.2f}", *(f"{each:.3f}" for each in means[2:])])
     header = [
         "pairs, on val",
         "cosine of weights",
@@ -88,9 +86,7 @@ def answer(rows: dict[str, tuple[PairContrast, float]], kind: str) -> str:
     one, level = kind[:-1], 1.0 - CONFIDENCE
     smallest = min(contrast.num_groupings, NUM_RESAMPLES + 1)
     share = 100.0 * contrast.difference / contrast.within if contrast.within > 0.0 else 0.0
-    figures = (
-        f"{primary} {contrast.between:.3f} against {contrast.within:.3f}, {share:+.1f} %, p {p_value:.2g}"
-    )
+    figures = f"{primary} {contrast.between:.3f} against {contrast.within:.3f}, {share:+.1f} %, p {p_value:.2g}"
     subject = f"members of different {kind}"
     if p_value > level:
         verdict = (
@@ -198,11 +194,7 @@ def report(found: Found, environment: dict[str, Any]) -> str:
     barriers = "; ".join(f"{name} {line.barrier:.3f} nats" for name, line in found.landscape.lines.items())
     return (
         header(found, environment)
-        + (
-            f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}{shared_edges(found)}"
-            if answers
-            else ""
-        )
+        + (f"## Seeds against {' and '.join(found.comparisons)}\n\n{answers}{shared_edges(found)}" if answers else "")
         + f"## Solutions\n\n{solutions_table(found)}\n## Weights and predictions: {first}\n\n{space_table(found)}\n"
         "The cosine is of all parameters; where BatchNorm's scales are among them, which all begin at 1, it is not 0 "
         f"for unrelated networks either. Loss barriers on val along straight lines: {barriers}.\n\n"

@@ -103,9 +103,7 @@ class Bench:
 
     def checkpoint_epochs(self) -> list[int]:
         """Epochs after which a checkpoint is taken, evenly spread, 0 and the last included."""
-        return sorted(
-            {int(epoch) for epoch in np.linspace(0, self.recipe.epochs, self.checkpoints + 1).round()}
-        )
+        return sorted({int(epoch) for epoch in np.linspace(0, self.recipe.epochs, self.checkpoints + 1).round()})
 
     def solve(self, folder: Path) -> list[Solution]:
         """Train S solutions of every architecture, or load what was trained in the folder."""

@@ -54,9 +54,7 @@ class Group:
             for seed in {record["seed"] for record in store}
             if all(Task(model, schedule, seed) in store for schedule in SCHEDULES)
         )
-        self.records = {
-            schedule: [store[Task(model, schedule, seed)] for seed in self.seeds] for schedule in SCHEDULES
-        }
+        self.records = {schedule: [store[Task(model, schedule, seed)] for seed in self.seeds] for schedule in SCHEDULES}
         self.methods = list(self.records[SCHEDULES[0]][0]["rows"]) if self.seeds else []
         #: The calibrated NLL of every method on each test input, (S, N).
         losses: dict[Entry, np.ndarray] = {}
@@ -88,9 +86,7 @@ def groups_of(study: Study, store: Records) -> list[Group]:
     return [group for model in models if (group := Group(store, model)).seeds]
 
 
-def report(
-    study: Study, problem: Problem, groups: Sequence[Group], env: Mapping[str, Any]
-) -> tuple[str, str]:
+def report(study: Study, problem: Problem, groups: Sequence[Group], env: Mapping[str, Any]) -> tuple[str, str]:
     """Return what OUTPUT.md begins with, and its tables."""
     recipe, (train_size, val_size, test_size) = study.recipe, problem.sizes
     seeds = "; ".join(f"{group.model} {', '.join(map(str, group.seeds))}" for group in groups)
@@ -170,8 +166,7 @@ def table(group: Group, schedule: str) -> str:
 def comparisons(group: Group) -> str:
     """Return one sentence for each comparison of `PAIRS` and `ACROSS` as a Markdown list."""
     sentences = [
-        f"{schedule}: "
-        + group.differences[(schedule, first), (schedule, second)].sentence(f"*{first}*", f"*{second}*")
+        f"{schedule}: " + group.differences[(schedule, first), (schedule, second)].sentence(f"*{first}*", f"*{second}*")
         for schedule in SCHEDULES
         for first, second in PAIRS
     ]
@@ -236,9 +231,7 @@ def plot(groups: Sequence[Group], path: Path) -> None:
     height = 70 + 290 * len(groups)
     figure = new_figure(960, height)
     # Unlike tight_layout it lets columns differ in the room their labels take.
-    figure.set_layout_engine(
-        "constrained", rect=(0, 50 / height, 1, 1 - 56 / height), wspace=0.04, hspace=0.06
-    )
+    figure.set_layout_engine("constrained", rect=(0, 50 / height, 1, 1 - 56 / height), wspace=0.04, hspace=0.06)
     axes = figure.subplots(len(groups), 3, squeeze=False, width_ratios=(1, 1, 1.1))
     for row, group in zip(axes, groups, strict=True):
         row[1].sharey(row[0])

@@ -171,10 +171,7 @@ class Study:
     def tasks(self) -> list[Task]:
         """Return the trainings, seed by seed, so that an interrupted study has all settings."""
         return [
-            Task(model, schedule, seed)
-            for seed in range(self.seeds)
-            for model in self.models
-            for schedule in SCHEDULES
+            Task(model, schedule, seed) for seed in range(self.seeds) for model in self.models for schedule in SCHEDULES
         ]
 
 

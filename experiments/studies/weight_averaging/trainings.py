@@ -111,9 +111,7 @@ def train(study: Study, problem: Problem, task: Task) -> Record:
             for average in averages.values():
                 average.after_step(training.network)
 
-        training.run_epoch(
-            learning_rate=study.learning_rate_at(task.schedule, training.epoch), on_step=on_step
-        )
+        training.run_epoch(learning_rate=study.learning_rate_at(task.schedule, training.epoch), on_step=on_step)
         for average in averages.values():
             average.after_epoch(training.network, epoch + 1)
         if epoch >= begin:
@@ -182,9 +180,7 @@ def choose(study: Study, problem: Problem, task: Task) -> tuple[dict[str, Choice
     place = study.folder / str(task)
     with torch.random.fork_rng(devices=[]):
         shell = build_model(study, problem, task.model)
-    kept, others = (
-        [load_tensors(file) for file in sorted((place / name).iterdir())] for name in ("kept", "branches")
-    )
+    kept, others = ([load_tensors(file) for file in sorted((place / name).iterdir())] for name in ("kept", "branches"))
     ends, batches = [kept[-1], *others], (problem.training, problem.val)
 
     def fitted(state: State) -> nn.Module:
