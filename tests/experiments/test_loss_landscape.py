@@ -160,7 +160,7 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
         (("--seeds", 1), "--seeds is 1"),
         (("--epochs", 3), "--checkpoints 10 do not fit 3 epochs"),
         (("--models", "cells", "cells"), "--models are cells, cells"),
-        (("--run-dir", "tests"), "tests is no run folder of a search"),
+        (("--run-dir", "tests"), "tests is not the run folder of a search"),
     ],
 )
 def test_mistakes_are_told_in_two_lines(study, capsys, arguments, cause):
