@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
         description="Measure every member, the best single one and the ensemble on the test images.",
     )
     from dnas_ens.evaluate.run import evaluate_folder, stored_predictions, write_results
-    from dnas_ens.evaluate.shift import evaluate_shift, stored_shift, write_shift
+    from dnas_ens.evaluate.shift import predict_run_shift, stored_shift
+    from dnas_ens.evaluate.shift_tables import write_shift
     from dnas_ens.run.folder import RunFolder
 
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> None:
             evaluate_folder(run.path, data, device=device)
             shifted = ""
             if command.under_shift.shift:
-                shifted = evaluate_shift(run, data, command.under_shift, device=device)
+                shifted = write_shift(run.path, predict_run_shift(run, data, command.under_shift, device=device))
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(run.file("results.md").read_text() + shifted, end="")

@@ -17,8 +17,6 @@ import numpy as np
 from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, check_corruption, check_severity
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
-from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.run.files import write_atomic, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -215,23 +213,10 @@ def _foreign_images(
                 yield candidate, images
 
 
-def evaluate_shift(
+def predict_run_shift(
     run: RunFolder, data: ImageData, options: ShiftOptions, *, device: torch.device | str = "cpu"
-) -> str:
-    """Measure the ensemble of a run folder, which is evaluated already, under shift, and write its files.
-
-    Args:
-        run: Holds the ensemble and predictions.npz.
-        data: The run's data.
-        options: What to measure.
-        device: Where to corrupt and to predict.
-
-    Returns:
-        What shift.md holds.
-
-    Raises:
-        UserError: See `predict_shift`; or the run has no predictions.npz.
-    """
+) -> ShiftPredictions:
+    """Predict the run's images under shift with its ensemble, and write shift.npz; see `predict_shift`."""
     from dnas_ens.config import DataConfig
     from dnas_ens.config.fields import override
     from dnas_ens.data.names import OUT_OF_DISTRIBUTION
@@ -247,27 +232,7 @@ def evaluate_shift(
         device=device,
     )
     shift.save(run.path / FILE)
-    return write_shift(run.path, shift)
-
-
-def write_shift(folder: Path, shift: ShiftPredictions) -> str:
-    """Write shift.json and shift.md from predictions alone; return what shift.md holds.
-
-    Args:
-        folder: The run folder, with predictions.npz.
-        shift: Its predictions under shift.
-
-    Raises:
-        UserError: The folder has no predictions.npz.
-    """
-    from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
-
-    predictions = Predictions.load(folder / "predictions.npz")
-    tables = shift_tables(predictions, shift)
-    write_json(folder / "shift.json", tables)
-    text = shift_markdown(predictions, shift, tables)
-    write_atomic(folder / "shift.md", text.encode())
-    return text
+    return shift
 
 
 def stored_shift(folder: Path) -> ShiftPredictions:

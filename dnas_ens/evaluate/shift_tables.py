@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from dnas_ens.evaluate.tables import best_single, to_markdown
 from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.diversity import entropy, mutual_information, normalise_weights
 from dnas_ens.metrics.scores import check_predictions, check_probs, evaluate_probs, nll
+from dnas_ens.run.files import write_atomic, write_json
 from dnas_ens.types import FloatArray, IntArray
 
 ENSEMBLE, AVERAGE_MEMBER, BEST_SINGLE = "ensemble", "average member", "best single"
@@ -185,6 +187,24 @@ def detection_rows(
             (AVERAGE_MEMBER, float(np.mean(of_members)), None),
         )
     ]
+
+
+def write_shift(folder: Path, shift: ShiftPredictions) -> str:
+    """Write shift.json and shift.md from predictions alone; return what shift.md holds.
+
+    Args:
+        folder: The run folder, with predictions.npz.
+        shift: Its predictions under shift.
+
+    Raises:
+        UserError: The folder has no predictions.npz.
+    """
+    predictions = Predictions.load(folder / "predictions.npz")
+    tables = shift_tables(predictions, shift)
+    write_json(folder / "shift.json", tables)
+    text = shift_markdown(predictions, shift, tables)
+    write_atomic(folder / "shift.md", text.encode())
+    return text
 
 
 def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str, list[dict[str, Any]]]:
