@@ -143,6 +143,23 @@ class Network(nn.Module):
             AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, stack.num_classes) if auxiliary else None
         )
 
+    def __repr__(self) -> str:
+        # Not nn.Module's, which lists every module over pages.
+        return f"{self._heading()}\n{self.genotype}"
+
+    def _repr_svg_(self) -> str:
+        """A drawing of the cells, for notebooks."""
+        from dnas_ens.figures.cells import draw_genotype
+        from dnas_ens.figures.style import to_svg
+
+        return to_svg(draw_genotype(self.genotype, title=self._heading()), title=self._heading())
+
+    def _heading(self) -> str:
+        stack, count = self.stack, sum(parameter.numel() for parameter in self.parameters())
+        return (
+            f"Network({stack.num_cells} cells, C={stack.channels}, {stack.num_classes} classes, {count:,} parameters)"
+        )
+
     def forward(self, images: Tensor) -> Tensor:
         """Map normalised images (B, C_in, H, W) to logits (B, K)."""
         return self.forward_with_auxiliary(images)[0]
