@@ -1,9 +1,5 @@
 """Fixtures: small data made by hand, whose every pixel the tests know."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -11,29 +7,20 @@ from PIL import Image
 
 from dnas_ens.data import ImageData, Split
 
-MakeData = Callable[..., ImageData]
-WriteImages = Callable[..., np.ndarray]
-
 
 @pytest.fixture
 def make_data():
-    """Random images: `num` for train, half of it for val and for test, labels in turn."""
+    """Random images: `num` for train, half of it for val and for test (or `num_test`), labels in turn."""
 
-    def make(num=40, *, channels=1, size=8, classes=4, seed=0):
-        generator = torch.Generator().manual_seed(seed)
+    def make(num=40, *, name="made", channels=1, size=8, classes=4, num_test=None):
+        generator = torch.Generator().manual_seed(0)
 
         def split(count):
             images = torch.randint(256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
             return Split(images, torch.arange(count) % classes)
 
-        return ImageData.from_splits(
-            "made",
-            tuple("abcdefghij"[:classes]),
-            train=split(num),
-            val=split(num // 2),
-            test=split(num // 2),
-            flip=True,
-        )
+        splits = {"train": split(num), "val": split(num // 2), "test": split(num_test or num // 2)}
+        return ImageData.from_splits(name, tuple("abcdefghij"[:classes]), **splits, flip=True)
 
     return make
 

@@ -9,11 +9,11 @@ from scipy.stats import binomtest, chisquare
 
 from dnas_ens.data import Augmentation, AugmentationDraws, Split, count_batches, iterate_batches
 from dnas_ens.data.batches import normalise
-from dnas_ens.data.dataset import measure_normalisation
 from dnas_ens.errors import UserError
 
 IDENTITY = {"mean": (0.0,), "std": (1 / 255,)}  # leaves pixels as they are
 COLOUR = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
+DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 
 
 def seeded(seed, device="cpu"):
@@ -49,18 +49,14 @@ def one_by_one(augmentation, images, draws):
     return result
 
 
-@pytest.mark.parametrize(
-    ("pad", "flip", "cutout"),
-    [(0, False, 0), (2, False, 0), (0, True, 0), (0, False, 3), (0, False, 4), (2, True, 3)],
-)
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("pad", "flip", "cutout"), [(0, False, 0), (2, False, 0), (0, True, 4), (2, True, 3)])
+@DEVICES
 def test_augmentation_is_that_of_a_plain_loop(pad, flip, cutout, device):
     augmentation = Augmentation(pad=pad, flip=flip, cutout=cutout, **COLOUR)
     images = random_images(24, 3, 7, 6)
     draws = augmentation.draw(24, height=7, width=6, generator=seeded(4, device))
     augmented = augmentation(images.to(device), seeded(4, device))
-    assert (augmented.dtype, augmented.device.type) == (torch.float32, device)
-    assert augmented.is_contiguous()
+    assert (augmented.dtype, augmented.device.type, augmented.is_contiguous()) == (torch.float32, device, True)
     np.testing.assert_allclose(augmented.cpu().numpy(), one_by_one(augmentation, images, draws), atol=1e-5)
 
 
@@ -77,26 +73,6 @@ def test_offsets_flips_and_centres_are_uniform_and_independent():
     assert np.abs(np.corrcoef(columns) - np.eye(5)).max() < 5 / np.sqrt(num)
 
 
-def test_parts_that_are_off_draw_nothing():
-    generator = seeded(0)
-    before = generator.get_state()
-    images = random_images(3, 1, 4, 4)
-    augmentation = Augmentation(pad=0, flip=False, cutout=0, **IDENTITY)
-    assert torch.equal(augmentation(images, generator), images.float())
-    assert torch.equal(generator.get_state(), before)
-
-
-def test_cutout_squares_by_hand():
-    # Centres in a corner, in the middle, at the far corner; side 4 covers centre - 2 to centre + 1.
-    augmentation = Augmentation(pad=0, flip=False, cutout=4, **IDENTITY)
-    centres = torch.tensor([0, 4, 7])
-    draws = AugmentationDraws(cutout_rows=centres, cutout_columns=centres)
-    augmented = augmentation.apply(torch.full((3, 1, 8, 8), 9, dtype=torch.uint8), draws)
-    zero = [sorted({int(row) for row, _ in (image[0] == 0).nonzero()}) for image in augmented]
-    assert zero == [[0, 1], [2, 3, 4, 5], [5, 6, 7]]
-    assert [int((image == 0).sum()) for image in augmented] == [4, 16, 9]
-
-
 def test_cutout_is_zero_after_normalisation_padding_black_before():
     augmentation = Augmentation(pad=1, flip=False, cutout=1, mean=(0.5,), std=(0.5,))
     rows, columns = torch.tensor([0]), torch.tensor([1])
@@ -105,7 +81,7 @@ def test_cutout_is_zero_after_normalisation_padding_black_before():
     torch.testing.assert_close(augmented, torch.tensor([[[[-1.0, -1, -1], [1, 1, 1], [1, 0, 1]]]]))
 
 
-@pytest.mark.parametrize(("size", "pad"), [(4, 1), (8, 1), (16, 2), (28, 4), (32, 4), (64, 4)])
+@pytest.mark.parametrize(("size", "pad"), [(4, 1), (16, 2), (28, 4), (64, 4)])
 def test_for_data(make_data, size, pad):
     data = make_data(8, size=size)
     normalisation = {"mean": data.mean, "std": data.std}
@@ -131,7 +107,7 @@ def test_batches_in_order_and_how_many(num, drop_last):
     assert count_batches(numbered(num), 4, drop_last=drop_last) == len(batches)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@DEVICES
 def test_shuffled_epochs_are_permutations_drawn_once_from_the_generator(device):
     generator, expected = seeded(0), seeded(0)
     for _ in range(2):
@@ -140,22 +116,29 @@ def test_shuffled_epochs_are_permutations_drawn_once_from_the_generator(device):
     assert torch.equal(generator.get_state(), expected.get_state())
 
 
-def test_order_and_augmentation_are_independent_and_leave_the_split_alone():
+def test_seeds_of_order_and_augmentation_are_independent_and_resuming_in_mid_epoch_gives_the_same_batches():
     split = Split(random_images(30, 1, 6, 6), torch.arange(30))
     before = split.fingerprint()
     augmentation = Augmentation(pad=1, flip=True, cutout=2, **IDENTITY)
 
-    def run(order_seed, augmentation_seed):
-        generators = {"generator": seeded(order_seed), "augmentation_generator": seeded(augmentation_seed)}
-        parts = zip(*iterate_batches(split, 8, augmentation=augmentation, **generators), strict=True)
-        return [torch.cat(part) for part in parts]
+    def run(order, augmenting, **options):
+        generators = {"generator": order, "augmentation_generator": augmenting}
+        return iterate_batches(split, 8, augmentation=augmentation, **generators, **options)
 
-    images, labels = run(0, 0)
-    assert all(map(torch.equal, (images, labels), run(0, 0)))
-    other_images, other_labels = run(0, 1)
+    def joined(batches):
+        return [torch.cat(part) for part in zip(*batches, strict=True)]
+
+    images, labels = joined(run(seeded(0), seeded(0)))
+    other_images, other_labels = joined(run(seeded(0), seeded(1)))
     assert torch.equal(labels, other_labels)
     assert not torch.equal(images, other_images)
-    assert not torch.equal(labels, run(1, 0)[1])
+    assert not torch.equal(labels, joined(run(seeded(1), seeded(0)))[1])
+    augmenting = seeded(0)
+    stopped = run(seeded(0), augmenting)
+    next(stopped), next(stopped)
+    stopped.close()
+    resumed = joined(run(seeded(0), augmenting, first_batch=2))
+    assert all(map(torch.equal, resumed, (images[16:], labels[16:])))
     assert split.fingerprint() == before
 
 
@@ -168,39 +151,6 @@ def test_without_augmentation_generator_only_normalises():
     torch.testing.assert_close(images, split.images / 255)
 
 
-def test_resuming_in_mid_epoch_gives_the_same_batches():
-    split = Split(random_images(30, 1, 6, 6), torch.arange(30))
-    order, augmenting = seeded(0), seeded(1)
-    arguments = {
-        "generator": order,
-        "augmentation": Augmentation(pad=1, flip=True, cutout=2, **IDENTITY),
-        "augmentation_generator": augmenting,
-    }
-    before = order.get_state()
-    whole = iterate_batches(split, 8, **arguments)
-    next(whole), next(whole)
-    after_two = augmenting.get_state()
-    rest = list(whole)
-    order.set_state(before)
-    augmenting.set_state(after_two)
-    resumed = list(iterate_batches(split, 8, first_batch=2, **arguments))
-    assert len(rest) == len(resumed) == 2
-    for one, two in zip(rest, resumed, strict=True):
-        assert all(map(torch.equal, one, two))
-
-
-def test_normalise_as_numpy_does_and_has_mean_0_and_deviation_1():
-    images = random_images(50, 3, 6, 6)
-    mean, std = measure_normalisation(images)
-    normalised = normalise(images, mean=mean, std=std)
-    channels = (1, 3, 1, 1)
-    expected = (images.numpy() / 255 - np.reshape(mean, channels)) / np.reshape(std, channels)
-    assert normalised.dtype == torch.float32
-    np.testing.assert_allclose(normalised.numpy(), expected, atol=1e-5)
-    torch.testing.assert_close(normalised.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
-    torch.testing.assert_close(normalised.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=1e-5, rtol=0)
-
-
 def test_constants_first_made_in_inference_mode_serve_training():
     images = torch.full((2, 1, 3, 3), 51, dtype=torch.uint8)
     with torch.inference_mode():
@@ -210,9 +160,7 @@ def test_constants_first_made_in_inference_mode_serve_training():
     assert weight.grad.item() == pytest.approx(18 * (0.2 - 0.123) / 0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"pad": -1}, {"cutout": -2}, {"std": (0.0,)}, {"mean": (0.1, 0.2)}, {"mean": (), "std": ()}]
-)
+@pytest.mark.parametrize("wrong", [{"pad": -1}, {"std": (0.0,)}, {"mean": (0.1, 0.2)}, {"mean": (), "std": ()}])
 def test_augmentation_out_of_range(wrong):
     with pytest.raises(UserError):
         Augmentation(**{"pad": 1, "flip": False, "cutout": 0, "mean": (0.5,), "std": (0.2,), **wrong})

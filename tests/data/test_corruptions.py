@@ -4,11 +4,10 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage, stats
-from torch import nn
+from sklearn.svm import SVC
 
 from dnas_ens.data.corruptions import CorruptionDraws, corrupt, elastic, motion_blur, pixelate, translation
 from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, STRENGTHS
@@ -34,20 +33,22 @@ def draws(num, name="any"):
 
 
 @pytest.mark.parametrize("name", CORRUPTION_NAMES)
-@pytest.mark.parametrize("shape", [(3, 1, 8, 8), (2, 1, 28, 28), (2, 3, 32, 32), (2, 3, 8, 8), (2, 3, 5, 9)])
-def test_every_corruption_keeps_form_and_does_something(name, shape):
-    images = random_images(*shape)
-    before = images.clone()
-    for severity in SEVERITIES:
-        corrupted = corrupt(images, name, severity)
-        assert corrupted.dtype == torch.uint8
-        assert corrupted.shape == images.shape
-        assert not torch.equal(corrupted, images)
-    assert torch.equal(images, before)
+def test_every_corruption_keeps_form_and_does_something(name):
+    for shape in ((3, 1, 8, 8), (2, 3, 32, 32), (2, 3, 5, 9)):
+        images = random_images(*shape)
+        before = images.clone()
+        for severity in SEVERITIES:
+            corrupted = corrupt(images, name, severity)
+            assert (corrupted.dtype, corrupted.shape) == (torch.uint8, images.shape)
+            assert not torch.equal(corrupted, images)
+        assert torch.equal(images, before)
+    flat = torch.full((2, 3, 9, 9), 77, dtype=torch.uint8)
+    if name in ("gaussian_blur", "defocus_blur", "motion_blur", "pixelate", "elastic"):
+        assert torch.equal(corrupt(flat, name, 5), flat)
 
 
 @pytest.mark.parametrize("name", CORRUPTION_NAMES)
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(order=st.permutations(range(7)), cut=st.integers(1, 6))
 def test_an_image_is_corrupted_alike_in_every_batch(name, order, cut):
     images = random_images(7, 3, 12, 12)
@@ -60,8 +61,7 @@ def test_an_image_is_corrupted_alike_in_every_batch(name, order, cut):
 
 @pytest.mark.parametrize("name", sorted(set(CORRUPTION_NAMES) - WITHOUT_DRAWS))
 def test_seed_index_and_corruption_decide_what_is_drawn(name):
-    image = random_images(1, 1, 16, 16)
-    images = image.expand(30, -1, -1, -1)
+    images = random_images(1, 1, 16, 16).expand(30, -1, -1, -1)
     first = corrupt(images, name, 3)
     assert torch.equal(first, corrupt(images, name, 3))
     assert not torch.equal(first, corrupt(images, name, 3, seed=1))
@@ -126,13 +126,6 @@ def test_gaussian_blur_is_that_of_scipy():
     np.testing.assert_allclose(ours[8:-8, 8:-8], expected[8:-8, 8:-8], atol=1.2)
 
 
-@pytest.mark.parametrize("name", ["gaussian_blur", "defocus_blur", "motion_blur", "pixelate", "elastic"])
-def test_a_flat_image_stays_flat(name):
-    flat = torch.full((2, 3, 9, 9), 77, dtype=torch.uint8)
-    for severity in SEVERITIES:
-        assert torch.equal(corrupt(flat, name, severity), flat)
-
-
 def test_defocus_spreads_a_point_over_a_disc_and_motion_over_a_line():
     point = torch.zeros(40, 1, 33, 33)
     point[:, :, 16, 16] = 1.0
@@ -151,14 +144,9 @@ def test_defocus_spreads_a_point_over_a_disc_and_motion_over_a_line():
     # The variance of a uniform line of length L is L^2 / 12; its width is about a pixel.
     np.testing.assert_allclose(along.mean(), length**2 / 12, rtol=0.1)
     assert float(across.max()) < 0.5
-    directions = torch.linalg.eigh(covariance).eigenvectors[:, :, 1]
-    assert float(directions.abs().std(dim=0).min()) > 0.2  # not all alike
 
 
 def test_pixelate_by_hand():
-    images = torch.arange(16.0).view(1, 1, 4, 4)
-    expected = F.avg_pool2d(images, 2).repeat_interleave(2, -1).repeat_interleave(2, -2)
-    assert torch.allclose(pixelate(images, 0.5, draws(1)), expected)
     # Cells of 4/3 pixels from the centre of [0, 4): [2, 10/3) holds pixel 2 and a third of pixel 3.
     line = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(-1, -1, 4, -1)
     cell = (1 / 3) / (4 / 3)
@@ -208,31 +196,15 @@ def test_occlusion_covers_a_square():
     assert float(centres_hit[16, 16]) == pytest.approx(0.25, abs=0.07)
 
 
-@pytest.fixture(scope="module")
-def network(digits):
-    """A small convolutional network trained on digits for two seconds."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
-        *(nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU()),
-        *(nn.Flatten(), nn.Linear(512, 10)),
-    )
-    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    images, labels = digits.train.images.float() / 255, digits.train.labels
-    for _ in range(12):
-        for batch in torch.randperm(len(images)).split(64):
-            optimizer.zero_grad()
-            F.cross_entropy(model(images[batch]), labels[batch]).backward()
-            optimizer.step()
-    return model.eval()
+def test_severities_are_monotone_in_a_classifiers_error(digits):
+    def flat(pixels):
+        return pixels.flatten(1).numpy() / 255
 
-
-@torch.no_grad()
-def test_severities_are_monotone_in_a_networks_error(network, digits):
-    images, labels = digits.test.images, digits.test.labels
+    classifier = SVC().fit(flat(digits.train.images), digits.train.labels.numpy())
+    images, labels = digits.test.images, digits.test.labels.numpy()
 
     def error(pixels):
-        return float((network(pixels.float() / 255).argmax(1) != labels).double().mean())
+        return 1 - classifier.score(flat(pixels), labels)
 
     errors = np.array([[error(corrupt(images, name, s)) for s in SEVERITIES] for name in CORRUPTION_NAMES])
     clean = error(images)
@@ -245,26 +217,20 @@ def test_severities_are_monotone_in_a_networks_error(network, digits):
 
 
 @pytest.mark.parametrize(
-    ("shape", "arguments", "words"),
+    ("images", "arguments", "words"),
     [
-        (
-            (1, 1, 8, 8),
-            {"name": "gausian_noise"},
-            "no corruption 'gausian_noise'. Give one of gaussian_noise",
-        ),
-        ((1, 1, 8, 8), {"severity": 0}, "severity is 0"),
-        ((1, 1, 8, 8), {"severity": 6}, "severity is 6"),
-        ((1, 8, 8), {}, "images to corrupt"),
-        ((1, 2, 8, 8), {}, "images to corrupt"),
-        ((2, 1, 8, 8), {"indices": [1]}, "indices"),
-        ((1, 1, 8, 8), {"seed": -1}, "negative"),
+        (random_images(1, 1, 8, 8), {"name": "gausian_noise"}, "no corruption 'gausian_noise'. Give one of gauss"),
+        (random_images(1, 1, 8, 8), {"severity": 0}, "severity is 0"),
+        (random_images(1, 8, 8), {}, "images to corrupt"),
+        (random_images(1, 2, 8, 8), {}, "images to corrupt"),
+        (torch.rand(1, 1, 8, 8), {}, "images to corrupt"),
+        (random_images(2, 1, 8, 8), {"indices": [1]}, "indices"),
+        (random_images(1, 1, 8, 8), {"seed": -1}, "negative"),
     ],
 )
-def test_mistakes(shape, arguments, words):
+def test_mistakes(images, arguments, words):
     with pytest.raises(UserError, match=words):
-        corrupt(random_images(*shape), **{"name": "jpeg", "severity": 1, **arguments})
-    with pytest.raises(UserError, match="images to corrupt"):
-        corrupt(torch.rand(1, 1, 8, 8), "jpeg", 1)
+        corrupt(images, **{"name": "jpeg", "severity": 1, **arguments})
 
 
 @pytest.mark.gpu

@@ -7,8 +7,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis.extra.numpy import array_shapes, arrays
 from PIL import Image
 
 from dnas_ens.data import ImageData, Split, iterate_batches
@@ -51,53 +49,41 @@ IMAGES, LABELS = torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, dtype=torch.int6
 @pytest.mark.parametrize(
     ("images", "labels", "cause"),
     [
-        (IMAGES.int(), LABELS, "torch.int32 of shape (2, 1, 4, 4)"),
-        (torch.zeros(2, 4, 4), LABELS, "torch.float32 of shape (2, 4, 4)"),
-        (torch.zeros(2, 4, 4).byte(), LABELS, "torch.uint8 of shape (2, 4, 4)"),
+        (IMAGES.int(), LABELS, r"torch.int32 of shape \(2, 1, 4, 4\)"),
+        (torch.zeros(2, 4, 4).byte(), LABELS, r"torch.uint8 of shape \(2, 4, 4\)"),
         (IMAGES, LABELS.float(), "labels are torch.float32"),
-        (IMAGES, LABELS[:, None], "shape (2, 1)"),
+        (IMAGES, LABELS[:, None], r"shape \(2, 1\)"),
         (IMAGES, torch.zeros(3, dtype=torch.int64), "2 images but 3 labels"),
         (IMAGES, LABELS.to("meta"), "its labels on meta"),
     ],
 )
 def test_split_refuses_wrong_tensors(images, labels, cause):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=cause):
         Split(images, labels)
-    assert cause in caught.value.cause
-    assert caught.value.remedy
 
 
-@pytest.mark.parametrize("name", ["train", "val", "test"])
-def test_floats_are_a_split_but_no_data_set(make_data, name):
+def test_floats_are_a_split_but_no_data_set(make_data):
     data = make_data()
     floats = Split(data.val.images / 255, data.val.labels)
     before = floats.images.clone()
-    cause = rf"The images of {name} are torch\.float32, but they are to be normalised"
-    with pytest.raises(UserError, match=cause):
-        ImageData.from_splits("made", data.classes, flip=True, **data.named_splits() | {name: floats})
-    with pytest.raises(UserError, match=cause):
-        dataclasses.replace(data, **{name: floats})
+    for name in ("train", "val", "test"):
+        with pytest.raises(UserError, match=rf"The images of {name} are torch\.float32, but they are to be normalised"):
+            dataclasses.replace(data, **{name: floats})
     with pytest.raises(UserError, match="to be normalised"):
         next(iterate_batches(floats, 4))
     assert torch.equal(floats.images, before)
 
 
-@given(images=arrays(np.uint8, array_shapes(min_dims=4, max_dims=4, max_side=5)))
-def test_normalisation_is_measured_as_numpy_does(images):
-    mean, std = measure_normalisation(torch.from_numpy(images))
-    np.testing.assert_allclose(mean, images.mean(axis=(0, 2, 3)) / 255, rtol=1e-12)
-    expected = images.std(axis=(0, 2, 3)) / 255
-    np.testing.assert_allclose(std, np.where(expected == 0, 1, expected), rtol=1e-9)
-
-
 def test_normalisation_is_of_all_the_training_images_and_of_no_others():
+    # The third channel is constant, which is divided by 1.
     images = np.random.default_rng(0).integers(0, 256, (2500, 3, 4, 4), dtype=np.uint8)
     images[2000:] //= 2
+    images[:, 2] = 9
     train = Split(torch.from_numpy(images), torch.arange(2500) % 2)
     other = split_of(channels=3)
     data = ImageData.from_splits("made", "ab", train=train, val=other, test=other, flip=True)
     np.testing.assert_allclose(data.mean, images.mean(axis=(0, 2, 3)) / 255, rtol=1e-12)
-    np.testing.assert_allclose(data.std, images.std(axis=(0, 2, 3)) / 255, rtol=1e-12)
+    np.testing.assert_allclose(data.std, [*images[:, :2].std(axis=(0, 2, 3)) / 255, 1], rtol=1e-12)
     assert (data.image_size, data.num_channels, data.num_classes) == (4, 3, 2)
     with pytest.raises(UserError, match="no training images"):
         measure_normalisation(torch.empty(0, 1, 8, 8, dtype=torch.uint8))
@@ -149,7 +135,7 @@ def test_search_halves(make_data):
     assert again.fingerprint() == weight.fingerprint() != other.fingerprint()
 
 
-def test_limited_and_moved_data_keep_the_rest(make_data):
+def test_limited_data_keep_val_and_test(make_data):
     data = make_data(40)
     small = data.limited(12, seed=1)
     assert small.train.labels.bincount().tolist() == [3, 3, 3, 3]
@@ -159,25 +145,16 @@ def test_limited_and_moved_data_keep_the_rest(make_data):
     assert torch.equal(small.train.images, data.train.images[small.splits["train"]])
     np.testing.assert_allclose(small.mean[0], small.train.images.numpy().mean() / 255)
     assert small.fingerprint != data.fingerprint
-    moved = data.to(torch.device("cpu"))
-    assert moved.fingerprint == data.fingerprint
-    assert torch.equal(moved.val.images, data.val.images)
 
 
 def test_describe_is_json_ready(make_data):
     data = make_data(40, channels=3)
     described = json.loads(json.dumps(data.describe()))
-    assert described["fingerprint"] == data.fingerprint
-    assert described["classes"] == list("abcd")
-    assert described["mean"] == list(data.mean)
+    assert (described["fingerprint"], described["mean"]) == (data.fingerprint, list(data.mean))
     assert (described["num_channels"], described["image_size"], described["flip"]) == (3, 8, True)
     counts = {key: value["class_counts"] for key, value in described["splits"].items()}
     assert counts == {"train": [10] * 4, "val": [5] * 4, "test": [5] * 4}
-    assert described["splits"]["train"]["num_images"] == 40
     assert described["splits"]["train"]["fingerprint"] == data.train.fingerprint()
-
-
-def test_indices_default_to_train_then_val_then_test(make_data):
     assert make_data(4, classes=2).splits == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7]}
 
 
@@ -192,7 +169,6 @@ def odd_split(*shape):
         ({"test": split_of(channels=3)}, "Images of test are (3, 4, 4)"),
         ({"val": split_of(0)}, "The val split is empty"),
         ({"test": split_of(label=2)}, "Labels of test reach from 2 to 2, but there are 2 classes"),
-        ({"val": split_of(label=-1)}, "Labels of val reach from -1"),
         ({"splits": {"train": [0], "val": range(6), "test": range(6)}}, "indices of train do not number 6"),
         ({"train": odd_split(1, 4, 6)}, "The images are 4x6"),
         ({"train": odd_split(2, 4, 4)}, "The images have 2 channels"),
@@ -203,24 +179,18 @@ def test_contradictions_are_refused(changed, cause):
     with pytest.raises(UserError) as caught:
         ImageData.from_splits("made", ("a", "b"), **{**parts, **changed})
     assert cause in caught.value.cause
-    assert caught.value.remedy
 
 
-def test_normalisation_must_fit_the_channels(make_data):
-    for wrong in ({"mean": (0.5, 0.5)}, {"std": ()}, {"std": (0.0,)}):
-        with pytest.raises(UserError, match="do not fit 1 channels"):
-            dataclasses.replace(make_data(), **wrong)
+@pytest.mark.parametrize("wrong", [{"mean": (0.5, 0.5)}, {"std": (0.0,)}])
+def test_normalisation_must_fit_the_channels(make_data, wrong):
+    with pytest.raises(UserError, match="do not fit 1 channels"):
+        dataclasses.replace(make_data(), **wrong)
 
 
 def test_what_is_printed_is_short(digits):
-    shown = repr(digits)
-    assert "1079 train, 359 val, 359 test; 1x8x8" in shown
-    assert digits.fingerprint[:12] in shown
-    assert len(shown.splitlines()) == 4
-    assert len(shown) < 300
+    assert "1079 train, 359 val, 359 test; 1x8x8" in repr(digits)
     assert repr(digits.train) == "Split(1079 images, 1x8x8, on cpu)"
     many = dataclasses.replace(digits, classes=tuple(f"class {index}" for index in range(1000)))
-    assert "1000 classes: class 0, " in repr(many)
     assert len(repr(many)) < 400
 
 
@@ -228,7 +198,6 @@ def test_what_is_printed_is_short(digits):
 def test_a_notebooks_table_and_picture(make_data, channels):
     data = dataclasses.replace(make_data(channels=channels), name="a<b")
     shown = data._repr_html_()
-    assert len(shown) < 20_000
     root = ElementTree.fromstring(f"<div>{shown}</div>")
     assert "".join(root.itertext()).startswith(f"a<b: images of {channels}x8x8")
     rows = [[cell.text for cell in row] for row in root.iter("tr")]
