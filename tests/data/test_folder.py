@@ -29,38 +29,28 @@ def test_classes_and_files_in_sorted_order(tmp_path, write_images):
     assert loaded.name == tmp_path.name
     assert loaded.classes == ("cat", "dog")
     assert loaded.labels.tolist() == [0] * 90 + [1] * 60
-    assert loaded.images.dtype == np.uint8
     assert np.array_equal(loaded.images[:, 0], np.concatenate([cats, dogs]))
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (150, 0, 0)
-    assert loaded.flip
-    assert loaded.skipped == ()
 
 
-def test_hidden_and_other_files_are_ignored_and_extensions_are_of_any_case(tmp_path, write_images):
+def test_hidden_and_other_files_are_left_out_and_files_without_an_ending_told_by_their_content(
+    tmp_path, write_images, caplog
+):
     pixels = two_classes(tmp_path, write_images, 3)
     write_images(tmp_path / ".cache", 3)
     (tmp_path / "README.md").write_text("not a class")
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    (tmp_path / "a" / "._00.png").write_bytes(b"not an image")
-    (tmp_path / "a" / "Thumbs.db").write_bytes(b"not an image")
+    for file in ("._00.png", "Thumbs.db", "0.txt", "1.txt"):
+        (tmp_path / "a" / file).write_bytes(b"not an image")
+    (tmp_path / "a" / "README").write_text("BM, P5 and GIF are formats")
+    (tmp_path / "a" / "01.png").rename(tmp_path / "a" / "IMG_01")
     (tmp_path / "a" / "02.png").rename(tmp_path / "a" / "02.PNG")
     (tmp_path / "a" / "deep").mkdir()
     Image.fromarray(pixels[0]).save(tmp_path / "a" / "deep" / "x.Bmp")
     loaded = load_folder(tmp_path)
     assert loaded.classes == ("a", "b")
-    assert loaded.labels.tolist() == [0] * 4 + [1] * 3
-    assert np.array_equal(loaded.images[:4, 0], pixels[[0, 1, 2, 0]])
-
-
-def test_files_without_an_ending_are_told_by_their_content(tmp_path, write_images, caplog):
-    pixels = two_classes(tmp_path, write_images, 3)
-    (tmp_path / "a" / "02.png").rename(tmp_path / "a" / "IMG_02")
-    (tmp_path / "a" / "README").write_text("BM, P5 and GIF are formats")
-    for index in range(4):
-        (tmp_path / "b" / f"{index}.txt").write_text("a caption")
-    assert np.array_equal(load_folder(tmp_path).images[:, 0], pixels)
-    assert "5 files are left out" in caplog.text
-    assert "4 .txt, 1 without an ending" in caplog.text
+    assert np.array_equal(loaded.images[:, 0], pixels[[0, 2, 1, 0, 3, 4, 5]])
+    assert "3 files are left out" in caplog.text
+    assert "2 .txt, 1 without an ending" in caplog.text
 
 
 def test_linked_folders_are_followed_once(tmp_path, write_images):
@@ -92,7 +82,7 @@ def test_12_bit_greys_keep_their_levels(tmp_path, caplog):
     for seed, name in enumerate("ab"):
         (tmp_path / name).mkdir()
         for index in range(4):
-            values = np.random.default_rng([seed, index]).integers(0, 4096, (16, 16)).astype(np.uint16)
+            values = np.random.default_rng([seed, index]).integers(0, 4096, (8, 8)).astype(np.uint16)
             Image.fromarray(values).save(tmp_path / name / f"{index}.png")
             expected.append(np.rint(values.astype(np.float64) * 255 / 4095))
     loaded = load_folder(tmp_path)
@@ -101,14 +91,10 @@ def test_12_bit_greys_keep_their_levels(tmp_path, caplog):
     assert "8 pictures of 8" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "photo.JPEG",
-        pytest.param("photo.AVIF", marks=pytest.mark.skipif(not features.check("avif"), reason="")),
-    ],
-)
+@pytest.mark.parametrize("name", ["photo.JPEG", "photo.AVIF"])
 def test_photographs_are_as_pillow_reads_them(tmp_path, write_images, name):
+    if name.endswith("AVIF") and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     two_classes(tmp_path, write_images, size=16)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a" / name, quality=75)
@@ -126,14 +112,13 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, write_images):
     assert np.abs(loaded[2].transpose(1, 2, 0).astype(int) - colour).max() <= 6
 
 
-@pytest.mark.parametrize("name", ["IMG_1.HEIC", "IMG_1.heif", "DSC_1.NEF", "scan.dcm", "drawing.svg"])
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "DSC_1.NEF", "scan.dcm"])
 def test_pictures_that_cannot_be_read_are_counted_and_named(tmp_path, write_images, name):
     two_classes(tmp_path, write_images, 3)
     (tmp_path / "a" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
-    cause, remedy = refusal(tmp_path)
+    cause, _ = refusal(tmp_path)
     assert cause.startswith("1 of 7 images cannot be read: ")
     assert str(tmp_path / "a" / name) in cause
-    assert "--skip-bad-images" in remedy
     assert load_folder(tmp_path, skip_bad_images=True).skipped == (str(tmp_path / "a" / name),)
 
 
@@ -144,9 +129,7 @@ def test_corrupt_images_are_named_or_left_out_on_request(tmp_path, write_images,
     truncated.write_bytes(truncated.read_bytes()[:-60])
     nothing.write_bytes(b"")
     cause, remedy = refusal(tmp_path)
-    assert cause.startswith("2 of 8 images cannot be read: ")
-    assert str(truncated) in cause
-    assert str(nothing) in cause
+    assert all(part in cause for part in ("2 of 8 images cannot be read: ", str(truncated), str(nothing)))
     assert "--skip-bad-images" in remedy
     loaded = load_folder(tmp_path, skip_bad_images=True)
     assert "2 of 8 images cannot be read" in caplog.text
@@ -172,15 +155,6 @@ def test_sizes(tmp_path, write_images, caplog):
     assert load_folder(tmp_path, image_size=10).images.shape == (19, 1, 10, 10)
 
 
-def test_large_squares_become_64(tmp_path, write_images):
-    two_classes(tmp_path, write_images, 1, size=80)
-    assert load_folder(tmp_path).images.shape == (2, 1, 64, 64)
-    assert load_folder(tmp_path, image_size=80).images.shape == (2, 1, 80, 80)
-
-
-# Layouts
-
-
 def test_train_val_test_layout(tmp_path, write_images):
     parts = {"train/a": 4, "train/b": 3, "Valid/a": 2, "Valid/b": 1, "test/a": 1, "test/b": 2}
     pixels = [write_images(tmp_path / part, num, seed=num) for part, num in parts.items()]
@@ -193,12 +167,14 @@ def test_train_val_test_layout(tmp_path, write_images):
 @pytest.mark.parametrize(
     "names",
     [
-        *(("train", "val", "test"), ("Training", "Valid", "Testing"), ("TRAIN", "VALIDATION", "test-images")),
-        *(("training_set", "val2017", "test"), ("Train Data", "valset", "testset")),
+        "Training Valid Testing",
+        "TRAIN VALIDATION test-images",
+        "training_set val2017 test",
+        "Train-Data valset testset",
     ],
 )
 def test_split_folders_by_any_of_their_names(tmp_path, write_images, names):
-    for number, part in enumerate(names, start=1):
+    for number, part in enumerate(names.split(), start=1):
         for name in ("glioma", "healthy"):
             write_images(tmp_path / part / name, number, seed=number)
     loaded = load_folder(tmp_path)
@@ -212,38 +188,29 @@ def test_a_class_named_train_is_a_class(tmp_path, write_images):
     assert load_folder(tmp_path).classes == ("bus", "train")
 
 
+ORDINARY = "train/a train/b test/a test/b"
+
+
 @pytest.mark.parametrize(
     ("folders", "cause", "remedy"),
     [
-        ([], "{} has no class folders", "named after the class"),
-        (["a"], "{} has the one class 'a'", "at least two classes"),
-        (["photos/cat", "photos/dog"], "the single folder photos, whose folders 'cat', 'dog'", "{}/photos"),
-        (["set/train/a", "set/test/a"], "'test', 'train' seem to be the splits", "--data {}/set"),
-        (["train/x/a", "train/x/b", "test/x/a"], "folder x, whose folders 'a', 'b'", "up into {}/train"),
-        (["val/a", "val/b", "test/a", "test/b"], "test/ with class folders, but no train/", "Add train/"),
-        (["train", "test"], "are splits that hold no class folders", "one folder a class"),
-        (["cat/train", "cat/test", "dog/train"], "{}/cat holds the splits", "{}/test/cat"),
-        (["my_train_x/a", "my_train_x/b", "rest/a", "rest/b"], "look like splits", "train, val and test"),
-        (
-            ["train/a", "train/b", "extra/a"],
-            "has extra/ beside train/, which holds class",
-            "move extra/ away",
-        ),
-        (["train/a", "train/b", "val/a", "validation/a"], "both val/ and validation/ for one", "one of them"),
-        (
-            ["train/a", "train/b", "test/a", "test/b", "test/c"],
-            "Class 'c' of {}/test is not in {}/train",
-            "same class folders",
-        ),
-        (
-            ["train/a", "train/b", "train/d", "test/a", "test/b"],
-            "Class 'd' of {}/train is not in {}/test",
-            "",
-        ),
+        ("", "{} has no class folders", "named after the class"),
+        ("a", "{} has the one class 'a'", "at least two classes"),
+        ("photos/cat photos/dog", "the single folder photos, whose folders 'cat', 'dog'", "{}/photos"),
+        ("set/train/a set/test/a", "'test', 'train' seem to be the splits", "--data {}/set"),
+        ("train/x/a train/x/b test/x/a", "folder x, whose folders 'a', 'b'", "up into {}/train"),
+        ("val/a val/b test/a test/b", "test/ with class folders, but no train/", "Add train/"),
+        ("train test", "are splits that hold no class folders", "one folder a class"),
+        ("cat/train cat/test dog/train", "{}/cat holds the splits", "{}/test/cat"),
+        ("my_train_x/a my_train_x/b rest/a rest/b", "look like splits", "train, val and test"),
+        ("train/a train/b extra/a", "has extra/ beside train/, which holds class", "move extra/ away"),
+        ("train/a train/b val/a validation/a", "both val/ and validation/ for one", "one of them"),
+        (f"{ORDINARY} test/c", "Class 'c' of {}/test is not in {}/train", "same class folders"),
+        (f"{ORDINARY} train/d", "Class 'd' of {}/train is not in {}/test", ""),
     ],
 )
 def test_folders_laid_out_otherwise_are_refused(tmp_path, write_images, folders, cause, remedy):
-    for folder in folders or [""]:
+    for folder in folders.split() or [""]:
         write_images(tmp_path / folder, 3)
     told = refusal(tmp_path)
     assert cause.replace("{}", str(tmp_path)) in told[0]
@@ -259,20 +226,11 @@ def test_equal_folders_in_every_class_and_images_beside_them_are_told(tmp_path, 
 
 
 def test_what_holds_no_images(tmp_path, write_images):
-    cause, remedy = refusal(tmp_path / "nowhere")
-    assert cause == f"There is no folder {tmp_path / 'nowhere'}."
-    assert "--data" in remedy
+    assert refusal(tmp_path / "nowhere")[0] == f"There is no folder {tmp_path / 'nowhere'}."
     (tmp_path / "data.zip").write_bytes(b"")
-    cause, remedy = refusal(tmp_path / "data.zip")
-    assert cause == f"{tmp_path / 'data.zip'} is a file."
-    assert "one folder of images a class" in remedy
+    assert refusal(tmp_path / "data.zip")[0] == f"{tmp_path / 'data.zip'} is a file."
     for name in "ab":
         (tmp_path / name).mkdir()
-    cause, remedy = refusal(tmp_path)
-    assert cause == f"{tmp_path} holds no images."
-    assert ".png" in remedy
+    assert refusal(tmp_path)[0] == f"{tmp_path} holds no images."
     write_images(tmp_path / "a", 3)
-    (tmp_path / "b" / "readme.txt").write_text("")
-    cause, remedy = refusal(tmp_path)
-    assert cause == f"Class 'b' of {tmp_path} has no readable images."
-    assert "remove the folder" in remedy
+    assert refusal(tmp_path)[0] == f"Class 'b' of {tmp_path} has no readable images."
