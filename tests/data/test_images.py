@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from dnas_ens.data import read_image
 from dnas_ens.data.images import (
+    Picture,
     common_side,
     decode,
     fit,
@@ -33,17 +34,10 @@ def gradient(height, width):
     [
         ("1", 1, "L", 255),
         ("L", 77, "L", 77),
-        ("LA", (100, 255), "L", 100),
-        ("LA", (100, 0), "L", 255),
         ("LA", (0, 51), "L", 204),  # a fifth of black on white: 255 * (1 - 51 / 255)
         ("RGB", (1, 2, 3), "RGB", (1, 2, 3)),
-        ("RGBA", (1, 2, 3, 255), "RGB", (1, 2, 3)),
-        ("RGBA", (1, 2, 3, 0), "RGB", (255, 255, 255)),
         ("RGBA", (255, 0, 0, 51), "RGB", (255, 204, 204)),
         ("CMYK", (255, 0, 0, 0), "RGB", (0, 255, 255)),
-        ("P", 0, "RGB", (0, 0, 0)),
-        ("YCbCr", (128, 128, 128), "RGB", (128, 128, 128)),
-        ("HSV", (0, 255, 255), "RGB", (255, 0, 0)),
         ("I;16", 4095, "I;16", 4095),
         ("I;16B", 65535, "I;16", 65535),
         ("I", 1000, "I;16", 1000),
@@ -68,20 +62,15 @@ def test_palette_with_transparency(tmp_path):
     image.putpalette([10, 20, 30, 200, 100, 50])
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "palette.png", transparency=0)
-    assert decode(tmp_path / "palette.png", image_size=4).pixels.shape == (4, 4, 3)
     with Image.open(tmp_path / "palette.png") as opened:
         assert np.asarray(plain(opened)).tolist() == [[[255, 255, 255], [200, 100, 50]]]
 
 
-# Greys and colours of more than 8 bits
-
-
-@pytest.mark.parametrize("bits", range(8, 17))
-def test_deep_greys_of_every_depth_keep_their_range(bits):
+@pytest.mark.parametrize("bits", [8, 11, 16])
+def test_deep_greys_keep_their_range(bits):
     values = np.arange(1 << bits, dtype=np.uint16)
     scaled = to_eight_bits(values, bits)
     assert np.abs(scaled - values.astype(np.float64) * 255 / (2**bits - 1)).max() <= 0.5
-    assert len(np.unique(scaled)) == 256
 
 
 def write_tiff(path, values, *, order=">", photometric=1):
@@ -116,7 +105,7 @@ DEEP_WRITERS = {
 
 
 @pytest.mark.parametrize("write", DEEP_WRITERS.values(), ids=DEEP_WRITERS.keys())
-@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("bits", [10, 16])
 def test_deep_files_of_every_byte_order_are_decoded_as_they_are(tmp_path, write, bits):
     values = np.random.default_rng(bits).integers(0, 1 << bits, (9, 9)).astype(np.uint16)
     values[4, 4] = (1 << bits) - 1
@@ -135,16 +124,9 @@ def test_resizing_deep_greys_is_that_of_floats(tmp_path):
     assert np.abs(decode(tmp_path / "deep.png", image_size=10).pixels - expected).max() <= 1
 
 
-def test_one_scale_for_a_set_said_once(tmp_path, caplog):
-    pictures = [
-        np.full((2, 2), 1000, np.uint16),
-        np.full((2, 2), 4000, np.uint16),
-        np.full((2, 2), 77, np.uint8),
-    ]
-    names = [str(tmp_path / f"{index}.png") for index in range(3)]
-    for name, values in zip(names, pictures, strict=True):
-        Image.fromarray(values).save(name)
-    arrays, bits = with_one_scale([decode(name, image_size=2) for name in names], names)
+def test_one_scale_for_a_set_said_once(caplog):
+    pictures = [Picture(np.full((2, 2), value, np.uint16), peak=value) for value in (1000, 4000)]
+    arrays, bits = with_one_scale([*pictures, Picture(np.full((2, 2), 77, np.uint8))], "abc")
     assert bits == 12
     assert [int(array[0, 0]) for array in arrays] == [round(1000 * 255 / 4095), round(4000 * 255 / 4095), 77]
     (record,) = caplog.records
@@ -160,13 +142,11 @@ def test_16_bit_colour_is_read_where_it_uses_16_bits_and_refused_where_not(tmp_p
     deep_png(tmp_path / "deep.png", values, colour_type)
     (pixels,), bits = with_one_scale([decode(path, image_size=2)], [path])
     assert bits is None
-    assert pixels[0, 0].flat[0] == 100
-    assert pixels[1, 1].flat[0] == 255
+    assert (pixels[0, 0].flat[0], pixels[1, 1].flat[0]) == (100, 255)
     values[..., : channels - (channels % 2 == 0)] //= 16
     deep_png(tmp_path / "deep.png", values, colour_type)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"deep\.png") as caught:
         with_one_scale([decode(path, image_size=2)], [path])
-    assert path in caught.value.cause
     assert "8 bits" in caught.value.remedy
 
 
@@ -202,20 +182,15 @@ def test_read_image_scales_deep_greys_as_the_training_images(tmp_path, value, de
             read_image(tmp_path / "deep.png", **arguments)
 
 
-# Sizes
-
-
 @pytest.mark.parametrize(
     ("sizes", "side"),
     [
-        ([(8, 8)] * 3, 8),
         ([(64, 64)], 64),
-        ([(65, 65)], 64),
         ([(300, 200)] * 5, 64),
         ([(20, 30)] * 2, 20),
         ([(10, 10), (20, 20)], 10),
-        # One odd file moves nothing.
-        *(([(32, 32)] * 20 + [odd], 32) for odd in ((33, 32), (4000, 3000), (1, 1))),
+        ([(32, 32)] * 20 + [(4000, 3000)], 32),
+        ([(32, 32)] * 20 + [(1, 1)], 32),
     ],
 )
 def test_side_of_a_set(sizes, side):
@@ -232,7 +207,7 @@ def test_what_becomes_of_sizes_is_told(caplog):
     assert "--image-size" in told
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(96, 48, 32), (48, 96, 32), (20, 30, 40), (100, 100, 16)])
+@pytest.mark.parametrize(("height", "width", "size"), [(96, 48, 32), (20, 30, 40), (100, 100, 16)])
 def test_fit_is_torchvisions_antialiased_resize_and_centre_crop(height, width, size):
     pixels = gradient(height, width)
     resized = v2.functional.resize(torch.from_numpy(pixels).permute(2, 0, 1), [size], antialias=True)
@@ -240,12 +215,6 @@ def test_fit_is_torchvisions_antialiased_resize_and_centre_crop(height, width, s
     fitted = np.asarray(fit(Image.fromarray(pixels), size)).transpose(2, 0, 1)
     assert fitted.shape == (3, size, size)
     assert np.abs(fitted.astype(int) - reference.numpy().astype(int)).max() <= 3
-
-
-def test_resizing_down_does_not_alias(tmp_path):
-    # A fine checkerboard averages to middle grey; without antialiasing it would stay black and white.
-    Image.fromarray((np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)).save(tmp_path / "board.png")
-    assert np.abs(decode(tmp_path / "board.png", image_size=16).pixels.astype(int) - 127).max() <= 2
 
 
 def test_large_jpeg_is_close_to_a_full_decode(tmp_path):
@@ -268,39 +237,32 @@ def test_photo_on_its_side_is_turned(tmp_path):
 
 def test_stack_joins_colours_and_sizes():
     grey, colour = np.arange(16, dtype=np.uint8).reshape(4, 4), gradient(4, 4)
-    assert np.array_equal(stack([grey, grey + 1], image_size=4), np.stack([grey, grey + 1])[:, None])
     mixed = stack([grey, colour], image_size=4)
     assert np.array_equal(mixed, np.stack([np.stack([grey] * 3), colour.transpose(2, 0, 1)]))
-    small, other = (np.full((side, side), 9, dtype=np.uint8) for side in (4, 6))
-    assert (stack([small, other], image_size=6) == 9).all()
-    assert stack([small, other], image_size=5).shape == (2, 1, 5, 5)
-    assert stack([np.zeros((20, 28), dtype=np.uint8)] * 2, image_size=20).shape == (2, 1, 20, 20)
-
-
-# One file
+    small, other = (np.full((side, side + 2), 9, dtype=np.uint8) for side in (4, 6))
+    stacked = stack([small, other], image_size=6)
+    assert stacked.shape == (2, 1, 6, 6)
+    assert (stacked == 9).all()
 
 
 def test_read_image_channels(tmp_path):
     grey, colour = np.arange(64, dtype=np.uint8).reshape(8, 8), gradient(8, 8)
-    grey_as_colour = np.stack([grey] * 3, -1)
-    for name, pixels in {"grey": grey, "colour": colour, "grey_as_colour": grey_as_colour}.items():
+    for name, pixels in {"grey": grey, "colour": colour, "grey_as_colour": np.stack([grey] * 3, -1)}.items():
         Image.fromarray(pixels).save(tmp_path / f"{name}.png")
 
     def read(name, num_channels, image_size=8):
-        return read_image(tmp_path / f"{name}.png", num_channels=num_channels, image_size=image_size)
+        return read_image(tmp_path / f"{name}.png", num_channels=num_channels, image_size=image_size).numpy()
 
-    one = read("grey", 1)
-    assert one.dtype == torch.uint8
-    assert np.array_equal(one.numpy(), grey[None])
-    assert torch.equal(one, read("grey_as_colour", 1))
-    assert torch.equal(one.expand(3, 8, 8), read("grey", 3))
-    assert np.array_equal(read("colour", 3).permute(1, 2, 0).numpy(), colour)
+    assert np.array_equal(read("grey", 1), grey[None])
+    assert np.array_equal(read("grey_as_colour", 1), grey[None])
+    assert np.array_equal(read("grey", 3), np.stack([grey] * 3))
+    assert np.array_equal(read("colour", 3), colour.transpose(2, 0, 1))
     assert read("colour", 3, 5).shape == (3, 5, 5)
     with pytest.raises(UserError, match="is in colour, but the ensemble was trained on one grey channel"):
         read("colour", 1)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
+@pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_read_image_names_what_it_cannot_read(tmp_path, content):
     path = tmp_path / "bad.png"
     if content is not None:
@@ -311,7 +273,7 @@ def test_read_image_names_what_it_cannot_read(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("ending", [".nef", ".CR2", ".dng", ".dcm", ".svg"])
+@pytest.mark.parametrize("ending", [".nef", ".CR2"])
 def test_a_thumbnail_inside_is_not_taken_for_the_picture(tmp_path, ending):
     Image.new("L", (4, 4)).save(tmp_path / f"camera{ending}", "TIFF")
     with pytest.raises(UserError, match="files are not read"):
