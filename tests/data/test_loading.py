@@ -1,4 +1,3 @@
-import logging
 import shutil
 from itertools import chain
 from pathlib import Path
@@ -33,11 +32,7 @@ def test_digits_splits_are_of_scikit_learns_arrays(digits):
         assert np.array_equal(split.images[:, 0].numpy(), np.rint(reference.images[indices] * 255 / 16))
         assert np.array_equal(split.labels.numpy(), reference.target[indices])
         assert np.abs(split.labels.bincount().numpy() - share * np.bincount(reference.target)).max() <= 1
-        assert abs(len(split) - share * 1797) <= 5
     assert (digits.name, digits.image_size, digits.num_channels, digits.flip) == ("digits", 8, 1, False)
-    training = np.rint(reference.images[digits.splits["train"]] * 255 / 16) / 255
-    np.testing.assert_allclose(digits.mean, training.mean(), rtol=1e-12)
-    np.testing.assert_allclose(digits.std, training.std(), rtol=1e-9)
 
 
 def test_same_seed_same_data_another_seed_other_splits(digits):
@@ -46,8 +41,7 @@ def test_same_seed_same_data_another_seed_other_splits(digits):
     assert other.fingerprint != digits.fingerprint
     assert all(other.splits[name] != digits.splits[name] for name in digits.splits)
     larger = load_data("digits", image_size=12)
-    assert larger.image_size == 12
-    assert larger.splits == digits.splits
+    assert (larger.image_size, larger.splits) == (12, digits.splits)
 
 
 def test_limit_train_leaves_val_and_test_alone(digits):
@@ -59,20 +53,18 @@ def test_limit_train_leaves_val_and_test_alone(digits):
     for name in ("val", "test"):
         assert limited.splits[name] == digits.splits[name]
         assert torch.equal(getattr(limited, name).images, getattr(digits, name).images)
-    assert limited.fingerprint == digits.limited(100, seed=0).fingerprint != digits.fingerprint
+    assert limited.fingerprint == load_data(digits, limit_train=100).fingerprint != digits.fingerprint
 
 
 def test_image_data_comes_back_as_it_is(digits):
     assert load_data(digits) is load_data(digits, image_size=8) is digits
-    assert load_data(digits, limit_train=50).fingerprint == load_data("digits", limit_train=50).fingerprint
     assert load_data(digits, flip=True).flip
     with pytest.raises(UserError, match="loaded at 8 pixels, but 16"):
         load_data(digits, image_size=16)
 
 
 def test_torch_dataset():
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8, generator=generator)
+    images = torch.randint(256, (50, 3, 8, 8), dtype=torch.uint8)
     data = load_data(TensorDataset(images, torch.arange(50) % 2))
     assert sizes(data) == [30, 10, 10]
     assert torch.equal(data.test.images, images[data.splits["test"]])
@@ -83,69 +75,39 @@ def test_torch_dataset():
 def test_folder_by_path_by_text_and_by_name_below_the_data_root(tmp_path, write_images, monkeypatch):
     for name in ("cat", "dog"):
         write_images(tmp_path / "pets" / name, 10)
-    data = load_data(tmp_path / "pets")
+    bad = tmp_path / "pets" / "cat" / "99.png"
+    bad.write_bytes(b"no image")
+    data = load_data(tmp_path / "pets", skip_bad_images=True)
+    assert data.describe()["skipped"] == [str(bad)]
+    bad.unlink()
     assert sizes(data) == [12, 4, 4]
     assert (data.name, data.classes, data.flip) == ("pets", ("cat", "dog"), True)
-    assert load_data(str(tmp_path / "pets")).fingerprint == data.fingerprint
-    assert load_data("pets", data_root=tmp_path).fingerprint == data.fingerprint
-    monkeypatch.setenv("DNAS_ENS_DATA", str(tmp_path))
-    assert load_data("pets").fingerprint == data.fingerprint
-    monkeypatch.delenv("DNAS_ENS_DATA")
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("DNAS_ENS_DATA", "")
+    assert default_data_root() == tmp_path / ".cache" / "dnas_ens" / "data"
     assert load_data("~/pets").fingerprint == data.fingerprint
+    assert load_data("pets", data_root=tmp_path).fingerprint == data.fingerprint
+    monkeypatch.setenv("DNAS_ENS_DATA", "~")
+    assert load_data("pets").fingerprint == data.fingerprint
     monkeypatch.chdir(tmp_path)
     assert load_data("pets/", data_root=tmp_path / "nowhere").fingerprint == data.fingerprint
 
 
-def test_folder_with_its_own_test(tmp_path, write_images):
-    parts = [("train/a", 20), ("train/b", 10), ("test/a", 3), ("test/b", 4)]
-    pixels = [write_images(tmp_path / part, num, seed=seed) for seed, (part, num) in enumerate(parts)]
-    data = load_data(tmp_path)
-    assert data.splits["test"] == list(range(30, 37))
-    assert np.array_equal(data.test.images[:, 0].numpy(), np.concatenate(pixels[2:]))
-    assert counts(data)[:2] == [[16, 8], [4, 2]]
-
-
-def test_skipped_images_are_described(tmp_path, write_images):
-    for name in ("cat", "dog"):
-        write_images(tmp_path / name, 10)
-    bad = tmp_path / "cat" / "99.png"
-    bad.write_bytes(b"no image")
-    data = load_data(tmp_path, skip_bad_images=True)
-    assert data.skipped == (str(bad),)
-    assert data.describe()["skipped"] == [str(bad)]
-
-
-def test_default_data_root(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("DNAS_ENS_DATA", "")
-    assert default_data_root() == tmp_path / ".cache" / "dnas_ens" / "data"
-    monkeypatch.setenv("DNAS_ENS_DATA", "~/elsewhere")
-    assert default_data_root() == tmp_path / "elsewhere"
-
-
 @pytest.mark.parametrize(
-    ("typed", "nearest"),
-    [("fashion_mnist", "fashion-mnist"), ("CIFAR-10", "cifar10"), ("digit", "digits"), ("MINST", "mnist")],
+    ("typed", "nearest"), [("fashion_mnist", "fashion-mnist"), ("CIFAR-10", "cifar10"), ("MINST", "mnist")]
 )
 def test_unknown_name_lists_the_known_ones_nearest_first(tmp_path, typed, nearest):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"no data set {typed!r}, nor a folder of that name here") as caught:
         load_data(typed, data_root=tmp_path)
-    assert f"no data set {typed!r}, nor a folder of that name here or in {tmp_path}" in caught.value.cause
     assert caught.value.remedy.startswith(f"Give one of {nearest}, ")
     assert all(name in caught.value.remedy for name in ("digits", "mnist", "cifar10", "cifar100", "svhn"))
-
-
-@pytest.mark.parametrize("path", [Path("nowhere"), "some/where"])
-def test_missing_path(tmp_path, path):
-    with pytest.raises(UserError) as caught:
-        load_data(path, data_root=tmp_path)
-    assert caught.value.cause == f"There is no folder {path}, nor {tmp_path / path}."
 
 
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
+        ({"data": Path("nowhere"), "data_root": "root"}, "no folder nowhere, nor root/nowhere"),
+        ({"data": "some/where"}, "no folder some/where"),
         ({"data": ""}, "--data is ''"),
         ({"image_size": 0}, "The image size is 0"),
         ({"seed": -1}, "The seed is -1"),
@@ -154,40 +116,23 @@ def test_missing_path(tmp_path, path):
     ],
 )
 def test_arguments_out_of_range(arguments, cause):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=cause):
         load_data(**arguments)
-    assert cause in caught.value.cause
-    assert caught.value.remedy
-
-
-# Mirrors
 
 
 @pytest.mark.parametrize(
-    "classes",
+    ("classes", "matters"),
     [
-        *(("left", "right"), ("TurnLeft", "TurnRight", "straight"), ("turn_left", "forward")),
-        *(("handleft", "handright"), ("Left-Hand", "none"), ("L", "R"), ("glove l", "glove r")),
-        *(("links", "rechts"), ("gauche", "droite"), ("izquierda", "derecha"), ("clockwise", "still")),
-        *(("eye_OD", "eye_OS"), ("0", "1", "2"), ("b", "d"), ("zero", "one", "two"), ("arrow up", "other")),
-        *(("text", "photo"), ("printed_letters", "other")),
-        (*"abcdefghijklmnopqrstuvwxyz", "space", "nothing"),
+        *((f"{pair} none", True) for pair in ("TurnLeft straight", "turn_left on", "handleft x", "Left-Hand x")),
+        *((pair, True) for pair in ("L R", "glove_l glove_r", "links rechts", "clockwise still", "eye_OD eye_OS")),
+        *((pair, True) for pair in ("0 1 2", "b d", "zero one two", "arrow_up x", "text photo")),
+        (f"{' '.join('abcdefghijklmnopqrstuvwxyz')} space nothing", True),
+        *((pair, False) for pair in ("cat dog", "bright dark", "upright fallen", "cleft whole", "copyright free")),
+        *((pair, False) for pair in ("class1 class2", "t-shirt boot", "l_shape round")),
     ],
 )
-def test_names_that_say_a_mirror_matters(classes):
-    assert mirror_hint(classes)
-
-
-@pytest.mark.parametrize(
-    "classes",
-    [
-        *(("cat", "dog"), ("bright", "dark"), ("upright", "fallen"), ("cleft", "whole")),
-        *(("copyright", "free"), ("glioma", "healthy"), ("class1", "class2")),
-        *(("t-shirt", "ankle boot"), ("l_shape", "round")),
-    ],
-)
-def test_names_that_say_nothing_of_it(classes):
-    assert mirror_hint(classes) is None
+def test_names_that_say_a_mirror_matters(classes, matters):
+    assert (mirror_hint(classes.split()) is not None) == matters
 
 
 @pytest.mark.parametrize(
@@ -205,12 +150,6 @@ def test_flip_of_a_folder(tmp_path, write_images, caplog, names, asked, flip, to
     data = load_data(tmp_path, flip=asked)
     assert data.flip == flip
     assert ("--flip" in caplog.text) == told
-    assert load_data(data, flip=not flip).flip != flip
-
-
-@pytest.mark.parametrize("asked", [None, True, False])
-def test_flip_of_a_named_data_set(asked):
-    assert load_data("digits", flip=asked).flip == bool(asked)
 
 
 # Equal images and unequal classes
@@ -235,7 +174,7 @@ def test_copies_under_other_names_and_formats_stay_on_one_side(tmp_path, write_i
             shutil.copy(path, tmp_path / name / f"copy of {path.name}")
             with Image.open(path) as image:
                 image.save(path.with_suffix(".bmp"))
-    for seed in range(3):
+    for seed in range(2):
         data = load_data(tmp_path, seed=seed)
         assert sizes(data) == [72, 24, 24]
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -250,9 +189,9 @@ def test_images_shared_by_the_folders_own_splits_are_counted(tmp_path, write_ima
         write_images(tmp_path / "test" / name, 5, seed=10 + seed)
         for file in ("00.png", "01.png", "02.png"):
             shutil.copy(tmp_path / "train" / name / file, tmp_path / "test" / name / f"x{file}")
-    with caplog.at_level(logging.WARNING):
-        data = load_data(tmp_path)
+    data = load_data(tmp_path)
     assert data.splits["test"] == list(range(40, 56))
+    assert counts(data)[:2] == [[16, 16], [4, 4]]
     assert shared_images(data, "train", "val") == 0
     shared = {name: shared_images(data, name, "test") for name in ("train", "val")}
     assert sum(shared.values()) == 6
@@ -260,30 +199,25 @@ def test_images_shared_by_the_folders_own_splits_are_counted(tmp_path, write_ima
         assert (f"{count} of 16 test images are in {name} too" in caplog.text) == (count > 0)
 
 
-def test_equal_images_of_two_classes_are_told(tmp_path, write_images, caplog):
+def test_equal_images_of_two_classes_and_a_class_of_one_image_are_told(tmp_path, write_images, caplog):
     for seed, name in enumerate(("a", "b")):
         write_images(tmp_path / name, 10, seed=seed)
-    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "b" / "wrong.png")
-    load_data(tmp_path)
-    assert "1 of 21 images are equal to others" in caplog.text
-    assert "1 of them are in another class" in caplog.text
-
-
-def test_a_class_of_one_image_many_times_is_in_every_split_and_told(tmp_path, write_images, caplog):
-    write_images(tmp_path / "a", 10)
-    write_images(tmp_path / "blank", 1, seed=1)
+    write_images(tmp_path / "blank", 1, seed=2)
     for index in range(9):
         shutil.copy(tmp_path / "blank" / "00.png", tmp_path / "blank" / f"{index}.png")
-    assert counts(load_data(tmp_path)) == [[6, 6], [2, 2], [2, 2]]
-    assert "2 of 4 test images are in train too" in caplog.text
+    shutil.copy(tmp_path / "a" / "00.png", tmp_path / "b" / "wrong.png")
+    assert [split[2] for split in counts(load_data(tmp_path))] == [6, 2, 2]
+    assert "10 of 31 images are equal to others" in caplog.text
+    assert "1 of them are in another class" in caplog.text
+    assert "2 of 6 test images are in train too" in caplog.text
 
 
 def test_unequal_classes_are_told(tmp_path, write_images, caplog):
-    write_images(tmp_path / "cat", 10)
-    write_images(tmp_path / "ship", 30, seed=1)
+    write_images(tmp_path / "cat", 5)
+    write_images(tmp_path / "ship", 15, seed=1)
     load_data(tmp_path)
     assert not caplog.records
-    write_images(tmp_path / "ship", 90, seed=1)
+    write_images(tmp_path / "ship", 45, seed=1)
     load_data(tmp_path)
-    assert "90 of 100 images are of class 'ship', 10 of class 'cat'" in caplog.text
+    assert "45 of 50 images are of class 'ship', 5 of class 'cat'" in caplog.text
     assert "right for 90.0 %" in caplog.text
