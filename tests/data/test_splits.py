@@ -3,7 +3,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
@@ -65,11 +65,7 @@ def test_60_20_20_is_disjoint_complete_stratified_and_repeatable(sizes, seed):
     assert small_val["test"] == parts["test"]
 
 
-def test_another_seed_gives_other_splits():
-    one, two = (split(labels_of([50, 50, 50]), seed=seed) for seed in (0, 1))
-    assert all(one[name] != two[name] for name in one)
-
-
+@settings(max_examples=30)
 @given(
     kinds=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 5)), min_size=30, max_size=60),
     seed=st.integers(0, 1000),
@@ -97,29 +93,18 @@ def test_own_parts_stay_as_the_source_has_them():
     assert len(with_test["val"]) == 16
     assert sorted(with_test["train"] + with_test["val"]) == list(range(80))
     with_both = split(labels, 50, num_val=30, num_test=20)
-    assert with_both == {
-        "train": [*range(50)],
-        "val": [*range(50, 80)],
-        "test": [*range(80, 100)],
-    }
+    assert [*chain(*(with_both[name] for name in ("train", "val", "test")))] == list(range(100))
+    assert list(map(len, (with_both["train"], with_both["val"], with_both["test"]))) == [50, 30, 20]
     with_val = split(labels, 50, num_val=50)
     assert with_val["val"] == list(range(50, 100))
     assert len(with_val["test"]) == 10
-    assert sorted(with_val["train"] + with_val["test"]) == list(range(50))
 
 
-@pytest.mark.parametrize(
-    ("num_train", "num_test", "expected"),
-    [
-        (60_000, 10_000, (50_000, 10_000)),
-        (50_000, 10_000, (40_000, 10_000)),
-        (73_257, 26_032, (63_257, 10_000)),
-    ],
-)
-def test_protocol_sizes_and_class_counts_of_scikit_learn(num_train, num_test, expected):
+def test_protocol_sizes_and_class_counts_of_scikit_learn():
+    num_train, num_test = 73_257, 26_032  # of SVHN
     labels = np.random.default_rng(0).choice(10, num_train + num_test, p=np.arange(1, 11) / 55)
     parts = split(labels, num_train, num_test=num_test, max_val=10_000)
-    assert (len(parts["train"]), len(parts["val"])) == expected
+    assert (len(parts["train"]), len(parts["val"])) == (63_257, 10_000)
     _, reference = train_test_split(labels[:num_train], test_size=10_000, stratify=labels[:num_train])
     difference = np.bincount(labels[parts["val"]], minlength=10) - np.bincount(reference, minlength=10)
     assert np.abs(difference).max() <= 1
@@ -136,17 +121,12 @@ def test_a_small_class_is_in_every_split(rare, options):
     assert [int((labels[part] == 0).sum()) for part in parts.values()] == [1, 1, 1]
 
 
-def test_too_small_classes_are_named():
+def test_too_small_classes_are_named_and_a_source_that_miscounts_its_parts():
     with pytest.raises(UserError) as caught:
         split(np.array([0] * 10 + [1] * 2 + [2] * 3), classes=("cat", "dog", "owl"))
     assert caught.value.cause == "Too few training images to be in every split: class 'dog' (2)."
-    assert "at least 3 images" in caught.value.remedy
-    many = np.repeat(np.arange(8), [9] + [1] * 7)
     with pytest.raises(UserError, match=r"'b' \(1\), .*'f' \(1\) and 2 more"):
-        split(many)
-
-
-def test_a_source_that_miscounts_its_parts():
+        split(np.repeat(np.arange(8), [9] + [1] * 7))
     with pytest.raises(ValueError, match="5 labels"):
         split(np.array([0, 1, 0, 1, 0]), 4)
 
@@ -171,10 +151,9 @@ def test_limits_of_one_seed_are_nested():
 
 @pytest.mark.parametrize("num", [1, 13])
 def test_limit_out_of_range(num):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"The limit is {num} training images, of 12 in 2 classes") as caught:
         draw_limited(np.arange(12) % 2, num, classes=("a", "b"), seed=0)
-    assert caught.value.cause == f"The limit is {num} training images, of 12 in 2 classes."
-    assert caught.value.remedy == "Give --limit-train a number from 2 to 12."
+    assert "from 2 to 12" in caught.value.remedy
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6), seed=seeds)
@@ -188,12 +167,6 @@ def test_halves_are_disjoint_complete_and_stratified(sizes, seed):
     assert len(halve(labels, seed=seed)[0]) == (len(labels) + 1) // 2
 
 
-def test_alternating_halves_by_hand():
-    # Class 0 at 0, 2, 3 begins in the first half, class 1 at 1, 4, 5 in the second.
-    first, second = alternating_halves(np.array([0, 1, 0, 0, 1, 1]))
-    assert (first.tolist(), second.tolist()) == ([0, 3, 4], [1, 2, 5])
-
-
 def test_choices_of_one_seed_are_not_the_same_choice():
     labels = labels_of([100, 100])
     limited = draw_limited(labels, 100, classes=NAMES[:2], seed=0)
@@ -202,8 +175,3 @@ def test_choices_of_one_seed_are_not_the_same_choice():
         assert 30 <= len(np.intersect1d(half, limited)) <= 70
         assert len(np.intersect1d(half, test)) < len(test)
     assert len(np.intersect1d(limited, test)) < len(test)
-
-
-def test_negative_seed():
-    with pytest.raises(UserError, match="The seed is -1"):
-        halve(np.array([0, 1]), seed=-1)
