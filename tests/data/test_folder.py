@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image
 
 from dnas_ens.data.folder import load_folder
 from dnas_ens.errors import UserError
@@ -91,14 +91,11 @@ def test_12_bit_greys_keep_their_levels(tmp_path, caplog):
     assert "8 pictures of 8" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["photo.JPEG", "photo.AVIF"])
-def test_photographs_are_as_pillow_reads_them(tmp_path, write_images, name):
-    if name.endswith("AVIF") and not features.check("avif"):
-        pytest.skip("this Pillow has no AVIF")
+def test_photographs_are_as_pillow_reads_them(tmp_path, write_images):
     two_classes(tmp_path, write_images, size=16)
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a" / name, quality=75)
-    with Image.open(tmp_path / "a" / name) as image:
+    Image.fromarray(pixels).save(tmp_path / "a" / "photo.JPEG", quality=75)
+    with Image.open(tmp_path / "a" / "photo.JPEG") as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     assert np.array_equal(load_folder(tmp_path).images[2], expected)
 

@@ -5,14 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
 
 from dnas_ens.data import default_data_root, load_data
-from dnas_ens.data.loading import first_equal, mirror_hint
+from dnas_ens.data.loading import mirror_hint
 from dnas_ens.errors import UserError
 
 
@@ -159,12 +157,6 @@ def shared_images(data, one, other):
     """Images of one split whose bytes are in the other."""
     known = {image.numpy().tobytes() for image in getattr(data, one).images}
     return sum(image.numpy().tobytes() in known for image in getattr(data, other).images)
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_first_equal_is_the_first_index(values):
-    images = np.array(values, dtype=np.uint8)[:, None, None, None]
-    assert first_equal(images).tolist() == [values.index(value) for value in values]
 
 
 def test_copies_under_other_names_and_formats_stay_on_one_side(tmp_path, write_images, caplog):

@@ -16,7 +16,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 from scipy.io import savemat
-from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from dnas_ens.data import default_data_root
@@ -51,15 +50,6 @@ def write_old_pickle(path, content):
     old = new.replace(b"\x89\x88\x87", b"K\x00K\x01\x87")  # (False, True) to (0, 1)
     assert (old != new) == (b"numpy" in new)
     path.write_bytes(old)
-
-
-def test_digits_are_those_of_scikit_learn(tmp_path):
-    loaded = load_source("digits", tmp_path)
-    reference = load_digits()
-    assert np.array_equal(loaded.images, np.floor(reference.images / 16 * 255 + 0.5)[:, None])
-    assert np.array_equal(loaded.labels, reference.target)
-    assert (loaded.classes, loaded.flip) == (tuple("0123456789"), False)
-    assert load_source("digits", tmp_path, image_size=16).images.shape == (1797, 1, 16, 16)
 
 
 @pytest.mark.parametrize(

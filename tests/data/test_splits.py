@@ -27,17 +27,6 @@ def split(labels, num_train=None, **options):
     return {name: part.tolist() for name, part in parts.items()}
 
 
-@given(sizes=st.lists(st.integers(0, 50), min_size=1, max_size=8), data=st.data())
-def test_proportional_counts_are_exact_in_total_and_within_one_of_the_share(sizes, data):
-    total = sum(sizes)
-    num = data.draw(st.integers(0, total))
-    counts = proportional_counts(np.array(sizes), num)
-    assert counts.sum() == num
-    for count, size in zip(counts, sizes, strict=True):
-        assert 0 <= count <= size
-        assert abs(Fraction(int(count)) - (Fraction(size * num, total) if total else 0)) < 1
-
-
 def test_proportional_counts_by_hand():
     # Hamilton's method: shares 4.7, 3.2, 2.1 of 10 give 4 + 3 + 2 and the one left to the largest remainder.
     assert proportional_counts(np.array([47, 32, 21]), 10).tolist() == [5, 3, 2]
@@ -88,13 +77,11 @@ def test_equal_images_stay_together_and_distinct_ones_are_stratified(kinds, seed
 
 def test_own_parts_stay_as_the_source_has_them():
     labels = np.arange(100) % 2
-    with_test = split(labels, 80, num_test=20)
-    assert with_test["test"] == list(range(80, 100))
+    with_test, with_both = split(labels, 80, num_test=20), split(labels, 50, num_val=30, num_test=20)
+    assert with_test["test"] == with_both["test"] == list(range(80, 100))
     assert len(with_test["val"]) == 16
     assert sorted(with_test["train"] + with_test["val"]) == list(range(80))
-    with_both = split(labels, 50, num_val=30, num_test=20)
-    assert [*chain(*(with_both[name] for name in ("train", "val", "test")))] == list(range(100))
-    assert list(map(len, (with_both["train"], with_both["val"], with_both["test"]))) == [50, 30, 20]
+    assert with_both["val"] == list(range(50, 80))
     with_val = split(labels, 50, num_val=50)
     assert with_val["val"] == list(range(50, 100))
     assert len(with_val["test"]) == 10
@@ -110,15 +97,10 @@ def test_protocol_sizes_and_class_counts_of_scikit_learn():
     assert np.abs(difference).max() <= 1
 
 
-@pytest.mark.parametrize(
-    ("rare", "options"),
-    [([0] * 3, {}), ([0] * 2, {"num_train": 32, "num_test": 2})],
-    ids=["60/20/20", "own test"],
-)
-def test_a_small_class_is_in_every_split(rare, options):
-    labels = np.array(rare + [1] * 30 + ([0, 1] if options else []))
-    parts = split(labels, **options)
-    assert [int((labels[part] == 0).sum()) for part in parts.values()] == [1, 1, 1]
+@pytest.mark.parametrize("options", [{}, {"num_train": 32, "num_test": 2}])
+def test_a_small_class_is_in_every_split(options):
+    labels = np.array([0, 0, *[1] * 30, 0, 1])
+    assert [int((labels[part] == 0).sum()) for part in split(labels, **options).values()] == [1, 1, 1]
 
 
 def test_too_small_classes_are_named_and_a_source_that_miscounts_its_parts():
@@ -144,16 +126,8 @@ def test_limit_is_an_exact_stratified_subset(sizes, seed, data):
 
 
 def test_limits_of_one_seed_are_nested():
-    labels = labels_of([100, 200])
-    small, large = (set(draw_limited(labels, num, classes=NAMES[:2], seed=5)) for num in (30, 150))
+    small, large = (set(draw_limited(labels_of([99, 200]), num, classes="ab", seed=5)) for num in (30, 150))
     assert small < large
-
-
-@pytest.mark.parametrize("num", [1, 13])
-def test_limit_out_of_range(num):
-    with pytest.raises(UserError, match=f"The limit is {num} training images, of 12 in 2 classes") as caught:
-        draw_limited(np.arange(12) % 2, num, classes=("a", "b"), seed=0)
-    assert "from 2 to 12" in caught.value.remedy
 
 
 @given(sizes=st.lists(st.integers(0, 40), min_size=2, max_size=6), seed=seeds)
@@ -171,7 +145,6 @@ def test_choices_of_one_seed_are_not_the_same_choice():
     labels = labels_of([100, 100])
     limited = draw_limited(labels, 100, classes=NAMES[:2], seed=0)
     test = split(labels)["test"]
-    for half in halve(labels, seed=0):
-        assert 30 <= len(np.intersect1d(half, limited)) <= 70
-        assert len(np.intersect1d(half, test)) < len(test)
-    assert len(np.intersect1d(limited, test)) < len(test)
+    assert 30 <= len(np.intersect1d(halve(labels, seed=0)[0], limited)) <= 70
+    for other in (limited, *halve(labels, seed=0)):
+        assert len(np.intersect1d(other, test)) < len(test)

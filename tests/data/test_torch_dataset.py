@@ -8,8 +8,8 @@ from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
 
 
-class Listed(Dataset):
-    """A Dataset of the items it is given."""
+class MNIST(Dataset):
+    """A Dataset of the items it is given, named as torchvision's."""
 
     def __init__(self, items, classes=None):
         self.items = items
@@ -23,8 +23,8 @@ class Listed(Dataset):
         return self.items[index]
 
 
-class MNIST(Listed):
-    """Named as torchvision's."""
+class Listed(MNIST):
+    pass
 
 
 class Endless(IterableDataset):
