@@ -1,8 +1,6 @@
 """The configuration: presets and regimes, fields set by name and from JSON, numbers without a meaning refused."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,22 +13,22 @@ from dnas_ens.errors import UserError
 
 
 @pytest.mark.parametrize("preset", ["smoke", "micro", "fast", "paper"])
-@pytest.mark.parametrize("regime", ["star", "optimal", "edges", "random", "hypernet", "js"])
-def test_every_preset_and_regime_survives_json(preset, regime, tmp_path):
-    config, recipe = search_preset(preset, regime, base=tmp_path / "base.json"), retrain_preset(preset)
-    assert override(SearchConfig(), json.loads(json.dumps(to_dict(config)))) == config
+def test_every_preset_and_regime_survives_json(preset):
+    recipe = retrain_preset(preset)
     assert override(RetrainConfig(), json.loads(json.dumps(to_dict(recipe)))) == recipe
+    for regime in ("star", "optimal", "edges", "random", "hypernet", "js"):
+        config = search_preset(preset, regime, base=Path("base.json"))
+        assert override(SearchConfig(), json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_regimes_are_the_published_ones():
     star, optimal, js = (search_preset("smoke", regime) for regime in ("star", "optimal", "js"))
+    hypernet = search_preset("smoke", "hypernet", base="b.json")
     assert (star.objective.penalty, star.hypernetwork.directions) == ("js-pairwise", star.candidates.members)
     assert (optimal.objective.penalty, optimal.objective.fixed_lambda) == ("none", 0.0)
-    assert js.objective.penalty == "js-base"
-    hypernet = search_preset("smoke", "hypernet", base="b.json")
-    assert hypernet.hypernetwork.directions == 1
-    assert (hypernet.hypernetwork.num_knots, hypernet.hypernetwork.max_lambda) == (5, 4.0)
-    assert hypernet.objective.penalty == "edge-overlap"
+    assert (js.objective.penalty, hypernet.objective.penalty) == ("js-base", "edge-overlap")
+    knots = hypernet.hypernetwork
+    assert (knots.directions, knots.num_knots, knots.max_lambda) == (1, 5, 4.0)
     # The published ones do without this project's own terms.
     for objective in (optimal.objective, js.objective, hypernet.objective):
         assert objective.commitment == objective.operation_balance == (0.0, 0.0)
@@ -41,11 +39,8 @@ def test_regimes_are_the_published_ones():
     ("call", "cause", "remedy"),
     [
         (lambda: search_preset("smoke", "edges"), "compares with a given base", "--base"),
-        (lambda: search_preset("smoke", "random"), "compares with a given base", "--base"),
-        (lambda: search_preset("smoke", "hypernet"), "compares with a given base", "--base"),
         (lambda: search_preset("huge"), "Unknown preset 'huge'", "smoke, micro, fast, paper"),
         (lambda: search_preset("smoke", "moon"), "Unknown regime 'moon'", "star, optimal"),
-        (lambda: retrain_preset("huge"), "Unknown preset 'huge'", "smoke, micro, fast, paper"),
     ],
 )
 def test_presets_and_regimes_that_cannot_be(call, cause, remedy):
@@ -55,7 +50,7 @@ def test_presets_and_regimes_that_cannot_be(call, cause, remedy):
     assert remedy in caught.value.remedy
 
 
-INFINITE, NAN = float("inf"), float("nan")
+INFINITE = float("inf")
 
 
 @pytest.mark.parametrize(
@@ -73,19 +68,11 @@ INFINITE, NAN = float("inf"), float("nan")
         (SearchConfig(), {"num_knots": 1}, "--num-knots is 1", "2 or more"),
         (SearchConfig(), {"gradient_clip": -1.0}, "--gradient-clip is -1.0", "above 0"),
         (SearchConfig(), {"momentum": 5.0}, "--momentum is 5.0", "such a value"),
-        (SearchConfig(), {"weight_decay": -1e-4}, "--weight-decay is -0.0001", "0 or more"),
-        (SearchConfig(), {"min_learning_rate": -0.1}, "--min-learning-rate is -0.1", "0 or more"),
-        (SearchConfig(), {"learning_rate": NAN}, "--learning-rate is nan", "a finite number"),
         (SearchConfig(), {"learning_rate": INFINITE}, "--learning-rate is inf", "a finite number"),
         (SearchConfig(), {"penalty_weight": (1.0, INFINITE)}, "--penalty-weight is (1.0, inf)", "a finite"),
         (SearchConfig(), {"commitment": (-1.0, 0.0)}, "--commitment is (-1.0, 0.0)", "0 or more"),
-        (SearchConfig(), {"candidate_epochs": -1}, "--candidate-epochs is -1", "0 or more"),
-        (RetrainConfig(), {"gradient_clip": 0.0}, "--gradient-clip is 0.0", "above 0"),
-        (RetrainConfig(), {"momentum": 1.0}, "--momentum is 1.0", "such a value"),
         (RetrainConfig(), {"drop_path": 1.0}, "--drop-path is 1.0", "such a value"),
-        (RetrainConfig(), {"weight_decay": NAN}, "--weight-decay is nan", "a finite number"),
         (RetrainConfig(), {"cutout": -1}, "--cutout is -1", "0 or more"),
-        (RetrainConfig(), {"auxiliary_weight": -0.4}, "--auxiliary-weight is -0.4", "0 or more"),
         (SearchConfig(), {"chanels": 4}, "no field 'chanels'", "Did you mean channels?"),
         (RetrainConfig(), {"xyzzy": 4}, "no field 'xyzzy'", "There are num_cells, channels"),
     ],
@@ -98,22 +85,10 @@ def test_impossible_settings_say_why_and_what_to_do(config, fields, cause, remed
     assert remedy in caught.value.remedy
 
 
-def test_fields_are_found_by_their_own_name():
-    config = with_fields(SearchConfig(), channels=4, epochs=9, seed=3, gradient_clip=INFINITE)
-    assert (config.supernet.channels, config.bilevel.epochs, config.seed) == (4, 9, 3)
-
-
 def test_what_a_file_names_is_replaced():
     default = Search(seed=4, bilevel=Bilevel(second_order=True))
-    values = {
-        "bilevel": {"epochs": 9, "temperature": [2, 1.5]},
-        "data_root": "x/y",
-        "limit": None,
-        "operations": ["a", "b"],
-        "pairs": [["a", 1], ["b", 2]],
-        "penalty": "none",
-    }
-    loaded = override(default, values)
+    values = {"data_root": "x/y", "limit": None, "operations": ["a", "b"], "pairs": [["a", 1], ["b", 2]]}
+    loaded = override(default, {**values, "penalty": "none", "bilevel": {"epochs": 9, "temperature": [2, 1.5]}})
     assert loaded == Search(
         seed=4,
         data_root=Path("x/y"),
@@ -124,46 +99,34 @@ def test_what_a_file_names_is_replaced():
     )
     # 2 reads as 2.0 where a number with decimals is meant, so that the stored configuration is the same.
     assert [type(value) for value in loaded.bilevel.temperature] == [float, float]
-    assert override(default, {}) == default == Search(seed=4, bilevel=Bilevel(second_order=True))
+    assert override(default, {}) == default
+    config = with_fields(SearchConfig(), channels=4, epochs=9, gradient_clip=INFINITE)
+    assert (config.supernet.channels, config.bilevel.epochs) == (4, 9)
 
 
 @pytest.mark.parametrize(
     ("values", "cause", "remedy"),
     [
-        ({"sed": 1}, "Unknown field sed in", "Did you mean seed?"),
-        ({"bilevel": {"epoch": 1}}, "Unknown field bilevel.epoch in", "Did you mean bilevel.epochs?"),
-        ({"epochs": 1}, "Unknown field epochs in", "Did you mean bilevel.epochs?"),
-        ({"xyzzy": 1}, "Unknown field xyzzy in", "There are seed, batch_size,"),
+        ({"sed": 1}, "Unknown field sed in a.json", "Did you mean seed?"),
+        ({"bilevel": {"epoch": 1}}, "Unknown field bilevel.epoch in a.json", "Did you mean bilevel.epochs?"),
         ({"seed": "x"}, 'seed is "x" in', "Make it a whole number."),
-        ({"seed": 1.5}, "seed is 1.5 in", "Make it a whole number."),
-        ({"seed": True}, "seed is true in", "Make it a whole number."),
-        ({"seed": None}, "seed is null in", "Make it a whole number."),
+        ({"seed": True}, "seed is true in a.json", "Make it a whole number."),
         ({"limit": "x"}, 'limit is "x" in', "Make it a whole number or null."),
-        ({"data_root": 3}, "data_root is 3 in", "Make it a path or null."),
+        ({"data_root": 3}, "data_root is 3 in a.json", "Make it a path or null."),
         ({"penalty": "jss"}, 'penalty is "jss" in', 'Make it one of "js", "none".'),
-        ({"nodes": True}, "nodes is true in", "Make it one of 1, 4."),
         ({"operations": "skip"}, 'operations is "skip" in', "Make it a list, each item a string."),
-        ({"operations": ["a", 1]}, "operations[1] is 1 in", "Make it a string."),
+        ({"operations": ["a", 1]}, "operations[1] is 1 in a.json", "Make it a string."),
         ({"pairs": [["a"]]}, 'pairs[0] is ["a"] in', "Make it a list of 2: a string, a whole number."),
-        ({"bilevel": 3}, "bilevel is 3 in", "Make it an object of fields."),
-        ({"bilevel": {"second_order": 1}}, "bilevel.second_order is 1 in", "Make it true or false."),
+        ({"bilevel": 3}, "bilevel is 3 in a.json", "Make it an object of fields."),
+        ({"bilevel": {"second_order": 1}}, "bilevel.second_order is 1 in a.json", "Make it true or false."),
         ({"bilevel": {"learning_rate": "x"}}, 'bilevel.learning_rate is "x" in', "Make it a number."),
-        ({"bilevel": {"learning_rate": True}}, "bilevel.learning_rate is true in", "Make it a number."),
-        ({"bilevel": {"temperature": [1]}}, "bilevel.temperature is [1] in", "Make it a list of 2: a number"),
+        ({"bilevel": {"temperature": [1]}}, "bilevel.temperature is [1] in a.json", "Make it a list of 2: a number"),
         ({"bilevel": {"epochs": 0}}, "--epochs is 0.", "Give --epochs 1 or more."),
-        ([1], "the whole is [1] in", "Make it an object of fields."),
+        ([1], "the whole is [1] in a.json", "Make it an object of fields."),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(values, cause, remedy):
     with pytest.raises(UserError) as caught:
         override(Search(), values, source="a.json")
-    said = caught.value
-    assert "\n" not in said.cause + said.remedy
-    assert said.cause.startswith(cause)
-    assert said.remedy.startswith(remedy)
-    assert said.cause.endswith((" in a.json.", "--epochs is 0."))
-
-
-def test_importing_does_not_import_torch():
-    script = "import sys, dnas_ens.config; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    assert caught.value.cause.startswith(cause)
+    assert caught.value.remedy.startswith(remedy)

@@ -1,11 +1,7 @@
 """The flat form of DARTS repositories: published cells read and written, what can not be built named."""
 
-from __future__ import annotations
-
 import json
 from collections import namedtuple
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,7 +15,7 @@ from dnas_ens.space.stack import StackSpec
 
 FIELDS = "normal normal_concat reduce reduce_concat"
 #: The namedtuple of every DARTS repository.
-Printed = namedtuple("Genotype", FIELDS)  # type: ignore[misc]
+Printed = namedtuple("Genotype", FIELDS)
 
 # DARTS, second order (arXiv 1806.09055, figures 4 and 5), and PC-DARTS on CIFAR-10 (arXiv 1907.05737), as printed.
 TEXTS = {
@@ -35,74 +31,48 @@ TEXTS = {
 PUBLISHED = {name: eval(text, {"Genotype": Printed}) for name, text in TEXTS.items()}
 
 
-def nodes_by_hand(edges: list[tuple[str, int]]) -> tuple[tuple[tuple[str, int], ...], ...]:
+def by_nodes(edges):
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-class TestPublishedCells:
-    def test_every_form_is_the_same_genotype(self, name: str) -> None:
-        printed = PUBLISHED[name]
-        genotype = Genotype.from_dict(printed)
-        assert genotype.normal == nodes_by_hand(printed.normal)
-        assert genotype.reduction == nodes_by_hand(printed.reduce)
-        fields = printed._asdict()
-        listed = {key: list(value) for key, value in fields.items()}
-        by_nodes = {
-            **listed,
-            "normal": nodes_by_hand(printed.normal),
-            "reduce": [list(node) for node in nodes_by_hand(printed.reduce)],
-        }
-        for form in (
-            fields,
-            listed,
-            json.loads(json.dumps(listed)),
-            by_nodes,
-            repr(printed),
-            genotype.to_dict(),
-        ):
-            assert Genotype.from_dict(form) == genotype
-        shuffled = {**listed, "normal_concat": [5, 2, 4, 3], "reduce_concat": (3, 2, 5, 4)}
-        assert Genotype.from_dict(shuffled) == genotype
+def test_every_form_and_file_is_the_same_genotype(name, tmp_path):
+    printed = PUBLISHED[name]
+    genotype = Genotype.from_dict(printed)
+    assert (genotype.normal, genotype.reduction) == (by_nodes(printed.normal), by_nodes(printed.reduce))
+    fields = printed._asdict()
+    listed = {key: list(value) for key, value in fields.items()}
+    grouped = {**listed, "normal": by_nodes(printed.normal), "reduce": list(map(list, by_nodes(printed.reduce)))}
+    shuffled = {**listed, "normal_concat": [5, 2, 4, 3], "reduce_concat": (3, 2, 5, 4)}
+    for form in (fields, json.loads(json.dumps(listed)), grouped, shuffled, repr(printed), genotype.to_dict()):
+        assert Genotype.from_dict(form) == genotype
+    for content in (
+        json.dumps({"base": {"genotype": listed}}),
+        json.dumps(repr(printed)),
+        f"# A comment.\nfrom collections import namedtuple\n\nGenotype = namedtuple('Genotype', '{FIELDS}')\n\n"
+        f"{name} = Genotype({', '.join(map(repr, printed))})\nDARTS = {name}\n",
+        f"genotype = genotypes.{printed!r}".replace("range(2, 6)", "list(range(2, 6))"),
+    ):
+        (tmp_path / "cell").write_text(content)
+        assert load_genotype(tmp_path / "cell") == genotype, content
 
-    def test_files(self, name: str, tmp_path: Path) -> None:
-        printed = PUBLISHED[name]
-        expected = Genotype.from_dict(printed)
-        listed = {key: list(value) for key, value in printed._asdict().items()}
-        positional = ", ".join(repr(value) for value in printed)
-        contents = (
-            json.dumps(listed),
-            json.dumps({"base": {"genotype": listed}}),
-            json.dumps(repr(printed)),
-            repr(printed),
-            f"{name} = {printed!r}\n",
-            f"# A comment.\nfrom collections import namedtuple\n\nGenotype = namedtuple('Genotype', '{FIELDS}')\n\n"
-            f"{name} = Genotype({positional})\nDARTS = {name}\n",
-            f"genotype = genotypes.{printed!r}".replace("range(2, 6)", "list(range(2, 6))"),
-        )
-        for content in contents:
-            file = tmp_path / "cell"
-            file.write_text(content)
-            assert load_genotype(file) == expected, content
 
-    def test_written_as_it_was_printed_and_built(self, name: str) -> None:
-        printed = PUBLISHED[name]
-        genotype = Genotype.from_dict(printed)
-        ranges = printed._replace(normal_concat=range(2, 6), reduce_concat=range(2, 6))
-        assert genotype.to_flat_text() == repr(ranges)
-        # What a DARTS repository makes of it.
-        assert eval(genotype.to_flat_text(), {"Genotype": Printed}) == ranges
-        found = Printed(**json.loads(json.dumps(genotype.to_flat_dict())))
-        assert [tuple(edge) for edge in found.normal] == printed.normal
-        assert [tuple(edge) for edge in found.reduce] == printed.reduce
-        assert found.normal_concat == found.reduce_concat == [2, 3, 4, 5]
-        # And it can be built.
-        network = Network(genotype, StackSpec(num_cells=3, channels=4, in_channels=3, num_classes=10)).eval()
-        assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_written_as_it_was_printed_and_built(name):
+    printed = PUBLISHED[name]
+    genotype = Genotype.from_dict(printed)
+    ranges = printed._replace(normal_concat=range(2, 6), reduce_concat=range(2, 6))
+    # What a DARTS repository makes of it.
+    assert eval(genotype.to_flat_text(), {"Genotype": Printed}) == ranges
+    found = Printed(**json.loads(json.dumps(genotype.to_flat_dict())))
+    assert [tuple(edge) for edge in found.normal] == printed.normal
+    assert found.normal_concat == found.reduce_concat == [2, 3, 4, 5]
+    network = Network(genotype, StackSpec(num_cells=3, channels=4, in_channels=3, num_classes=10)).eval()
+    assert network(torch.randn(2, 3, 16, 16)).shape == (2, 10)
 
 
 @st.composite
-def flat_cells(draw: st.DrawFn, num_nodes: int) -> list[tuple[str, int]]:
+def flat_cells(draw, num_nodes):
     edges = []
     for index in range(num_nodes):
         sources = draw(st.lists(st.integers(0, index + 1), min_size=2, max_size=2, unique=True))
@@ -111,15 +81,14 @@ def flat_cells(draw: st.DrawFn, num_nodes: int) -> list[tuple[str, int]]:
 
 
 @given(st.data(), st.integers(1, 6))
-@settings(max_examples=50)
-def test_round_trip(data: st.DataObject, num_nodes: int) -> None:
+@settings(max_examples=30)
+def test_round_trip(data, num_nodes):
     sizes = data.draw(st.sampled_from([(num_nodes, num_nodes), (num_nodes, 0), (0, num_nodes)]))
     normal, reduction = (data.draw(flat_cells(size)) for size in sizes)
     printed = Printed(normal, range(2, 2 + sizes[0]), reduction, range(2, 2 + sizes[1]))
     genotype = Genotype.from_dict(repr(printed))
     assert genotype.to_flat_text() == repr(printed)
-    for form in (genotype.to_flat_dict(), json.loads(json.dumps(genotype.to_flat_dict()))):
-        assert Genotype.from_dict(form) == genotype
+    assert Genotype.from_dict(json.loads(json.dumps(genotype.to_flat_dict()))) == genotype
 
 
 LISTED = {key: list(value) for key, value in PUBLISHED["DARTS_V2"]._asdict().items()}
@@ -129,30 +98,22 @@ SHORT = LISTED["normal"][:-1]
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (
-            {"reduce_concat": [4, 5]},
-            "reduce_concat is [4, 5], but a cell of 4 nodes concatenates [2, 3, 4, 5]",
-        ),
-        ({"normal_concat": range(2, 7)}, "normal_concat is range(2, 7)"),
+        ({"reduce_concat": [4, 5]}, "reduce_concat is [4, 5], but a cell of 4 nodes concatenates [2, 3, 4, 5]"),
         ({"normal_concat": range(10**15)}, "normal_concat is range(0, 1000000000000000)"),
-        ({"normal_concat": [1, 2, 3, 4]}, "normal_concat is [1, 2, 3, 4]"),
         ({"normal_concat": [2, 3, 4, 4]}, "normal_concat is [2, 3, 4, 4]"),
         ({"normal_concat": [2, 3, 4, "5"]}, "normal_concat is [2, 3, 4, '5']"),
         ({"normal_concat": None}, "normal_concat is None"),
-        ({"normal_concat": 4}, "normal_concat is 4"),
         ({"normal": SHORT}, "normal has 7 edges"),
         ({"normal": None}, "normal is None"),
-        ({"normal": "sep_conv"}, "normal is 'sep_conv'"),
         ({"normal": [*SHORT, ("skip_connect", 6)]}, "source 6"),
         ({"normal": [*SHORT, ("skip_connect", 0)]}, "twice"),
-        ({"normal": [*SHORT, "skip_connect"]}, "'skip_connect'"),
         ({"normal": [*SHORT, ("skip_connect",)]}, "skip_connect"),
-        *(({field: "missing"}, f"lacks {field}.") for field in FIELDS.split()),
+        ({"reduce": "missing"}, "lacks reduce."),
+        ({"normal_concat": "missing"}, "lacks normal_concat."),
         ({"reduction": []}, "no field 'reduction'"),
-        ({"normal_bottleneck": ""}, "no field 'normal_bottleneck'"),
     ],
 )
-def test_what_can_not_be_built_is_named(change: dict[str, Any], named: str) -> None:
+def test_what_can_not_be_built_is_named(change, named):
     with pytest.raises(UserError) as caught:
         Genotype.from_dict({key: value for key, value in (LISTED | change).items() if value != "missing"})
     assert named in caught.value.cause
@@ -164,7 +125,6 @@ def test_what_can_not_be_built_is_named(change: dict[str, Any], named: str) -> N
     [
         ("\n".join(map(repr, PUBLISHED.values())), "holds 2 genotypes"),
         ("Genotype(", "can not be read"),
-        ("Genotype(normal=open('/etc/passwd').read())", "can not be read"),
         ("Genotype(normal=__import__('os').getcwd(), reduce=[])", "can not be read"),
         ("Genotype(normal=[], normal_concat=range(2, n))", "can not be read"),
         ("Genotype(normal=[], normal_concat=range())", "can not be read"),
@@ -172,23 +132,19 @@ def test_what_can_not_be_built_is_named(change: dict[str, Any], named: str) -> N
         ("Genotype()", r"A genotype is an object of cells, not \{\}"),
         ("Genotype(" + "[" * 100_000, "can not be read"),
         ("Genotype(normal=\0)", "can not be read"),
-        ("12:00 genotype = Genotype(normal=[])", "can not be read"),
-        ("no genotype", "can not be read"),
         ("genotype = 3", "holds 0 genotypes"),
     ],
 )
-def test_text_that_is_no_genotype_is_named(text: str, named: str, tmp_path: Path) -> None:
+def test_text_that_is_no_genotype_is_named(text, named, tmp_path):
     with pytest.raises(UserError, match=named) as caught:
         Genotype.from_dict(text)
     assert "\n" not in caught.value.cause
-    file = tmp_path / "cell.txt"
-    file.write_text(text)
+    (tmp_path / "cell.txt").write_text(text)
     with pytest.raises(UserError, match=r"cell\.txt"):
-        load_genotype(file)
+        load_genotype(tmp_path / "cell.txt")
 
 
-def test_other_numbers_of_edges_have_no_flat_form() -> None:
+def test_other_numbers_of_edges_have_no_flat_form():
     genotype = Genotype(normal=((("skip_connect", 0), ("skip_connect", 1)), (("skip_connect", 2),)))
-    for write in (genotype.to_flat_dict, genotype.to_flat_text):
-        with pytest.raises(UserError, match="Node 1 of the normal cell has 1 edges"):
-            write()
+    with pytest.raises(UserError, match="Node 1 of the normal cell has 1 edges"):
+        genotype.to_flat_text()
