@@ -2,6 +2,7 @@ import base64
 import dataclasses
 import io
 import json
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -157,15 +158,11 @@ def odd_split(*shape):
 )
 def test_contradictions_are_refused(changed, cause):
     parts = {"train": split_of(), "val": split_of(), "test": split_of(), "flip": False}
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=re.escape(cause)):
         ImageData.from_splits("made", ("a", "b"), **{**parts, **changed})
-    assert cause in caught.value.cause
-
-
-@pytest.mark.parametrize("wrong", [{"mean": (0.5, 0.5)}, {"std": (0.0,)}])
-def test_normalisation_must_fit_the_channels(make_data, wrong):
-    with pytest.raises(UserError, match="do not fit 1 channels"):
-        dataclasses.replace(make_data(), **wrong)
+    for wrong in ({"mean": (0.5, 0.5)}, {"std": (0.0,)}):
+        with pytest.raises(UserError, match="do not fit 1 channels"):
+            dataclasses.replace(ImageData.from_splits("made", ("a", "b"), **parts), **wrong)
 
 
 def test_what_is_printed_is_short(digits):
@@ -182,8 +179,6 @@ def test_a_notebooks_table_and_picture(make_data):
     assert "".join(root.itertext()).startswith("a<b: images of 3x8x8")
     rows = [[cell.text for cell in row] for row in root.iter("tr")]
     assert rows == [["split", "images"], ["train", "40"], ["val", "20"], ["test", "20"]]
-    source = root.find("img").get("src")
-    with Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,")))) as picture:
-        pixels = np.asarray(picture.convert("RGB").resize((4 * 8, 8), Image.Resampling.NEAREST))
-    expected = data.train.images[:4].permute(2, 0, 3, 1).reshape(8, 32, 3)
-    assert np.array_equal(pixels, expected)
+    picture = base64.b64decode(root.find("img").get("src").removeprefix("data:image/png;base64,"))
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB").resize((32, 8), Image.Resampling.NEAREST))
+    assert np.array_equal(pixels, data.train.images[:4].permute(2, 0, 3, 1).reshape(8, 32, 3))

@@ -26,8 +26,7 @@ def test_classes_and_files_in_sorted_order(tmp_path, write_images):
     dogs = write_images(tmp_path / "dog", 60, seed=1, size=2)
     cats = write_images(tmp_path / "cat", 90, seed=2, size=2)
     loaded = load_folder(tmp_path)
-    assert loaded.name == tmp_path.name
-    assert loaded.classes == ("cat", "dog")
+    assert (loaded.name, loaded.classes) == (tmp_path.name, ("cat", "dog"))
     assert loaded.labels.tolist() == [0] * 90 + [1] * 60
     assert np.array_equal(loaded.images[:, 0], np.concatenate([cats, dogs]))
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (150, 0, 0)
@@ -77,29 +76,6 @@ def test_grey_colour_and_alpha(tmp_path, write_images):
     assert np.array_equal(colour.images[[0, 1, 3, 4, 5, 6]], np.repeat(grey.images, 3, axis=1))
 
 
-def test_12_bit_greys_keep_their_levels(tmp_path, caplog):
-    expected = []
-    for seed, name in enumerate("ab"):
-        (tmp_path / name).mkdir()
-        for index in range(4):
-            values = np.random.default_rng([seed, index]).integers(0, 4096, (8, 8)).astype(np.uint16)
-            Image.fromarray(values).save(tmp_path / name / f"{index}.png")
-            expected.append(np.rint(values.astype(np.float64) * 255 / 4095))
-    loaded = load_folder(tmp_path)
-    assert np.array_equal(loaded.images[:, 0], np.stack(expected))
-    assert loaded.deep_bits == 12
-    assert "8 pictures of 8" in caplog.text
-
-
-def test_photographs_are_as_pillow_reads_them(tmp_path, write_images):
-    two_classes(tmp_path, write_images, size=16)
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a" / "photo.JPEG", quality=75)
-    with Image.open(tmp_path / "a" / "photo.JPEG") as image:
-        expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(load_folder(tmp_path).images[2], expected)
-
-
 def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, write_images):
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heif")
     two_classes(tmp_path, write_images, size=64)
@@ -109,14 +85,14 @@ def test_heic_is_read_where_pillow_heif_is_installed(tmp_path, write_images):
     assert np.abs(loaded[2].transpose(1, 2, 0).astype(int) - colour).max() <= 6
 
 
-@pytest.mark.parametrize("name", ["IMG_1.HEIC", "DSC_1.NEF", "scan.dcm"])
-def test_pictures_that_cannot_be_read_are_counted_and_named(tmp_path, write_images, name):
+def test_pictures_that_cannot_be_read_are_counted_and_named(tmp_path, write_images):
     two_classes(tmp_path, write_images, 3)
-    (tmp_path / "a" / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    bad = tmp_path / "a" / "IMG_1.HEIC"
+    bad.write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     cause, _ = refusal(tmp_path)
     assert cause.startswith("1 of 7 images cannot be read: ")
-    assert str(tmp_path / "a" / name) in cause
-    assert load_folder(tmp_path, skip_bad_images=True).skipped == (str(tmp_path / "a" / name),)
+    assert str(bad) in cause
+    assert load_folder(tmp_path, skip_bad_images=True).skipped == (str(bad),)
 
 
 def test_corrupt_images_are_named_or_left_out_on_request(tmp_path, write_images, caplog):
@@ -152,31 +128,15 @@ def test_sizes(tmp_path, write_images, caplog):
     assert load_folder(tmp_path, image_size=10).images.shape == (19, 1, 10, 10)
 
 
-def test_train_val_test_layout(tmp_path, write_images):
-    parts = {"train/a": 4, "train/b": 3, "Valid/a": 2, "Valid/b": 1, "test/a": 1, "test/b": 2}
+@pytest.mark.parametrize("names", ["train Valid test", "TRAINING VALIDATION test-images", "Train-Data val2017 testset"])
+def test_split_folders_by_any_of_their_names(tmp_path, write_images, names):
+    train, val, test = names.split()
+    parts = {f"{train}/a": 4, f"{train}/b": 3, f"{val}/a": 2, f"{val}/b": 1, f"{test}/a": 1, f"{test}/b": 2}
     pixels = [write_images(tmp_path / part, num, seed=num) for part, num in parts.items()]
     loaded = load_folder(tmp_path)
     assert np.array_equal(loaded.images[:, 0], np.concatenate(pixels))
     assert loaded.labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 1, 1]
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (7, 3, 3)
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        "Training Valid Testing",
-        "TRAIN VALIDATION test-images",
-        "training_set val2017 test",
-        "Train-Data valset testset",
-    ],
-)
-def test_split_folders_by_any_of_their_names(tmp_path, write_images, names):
-    for number, part in enumerate(names.split(), start=1):
-        for name in ("glioma", "healthy"):
-            write_images(tmp_path / part / name, number, seed=number)
-    loaded = load_folder(tmp_path)
-    assert loaded.classes == ("glioma", "healthy")
-    assert (loaded.num_train, loaded.num_val, loaded.num_test) == (2, 4, 6)
 
 
 def test_a_class_named_train_is_a_class(tmp_path, write_images):

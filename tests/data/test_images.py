@@ -8,15 +8,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from dnas_ens.data import read_image
-from dnas_ens.data.images import (
-    common_side,
-    decode,
-    fit,
-    plain,
-    tell_sizes,
-    to_eight_bits,
-    with_one_scale,
-)
+from dnas_ens.data.images import common_side, decode, fit, plain, tell_sizes, with_one_scale
 from dnas_ens.errors import UserError
 
 
@@ -64,26 +56,6 @@ def test_palette_with_transparency(tmp_path):
         assert np.asarray(plain(opened)).tolist() == [[[255, 255, 255], [200, 100, 50]]]
 
 
-@pytest.mark.parametrize("bits", [8, 11, 16])
-def test_deep_greys_keep_their_range(bits):
-    values = np.arange(1 << bits, dtype=np.uint16)
-    scaled = to_eight_bits(values, bits)
-    assert np.abs(scaled - values.astype(np.float64) * 255 / (2**bits - 1)).max() <= 0.5
-
-
-def write_tiff(path, values, *, order=">", photometric=1):
-    """One strip of 16-bit greys in either byte order."""
-    height, width = values.shape
-    tags = {256: width, 257: height, 258: 16, 259: 1, 262: photometric, 273: 8, 277: 1}
-    tags |= {278: height, 279: 2 * values.size}
-    pixels = values.astype(f"{order}u2").tobytes()
-    content = (b"MM" if order == ">" else b"II") + struct.pack(f"{order}HI", 42, 8 + len(pixels)) + pixels
-    content += struct.pack(f"{order}H", len(tags))
-    for tag, value in sorted(tags.items()):
-        content += struct.pack(f"{order}HHII", tag, 4, 1, value)
-    path.write_bytes(content + bytes(4))
-
-
 def deep_png(path, values, colour_type):
     """16 bits a channel, (H, W, C): 2 is RGB, 4 grey with alpha, 6 RGB with alpha."""
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -98,7 +70,7 @@ DEEP_WRITERS = {
     "png": lambda path, values: Image.fromarray(values).save(path, "PNG"),
     "tiff": lambda path, values: Image.fromarray(values).save(path, "TIFF"),
     "tiff of 32 bits": lambda path, values: Image.fromarray(values.astype(np.int32)).save(path, "TIFF"),
-    "big-endian tiff": write_tiff,
+    "big-endian tiff": lambda path, values: Image.fromarray(values.astype(">u2")).save(path, "TIFF"),
 }
 
 
@@ -113,13 +85,6 @@ def test_deep_files_of_every_byte_order_are_decoded_as_they_are(tmp_path, write,
     assert picture.peak == (1 << bits) - 1
     # The peak is the file's, not what resizing leaves of it.
     assert decode(tmp_path / "deep.png", image_size=3).peak == picture.peak
-
-
-def test_resizing_deep_greys_is_that_of_floats(tmp_path):
-    values = (gradient(40, 40)[..., 2].astype(np.uint16) + 1) * 16
-    Image.fromarray(values).save(tmp_path / "deep.png")
-    expected = np.asarray(fit(Image.fromarray(values.astype(np.float32)), 10))
-    assert np.abs(decode(tmp_path / "deep.png", image_size=10).pixels - expected).max() <= 1
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(2, 3), (4, 2), (6, 4)])
@@ -140,7 +105,11 @@ def test_16_bit_colour_is_read_where_it_uses_16_bits_and_refused_where_not(tmp_p
 
 def test_deep_greys_that_would_be_read_wrongly_are_refused(tmp_path):
     values = np.arange(16, dtype=np.uint16).reshape(4, 4)
-    write_tiff(tmp_path / "0 is white.tif", values, order="<", photometric=0)
+    white = tmp_path / "0 is white.tif"
+    Image.fromarray(values).save(white)
+    photometric = struct.pack("<HHIH", 262, 3, 1, 1)  # the tag, a short, one of them: black is zero
+    assert photometric in white.read_bytes()
+    white.write_bytes(white.read_bytes().replace(photometric, struct.pack("<HHIH", 262, 3, 1, 0)))
     Image.fromarray(values).save(tmp_path / "transparency.png", transparency=3)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "floating.tif")
     for path in tmp_path.iterdir():
@@ -170,22 +139,10 @@ def test_read_image_scales_deep_greys_as_the_training_images(tmp_path, value, de
             read_image(tmp_path / "deep.png", **arguments)
 
 
-@pytest.mark.parametrize(
-    ("sizes", "side"),
-    [
-        ([(64, 64)], 64),
-        ([(300, 200)] * 5, 64),
-        ([(20, 30)] * 2, 20),
-        ([(10, 10), (20, 20)], 10),
-        ([(32, 32)] * 20 + [(4000, 3000)], 32),
-        ([(32, 32)] * 20 + [(1, 1)], 32),
-    ],
-)
-def test_side_of_a_set(sizes, side):
-    assert common_side(sizes) == side
-
-
-def test_what_becomes_of_sizes_is_told(caplog):
+def test_side_of_a_set_and_what_becomes_of_its_sizes(caplog):
+    assert [common_side([(side, side + 9)] * 5) for side in (20, 64, 200)] == [20, 64, 64]
+    assert common_side([(10, 10), (20, 20)]) == 10
+    assert common_side([(32, 32)] * 20 + [(4000, 3000), (1, 1)]) == 32
     tell_sizes([(8, 8)] * 4, 8)
     assert not caplog.records
     tell_sizes([(64, 64)] * 2 + [(224, 224)] * 5 + [(300, 200)] * 3 + [(30, 40)] * 2 + [(70, 71)], 64)
@@ -250,8 +207,7 @@ def test_read_image_names_what_it_cannot_read(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("ending", [".nef", ".CR2"])
-def test_a_thumbnail_inside_is_not_taken_for_the_picture(tmp_path, ending):
-    Image.new("L", (4, 4)).save(tmp_path / f"camera{ending}", "TIFF")
+def test_a_thumbnail_inside_is_not_taken_for_the_picture(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "camera.CR2", "TIFF")
     with pytest.raises(UserError, match="files are not read"):
-        read_image(tmp_path / f"camera{ending}", num_channels=1, image_size=4)
+        read_image(tmp_path / "camera.CR2", num_channels=1, image_size=4)

@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from dnas_ens.data.names import OUT_OF_DISTRIBUTION, PHOTOGRAPHS, SOURCE_NAMES
+from dnas_ens.data.names import PHOTOGRAPHS
 from dnas_ens.data.out_of_distribution import load_out_of_distribution
 from dnas_ens.errors import UserError
 
@@ -44,12 +44,3 @@ def test_classes_that_both_have_are_left_out(tmp_path, make_data):
     write_colour(tmp_path / "same", {"a": (10, 10, 10), "b": (20, 20, 20)})
     with pytest.raises(UserError, match="not out of distribution"):
         load_out_of_distribution(str(tmp_path / "same"), make_data())
-
-
-def test_the_usual_pairs_are_known_data_sets_of_other_classes():
-    for name, others in OUT_OF_DISTRIBUTION.items():
-        assert name in SOURCE_NAMES
-        assert set(others) <= {*SOURCE_NAMES, PHOTOGRAPHS} - {name}
-    digit_sets = {"digits", "mnist", "svhn"}
-    for name in digit_sets:
-        assert not digit_sets & set(OUT_OF_DISTRIBUTION[name])

@@ -18,7 +18,6 @@ import pytest
 from scipy.io import savemat
 from torchvision import datasets
 
-from dnas_ens.data import default_data_root
 from dnas_ens.data.sources import load_source
 from dnas_ens.errors import UserError
 
@@ -186,16 +185,3 @@ def test_damaged_files(tmp_path, damage):
     assert "Delete them" in caught.value.remedy
     with pytest.raises(UserError, match="'mnist' is not in"):
         load_source("mnist", raw / "train-images-idx3-ubyte")  # a file, which cannot be written into
-
-
-@pytest.mark.skipif(
-    not (default_data_root() / "FashionMNIST" / "raw" / IDX_FILES[0]).exists(),
-    reason="needs Fashion-MNIST in the data root; tests download nothing",
-)
-def test_the_real_fashion_mnist():
-    loaded = load_source("fashion-mnist", default_data_root(), download=False)
-    assert (loaded.num_train, loaded.num_test) == (60_000, 10_000)
-    assert np.array_equal(np.bincount(loaded.labels[60_000:]), [1000] * 10)
-    # As published for the training images.
-    assert loaded.images[:60_000].mean() / 255 == pytest.approx(0.28604, abs=1e-5)
-    assert loaded.images[:60_000].std() / 255 == pytest.approx(0.35302, abs=1e-5)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.model_selection import train_test_split
 
 from dnas_ens.data.splits import alternating_halves, choose_splits, draw_limited, halve, proportional_counts
 from dnas_ens.errors import UserError
@@ -85,16 +84,6 @@ def test_own_parts_stay_as_the_source_has_them():
     with_val = split(labels, 50, num_val=50)
     assert with_val["val"] == list(range(50, 100))
     assert len(with_val["test"]) == 10
-
-
-def test_protocol_sizes_and_class_counts_of_scikit_learn():
-    num_train, num_test = 73_257, 26_032  # of SVHN
-    labels = np.random.default_rng(0).choice(10, num_train + num_test, p=np.arange(1, 11) / 55)
-    parts = split(labels, num_train, num_test=num_test, max_val=10_000)
-    assert (len(parts["train"]), len(parts["val"])) == (63_257, 10_000)
-    _, reference = train_test_split(labels[:num_train], test_size=10_000, stratify=labels[:num_train])
-    difference = np.bincount(labels[parts["val"]], minlength=10) - np.bincount(reference, minlength=10)
-    assert np.abs(difference).max() <= 1
 
 
 @pytest.mark.parametrize("options", [{}, {"num_train": 32, "num_test": 2}])
