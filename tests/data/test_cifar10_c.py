@@ -18,7 +18,7 @@ def cifar10(make_data):
 
 def write(folder, labels, names=("fog", "gaussian_noise", "spatter")):
     """A folder as CIFAR-10-C.tar unpacks it: uint8 (5 N, 32, 32, 3), severity 1 first; labels five times."""
-    folder.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     arrays = {}
     for name in names:
@@ -40,25 +40,19 @@ def test_blocks_are_severities_and_pixels_come_channels_first(cifar10, tmp_path)
     assert np.array_equal(split.images.numpy(), stored.transpose(0, 3, 1, 2))
 
 
-@pytest.mark.parametrize("wrong", ["order", "number", "digits"])
-def test_another_test_split_is_refused(cifar10, digits, tmp_path, wrong):
-    data = digits if wrong == "digits" else cifar10
-    labels = data.test.labels.numpy()
-    write(tmp_path / "c", {"order": labels[::-1], "number": labels[:-5], "digits": labels}[wrong])
-    with pytest.raises(UserError, match=f"not those of the {len(labels)} test images of {data.name}") as caught:
-        Cifar10C(tmp_path / "c", data)
-    assert "--data cifar10" in caught.value.remedy
+def test_another_test_split_and_damage_are_told(cifar10, digits, tmp_path):
+    folder, labels = tmp_path / "c", cifar10.test.labels.numpy()
 
-
-def test_damage_is_told(cifar10, tmp_path):
-    folder = tmp_path / "c"
-
-    def refused(words, name=None, severity=1):
+    def refused(words, name=None, severity=1, data=cifar10):
         with pytest.raises(UserError, match=words):
-            Cifar10C(folder, cifar10, data_root=tmp_path).split(name, severity)
+            Cifar10C(folder, data, data_root=tmp_path).split(name, severity)
 
     refused("no folder")
-    write(folder, cifar10.test.labels.numpy())
+    for wrong in (labels[::-1], labels[:-5]):
+        write(folder, wrong)
+        refused("not those of the 20 test images of cifar10")
+    write(folder, labels)
+    refused("not those of the 359 test images of digits", data=digits)
     np.save(folder / "fog.npy", np.zeros((5 * NUM_IMAGES, 16, 16, 3), dtype=np.uint8))
     refused(r"fog\.npy: it holds uint8 of shape", "fog")
     (folder / "gaussian_noise.npy").write_bytes((folder / "gaussian_noise.npy").read_bytes()[:1000])

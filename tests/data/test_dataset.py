@@ -22,12 +22,11 @@ def split_of(num=6, *, channels=1, size=4, label=None):
 
 def test_split_length_subset_and_device():
     split = split_of(6)
-    assert len(split) == 6
-    for indices in ([4, 1], np.array([4, 1]), torch.tensor([4, 1], dtype=torch.int32), (4, 1)):
+    for indices in ([4, 1], np.array([4, 1]), torch.tensor([4, 1], dtype=torch.int32)):
         part = split.subset(indices)
         assert torch.equal(part.images, torch.stack([split.images[4], split.images[1]]))
         assert part.labels.tolist() == [0, 1]
-    assert len(split.subset([])) == 0
+    assert (len(split), len(split.subset([]))) == (6, 0)
     moved = split.to("meta")
     assert moved.images.device.type == moved.labels.device.type == "meta"
     with pytest.raises(UserError, match="asked for by a mask"):
@@ -66,13 +65,11 @@ def test_split_refuses_wrong_tensors(images, labels, cause):
 def test_floats_are_a_split_but_no_data_set(make_data):
     data = make_data()
     floats = Split(data.val.images / 255, data.val.labels)
-    before = floats.images.clone()
     for name in ("train", "val", "test"):
         with pytest.raises(UserError, match=rf"The images of {name} are torch\.float32, but they are to be normalised"):
             dataclasses.replace(data, **{name: floats})
     with pytest.raises(UserError, match="to be normalised"):
         next(iterate_batches(floats, 4))
-    assert torch.equal(floats.images, before)
 
 
 def test_normalisation_is_of_all_the_training_images_and_of_no_others():
@@ -112,12 +109,10 @@ def test_fingerprint_changes_with_one_pixel_label_or_index(make_data):
 
 
 def test_split_fingerprint_sees_the_shape_and_not_the_strides():
-    labels = torch.tensor([0, 1])
-    pixels = torch.arange(2 * 16, dtype=torch.uint8)
-    flat, square = (Split(pixels.view(shape), labels) for shape in ((2, 1, 2, 8), (2, 1, 4, 4)))
-    assert flat.fingerprint() != square.fingerprint()
-    strided = Split(pixels.view(2, 4, 4, 1).permute(0, 3, 1, 2), labels)
-    assert strided.fingerprint() == square.fingerprint()
+    pixels, labels = torch.arange(2 * 16, dtype=torch.uint8), torch.tensor([0, 1])
+    square = Split(pixels.view(2, 1, 4, 4), labels)
+    assert Split(pixels.view(2, 1, 2, 8), labels).fingerprint() != square.fingerprint()
+    assert Split(pixels.view(2, 4, 4, 1).permute(0, 3, 1, 2), labels).fingerprint() == square.fingerprint()
 
 
 def test_search_halves_are_disjoint_and_complete(make_data):
@@ -137,6 +132,7 @@ def test_describe_is_json_ready(make_data):
     counts = {key: value["class_counts"] for key, value in described["splits"].items()}
     assert counts == {"train": [10] * 4, "val": [5] * 4, "test": [5] * 4}
     assert described["splits"]["train"]["fingerprint"] == data.train.fingerprint()
+    assert data.to(torch.device("cpu")).fingerprint == data.fingerprint
     assert make_data(4, classes=2).splits == {"train": [0, 1, 2, 3], "val": [4, 5], "test": [6, 7]}
 
 

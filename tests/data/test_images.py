@@ -1,5 +1,6 @@
 import struct
 import zlib
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -31,20 +32,11 @@ def gradient(height, width):
         ("I;16", 4095, "I;16", 4095),
         ("I;16B", 65535, "I;16", 65535),
         ("I", 1000, "I;16", 1000),
-        ("I", -1, None, "outside 0 to 65535"),
-        ("I", 65536, None, "outside 0 to 65535"),
-        ("F", 0.5, None, "no known range"),
     ],
 )
 def test_modes(mode, value, wanted, expected):
-    image = Image.new(mode, (1, 1), value)
-    if wanted is None:
-        with pytest.raises(ValueError, match=expected):
-            plain(image)
-    else:
-        result = plain(image)
-        assert result.mode == wanted
-        assert result.getpixel((0, 0)) == expected
+    result = plain(Image.new(mode, (1, 1), value))
+    assert (result.mode, result.getpixel((0, 0))) == (wanted, expected)
 
 
 def test_palette_with_transparency(tmp_path):
@@ -66,15 +58,14 @@ def deep_png(path, values, colour_type):
     path.write_bytes(content)
 
 
-DEEP_WRITERS = {
-    "png": lambda path, values: Image.fromarray(values).save(path, "PNG"),
-    "tiff": lambda path, values: Image.fromarray(values).save(path, "TIFF"),
-    "tiff of 32 bits": lambda path, values: Image.fromarray(values.astype(np.int32)).save(path, "TIFF"),
-    "big-endian tiff": lambda path, values: Image.fromarray(values.astype(">u2")).save(path, "TIFF"),
-}
+DEEP_WRITERS = [
+    lambda path, values: Image.fromarray(values).save(path, "PNG"),
+    lambda path, values: Image.fromarray(values.astype(np.int32)).save(path, "TIFF"),
+    lambda path, values: Image.fromarray(values.astype(">u2")).save(path, "TIFF"),
+]
 
 
-@pytest.mark.parametrize("write", DEEP_WRITERS.values(), ids=DEEP_WRITERS.keys())
+@pytest.mark.parametrize("write", DEEP_WRITERS)
 @pytest.mark.parametrize("bits", [10, 16])
 def test_deep_files_of_every_byte_order_are_decoded_as_they_are(tmp_path, write, bits):
     values = np.random.default_rng(bits).integers(0, 1 << bits, (9, 9)).astype(np.uint16)
@@ -112,6 +103,7 @@ def test_deep_greys_that_would_be_read_wrongly_are_refused(tmp_path):
     white.write_bytes(white.read_bytes().replace(photometric, struct.pack("<HHIH", 262, 3, 1, 0)))
     Image.fromarray(values).save(tmp_path / "transparency.png", transparency=3)
     Image.fromarray(values.astype(np.float32)).save(tmp_path / "floating.tif")
+    Image.fromarray(values.astype(np.int32) - 1).save(tmp_path / "outside.tif")
     for path in tmp_path.iterdir():
         with pytest.raises(ValueError, match=path.stem):
             decode(path, image_size=4)
@@ -131,12 +123,9 @@ def test_deep_greys_that_would_be_read_wrongly_are_refused(tmp_path):
 )
 def test_read_image_scales_deep_greys_as_the_training_images(tmp_path, value, deep_bits, expected):
     Image.fromarray(np.full((4, 4), value, dtype=np.uint16)).save(tmp_path / "deep.png")
-    arguments = {"num_channels": 1, "image_size": 4, "deep_bits": deep_bits}
-    if isinstance(expected, int):
-        assert int(read_image(tmp_path / "deep.png", **arguments)[0, 0, 0]) == expected
-    else:
-        with pytest.raises(UserError, match=expected):
-            read_image(tmp_path / "deep.png", **arguments)
+    with pytest.raises(UserError, match=expected) if isinstance(expected, str) else nullcontext():
+        read = read_image(tmp_path / "deep.png", num_channels=1, image_size=4, deep_bits=deep_bits)
+        assert int(read[0, 0, 0]) == expected
 
 
 def test_side_of_a_set_and_what_becomes_of_its_sizes(caplog):
@@ -175,8 +164,7 @@ def test_photo_on_its_side_is_turned(tmp_path):
     exif[0x0112] = 6  # shown after a quarter turn clockwise: the upper half goes right
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
     turned = decode(tmp_path / "turned.png", image_size=16).pixels
-    assert (turned[:, 8:] == 255).all()
-    assert (turned[:, :8] == 0).all()
+    assert np.array_equal(turned, np.rot90(pixels, -1))
 
 
 def test_read_image_channels(tmp_path):

@@ -8,23 +8,14 @@ from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
 
 
-class MNIST(Dataset):
-    """A Dataset of the items it is given, named as torchvision's."""
-
-    def __init__(self, items, classes=None):
-        self.items = items
-        if classes is not None:
-            self.classes = classes
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, index):
-        return self.items[index]
+class Listed(list, Dataset):
+    """A Dataset of the items it is given."""
 
 
-class Listed(MNIST):
-    pass
+class MNIST(Listed):
+    """Named as torchvision's."""
+
+    classes = ("zero", "one")
 
 
 class Endless(IterableDataset):
@@ -46,8 +37,7 @@ def planes(pixels):
 def test_images_of_every_kind(convert):
     loaded = load_torch_dataset(Listed([(convert(pixels), index % 2) for index, pixels in enumerate(PIXELS)]))
     assert np.array_equal(loaded.images, PIXELS.transpose(0, 3, 1, 2))
-    assert loaded.labels.tolist() == [0, 1, 0, 1]
-    assert loaded.classes == ("0", "1")
+    assert (loaded.labels.tolist(), loaded.classes) == ([0, 1, 0, 1], ("0", "1"))
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (4, 0, 0)
 
 
@@ -70,10 +60,8 @@ def test_images_do_not_share_memory_with_a_buffer_the_dataset_reuses():
 
 def test_classes_and_flip_of_the_data_set_inside_a_subset():
     items = [(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)]
-    loaded = load_torch_dataset(Subset(Subset(MNIST(items, ["zero", "one"]), [3, 2, 1]), [0, 1]))
-    assert loaded.classes == ("zero", "one")
-    assert loaded.labels.tolist() == [1, 0]
-    assert loaded.name == "MNIST"
+    loaded = load_torch_dataset(Subset(Subset(MNIST(items), [3, 2, 1]), [0, 1]))
+    assert (loaded.name, loaded.classes, loaded.labels.tolist()) == ("MNIST", ("zero", "one"), [1, 0])
     assert not loaded.flip
     assert load_torch_dataset(Listed(items)).flip
 
@@ -107,7 +95,7 @@ GOOD = (IMAGE, 0)
         (Listed([GOOD, (IMAGE, "cat")]), "Label 1 is 'cat'", "whole numbers"),
         (Listed([GOOD, (IMAGE, 0.5)]), "Label 1 is 0.5", "whole numbers"),
         (Listed([GOOD, (IMAGE, -1)]), "Label 1 is -1", "from 0"),
-        (Listed([GOOD, (IMAGE, 2)], ["a", "b"]), "Label 2 has no name", "class name"),
+        (MNIST([GOOD, (IMAGE, 2)]), "Label 2 has no name", "class name"),
         (Listed([GOOD, (IMAGE, 2)]), "Class '1' has no images", "without gaps"),
         (Listed([GOOD, GOOD]), "the one class '0'", "two classes"),
     ],
