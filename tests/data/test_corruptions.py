@@ -4,8 +4,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import ndimage, stats
 
 from dnas_ens.data.corruptions import CorruptionDraws, corrupt, elastic, motion_blur, pixelate, translation
@@ -42,15 +40,13 @@ def test_every_corruption_keeps_the_form_and_changes_more_with_severity(name, di
 
 
 @pytest.mark.parametrize("name", CORRUPTION_NAMES)
-@settings(max_examples=8)
-@given(order=st.permutations(range(7)), cut=st.integers(1, 6))
-def test_an_image_is_corrupted_alike_in_every_batch(name, order, cut):
+def test_an_image_is_corrupted_alike_in_every_batch(name):
     images = random_images(7, 3, 12, 12)
     whole = corrupt(images, name, 3, seed=4)
-    for chosen in (order[:cut], order[cut:]):
-        part = corrupt(images[list(chosen)], name, 3, seed=4, indices=chosen)
+    for chosen in ([3, 0, 6, 2], [5, 1, 4]):
+        part = corrupt(images[chosen], name, 3, seed=4, indices=chosen)
         # A convolution over another number of images may round the last place the other way.
-        assert (part.int() - whole[list(chosen)].int()).abs().max() <= 1
+        assert (part.int() - whole[chosen].int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("name", sorted(set(CORRUPTION_NAMES) - WITHOUT_DRAWS))
@@ -81,12 +77,16 @@ def test_noise_has_the_distribution_it_is_named_for():
         assert float((peppered == value).double().mean()) == pytest.approx(0.09, abs=0.01)
 
 
-def test_light_by_hand():
+def test_light_and_pixelate_by_hand():
     images = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).view(1, 1, 2, 2)
     brighter, flatter = corrupt(images, "brightness", 3), corrupt(images, "contrast", 2)
     assert brighter.flatten().tolist() == [51, 151, 251, 255]  # + 0.2 * 255, cut at white
     mean = 555 / 4
     assert flatter.flatten().tolist() == pytest.approx([mean / 2 + x / 2 for x in (0, 100, 200, 255)], abs=0.51)
+    # Cells of 4/3 pixels from the centre of [0, 4): [2, 10/3) holds pixel 2 and a third of pixel 3.
+    line = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(-1, -1, 4, -1)
+    row = pixelate(line, 0.75, draws(1))[0, 0, 0].tolist()
+    assert row == pytest.approx([0, 0, 1 / 4, (1 / 4) / 3 + 2 / 3], abs=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:The image decoding:DeprecationWarning")
@@ -128,14 +128,6 @@ def test_defocus_spreads_a_point_over_a_disc_and_motion_over_a_line():
     # The variance of a uniform line of length L is L^2 / 12; its width is about a pixel.
     np.testing.assert_allclose(along.mean(), length**2 / 12, rtol=0.1)
     assert float(across.max()) < 0.5
-
-
-def test_pixelate_by_hand():
-    # Cells of 4/3 pixels from the centre of [0, 4): [2, 10/3) holds pixel 2 and a third of pixel 3.
-    line = torch.tensor([0.0, 0.0, 0.0, 1.0]).view(1, 1, 1, 4).expand(-1, -1, 4, -1)
-    cell = (1 / 3) / (4 / 3)
-    row = pixelate(line, 0.75, draws(1))[0, 0, 0].tolist()
-    assert row == pytest.approx([0.0, 0.0, cell, cell / 3 + 2 / 3], abs=1e-6)
 
 
 def test_rotation_is_that_of_scipy_to_one_side_or_the_other():

@@ -169,19 +169,18 @@ def test_photo_on_its_side_is_turned(tmp_path):
 
 def test_read_image_channels(tmp_path):
     grey, colour = np.arange(64, dtype=np.uint8).reshape(8, 8), gradient(8, 8)
-    for name, pixels in {"grey": grey, "colour": colour, "grey_as_colour": np.stack([grey] * 3, -1)}.items():
-        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
-
-    def read(name, num_channels, image_size=8):
-        return read_image(tmp_path / f"{name}.png", num_channels=num_channels, image_size=image_size).numpy()
-
-    assert np.array_equal(read("grey", 1), grey[None])
-    assert np.array_equal(read("grey_as_colour", 1), grey[None])
-    assert np.array_equal(read("grey", 3), np.stack([grey] * 3))
-    assert np.array_equal(read("colour", 3), colour.transpose(2, 0, 1))
-    assert read("colour", 3, 5).shape == (3, 5, 5)
+    grey_as_colour = np.stack([grey] * 3, -1)
+    path = tmp_path / "image.png"
+    for pixels, num_channels, expected in (
+        (grey, 1, grey[None]),
+        (grey_as_colour, 1, grey[None]),
+        (grey, 3, grey_as_colour.transpose(2, 0, 1)),
+        (colour, 3, colour.transpose(2, 0, 1)),
+    ):
+        Image.fromarray(pixels).save(path)
+        assert np.array_equal(read_image(path, num_channels=num_channels, image_size=8).numpy(), expected)
     with pytest.raises(UserError, match="is in colour, but the ensemble was trained on one grey channel"):
-        read("colour", 1)
+        read_image(path, num_channels=1, image_size=8)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n" + bytes(40)])

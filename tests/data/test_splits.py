@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.data.splits import alternating_halves, choose_splits, draw_limited, halve, proportional_counts
+from dnas_ens.data.splits import alternating_halves, choose_splits, draw_limited, halve
 from dnas_ens.errors import UserError
 
 NAMES = tuple("abcdefghij")
@@ -24,14 +24,6 @@ def split(labels, num_train=None, **options):
     options = {"classes": NAMES[: labels.max() + 1], "seed": 0, **options}
     parts = choose_splits(labels, num_train=len(labels) if num_train is None else num_train, **options)
     return {name: part.tolist() for name, part in parts.items()}
-
-
-def test_proportional_counts_by_hand():
-    # Hamilton's method: shares 4.7, 3.2, 2.1 of 10 give 4 + 3 + 2 and the one left to the largest remainder.
-    assert proportional_counts(np.array([47, 32, 21]), 10).tolist() == [5, 3, 2]
-    # Shares 9.82, 0.09, 0.09: the small ones are raised at the cost of the large one only when asked.
-    assert proportional_counts(np.array([110, 1, 1]), 10).tolist() == [10, 0, 0]
-    assert proportional_counts(np.array([110, 1, 1]), 10, at_least_one=True).tolist() == [8, 1, 1]
 
 
 @given(sizes=class_sizes, seed=seeds)
@@ -128,12 +120,3 @@ def test_halves_are_disjoint_complete_and_stratified(sizes, seed):
         first, second = (np.bincount(labels[half], minlength=len(sizes) + 1) for half in halves)
         assert np.abs(first - second).max() <= 1
     assert len(halve(labels, seed=seed)[0]) == (len(labels) + 1) // 2
-
-
-def test_choices_of_one_seed_are_not_the_same_choice():
-    labels = labels_of([100, 100])
-    limited = draw_limited(labels, 100, classes=NAMES[:2], seed=0)
-    test = split(labels)["test"]
-    assert 30 <= len(np.intersect1d(halve(labels, seed=0)[0], limited)) <= 70
-    for other in (limited, *halve(labels, seed=0)):
-        assert len(np.intersect1d(other, test)) < len(test)
