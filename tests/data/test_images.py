@@ -24,14 +24,12 @@ def gradient(height, width):
     ("mode", "value", "wanted", "expected"),
     [
         ("1", 1, "L", 255),
-        ("L", 77, "L", 77),
         ("LA", (0, 51), "L", 204),  # a fifth of black on white: 255 * (1 - 51 / 255)
         ("RGB", (1, 2, 3), "RGB", (1, 2, 3)),
         ("RGBA", (255, 0, 0, 51), "RGB", (255, 204, 204)),
         ("CMYK", (255, 0, 0, 0), "RGB", (0, 255, 255)),
         ("I;16", 4095, "I;16", 4095),
         ("I;16B", 65535, "I;16", 65535),
-        ("I", 1000, "I;16", 1000),
     ],
 )
 def test_modes(mode, value, wanted, expected):

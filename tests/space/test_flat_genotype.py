@@ -131,7 +131,6 @@ def test_what_can_not_be_built_is_named(change, named):
         ("Genotype(**fields)", "can not be read"),
         ("Genotype()", r"A genotype is an object of cells, not \{\}"),
         ("Genotype(" + "[" * 100_000, "can not be read"),
-        ("Genotype(normal=\0)", "can not be read"),
         ("genotype = 3", "holds 0 genotypes"),
     ],
 )
