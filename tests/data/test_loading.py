@@ -99,7 +99,6 @@ def test_unknown_name_lists_the_known_ones_nearest_first(tmp_path, typed, neares
     ("arguments", "cause"),
     [
         ({"data": Path("nowhere"), "data_root": "root"}, "no folder nowhere, nor root/nowhere"),
-        ({"data": "some/where"}, "no folder some/where"),
         ({"data": ""}, "--data is ''"),
         ({"image_size": 0}, "The image size is 0"),
         ({"seed": -1}, "The seed is -1"),

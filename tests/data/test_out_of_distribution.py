@@ -31,7 +31,6 @@ def test_photographs_are_patches_without_a_download(digits, make_data):
 def test_colour_becomes_grey_by_luma_and_grey_is_repeated(tmp_path, make_data, digits):
     write_colour(tmp_path / "c", {"red": (255, 0, 0), "green": (0, 255, 0)})
     images = load_out_of_distribution(str(tmp_path / "c"), make_data())
-    assert images.shape[1:] == (1, 8, 8)
     assert images.unique().tolist() == [round(0.299 * 255), round(0.587 * 255)]
     repeated = load_out_of_distribution("digits", make_data(channels=3))
     assert torch.equal(repeated, digits.test.images.expand(359, 3, 8, 8))

@@ -171,8 +171,7 @@ def test_damaged_files(tmp_path, damage):
     else:
         path = raw / "train-images-idx3-ubyte"
         path.write_bytes(path.read_bytes()[:damage])
-    with pytest.raises(UserError, match=f"The files of 'fashion-mnist' at {raw} are damaged") as caught:
+    with pytest.raises(UserError, match=f"The files of 'fashion-mnist' at {raw} are damaged"):
         load_source("fashion-mnist", tmp_path)
-    assert "Delete them" in caught.value.remedy
     with pytest.raises(UserError, match="'mnist' is not in"):
         load_source("mnist", raw / "train-images-idx3-ubyte")  # a file, which cannot be written into
