@@ -10,12 +10,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.metrics.calibration import fit_temperature
-from dnas_ens.metrics.ensemble_size import (
-    CURVE_METRICS,
-    deep_ensemble_equivalent,
-    draw_subsets,
-    ensemble_size_curve,
-)
+from dnas_ens.metrics.ensemble_size import CURVE_METRICS, deep_ensemble_equivalent, draw_subsets, ensemble_size_curve
 
 
 def predictions(num_members, seed=0):
@@ -110,11 +105,7 @@ def test_equivalent_by_hand(loss, curve, sizes, expected):
 
 @pytest.mark.parametrize(
     ("curve", "sizes", "message"),
-    [
-        ([0.5, 0.4], [1], "same shape"),
-        ([0.5, 0.4], [2, 3], "rise from 1"),
-        ([0.5, float("nan")], None, "finite"),
-    ],
+    [([0.5, 0.4], [1], "same shape"), ([0.5, 0.4], [2, 3], "rise from 1"), ([0.5, float("nan")], None, "finite")],
 )
 def test_no_equivalent_of_what_does_not_fit(curve, sizes, message):
     with pytest.raises(ValueError, match=message):
