@@ -57,7 +57,8 @@ def test_texts_are_inside_the_figure_and_apart():
     extents = {id(text): text.get_window_extent(canvas.get_renderer()) for text in texts if text.get_text()}
     assert len(extents) > 15
     for extent in extents.values():
-        assert (extent.min >= figure.bbox.min).all() and (extent.max <= figure.bbox.max).all()
+        assert (extent.min >= figure.bbox.min).all()
+        assert (extent.max <= figure.bbox.max).all()
     assert not any(one.overlaps(other) for one, other in combinations(extents.values(), 2))
 
 
