@@ -120,7 +120,7 @@ def test_any_damage_is_told_in_a_line(tmp_path):
     good, whole = file.read_bytes(), Predictions.load(file)
     generator = np.random.default_rng(0)
     refused = 0
-    for _ in range(60):
+    for _ in range(80):
         damaged = bytearray(good)
         damaged[generator.integers(len(good))] ^= 1 << generator.integers(8)
         file.write_bytes(damaged if generator.random() < 0.8 else damaged[: generator.integers(len(good))])

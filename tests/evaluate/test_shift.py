@@ -125,6 +125,7 @@ def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
     [
         ({"shift": True, "corruptions": ("fogg",)}, "no corruption 'fogg'"),
         ({"shift": True, "severities": (1, 9)}, "severity is 9"),
+        ({"shift": True, "severities": ()}, "--severities is empty"),
         ({"ood": ("mnist",)}, "--ood is an option of --shift"),
     ],
 )
