@@ -12,10 +12,8 @@ from dnas_ens.evaluate.run import write_results
 def answering(answers, labels, num_classes):
     """One member that is sure of its answers."""
     probs, labels = np.eye(num_classes)[np.asarray(answers)][None], np.asarray(labels)
-    names = [f"class {index}" for index in range(num_classes)]
-    return Predictions(
-        val_probs=probs, val_labels=labels, test_probs=probs, test_labels=labels, classes=names, weights=[1.0]
-    )
+    splits = {"val_probs": probs, "val_labels": labels, "test_probs": probs, "test_labels": labels}
+    return Predictions(**splits, classes=[f"class {index}" for index in range(num_classes)], weights=[1.0])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -23,9 +21,8 @@ def test_figures_are_scikit_learns(pairs):
     labels, answers = map(list, zip(*pairs, strict=True))
     figures = ClassFigures.of(answering(answers, labels, 4))
     assert np.array_equal(figures.confusion, confusion_matrix(labels, answers, labels=range(4)))
-    precision, recall, _, support = precision_recall_fscore_support(
-        labels, answers, labels=range(4), zero_division=np.nan
-    )
+    witness = precision_recall_fscore_support(labels, answers, labels=range(4), zero_division=np.nan)
+    precision, recall, _, support = witness
     np.testing.assert_allclose([row.precision for row in figures.rows], precision)
     np.testing.assert_allclose([row.recall for row in figures.rows], recall)
     assert [row.num_images for row in figures.rows] == support.tolist()

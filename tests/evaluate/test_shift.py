@@ -15,6 +15,7 @@ from dnas_ens.data.corruptions import corrupt
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.compute_cost import count_flops
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.shift import ShiftOptions, ShiftPredictions, predict_shift
 from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
@@ -22,9 +23,7 @@ from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.run.folder import RunFolder
 
 
-@pytest.fixture
-def run_dir(tmp_path, digits):
-    """A run folder on digits whose two members have not learnt anything."""
+def test_the_files_hold_what_they_should(digits, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     members = [reference_model("mlp", 1, 10, 8) for _ in range(2)]
     preprocessing = Preprocessing(image_size=8, num_channels=1, mean=digits.mean, std=digits.std)
@@ -32,10 +31,7 @@ def run_dir(tmp_path, digits):
     with RunFolder.create(tmp_path / "run", config=to_dict(SearchConfig()), command=["test"]) as run:
         run.write_json("splits.json", {**digits.describe(), "indices": digits.splits})
         ensemble.save(run.path)
-    return tmp_path / "run"
-
-
-def test_the_files_hold_what_they_should(run_dir, digits, tmp_path, monkeypatch, capsys):
+    run_dir = run.path
     monkeypatch.setenv("DNAS_ENS_DATA", str(tmp_path / "empty"))
     monkeypatch.setattr("dnas_ens.commands.evaluate.write_report", str)
     main([str(run_dir), "--device", "cpu", *"--shift --corruptions jpeg rotation --severities 5 1".split()])
@@ -44,14 +40,12 @@ def test_the_files_hold_what_they_should(run_dir, digits, tmp_path, monkeypatch,
     assert re.search(r"shift 3/3 .*photographs", told.err)
     assert "without images of fashion-mnist" in told.err
     clean, stored = Predictions.load(run_dir / "predictions.npz"), ShiftPredictions.load(run_dir / "shift.npz")
-    measured = list(zip(stored.corruptions, stored.severities, strict=True))
-    assert measured == [("jpeg", 1), ("jpeg", 5), ("rotation", 1), ("rotation", 5)]
+    assert (stored.corruptions, stored.severities) == (["jpeg", "jpeg", "rotation", "rotation"], [1, 5, 1, 5])
     np.testing.assert_array_equal(stored.labels, digits.test.labels)
-    expected = Ensemble.load(run_dir).predict_probs(corrupt(digits.test.images, "rotation", 5))
+    expected = ensemble.predict_probs(corrupt(digits.test.images, "rotation", 5))
     np.testing.assert_array_equal(stored.probs[3], expected)
     written = json.loads((run_dir / "shift.json").read_text())
     assert written == shift_tables(clean, stored)
-    assert len(written["corruptions"]) == 4 * 3
     averaged = np.average(expected, axis=0, weights=[0.75, 0.25])
     last = next(row for row in written["corruptions"][9:] if (row["row"], row["severity"]) == ("ensemble", 5))
     assert last["accuracy"] == pytest.approx((averaged.argmax(-1) == stored.labels).mean())
@@ -80,44 +74,39 @@ def test_the_files_hold_what_they_should(run_dir, digits, tmp_path, monkeypatch,
         main(again)
 
 
-def test_public_files_of_another_data_set_are_refused(run_dir, tmp_path):
-    (tmp_path / "c").mkdir()
-    np.save(tmp_path / "c" / "fog.npy", np.zeros((50, 32, 32, 3), dtype=np.uint8))
-    np.save(tmp_path / "c" / "labels.npy", np.zeros(50, dtype=np.uint8))
-    with pytest.raises(UserError, match="not those of the 359 test images of digits"):
-        main([str(run_dir), "--shift", "--cifar10-c", str(tmp_path / "c")])
-
-
 def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count):
-        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return Split(images, torch.arange(count) % 10)
-
-    splits = {name: split(20) for name in ("train", "val", "test")}
-    data = ImageData.from_splits("cifar10", tuple("abcdefghij"), **splits, flip=True)
+    torch.manual_seed(0)
+    labels = torch.arange(20) % 10
+    split = Split(torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), labels)
+    data = ImageData.from_splits("cifar10", tuple("abcdefghij"), train=split, val=split, test=split, flip=True)
     stored = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
     (tmp_path / "CIFAR-10-C").mkdir()
     np.save(tmp_path / "CIFAR-10-C" / "contrast.npy", stored)
-    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(data.test.labels.numpy(), 5).astype(np.uint8))
+    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(labels.numpy(), 5).astype(np.uint8))
     preprocessing = Preprocessing(image_size=32, num_channels=3, mean=data.mean, std=data.std)
     ensemble = Ensemble([reference_model("mlp", 3, 10, 32) for _ in range(2)], preprocessing=preprocessing)
-    asked = {"corruptions": ("contrast",), "severities": (2, 5), "ood": (), "cifar10_c": Path("CIFAR-10-C")}
-    shift = predict_shift(ensemble, data, ShiftOptions(shift=True, **asked), data_root=tmp_path)
+    asked = {"corruptions": ("contrast",), "severities": (2, 5), "ood": ("photographs",)}
+    options = ShiftOptions(shift=True, cifar10_c=Path("CIFAR-10-C"), **asked)
+    shift = predict_shift(ensemble, data, options, data_root=tmp_path)
     assert shift.corruptions == ["contrast", "contrast", "cifar10-c/contrast", "cifar10-c/contrast"]
     ours = ensemble.predict_probs(corrupt(data.test.images, "contrast", 2))
     public = ensemble.predict_probs(torch.from_numpy(stored[80:].transpose(0, 3, 1, 2).copy()))
     np.testing.assert_array_equal(shift.probs[0], ours)
     np.testing.assert_array_equal(shift.probs[3], public)
     clean = predict_splits(ensemble, data)
+    assert clean.flops == [count_flops(member, (3, 32, 32)) for member in ensemble.members]
+    assert min(clean.inference_seconds) > 0
     text = shift_markdown(clean, shift, shift_tables(clean, shift))
-    assert "the public files" in text
     # The two are not averaged together.
     assert text.count("Means over 1 corruption;") == 2
     nothing = predict_shift(ensemble, data, ShiftOptions(shift=True, corruptions=(), ood=()), data_root=tmp_path)
     assert nothing.probs.shape == (0, 2, 20, 10)
-    assert shift_tables(clean, nothing) == {"corruptions": [], "out_of_distribution": []}
+    tables = shift_tables(clean, nothing)
+    assert tables == {"corruptions": [], "out_of_distribution": []}
+    assert "Corruptions" not in shift_markdown(clean, nothing, tables)
+    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.zeros(100, dtype=np.uint8))
+    with pytest.raises(UserError, match="not those of the 20 test images"):
+        predict_shift(ensemble, data, options, data_root=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -42,12 +42,10 @@ def assert_nothing_overlaps(figure, *, point=100 / 72):
     }
     patches = [patch for axis in figure.axes for patch in axis.patches]
     boxes = [patch.get_window_extent(renderer) for patch in patches if isinstance(patch, FancyBboxPatch)]
-    for name, text in texts.items():
-        assert contains(figure.bbox, text), name
+    assert all(contains(figure.bbox, text) for text in texts.values())
     for (name, text), (other_name, other) in combinations(texts.items(), 2):
         assert not text.padded(3 * point).overlaps(other), (name, other_name)
-    for one, other in combinations(boxes, 2):
-        assert not one.padded(3 * point).overlaps(other)
+    assert not any(one.padded(3 * point).overlaps(other) for one, other in combinations(boxes, 2))
     for name, text in texts.items():
         holders = [box for box in boxes if contains(box.padded(-2 * point), text)]
         touched = [box for box in boxes if box.overlaps(text)]
@@ -83,8 +81,7 @@ def test_every_operation_and_node_is_named_and_nothing_overlaps(genotype):
 
 
 def test_colours():
-    texts = draw_genotype(CASES["one node"]).axes[0].texts
-    colours = {text.get_gid(): text.get_color() for text in texts}
+    colours = {text.get_gid(): text.get_color() for text in draw_genotype(CASES["one node"]).axes[0].texts}
     # An input that nothing takes is drawn faintly.
     assert colours["normal-node-0"] != colours["normal-node-1"] == colours["normal-node-3"]
     names = "sep_conv_3x3 dil_conv_3x3 max_pool_3x3 skip_connect other"

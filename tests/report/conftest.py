@@ -1,5 +1,3 @@
-"""Run folders made of small files of the real form."""
-
 import pytest
 import tiny
 
@@ -10,9 +8,8 @@ from dnas_ens.run.files import write_json
 
 @pytest.fixture
 def predictions():
-    def make(num_members, num_images, num_classes, *, sharpness=2.5):
-        parameters = [1000 + index for index in range(num_members)]
-        return tiny.predictions(num_members, num_images, num_classes, sharpness=sharpness, parameters=parameters)
+    def make(members, images, classes, *, sharpness=2.5):
+        return tiny.predictions(members, images, classes, sharpness=sharpness, parameters=[1000] * members)
 
     return make
 
@@ -47,7 +44,7 @@ def make_run(tmp_path):
         specs = [{"spec": {"kind": "network", "genotype": each.to_dict()}} for each in genotypes]
         write_json(folder / "ensemble.json", {"classes": classes, "members": specs})
         for index in range(members):
-            member = {"parameters": 1000 + index, "val_accuracy": 0.9, "val_nll": 0.3, "cpu_seconds": 5.0}
+            member = {"parameters": 1000, "val_accuracy": 0.9, "val_nll": 0.3, "cpu_seconds": 5.0}
             write_json(folder / f"members/{index}/member.json", member)
         predictions.save(folder / "predictions.npz")
         write_tables(folder, result_rows(predictions))
@@ -64,11 +61,8 @@ def make_run(tmp_path):
                 for severity in range(1, 6)
                 for row in ("ensemble", "average member", "best single")
             ]
-            others = [
-                {"name": "noise", "num_images": 9, "row": row, "auroc_entropy": 0.8, "auroc_mutual_information": 0.7}
-                for row in ("ensemble", "best single")
-            ]
-            others[1]["auroc_mutual_information"] = None
+            noise = {"name": "noise", "num_images": 9, "auroc_entropy": 0.8, "auroc_mutual_information": None}
+            others = [{**noise, "row": "ensemble", "auroc_mutual_information": 0.7}, {**noise, "row": "best single"}]
             write_json(folder / "shift.json", {"corruptions": corruptions, "out_of_distribution": others})
         return folder
 

@@ -37,7 +37,7 @@ def test_cost_marks_ours_and_the_frontier_that_no_cheaper_method_beats():
 
 def test_mean_by_severity():
     given = (("ensemble", 2, 0.4), ("ensemble", 1, 0.8), ("ensemble", 1, 0.6), ("best single", 1, 0.1))
-    rows = [{"row": row, "severity": severity, "accuracy": accuracy} for row, severity, accuracy in given]
+    rows = [dict(zip(("row", "severity", "accuracy"), row, strict=True)) for row in given]
     assert mean_by_severity(rows, "ensemble", "accuracy") == pytest.approx({1: 0.7, 2: 0.4})
 
 

@@ -27,11 +27,8 @@ def test_place_among_methods():
         {"name": "other", "calibrated_nll": 0.02, "cpu_seconds": 25.0},
         {"name": "third", "calibrated_nll": 0.04},
     ]
-    assert place_among(rows, 0) == (
-        "Of the 3 rows compared it comes second in calibrated NLL (0.0300); the lowest is 0.0200, of “other”, "
-        "for 2.5 times the CPU time."
-    )
-    assert place_among(rows, 1) == "Of the 3 rows compared it comes first in calibrated NLL (0.0200)."
+    assert place_among(rows, 0).endswith("the lowest is 0.0200, of “other”, for 2.5 times the CPU time.")
+    assert "comes first in calibrated NLL (0.0200)" in place_among(rows, 1)
 
 
 def test_figures_in_words():
