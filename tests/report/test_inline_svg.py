@@ -45,6 +45,7 @@ def test_colours_follow_the_page():
         ("#ffffff", "var(--paper)"),
         # 13 % of the blue on white, as the labels of cells have it: 255 - 0.13 * (255 - (0, 114, 178)).
         ("#deedf5", "color-mix(in srgb, var(--blue) 13%, var(--paper))"),
+        ("#123456", "#123456"),
     ):
         path = inlined(f'<path style="fill: {colour}; stroke-width: 2"/>').find("path")
         assert path.get("style") == f"fill: {expected}; stroke-width: 2"
