@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,15 +11,9 @@ from dnas_ens.evaluate.run import write_results
 
 def answering(answers, labels, num_classes):
     """One member that is sure of its answers."""
-    probs = np.eye(num_classes)[np.asarray(answers)][None]
-    return Predictions(
-        val_probs=probs,
-        val_labels=np.asarray(labels),
-        test_probs=probs,
-        test_labels=np.asarray(labels),
-        classes=[f"class {index}" for index in range(num_classes)],
-        weights=[1.0],
-    )
+    probs, labels = np.eye(num_classes)[np.asarray(answers)][None], np.asarray(labels)
+    splits = {"val_probs": probs, "val_labels": labels, "test_probs": probs, "test_labels": labels}
+    return Predictions(**splits, classes=[f"class {index}" for index in range(num_classes)], weights=[1.0])
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
@@ -29,9 +21,8 @@ def test_figures_are_scikit_learns(pairs):
     labels, answers = map(list, zip(*pairs, strict=True))
     figures = ClassFigures.of(answering(answers, labels, 4))
     assert np.array_equal(figures.confusion, confusion_matrix(labels, answers, labels=range(4)))
-    precision, recall, _, support = precision_recall_fscore_support(
-        labels, answers, labels=range(4), zero_division=np.nan
-    )
+    witness = precision_recall_fscore_support(labels, answers, labels=range(4), zero_division=np.nan)
+    precision, recall, _, support = witness
     np.testing.assert_allclose([row.precision for row in figures.rows], precision)
     np.testing.assert_allclose([row.recall for row in figures.rows], recall)
     assert [row.num_images for row in figures.rows] == support.tolist()
@@ -43,14 +34,12 @@ def test_figures_are_scikit_learns(pairs):
 def test_a_constant_answer_is_named_for_what_it_is(tmp_path):
     constant = answering([1] * 41, [0] + [1] * 40, 2)
     rows = write_results(tmp_path, constant)
-    assert rows == json.loads((tmp_path / "results.json").read_text())
     assert rows[-1]["accuracy"] == rows[-1]["majority_accuracy"] == 40 / 41
     assert rows[-1]["balanced_accuracy"] == 0.5
     assert rows[-1]["recall_per_class"] == {"class 0": 0.0, "class 1": 1.0}
     told = (tmp_path / "results.md").read_text()
     assert "Always answering 'class 1'" in told
     assert "Warning: with 97.6 % right the ensemble is no better" in told
-    assert "| class 0 |           1 |      0.0 |           - |" in told
     better = ClassFigures.of(answering([0] + [1] * 40, [0] + [1] * 40, 2))
     assert len(better.sentences()) == 1  # no warning
 

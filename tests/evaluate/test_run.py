@@ -6,63 +6,44 @@ import numpy as np
 import pytest
 import tiny
 
-from dnas_ens.baselines import random_pool
 from dnas_ens.commands.evaluate import main
 from dnas_ens.config import RetrainConfig
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import predict_folder, write_results
 from dnas_ens.run.folder import RunFolder
-from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 from dnas_ens.training.members import train_members
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A run folder of which only the predictions are left."""
-    predictions = tiny.predictions(4, 30, 3, sharpness=0.0, flops=[1000] * 4, train_cpu_seconds=[60.0] * 4)
+def test_tables_are_recomputed_from_predictions_alone(tmp_path, capsys):
+    predictions = tiny.predictions(4, 30, 3, sharpness=0.0)
     with RunFolder.create(tmp_path / "run", config={"data": {"data": "gone/photos"}}) as run:
         run.write_json("splits.json", {"name": "photos", "fingerprint": ""})
         predictions.save(run.file("predictions.npz"))
-        return run.path
-
-
-def test_tables_are_recomputed_from_predictions_alone(folder, capsys):
-    expected = write_results(folder, Predictions.load(folder / "predictions.npz"))
-    names = ("results.csv", "results.md", "results.json", "ensemble_size.json")
-    written = {name: (folder / name).read_bytes() for name in names}
-    for name in names:
-        (folder / name).unlink()
+    folder = run.path
+    rows = write_results(folder, Predictions.load(folder / "predictions.npz"))
+    files = [folder / name for name in ("results.csv", "results.md", "results.json", "ensemble_size.json")]
+    written = [file.read_bytes() for file in files]
+    for file in files:
+        file.unlink()
     main([str(folder), "--from-predictions"])
-    assert {name: (folder / name).read_bytes() for name in names} == written
-    assert json.loads(written["results.json"]) == expected
-    printed = capsys.readouterr().out
-    assert printed.startswith("photos, 30 test images; temperatures fitted on 30 of val\n")
-    assert written["results.md"].decode() in printed
-    assert json.loads((folder / "env.json").read_text())[-1]["command"][-1] == "--from-predictions"
-    (folder / "predictions.npz").unlink()
-    with pytest.raises(UserError, match="holds no predictions") as caught:
-        main([str(folder), "--from-predictions"])
-    assert "without --from-predictions" in caught.value.remedy
-
-
-def test_the_curve_ends_at_the_equally_weighted_ensemble(folder):
-    predictions = Predictions.load(folder / "predictions.npz")
-    rows = write_results(folder, predictions)
-    curve = json.loads((folder / "ensemble_size.json").read_text())
-    assert [row["subsets"] for row in curve] == [4, 6, 4, 1]
-    assert curve[-1]["calibrated_nll"] == pytest.approx(rows[-1]["calibrated_nll"])
-    average = next(row for row in rows if row["name"] == "average member")
-    assert curve[0]["calibrated_nll"] == pytest.approx(average["calibrated_nll"])
-    # It is about the number of members, whatever the combining weights.
+    assert [file.read_bytes() for file in files] == written
+    assert json.loads(written[2]) == rows
+    assert written[1].decode() in capsys.readouterr().out
+    # The curve ends at the equally weighted ensemble, whatever the combining weights.
+    curve, by_name = json.loads(written[3]), {row["name"]: row["calibrated_nll"] for row in rows}
+    ends = [curve[at]["calibrated_nll"] for at in (0, -1)]
+    assert ends == pytest.approx([by_name["average member"], by_name["ensemble"]])
     write_results(folder, dataclasses.replace(predictions, weights=[0.7, 0.1, 0.1, 0.1]))
-    assert json.loads((folder / "ensemble_size.json").read_text()) == curve
+    assert [row["nll"] for row in json.loads(files[3].read_text())] == pytest.approx([row["nll"] for row in curve])
+    (folder / "predictions.npz").unlink()
+    with pytest.raises(UserError, match="holds no predictions"):
+        main([str(folder), "--from-predictions"])
 
 
 def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path):
     recipe = RetrainConfig(num_cells=1, channels=2, epochs=1, batch_size=32)
-    space = SearchSpace.for_stack(1, operations=DARTS_OPERATIONS, num_nodes=2)
-    genotypes = random_pool(space, 2, seed=0, edges_per_node=2)
+    genotypes = [tiny.genotype(seed) for seed in range(2)]
     train_members(genotypes, few_digits, recipe, folder=tmp_path)
     fresh = predict_folder(tmp_path, few_digits)
     # Marked, so that it shows whether they are the kept ones.
@@ -83,5 +64,4 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
     assert not np.array_equal(of_others, marked.test_probs)
     assert not np.array_equal(of_others, fresh.test_probs)
     # A part of them, or more, is something else.
-    assert fresh.source
     assert fresh.of_members([1]).source == fresh.with_members_of(fresh).source == ""

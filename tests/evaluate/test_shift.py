@@ -12,10 +12,10 @@ from dnas_ens.config import SearchConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.data import ImageData, Split
 from dnas_ens.data.corruptions import corrupt
-from dnas_ens.data.names import CORRUPTION_NAMES
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.compute_cost import count_flops
 from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.shift import ShiftOptions, ShiftPredictions, predict_shift
 from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
@@ -23,127 +23,70 @@ from dnas_ens.nn.reference_models import reference_model
 from dnas_ens.run.folder import RunFolder
 
 
-@pytest.fixture
-def run_dir(tmp_path, digits):
-    """A run folder on digits whose two members have not learnt anything."""
-    members = []
-    for seed in range(2):
-        torch.manual_seed(seed)
-        members.append(reference_model("mlp", 1, 10, 8))
-    ensemble = Ensemble(
-        members,
-        weights=[0.75, 0.25],
-        classes=digits.classes,
-        preprocessing=Preprocessing(image_size=8, num_channels=1, mean=digits.mean, std=digits.std),
-    )
-    config = to_dict(SearchConfig())
-    with RunFolder.create(tmp_path / "run", config=config, command=["test"]) as run:
+def test_the_files_hold_what_they_should(digits, tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    members = [reference_model("mlp", 1, 10, 8) for _ in range(2)]
+    preprocessing = Preprocessing(image_size=8, num_channels=1, mean=digits.mean, std=digits.std)
+    ensemble = Ensemble(members, weights=[0.75, 0.25], classes=digits.classes, preprocessing=preprocessing)
+    with RunFolder.create(tmp_path / "run", config=to_dict(SearchConfig()), command=["test"]) as run:
         run.write_json("splits.json", {**digits.describe(), "indices": digits.splits})
         ensemble.save(run.path)
-    return tmp_path / "run"
-
-
-def evaluate(run_dir, *options):
-    main([str(run_dir), "--device", "cpu", *options])
-
-
-def test_the_files_hold_what_they_should(run_dir, digits, capsys):
-    evaluate(run_dir, *"--shift --corruptions jpeg rotation --severities 5 1 --ood photographs".split())
+    run_dir = run.path
+    monkeypatch.setenv("DNAS_ENS_DATA", str(tmp_path / "empty"))
+    monkeypatch.setattr("dnas_ens.commands.evaluate.write_report", str)
+    main([str(run_dir), "--device", "cpu", *"--shift --corruptions jpeg rotation --severities 5 1".split()])
     told = capsys.readouterr()
     assert "mean corruption error" in told.out
     assert re.search(r"shift 3/3 .*photographs", told.err)
-    assert "mean corruption error" in (run_dir / "shift.md").read_text()
-    stored = ShiftPredictions.load(run_dir / "shift.npz")
-    assert list(zip(stored.corruptions, stored.severities, strict=True)) == [
-        ("jpeg", 1),
-        ("jpeg", 5),
-        ("rotation", 1),
-        ("rotation", 5),
-    ]
+    assert "without images of fashion-mnist" in told.err
+    clean, stored = Predictions.load(run_dir / "predictions.npz"), ShiftPredictions.load(run_dir / "shift.npz")
+    assert (stored.corruptions, stored.severities) == (["jpeg", "jpeg", "rotation", "rotation"], [1, 5, 1, 5])
     np.testing.assert_array_equal(stored.labels, digits.test.labels)
-    ensemble = Ensemble.load(run_dir)
     expected = ensemble.predict_probs(corrupt(digits.test.images, "rotation", 5))
     np.testing.assert_array_equal(stored.probs[3], expected)
     written = json.loads((run_dir / "shift.json").read_text())
-    # From the files alone, figure by figure.
-    assert written == shift_tables(Predictions.load(run_dir / "predictions.npz"), stored)
-    assert list(written) == ["corruptions", "out_of_distribution"]
-    assert len(written["corruptions"]) == 4 * 3
-    assert set(written["corruptions"][0]) == {
-        *("corruption", "severity", "row", "accuracy", "nll", "calibrated_nll", "ece15")
-    }
+    assert written == shift_tables(clean, stored)
     averaged = np.average(expected, axis=0, weights=[0.75, 0.25])
     last = next(row for row in written["corruptions"][9:] if (row["row"], row["severity"]) == ("ensemble", 5))
     assert last["accuracy"] == pytest.approx((averaged.argmax(-1) == stored.labels).mean())
+    assert {row["name"] for row in written["out_of_distribution"]} == {"photographs"}
     first, second = written["out_of_distribution"]
-    assert (first["name"], first["row"], first["num_images"]) == ("photographs", "ensemble", 520)
-    assert set(first) == {*("name", "row", "num_images", "auroc_entropy", "auroc_mutual_information")}
-    assert second["auroc_mutual_information"] is None
-
-    def entropy_of(probs):
+    assert (first["row"], first["num_images"], second["auroc_mutual_information"]) == ("ensemble", 520, None)
+    scores = []
+    for probs in (clean.test_probs, stored.foreign["photographs"]):
         mean = np.average(probs.astype(float), axis=0, weights=[0.75, 0.25])
-        return -(mean * np.log(mean)).sum(-1)
+        scores.append(-(mean * np.log(mean)).sum(-1))
+    expected = roc_auc_score(np.repeat([0, 1], [len(each) for each in scores]), np.concatenate(scores))
+    assert first["auroc_entropy"] == pytest.approx(expected)
 
-    own = Predictions.load(run_dir / "predictions.npz").test_probs
-    scores = np.concatenate([entropy_of(own), entropy_of(stored.foreign["photographs"])])
-    assert first["auroc_entropy"] == pytest.approx(roc_auc_score(np.arange(len(scores)) >= len(own[0]), scores))
-
-
-def test_tables_are_recomputed_from_predictions_alone(run_dir):
-    evaluate(run_dir)
-    assert not list(run_dir.glob("shift*"))
-    evaluate(run_dir, *"--shift --corruptions jpeg --severities 5 --ood".split())
-    assert json.loads((run_dir / "shift.json").read_text())["out_of_distribution"] == []
-    names = ("shift.json", "shift.md")
-    written = {name: (run_dir / name).read_bytes() for name in names}
-    for name in (*names, "ensemble.json"):
+    # The tables can be written again from the predictions alone.
+    tables = {name: (run_dir / name).read_bytes() for name in ("shift.json", "shift.md")}
+    for name in (*tables, "ensemble.json"):
         (run_dir / name).unlink()
-    evaluate(run_dir, "--from-predictions", "--shift")
-    assert {name: (run_dir / name).read_bytes() for name in names} == written
+    again = [str(run_dir), "--from-predictions", "--shift"]
+    main(again)
+    assert {name: (run_dir / name).read_bytes() for name in tables} == tables
+    (run_dir / "shift.npz").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UserError, match="shift"):
+        main(again)
     (run_dir / "shift.npz").unlink()
     with pytest.raises(UserError, match="holds no predictions under shift"):
-        evaluate(run_dir, "--from-predictions", "--shift")
-
-
-def test_usual_images_that_are_not_there_are_left_out_with_a_line(run_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("DNAS_ENS_DATA", str(tmp_path / "empty"))
-    evaluate(run_dir, "--shift", "--corruptions")
-    assert "without images of fashion-mnist" in capsys.readouterr().err
-    written = json.loads((run_dir / "shift.json").read_text())
-    assert written["corruptions"] == []
-    assert {row["name"] for row in written["out_of_distribution"]} == {"photographs"}
-    assert ShiftPredictions.load(run_dir / "shift.npz").probs.shape == (0, 2, 359, 10)
-
-
-def test_public_files_of_another_data_set_are_refused(run_dir, tmp_path):
-    (tmp_path / "c").mkdir()
-    np.save(tmp_path / "c" / "fog.npy", np.zeros((50, 32, 32, 3), dtype=np.uint8))
-    np.save(tmp_path / "c" / "labels.npy", np.zeros(50, dtype=np.uint8))
-    with pytest.raises(UserError, match="not those of the 359 test images of digits"):
-        evaluate(run_dir, "--shift", "--cifar10-c", str(tmp_path / "c"))
+        main(again)
 
 
 def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-
-    def split(count):
-        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return Split(images, torch.arange(count) % 10)
-
-    data = ImageData.from_splits(
-        "cifar10", tuple("abcdefghij"), train=split(20), val=split(20), test=split(20), flip=True
-    )
+    torch.manual_seed(0)
+    labels = torch.arange(20) % 10
+    split = Split(torch.randint(256, (20, 3, 32, 32), dtype=torch.uint8), labels)
+    data = ImageData.from_splits("cifar10", tuple("abcdefghij"), train=split, val=split, test=split, flip=True)
     stored = np.random.default_rng(0).integers(0, 256, (100, 32, 32, 3), dtype=np.uint8)
     (tmp_path / "CIFAR-10-C").mkdir()
     np.save(tmp_path / "CIFAR-10-C" / "contrast.npy", stored)
-    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(data.test.labels.numpy(), 5).astype(np.uint8))
-    ensemble = Ensemble(
-        [reference_model("mlp", 3, 10, 32) for _ in range(2)],
-        preprocessing=Preprocessing(image_size=32, num_channels=3, mean=data.mean, std=data.std),
-    )
-    options = ShiftOptions(
-        shift=True, corruptions=("contrast",), severities=(2, 5), ood=(), cifar10_c=Path("CIFAR-10-C")
-    )
+    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.tile(labels.numpy(), 5).astype(np.uint8))
+    preprocessing = Preprocessing(image_size=32, num_channels=3, mean=data.mean, std=data.std)
+    ensemble = Ensemble([reference_model("mlp", 3, 10, 32) for _ in range(2)], preprocessing=preprocessing)
+    asked = {"corruptions": ("contrast",), "severities": (2, 5), "ood": ("photographs",)}
+    options = ShiftOptions(shift=True, cifar10_c=Path("CIFAR-10-C"), **asked)
     shift = predict_shift(ensemble, data, options, data_root=tmp_path)
     assert shift.corruptions == ["contrast", "contrast", "cifar10-c/contrast", "cifar10-c/contrast"]
     ours = ensemble.predict_probs(corrupt(data.test.images, "contrast", 2))
@@ -151,11 +94,19 @@ def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
     np.testing.assert_array_equal(shift.probs[0], ours)
     np.testing.assert_array_equal(shift.probs[3], public)
     clean = predict_splits(ensemble, data)
+    assert clean.flops == [count_flops(member, (3, 32, 32)) for member in ensemble.members]
+    assert min(clean.inference_seconds) > 0
     text = shift_markdown(clean, shift, shift_tables(clean, shift))
-    assert "CIFAR-10-C-style" in text
-    assert "the public files" in text
     # The two are not averaged together.
     assert text.count("Means over 1 corruption;") == 2
+    nothing = predict_shift(ensemble, data, ShiftOptions(shift=True, corruptions=(), ood=()), data_root=tmp_path)
+    assert nothing.probs.shape == (0, 2, 20, 10)
+    tables = shift_tables(clean, nothing)
+    assert tables == {"corruptions": [], "out_of_distribution": []}
+    assert "Corruptions" not in shift_markdown(clean, nothing, tables)
+    np.save(tmp_path / "CIFAR-10-C" / "labels.npy", np.zeros(100, dtype=np.uint8))
+    with pytest.raises(UserError, match="not those of the 20 test images"):
+        predict_shift(ensemble, data, options, data_root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -170,11 +121,3 @@ def test_public_files_are_predicted_beside_our_own_corruptions(tmp_path):
 def test_options_are_checked_before_anything_is_read(options, message):
     with pytest.raises(UserError, match=message):
         ShiftOptions(**options)
-    assert ShiftOptions().corruptions == CORRUPTION_NAMES
-    assert ShiftOptions(shift=True, severities=(5, 1, 5)).severities == (1, 5)
-
-
-def test_a_damaged_file_is_told(tmp_path):
-    (tmp_path / "shift.npz").write_bytes(b"PK\x03\x04")
-    with pytest.raises(UserError, match="shift"):
-        ShiftPredictions.load(tmp_path / "shift.npz")

@@ -1,35 +1,23 @@
-from __future__ import annotations
-
 from itertools import combinations, pairwise
 
 import networkx
 import numpy as np
 import pytest
+import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from dnas_ens.figures.cell_layout import CellLayout, layout_cell
+from dnas_ens.figures.cell_layout import layout_cell
 from dnas_ens.figures.style import spread
-from dnas_ens.space.genotype import Genotype, random_genotype
-
-
-def random_layout(seed: int, num_nodes: int, edges_per_node: int) -> CellLayout:
-    genotype = random_genotype(
-        np.random.default_rng(seed),
-        operations=("a",),
-        num_nodes=num_nodes,
-        edges_per_node=edges_per_node,
-        cell_types=("normal",),
-    )
-    return layout_cell(genotype.to_graph("normal"), label_width=80.0)
+from dnas_ens.space.genotype import Genotype
 
 
 @settings(max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 3))
-def test_layouts_keep_their_promises(seed: int, num_nodes: int, edges_per_node: int) -> None:
-    layout = random_layout(seed, num_nodes, edges_per_node)
-    assert layout == random_layout(seed, num_nodes, edges_per_node)
+def test_layouts_keep_their_promises(seed, num_nodes, edges_per_node):
+    genotype = tiny.genotype(seed, num_nodes=num_nodes, edges_per_node=edges_per_node, cell_types=("normal",))
+    layout = layout_cell(genotype.to_graph("normal"), label_width=80.0)
     boxes = [*layout.nodes.values(), *layout.labels.values()]
     assert set(layout.nodes) == set(range(num_nodes + 3))
     assert len(layout.paths) == len(layout.labels) + num_nodes
@@ -54,23 +42,18 @@ def test_layouts_keep_their_promises(seed: int, num_nodes: int, edges_per_node: 
                 assert beside or abs(box.y - start[1]) > box.height / 2 + 5
 
 
-def test_long_edges_run_straight() -> None:
-    """Of a chain in which every node also takes the first input, all long edges can be level."""
+def test_long_edges_run_straight():
     graph = networkx.DiGraph()
-    graph.add_node(0, role="input0")
-    graph.add_node(1, role="input1")
-    for node in (2, 3, 4):
-        graph.add_node(node, role="intermediate")
+    for node, role in enumerate(("input0", "input1", *["intermediate"] * 3, "output")):
+        graph.add_node(node, role=role)
     graph.add_edges_from([(1, 2), (2, 3), (3, 4), (0, 4)], operation="a")
-    graph.add_node(5, role="output")
     graph.add_edges_from([(2, 5), (3, 5), (4, 5)], operation=None)
     layout = layout_cell(graph, label_width=80.0)
     heights = [y for _, y in layout.paths[0, 4]]
     assert heights == pytest.approx([heights[0]] * len(heights), abs=1.0)
 
 
-def test_edges_do_not_cross_where_they_need_not() -> None:
-    """Nodes whose sources lie crosswise are put into the other order."""
+def test_edges_do_not_cross_where_they_need_not():
     genotype = Genotype(normal=((("a", 1),), (("a", 0),)))
     layout = layout_cell(genotype.to_graph("normal"), label_width=80.0)
     assert layout.nodes[0].y < layout.nodes[1].y
@@ -78,7 +61,7 @@ def test_edges_do_not_cross_where_they_need_not() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(0.1, 3)), min_size=1, max_size=8))
-def test_spread_is_the_nearest_row_that_is_far_enough_apart(drawn: list[tuple[float, float]]) -> None:
+def test_spread_is_the_nearest_row_that_is_far_enough_apart(drawn):
     wishes, gaps = [wish for wish, _ in drawn], [gap for _, gap in drawn[1:]]
     placed = spread(wishes, gaps)
     assert np.mean(placed) == pytest.approx(np.mean(wishes), abs=1e-6)

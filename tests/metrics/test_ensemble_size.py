@@ -10,12 +10,7 @@ from scipy.optimize import brentq
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.metrics.calibration import fit_temperature
-from dnas_ens.metrics.ensemble_size import (
-    CURVE_METRICS,
-    deep_ensemble_equivalent,
-    draw_subsets,
-    ensemble_size_curve,
-)
+from dnas_ens.metrics.ensemble_size import CURVE_METRICS, deep_ensemble_equivalent, draw_subsets, ensemble_size_curve
 
 
 def predictions(num_members, seed=0):
@@ -44,33 +39,10 @@ def test_against_scikit_learn_on_every_subset():
                 assert curve.deviation[name][size - 1] == pytest.approx(np.std(values, ddof=1))
             else:
                 assert math.isnan(curve.deviation[name][size - 1])
-
-
-def test_rows_are_ready_for_json():
-    rows = ensemble_size_curve(*predictions(2)).to_rows()
-    assert [row["size"] for row in rows] == [1, 2]
-    assert set(rows[0]) == {
-        "size",
-        "subsets",
-        *CURVE_METRICS,
-        *(f"{name}_deviation" for name in CURVE_METRICS),
-    }
-    assert rows[0]["nll_deviation"] > 0
-    assert rows[1]["nll_deviation"] is None
-
-
-def test_more_members_never_have_a_higher_mean_nll():
-    # Jensen: the average of k members is an average of averages of k - 1 of them.
-    curve = ensemble_size_curve(*predictions(6, seed=3))
-    assert (np.diff(curve.mean["nll"]) < 0).all()
-
-
-def test_copies_of_one_member_gain_nothing():
-    val, val_labels, test, test_labels = predictions(1)
-    curve = ensemble_size_curve(val.repeat(3, 0), val_labels, test.repeat(3, 0), test_labels)
-    for name in CURVE_METRICS:
-        assert curve.mean[name] == pytest.approx(curve.mean[name][:1].repeat(3))
-        assert curve.deviation[name][:2] == pytest.approx(0, abs=1e-12)
+    rows = curve.to_rows()
+    assert [row["size"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["nll_deviation"] == curve.deviation["nll"][0]
+    assert rows[3]["nll_deviation"] is None
 
 
 def test_a_sample_is_seeded_and_has_no_subset_twice():
@@ -78,8 +50,6 @@ def test_a_sample_is_seeded_and_has_no_subset_twice():
     assert first == again
     assert len(set(first)) == 40
     assert all(len(set(subset)) == 5 and max(subset) < 12 for subset in first)
-    assert draw_subsets(12, 5, 40, generator=np.random.default_rng(8)) != first
-    assert draw_subsets(4, 2, 6, generator=np.random.default_rng(0)) == list(combinations(range(4), 2))
     assert ensemble_size_curve(*predictions(6), max_subsets=5).subsets.tolist() == [5, 5, 5, 5, 5, 1]
 
 
@@ -89,18 +59,6 @@ def test_what_does_not_fit():
         ensemble_size_curve(val[:2], val_labels, test, test_labels)
     with pytest.raises(ValueError, match="max_subsets"):
         ensemble_size_curve(val, val_labels, test, test_labels, max_subsets=0)
-
-
-falling = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=12).map(
-    lambda steps: np.cumsum([0.2, *steps])[::-1].copy()
-)
-
-
-@given(curve=falling)
-def test_a_deep_ensemble_of_k_is_worth_k(curve):
-    for size, loss in enumerate(curve, start=1):
-        found = deep_ensemble_equivalent(loss, curve)
-        assert (found.value, found.relation) == (size, "=")
 
 
 def test_members_added_in_another_order_are_worth_the_same():
@@ -116,21 +74,15 @@ def test_members_added_in_another_order_are_worth_the_same():
     assert {str(deep_ensemble_equivalent(loss, curve)) for loss in losses} == {f"{best + 1:.1f}"}
 
 
-@given(curve=falling, share=st.floats(0.0, 1.0))
-def test_between_sizes_against_a_root_search(curve, share):
+@given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=12), st.floats(0.0, 1.0))
+def test_between_sizes_against_a_root_search(steps, share):
+    curve = np.cumsum([0.2, *steps])[::-1]
     loss = curve[-1] + share * (curve[0] - curve[-1])
     found = deep_ensemble_equivalent(loss, curve)
     sizes = np.arange(1, len(curve) + 1)
     root = brentq(lambda size: np.interp(size, sizes, curve) - loss, 1, len(curve), xtol=1e-12)
     assert found.relation == "="
     assert found.value == pytest.approx(root, abs=1e-6)
-
-
-@given(curve=st.lists(st.floats(0.1, 1.0), min_size=1, max_size=10), losses=st.tuples(*[st.floats(0, 1.2)] * 2))
-def test_a_better_loss_is_never_worth_less(curve, losses):
-    better, worse = (deep_ensemble_equivalent(loss, curve) for loss in sorted(losses))
-    assert better.value >= worse.value
-    assert 1 <= worse.value <= better.value <= len(curve)
 
 
 @pytest.mark.parametrize(
@@ -142,11 +94,9 @@ def test_a_better_loss_is_never_worth_less(curve, losses):
         (0.45, [0.5, 0.4, 0.35], None, "1.5"),
         # The third is worse than the second, as noise makes it: the running best counts.
         (0.4, [0.5, 0.4, 0.42, 0.36], None, "2.0"),
-        (0.41, [0.5, 0.4, 0.42, 0.36], None, "1.9"),
         (0.38, [0.5, 0.4, 0.42, 0.36], None, "3.5"),
         # Sizes that were skipped are interpolated.
         (0.35, [0.5, 0.4, 0.3], [1, 2, 10], "6.0"),
-        (0.2, [0.5, 0.4, 0.3], [1, 2, 10], "> 10"),
     ],
 )
 def test_equivalent_by_hand(loss, curve, sizes, expected):
@@ -155,13 +105,7 @@ def test_equivalent_by_hand(loss, curve, sizes, expected):
 
 @pytest.mark.parametrize(
     ("curve", "sizes", "message"),
-    [
-        ([], None, "same shape"),
-        ([0.5, 0.4], [1], "same shape"),
-        ([0.5, 0.4], [2, 3], "rise from 1"),
-        ([0.5, 0.4], [1, 1], "rise from 1"),
-        ([0.5, float("nan")], None, "finite"),
-    ],
+    [([0.5, 0.4], [1], "same shape"), ([0.5, 0.4], [2, 3], "rise from 1"), ([0.5, float("nan")], None, "finite")],
 )
 def test_no_equivalent_of_what_does_not_fit(curve, sizes, message):
     with pytest.raises(ValueError, match=message):

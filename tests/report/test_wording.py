@@ -1,7 +1,4 @@
-from __future__ import annotations
-
 import numpy as np
-import pytest
 
 from dnas_ens.metrics.significance import paired_difference
 from dnas_ens.report.build import against_best, place_among
@@ -9,18 +6,10 @@ from dnas_ens.report.parts import duration, interval, minus_signs
 from dnas_ens.report.results import Row
 
 
-def against(first, second):
-    rows = [
-        Row(
-            values={"calibrated_nll": losses.mean()},
-            role="",
-            losses=losses,
-            accuracy_interval=(0.0, 1.0),
-            calibrated_nll_interval=(0.0, 1.0),
-        )
-        for losses in (first, second)
-    ]
-    return against_best(paired_difference(first, second), ours=rows[0], best=rows[1])
+def against(*losses):
+    unknown = {"accuracy_interval": (0.0, 1.0), "calibrated_nll_interval": (0.0, 1.0)}
+    ours, best = (Row(values={"calibrated_nll": each.mean()}, role="", losses=each, **unknown) for each in losses)
+    return against_best(paired_difference(*losses), ours=ours, best=best)
 
 
 def test_losses_are_told_as_plainly_as_wins():
@@ -38,21 +27,12 @@ def test_place_among_methods():
         {"name": "other", "calibrated_nll": 0.02, "cpu_seconds": 25.0},
         {"name": "third", "calibrated_nll": 0.04},
     ]
-    assert place_among(rows, 0) == (
-        "Of the 3 rows compared it comes second in calibrated NLL (0.0300); the lowest is 0.0200, of “other”, "
-        "for 2.5 times the CPU time."
-    )
-    assert place_among(rows, 1) == "Of the 3 rows compared it comes first in calibrated NLL (0.0200)."
+    assert place_among(rows, 0).endswith("the lowest is 0.0200, of “other”, for 2.5 times the CPU time.")
+    assert "comes first in calibrated NLL (0.0200)" in place_among(rows, 1)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(9.6, "10 s"), (99.4, "99 s"), (372, "6 min 12 s"), (1800, "30 min"), (7260, "2 h 1 min")],
-)
-def test_duration(seconds, said):
-    assert duration(seconds).replace("\u202f", " ") == said
-
-
-def test_signs():
+def test_figures_in_words():
+    said = [duration(seconds).replace("\u202f", " ") for seconds in (9.6, 372, 1800, 7260)]
+    assert said == ["10 s", "6 min 12 s", "30 min", "2 h 1 min"]
     assert minus_signs("(-0.1 to -2e-05), well-known, p-1") == "(−0.1 to −2e-05), well-known, p-1"
     assert interval((float("nan"), float("nan")), digits=2) == ""

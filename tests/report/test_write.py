@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import itertools
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -20,15 +17,11 @@ VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
 
 class Page(HTMLParser):
-    """A witness of its own: the page's elements, in order, with what is wrong about them."""
+    """The page's elements, in order, with what is wrong about them."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text):
         super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.faults: list[str] = []
-        self.headings: list[tuple[int, str]] = []
-        self.text = ""
+        self.open, self.elements, self.faults, self.headings, self.text = [], [], [], [], ""
         self.feed(text)
         self.close()
         self.faults += [f"{tag} is never closed" for tag in self.open]
@@ -40,26 +33,25 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
         if re.fullmatch("h[1-6]", tag):
-            self.headings.append((int(tag[1]), ""))
-
-    def handle_startendtag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
+            self.headings.append([int(tag[1]), ""])
 
     def handle_endtag(self, tag):
-        if not self.open or self.open.pop() != tag:
+        if tag not in VOID and (not self.open or self.open.pop() != tag):
             self.faults.append(f"</{tag}> closes something else")
 
     def handle_data(self, data):
         self.text += data
         if self.open and re.fullmatch("h[1-6]", self.open[-1]):
-            level, title = self.headings[-1]
-            self.headings[-1] = (level, title + data)
+            self.headings[-1][1] += data
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
 
+    def titles(self):
+        return [title for level, title in self.headings if level == 2]
 
-def check(page: Page, source: str) -> None:
+
+def check(page, source):
     assert not page.faults
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
@@ -79,52 +71,29 @@ def check(page: Page, source: str) -> None:
     for picture in page.all("svg"):
         assert picture["role"] == "img"
         assert picture.get("aria-label") or picture["aria-labelledby"]
-    levels = [level for level, _ in page.headings]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
+    levels = [level for level, title in page.headings if title.strip()]
+    assert (levels[0], levels.count(1), len(levels)) == (1, 1, len(page.headings))
     assert all(later <= earlier + 1 for earlier, later in itertools.pairwise(levels))
-    assert all(title.strip() for _, title in page.headings)
 
 
-def read(folder) -> tuple[Page, str]:
+def read(folder):
     source = write_report(folder).read_text("utf-8")
     page = Page(source)
     check(page, source)
     return page, source
 
 
-def titles(page: Page) -> list[str]:
-    return [title for level, title in page.headings if level == 2]
-
-
 def test_whole_report(make_run, predictions):
     folder = make_run(predictions(3, 90, 4), channels=3, comparison=True, shift=True)
-    page, source = read(folder)
-    assert re.fullmatch(
-        "Three different networks together classify [0-9.]+\u202f% of 90 test images of tiles right.",
-        page.headings[0][1],
-    )
-    assert titles(page) == [
-        "Results",
-        "How does each class fare?",
-        "Beside other methods",
-        "The cells that were found",
-        "Does λ steer diversity?",
-        "Are the probabilities honest?",
-        "How many members does it take?",
-        "How do the members differ?",
-        "What if it may decline to answer?",
-        "What if the images change?",
-        "How this run was made",
-    ]
+    page, _ = read(folder)
+    headline = "Three different networks together classify [0-9.]+\u202f% of 90 test images of tiles right."
+    assert re.fullmatch(headline, page.headings[0][1])
+    assert len(page.titles()) == 11
     assert "a <rival> & co" in page.text  # escaped in the source, read back as it was
-    assert "3 channels" in page.text
     # Corruptions made here and the public ones are not averaged together.
     assert "Mean over five corruptions." in page.text
     assert "Mean over two corruptions of the public CIFAR-10-C." in page.text
     assert "took 27\u202fs of CPU time, 12\u202fs of it for the search" in page.text
-    assert re.search(r"The ensemble (and|is .* than) its best single member, number [012],", page.text)
-    assert re.search("best single: member [012]", page.text)
     # It says that it loses.
     assert "comes second in calibrated NLL" in page.text
 
@@ -132,27 +101,9 @@ def test_whole_report(make_run, predictions):
     assert names == {path.stem for path in (folder / "figures").glob("*.png")}
     expected = "reliability-ensemble disagreement predictions-tsne risk-coverage nll-by-cost corruption-each diversity"
     assert set(expected.split()) < names
-    for path in (folder / "figures").glob("*.svg"):
-        assert ElementTree.parse(path).getroot().tag.endswith("svg")
-    assert (folder / "figures/diversity.png").read_bytes().startswith(b"\x89PNG")
     events = EventAccumulator(str(folder / "tensorboard/report"))
     events.Reload()
     assert set(events.Tags()["images"]) == {f"report/{name}" for name in names}
-    # Written again it is the same, and the earlier images are replaced.
-    assert read(folder)[1] == source
-    assert len(list((folder / "tensorboard/report").iterdir())) == 1
-
-
-def test_classes_and_their_confusions(make_run, predictions):
-    given = predictions(2, 40, 3)
-    page, source = read(make_run(given))
-    matrix = source[source.index("Confusion matrix") :]
-    rows = re.findall(r'<th scope="row">class \d</th>((?:<td>\d*</td>){3})', matrix)
-    cells = [[int(cell or 0) for cell in re.findall(r"<td>(\d*)</td>", row)] for row in rows]
-    answers = given.averaged()[1].argmax(axis=1)
-    assert cells == confusion_matrix(given.test_labels, answers).tolist()
-    assert "Balanced accuracy of the ensemble" in page.text
-    assert "Warning" not in page.text
 
 
 @pytest.mark.parametrize(
@@ -160,21 +111,9 @@ def test_classes_and_their_confusions(make_run, predictions):
     [
         # No better than a constant answer: warned of in the lead and in the section on classes.
         ((2, 40, 3, -9.0), "Two ", ["no better than that constant answer"] * 2, []),
-        (
-            (1, 40, 2, 2.5),
-            "One network classifies ",
-            ["Are the probabilities honest?"] * 2,  # in the contents and above the section
-            ["How many members does it take?", "average member"],
-        ),
-        (
-            (2, 12, 3, 20.0),
-            "Two different networks together classify 100.0\u202f% of 12 test images",
-            ["resampling says nothing"],
-            [],
-        ),
-        ((2, 1, 2, 2.5), "Two .*of 1 test image of tiles", [], []),
+        ((1, 40, 2, 2.5), "One network ", [], ["How many members does it take?", "average member"]),
+        ((2, 1, 2, 20.0), "Two .* 100.0\u202f% of 1 test image of tiles", ["resampling says nothing"], []),
     ],
-    ids=["no better", "one member of two classes", "all right", "one image"],
 )
 def test_small_and_bad_ensembles(make_run, predictions, given, heading, said, unsaid):
     *sizes, sharpness = given
@@ -182,30 +121,6 @@ def test_small_and_bad_ensembles(make_run, predictions, given, heading, said, un
     assert re.match(heading, page.headings[0][1])
     assert all(page.text.count(text) == said.count(text) for text in said)
     assert not any(text in page.text for text in unsaid)
-
-
-def test_gpu_seconds_are_called_so(make_run, predictions):
-    folder = make_run(predictions(2, 10, 3))
-    for index in range(2):
-        path = folder / f"members/{index}/member.json"
-        write_json(path, {**read_json(path), "gpu_seconds": 2.0})
-    page, _ = read(folder)
-    assert "took 4\u202fs of GPU time, 0\u202fs of it for the search" in page.text
-
-
-def test_hostile_names(make_run, predictions):
-    names = ["<script>alert(1)</script>", "a\"b'c & $d$", "犬 $\\frac$", "e"]
-    folder = make_run(replace(predictions(2, 40, 4), classes=names), data="</title><img src=x onerror=y>")
-    page, source = read(folder)
-    assert "<script" not in source
-    assert "<img" not in source
-    assert "犬" in page.text
-
-
-def test_search_alone(make_run, predictions):
-    page, _ = read(make_run(predictions(2, 10, 3), evaluated=False))
-    assert page.headings[0][1] == "Two networks found for tiles, not trained yet."
-    assert titles(page) == ["The cells that were found", "Does λ steer diversity?", "How this run was made"]
 
 
 def test_mistakes_are_told(tmp_path, make_run, predictions):
@@ -220,8 +135,28 @@ def test_mistakes_are_told(tmp_path, make_run, predictions):
         write_report(folder)
 
 
-def test_command(make_run, predictions, capsys):
+def test_confusions_with_hostile_names_and_seconds_of_a_gpu(make_run, predictions):
+    names = ["<script>alert(1)</script>", "a\"b'c & $d$", "犬 $\\frac$", "e"]
+    given = replace(predictions(2, 40, 4), classes=names)
+    folder = make_run(given, data="</title><img src=x onerror=y>")
+    for path in folder.glob("members/*/member.json"):
+        write_json(path, {**read_json(path), "gpu_seconds": 2.0})
+    page, source = read(folder)
+    assert not re.search("<script|<img", source)
+    assert "犬" in page.text
+    assert "took 4\u202fs of GPU time, 0\u202fs of it for the search" in page.text
+    rows = re.findall(r'<th scope="row">[^<]*</th>((?:<td>\d*</td>){4})', source[source.index("Confusion matrix") :])
+    cells = [[int(cell or 0) for cell in re.findall(r"<td>(\d*)</td>", row)] for row in rows]
+    assert cells == confusion_matrix(given.test_labels, given.averaged()[1].argmax(axis=1)).tolist()
+
+
+def test_search_alone_by_the_command(make_run, predictions, capsys):
     folder = make_run(predictions(2, 10, 3), evaluated=False)
+    page, source = read(folder)
+    assert page.headings[0][1] == "Two networks found for tiles, not trained yet."
+    assert len(page.titles()) == 3
+    # Written again it is the same, and the earlier images are replaced.
     assert run_main(main, [str(folder)]) == 0
     assert capsys.readouterr().out == f"report: {folder}/report.html\n"
-    assert run_main(main, [str(folder / "members")]) == 2
+    assert (folder / "report.html").read_text("utf-8") == source
+    assert len(list((folder / "tensorboard/report").iterdir())) == 1
