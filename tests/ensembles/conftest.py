@@ -1,6 +1,4 @@
-"""Fixtures: ensembles of real members of three kinds, and builders of such members."""
-
-from __future__ import annotations
+"""Ensembles of real members of three kinds, and builders of such members."""
 
 import pytest
 import torch
@@ -16,26 +14,17 @@ from dnas_ens.space.stack import StackSpec
 PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
 CLASSES = ("ant", "bee", "cat")
 CELL = ((("skip_connect", 0), ("sep_conv_3x3", 1)), (("max_pool_3x3", 1), ("skip_connect", 2)))
+STACK = StackSpec(num_cells=3, channels=2, in_channels=3, num_classes=3)
 
 
 def _small_network(num_classes=3):
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(),
-        nn.Linear(144, num_classes),
-    )
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, num_classes)
+    return nn.Sequential(*layers)
 
 
 def _own_network(seed):
     torch.manual_seed(seed)
-    return Network(
-        Genotype(normal=CELL, reduction=CELL),
-        StackSpec(num_cells=3, channels=2, in_channels=3, num_classes=3),
-        auxiliary=True,
-    )
+    return Network(Genotype(normal=CELL, reduction=CELL), STACK, auxiliary=True)
 
 
 def _mixed_members(seed=0):
@@ -43,22 +32,9 @@ def _mixed_members(seed=0):
     return [resnet18(num_classes=3), _small_network()]
 
 
-@pytest.fixture
-def small_network():
-    """Build a small network for a number of classes."""
-    return _small_network
-
-
-@pytest.fixture
-def own_network():
-    """Build a network of ours from a seed."""
-    return _own_network
-
-
-@pytest.fixture
-def mixed_members():
-    """Build a torchvision network and a small one from a seed."""
-    return _mixed_members
+small_network = pytest.fixture(lambda: _small_network, name="small_network")
+own_network = pytest.fixture(lambda: _own_network, name="own_network")
+mixed_members = pytest.fixture(lambda: _mixed_members, name="mixed_members")
 
 
 @pytest.fixture
