@@ -10,64 +10,59 @@ from torch import nn
 from dnas_ens.ensembles.ensemble import Ensemble, load
 from dnas_ens.errors import UserError
 
+IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
-def test_save_and_load_external_members(ensemble, tmp_path, mixed_members):
+
+def test_save_and_load_external_members(ensemble, tmp_path, mixed_members, small_network):
     ensemble.save(tmp_path / "saved")
     loaded = load(tmp_path / "saved", members=mixed_members(seed=9))
     pixels = torch.randint(256, (11, 3, 8, 8), dtype=torch.uint8)
     np.testing.assert_array_equal(loaded.predict_probs(pixels), ensemble.predict_probs(pixels))
-    images = torch.randn(11, 3, 8, 8)
-    assert torch.equal(loaded(images), ensemble.eval()(images))
+    assert torch.equal(loaded(IMAGES), ensemble.eval()(IMAGES))
     assert (loaded.classes, loaded.preprocessing) == (ensemble.classes, ensemble.preprocessing)
     assert not any(module.training for module in loaded.modules())
+    large, small = mixed_members()
+    for members, cause in (
+        (None, "2 of them external; 0 were given"),
+        ([small], "1 were given"),
+        ([small, large], "does not fit"),
+        ([large, small_network(4)], "does not fit"),
+    ):
+        with pytest.raises(UserError, match=cause):
+            load(tmp_path / "saved", members=members)
 
 
-@pytest.mark.parametrize("weights", [None, [12.0, 4.0, 19.0], [1e-5, 7.0, 3.0]])
+@pytest.mark.parametrize("weights", [None, [1e-5, 7.0, 3.0]])
 def test_own_members_are_rebuilt(weights, tmp_path, own_network):
     ensemble = Ensemble([own_network(seed) for seed in range(3)], weights=weights, temperature=0.9)
     ensemble.save(tmp_path)
     loaded = Ensemble.load(tmp_path)
-    images = torch.randn(5, 3, 8, 8)
-    assert torch.equal(loaded(images), ensemble.eval()(images))
+    assert torch.equal(loaded(IMAGES), ensemble.eval()(IMAGES))
     assert torch.equal(loaded.weights, ensemble.weights)
     assert loaded.preprocessing is None
     saved = json.loads((tmp_path / "ensemble.json").read_text())
     assert [entry["file"] for entry in saved["members"]] == [f"members/{i}/model.safetensors" for i in range(3)]
     assert saved["members"][1]["spec"] == ensemble.members[1].spec()
+    # A hand-written manifest loads too.
+    members = [{"file": entry["file"], "spec": entry["spec"]} for entry in saved["members"]]
+    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
+    assert torch.equal(load(tmp_path)(IMAGES), Ensemble(ensemble.members).eval()(IMAGES))
 
 
-def test_own_and_external_members_together(tmp_path, small_network, own_network):
-    ensemble = Ensemble([own_network(0), small_network()])
-    ensemble.save(tmp_path)
-    images = torch.randn(5, 3, 8, 8)
-    expected = ensemble.eval()(images)
-    assert torch.equal(load(tmp_path, members=[small_network()])(images), expected)
-    assert torch.equal(load(tmp_path, members=[own_network(7), small_network()])(images), expected)
-
-
-def test_what_members_return_is_saved(tmp_path, small_network, own_network):
+def test_own_and_external_members_together_with_what_they_return(tmp_path, small_network, own_network):
     def with_softmax():
         return nn.Sequential(small_network(), nn.Softmax(1))
 
-    images = torch.randn(5, 3, 8, 8)
     ensemble = Ensemble([with_softmax(), own_network(0), with_softmax()], outputs=["probs", None, None]).eval()
     assert ensemble.outputs == ["probs", "logits", None]
     with pytest.warns(UserWarning, match="Member 2 returns class probabilities"):
-        expected = ensemble(images)
+        expected = ensemble(IMAGES)
     ensemble.save(tmp_path)
     # Without a warning: what was found is known.
-    loaded = load(tmp_path, members=[with_softmax(), with_softmax()])
-    assert loaded.outputs == ["probs", "logits", "probs"]
-    assert torch.equal(loaded(images), expected)
-
-
-def test_a_hand_written_manifest_loads(own_ensemble, tmp_path):
-    own_ensemble.save(tmp_path)
-    saved = json.loads((tmp_path / "ensemble.json").read_text())
-    members = [{"file": entry["file"], "spec": entry["spec"]} for entry in saved["members"]]
-    (tmp_path / "ensemble.json").write_text(json.dumps({"members": members}))
-    images = torch.randn(5, 3, 8, 8)
-    assert torch.equal(load(tmp_path)(images), own_ensemble.eval()(images))
+    for members in ([with_softmax(), with_softmax()], [with_softmax(), own_network(7), with_softmax()]):
+        loaded = load(tmp_path, members=members)
+        assert loaded.outputs == ["probs", "logits", "probs"]
+        assert torch.equal(loaded(IMAGES), expected)
 
 
 def test_an_earlier_ensemble_is_not_overwritten_unasked(own_ensemble, tmp_path, own_network):
@@ -81,70 +76,57 @@ def test_an_earlier_ensemble_is_not_overwritten_unasked(own_ensemble, tmp_path, 
     assert load(tmp_path).num_members == 1
 
 
-def changed(folder, change):
-    """Load a folder after a change of its manifest."""
+class Noted(nn.Linear):
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+
+def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=r"Member 0 keeps something in 1\._extra_state"):
+        Ensemble([nn.Sequential(nn.Flatten(), Noted(192, 3))]).save(tmp_path)
+
+
+def changed(folder, **fields):
+    """Load a folder after a change of its manifest: of fields, or of those of member 1 and of its spec."""
     manifest = folder / "ensemble.json"
     saved = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(change(saved) or saved))
+    entry = saved["members"][1]
+    entry |= fields.pop("member", {})
+    entry["spec"] |= fields.pop("spec", {})
+    manifest.write_text(json.dumps({**saved, **fields}))
     return load(folder)
-
-
-def of_member(**fields):
-    """Change fields of the entry of member 1, those of its spec by their own name."""
-
-    def change(saved):
-        entry = saved["members"][1]
-        entry |= {"file": fields.pop("file")} if "file" in fields else {}
-        entry["spec"] |= fields
-
-    return change
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: [[]], "members"),
-        *(
-            (lambda saved, changes=changes: {**saved, **changes}, message)
-            for changes, message in (
-                ({"members": None}, "members"),
-                ({"members": []}, "no members"),
-                ({"members": [{"file": 3, "spec": {}}]}, "members"),
-                ({"weights": [1.0]}, "weights"),
-                ({"weights": "equal"}, "weights"),
-                ({"weights": [0.0, 0.0, 0.0]}, "weights"),
-                ({"weights": [10**400, 1, 1]}, "weights"),
-                ({"temperature": "hot"}, "temperature"),
-                ({"temperature": -1}, "temperature"),
-                ({"temperature": 0}, "temperature"),
-                ({"temperature": 10**400}, "temperature"),
-                ({"classes": [1, 2, 3]}, "classes"),
-                ({"outputs": "probs"}, "outputs"),
-                ({"outputs": ["logits"]}, "outputs"),
-                ({"outputs": ["logits", 3, None]}, "outputs"),
-                ({"std": [0.2]}, "preprocessing"),
-                ({"std": [0.2, 0.2, "0.2"]}, "preprocessing"),
-                ({"mean": None}, "preprocessing"),
-            )
-        ),
-        *(
-            (of_member(**spec), None)
-            for spec in (
-                *({"num_cells": value} for value in ("three", 0, 10**7, -3)),
-                *({"channels": None}, {"genotype": {}}, {"genotype": None}, {"kind": "other"}, {"x": 1}),
-            )
-        ),
-        *((of_member(file=file), "cannot be one") for file in ("\ud800", "a" * 5000)),
-        *((of_member(file=file), "outside the folder") for file in ("members/\x00", "../a", "/etc/passwd")),
+        ({"members": None}, "members"),
+        ({"members": []}, "no members"),
+        ({"members": [{"file": 3, "spec": {}}]}, "members"),
+        ({"weights": [1.0]}, "weights"),
+        ({"weights": "equal"}, "weights"),
+        ({"weights": [10**400, 1, 1]}, "weights"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"temperature": 0}, "temperature"),
+        ({"temperature": 10**400}, "temperature"),
+        ({"classes": [1, 2, 3]}, "classes"),
+        ({"outputs": "probs"}, "outputs"),
+        ({"outputs": ["logits", 3, None]}, "outputs"),
+        ({"std": [0.2]}, "preprocessing"),
+        ({"mean": None}, "preprocessing"),
+        *(({"spec": {"num_cells": value}}, None) for value in ("three", 0, 10**7)),
+        *(({"spec": spec}, None) for spec in ({"channels": None}, {"genotype": {}}, {"kind": "other"}, {"x": 1})),
+        *(({"member": {"file": file}}, "cannot be one") for file in ("\ud800", "a" * 5000)),
+        *(({"member": {"file": file}}, "outside the folder") for file in ("members/\x00", "../a", "/etc/passwd")),
     ],
 )
 def test_a_manifest_that_is_malformed_or_hostile_is_refused(own_ensemble, tmp_path, change, message):
     own_ensemble.save(tmp_path)
     with pytest.raises(UserError, match=message):
-        changed(tmp_path, change)
+        changed(tmp_path, **change)
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"members": NaN}', "\x00", None])
+@pytest.mark.parametrize("text", ["{", "[[]]", '{"members": NaN}', "\x00", None])
 def test_a_manifest_that_is_absent_or_no_json_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "ensemble.json").write_text(text)
@@ -159,7 +141,7 @@ def test_a_link_out_of_the_folder_is_refused(own_ensemble, tmp_path):
     (tmp_path / "saved" / "link").symlink_to(outside)
     for file in (str(outside), "../other/members/0/model.safetensors", "link"):
         with pytest.raises(UserError, match="outside the folder"):
-            changed(tmp_path / "saved", of_member(file=file))
+            changed(tmp_path / "saved", member={"file": file})
 
 
 def test_a_damaged_member_is_refused(own_ensemble, tmp_path):
@@ -171,20 +153,7 @@ def test_a_damaged_member_is_refused(own_ensemble, tmp_path):
         load(tmp_path)
     path.write_bytes(content[:-10])
     with pytest.raises(UserError, match=r"model\.safetensors"):
-        changed(tmp_path, lambda saved: saved["members"][1].pop("sha256") and None)
+        changed(tmp_path, member={"sha256": None})
     path.unlink()
     with pytest.raises(UserError, match="missing"):
         load(tmp_path)
-
-
-def test_modules_that_do_not_fit_are_refused(ensemble, tmp_path, mixed_members, small_network):
-    ensemble.save(tmp_path)
-    large, small = mixed_members()
-    for members, cause in (
-        (None, "2 of them external; 0 were given"),
-        ([small], "1 were given"),
-        ([small, large], "does not fit"),
-        ([large, small_network(4)], "does not fit"),
-    ):
-        with pytest.raises(UserError, match=cause):
-            load(tmp_path, members=members)
