@@ -1,5 +1,7 @@
-"""The ensemble module with real members of three kinds: a torchvision network, a small one, and our own."""
+"""The ensemble module with whatever members, images and batches users bring."""
 
+import dataclasses
+import json
 from xml.etree import ElementTree
 
 import numpy as np
@@ -9,14 +11,24 @@ from PIL import Image
 from scipy.stats import entropy as scipy_entropy
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
+from dnas_ens.data import load_data, read_image
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
+from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
-from dnas_ens.training.prediction import predict_batches
+from dnas_ens.metrics.calibration import fit_temperature
+from dnas_ens.training.prediction import predict_batches, predict_members
 
 WEIGHTS = 0.25, 0.75
+PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, np.float64(0.3)))
+PIXELS = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+IMAGES = (PIXELS / 255 - torch.tensor([0.4, 0.5, 0.6]).view(3, 1, 1)) / torch.tensor([0.2, 0.25, 0.3]).view(3, 1, 1)
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+LOADER = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=3)
+LISTED = list(LOADER)
 
 
 def draw_split(num_images=11, num_classes=3):
@@ -179,3 +191,157 @@ def test_what_is_printed_is_short_and_a_notebook_shows_a_table(ensemble, small_n
     assert [(row[1], row[3]) for row in rows[1:]] == [("ResNet", "0.250"), ("Sequential", "0.750")]
     assert "2 classes: a<b, c" in "".join(root.itertext())
     assert len(repr(Ensemble([small_network()] * 30))) < 200
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_members_keep_their_precision_and_probabilities_their_sum(dtype, mixed_members, tmp_path):
+    members = [member.eval().to(dtype) for member in mixed_members()]
+    ensemble = Ensemble(members, preprocessing=PREPROCESSING).eval()
+    expected = torch.stack([member(IMAGES.to(dtype)).double().softmax(1) for member in members])
+    torch.testing.assert_close(ensemble.member_probs(IMAGES).double(), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ensemble(IMAGES).double(), expected.mean(dim=0), rtol=1e-5, atol=1e-5)
+    probs = ensemble.predict_probs(IMAGES)
+    np.testing.assert_allclose(probs.sum(axis=2), 1.0, atol=1e-5)
+    nll = log_loss(LABELS, probs.mean(axis=0))
+    assert ensemble.evaluate(Split(PIXELS, LABELS))["nll"] == pytest.approx(nll, abs=1e-3)
+    # The precision comes back from a file.
+    ensemble.save(tmp_path)
+    loaded = Ensemble.load(tmp_path, members=mixed_members(seed=1))
+    for name, value in ensemble.state_dict().items():
+        assert loaded.state_dict()[name].dtype == value.dtype
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert torch.equal(loaded(IMAGES), ensemble(IMAGES))
+
+
+def test_members_of_different_precision(mixed_members):
+    first, second = (member.eval() for member in mixed_members())
+    alone = [member(IMAGES).double().softmax(1) for member in (first, second)]
+    together = Ensemble([first.double(), second.to(torch.bfloat16)]).eval().member_probs(IMAGES)
+    assert together.dtype == torch.float64
+    torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together[1], alone[1], rtol=0.05, atol=0.02)
+
+
+def test_an_ensemble_is_on_the_device_of_its_members(mixed_members):
+    # The meta device computes shapes alone, and refuses tensors of another device as a GPU does.
+    ensemble = Ensemble([member.to("meta") for member in mixed_members()])
+    assert ensemble.weights.device.type == ensemble.temperature.device.type == "meta"
+    assert (ensemble(IMAGES).device.type, ensemble(IMAGES).shape) == ("meta", (6, 3))
+
+
+@pytest.mark.gpu
+def test_members_on_two_devices(mixed_members):
+    first, second = (member.eval() for member in mixed_members())
+    expected = torch.stack([member(IMAGES).double().softmax(1) for member in (first, second)])
+    found = Ensemble([first.cuda(), second]).eval().predict_probs(IMAGES)
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-4)
+
+
+def test_an_ensemble_within_an_ensemble_is_not_softmaxed_again(mixed_members):
+    inner = Ensemble(mixed_members(), weights=[0.3, 0.7], temperature=1.5).eval()
+    torch.testing.assert_close(Ensemble([inner]).eval()(IMAGES), inner(IMAGES))
+    probs, labels = predict_members([inner, *inner.members], LOADER)
+    np.testing.assert_allclose(probs[0], inner(IMAGES).detach().numpy(), atol=1e-6)
+    assert labels.tolist() == LABELS.tolist()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LOADER,
+        lambda: iter(LISTED),
+        [{"x": images, "y": labels} for images, labels in LISTED],
+        # In another order, whose images are not those of a split's labels.
+        DataLoader(TensorDataset(IMAGES, LABELS), batch_size=4, shuffle=True),
+        DataLoader(TensorDataset(PIXELS, LABELS), batch_size=4),
+        Split(IMAGES.double(), LABELS),
+        [(IMAGES, LABELS.to(torch.uint8))],
+    ],
+    ids=["loader", "function", "dicts", "shuffled", "uint8", "doubles", "small labels"],
+)
+def test_weights_and_temperature_are_fitted_on_labelled_images_in_any_form(data, mixed_members):
+    found = Ensemble(mixed_members(), preprocessing=PREPROCESSING).eval()
+    labels = LABELS.numpy()
+    with torch.no_grad():
+        probs = np.stack([member(IMAGES).double().softmax(1).numpy() for member in found.members])
+    weights = fit_weights(probs, labels).weights
+    np.testing.assert_allclose(found.fit_weights(data), weights, atol=1e-3)
+    np.testing.assert_allclose(found.weights.numpy(), weights, atol=1e-3)
+    averaged = np.tensordot(weights, probs, axes=1)
+    temperature = found.calibrate(data)
+    assert temperature == pytest.approx(fit_temperature(averaged, labels), rel=0.01)
+    assert float(found.temperature) == pytest.approx(temperature)
+    values, tempered = found.evaluate(data), averaged ** (1 / temperature)
+    assert values["nll"] == pytest.approx(log_loss(labels, averaged), rel=1e-3)
+    tempered /= tempered.sum(1, keepdims=True)
+    assert values["calibrated_nll"] == pytest.approx(log_loss(labels, tempered), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ([], "no batches for evaluation"),
+        (iter(LISTED), "only once"),
+        ([(IMAGES, LABELS, LABELS)], "a tuple of 3"),
+        ([(PIXELS, LABELS)], "uint8 images must be normalised"),
+        ([(IMAGES * torch.nan, LABELS)], "not finite"),
+        ([(IMAGES, LABELS + 1)], "Labels reach from 1 to 3"),
+        (TensorDataset(IMAGES, LABELS), "a tuple of 2"),
+        (type("ImageFolder", (), {})(), "A ImageFolder was given where batches"),
+    ],
+)
+def test_mistakes_of_batches_are_named(data, named, small_network):
+    ensemble = Ensemble([small_network()])
+    for use in (ensemble.evaluate, ensemble.calibrate, ensemble.fit_weights):
+        with pytest.raises(UserError, match=named):
+            use(data)
+
+
+def test_preprocessing_survives_json():
+    for given in (PREPROCESSING, dataclasses.replace(PREPROCESSING, deep_bits=12)):
+        assert Preprocessing.from_dict(json.loads(json.dumps(given.to_dict()))) == given
+    # As an earlier version wrote it, which took all deep greys for 16 bits.
+    earlier = {name: value for name, value in PREPROCESSING.to_dict().items() if name != "deep_bits"}
+    assert Preprocessing.from_dict(earlier).deep_bits == 16
+
+
+def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path):
+    generator = np.random.default_rng(0)
+    # One class is dark: by itself it would seem to be of fewer bits.
+    for name, highest in (("a", 4096), ("b", 500)):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            values = generator.integers(0, highest, (8, 8)).astype(np.uint16)
+            Image.fromarray(values).save(tmp_path / name / f"{index}.png")
+    data = load_data(tmp_path)
+    bits = Preprocessing.of(data).deep_bits
+    assert bits == 12
+    files = [read_image(path, num_channels=1, image_size=8, deep_bits=bits) for path in tmp_path.glob("*/*.png")]
+    trained = {image.numpy().tobytes() for split in data.named_splits().values() for image in split.images}
+    assert {image.numpy().tobytes() for image in files} == trained
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"image_size": 0}, {"channels": 2}, {"mean": [0.1]}, {"std": [0.2, 0.2, 0.0]}]
+    + [{"deep_bits": bits} for bits in (7, 17, 12.0)],
+)
+def test_impossible_preprocessing(change):
+    with pytest.raises(UserError, match="preprocessing"):
+        Preprocessing.from_dict({**PREPROCESSING.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8), "1 channels"),
+        (torch.zeros(2, 3, 9, 9, dtype=torch.uint8), "9x9"),
+        (torch.zeros(0, 3, 8, 8), "at least one image"),
+        (torch.zeros(3, 8, 8), "shape"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int64), "int64"),
+        (torch.full((2, 3, 8, 8), float("inf")), "not finite"),
+    ],
+)
+def test_wrong_images(images, message):
+    with pytest.raises(UserError, match=message):
+        check_images(images, PREPROCESSING)

@@ -143,22 +143,14 @@ def test_members_are_modules_of_their_own_and_the_best_is_found():
     assert recorder.best_single(lambda: batches(seed=3)) == int(np.argmin(losses[::-1]))
 
 
-def test_a_learning_rate_in_a_tensor_stays_there():
-    rate = torch.tensor(1.0)
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=False, foreach=False)
-    recorder = SnapshotRecorder(model, optimizer, COSINE, steps_per_epoch=1)
-    assert optimizer.param_groups[0]["lr"] is rate
-    recorder.step()
-    assert float(rate) == pytest.approx(COSINE.learning_rate_at(2))
-
-
-def test_members_are_those_of_the_call():
-    model = nn.Linear(1, 1)
+def test_members_are_those_of_the_call_and_a_rate_in_a_tensor_stays_there():
+    model, rate = nn.Linear(1, 1), torch.tensor(1.0)
     schedule = CosineCycles(epochs=4, num_cycles=4, initial_learning_rate=0.1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate, capturable=False, foreach=False)
     recorder = SnapshotRecorder(model, optimizer, schedule, steps_per_epoch=1)
     for epoch in range(4):
+        assert optimizer.param_groups[0]["lr"] is rate
+        assert float(rate) == pytest.approx(schedule.learning_rate_at(epoch + 1))
         with torch.no_grad():
             model.weight.fill_(float(epoch))
         recorder.step()
