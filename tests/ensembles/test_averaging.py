@@ -276,26 +276,17 @@ def test_mistakes_are_named(call, cause):
 
 
 class Product(nn.Module):
-    """Logits (u v x / 2, -u v x / 2): two signs of (u, v) are one function, with a barrier between them."""
+    """Logits (u v x / 2, -u v x / 2): two signs of (u, v) are one function, with a barrier between them.
 
-    def __init__(self, u, v):
+    With v = 1 and x = 1 the NLL of class 0 is ln(1 + e^-u), convex in u.
+    """
+
+    def __init__(self, u=0.0, v=1.0):
         super().__init__()
         self.u, self.v = (nn.Parameter(torch.tensor(value, dtype=torch.float64)) for value in (u, v))
 
     def forward(self, inputs):
         half = self.u * self.v * inputs[:, 0] / 2
-        return torch.stack([half, -half], dim=1)
-
-
-class Logit(nn.Module):
-    """Logits (w / 2, -w / 2) whatever the input: the NLL of class 0 is ln(1 + e^-w), convex in w."""
-
-    def __init__(self, w):
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
-
-    def forward(self, inputs):
-        half = self.w.expand(len(inputs)) / 2
         return torch.stack([half, -half], dim=1)
 
 
@@ -357,20 +348,22 @@ def test_identical_models_have_flat_equal_curves_and_are_all_in_a_soup():
 
 
 def test_bad_input_is_refused_before_any_pass():
-    logit = Logit(0.0)
-    with pytest.raises(UserError, match="not a rule"):
-        averaging_curve(logit, [logit], "cubic", forbidden, forbidden)
-    with pytest.raises(UserError, match="Model 0 is a Logit, but the given module is a Product"):
-        averaging_curve(Product(0.0, 0.0), [logit], "equal", forbidden, forbidden)
-    mixed = [logit.state_dict(), Product(0.0, 0.0).state_dict()]
+    model, data = Product(), {"batches": forbidden, "val_batches": forbidden}
+    mixed = [model.state_dict(), normed(0).state_dict()]
     for make in (uniform_soup, greedy_soup, functools.partial(averaging_curve, kind="equal")):
-        for models, cause in (([], "no models"), (mixed, "Model 1 lacks the tensor w")):
+        for models, cause in (
+            ([], "no models"),
+            (mixed, "Model 1 lacks the tensor u"),
+            ([normed(0)], "Model 0 is a Sequential, but the given module is a Product"),
+        ):
             with pytest.raises(UserError, match=cause):
-                make(logit, models, batches=forbidden, val_batches=forbidden)
+                make(model, models, **data)
+    with pytest.raises(UserError, match="not a rule"):
+        averaging_curve(model, [model], "cubic", **data)
     with pytest.raises(UserError, match="2 points has none"):
         BarrierCheck(num_points=2)
     with pytest.raises(UserError, match="no batches for validation"):
-        uniform_soup(logit, [logit], forbidden, [])
+        uniform_soup(model, [model], forbidden, [])
 
 
 def test_a_diverged_model_is_named():
@@ -388,7 +381,7 @@ def test_a_diverged_model_is_named():
 def test_barrier_in_closed_form():
     # At share a the product is (1 - 2a)^2 * 9, so that NLL(a) = ln(1 + e^-9(1-2a)^2): the peak is ln 2.
     with pytest.warns(UserWarning, match=r"between the first model and the second model is 0\.693 nats"):
-        found = loss_barrier(Product(0.0, 0.0), Product(3.0, 3.0), Product(-3.0, -3.0), forbidden, ones)
+        found = loss_barrier(Product(), Product(3.0, 3.0), Product(-3.0, -3.0), forbidden, ones)
     np.testing.assert_allclose(found.positions, np.linspace(0, 1, 11))
     np.testing.assert_allclose(found.nll, np.log1p(np.exp(-9 * (1 - 2 * found.positions) ** 2)), rtol=1e-9)
     assert found.barrier == pytest.approx(math.log(2) - math.log1p(math.exp(-9)), rel=1e-9)
@@ -396,7 +389,7 @@ def test_barrier_in_closed_form():
     # Between unequal ends it is measured against the line that joins their losses.
     ends, check = (Product(3.0, 3.0), Product(-1.0, -0.5)), BarrierCheck(num_points=5, threshold=0.0)
     with pytest.warns(UserWarning, match="not linearly connected"):
-        found = loss_barrier(Product(0.0, 0.0), *ends, forbidden, ones, check=check)
+        found = loss_barrier(Product(), *ends, forbidden, ones, check=check)
     losses = [math.log1p(math.exp(-(3 - 4 * a) * (3 - 3.5 * a))) for a in (0, 0.25, 0.5, 0.75, 1)]
     excess = np.array(losses) - np.linspace(losses[0], losses[-1], 5)
     assert found.barrier == pytest.approx(excess.max(), rel=1e-9)
@@ -414,10 +407,10 @@ def test_greedy_soup_equals_a_naive_loop(values):
             return
         if thirds_nll(with_it) < thirds_nll(np.mean([values[each] for each in picked])):
             picked.append(index)
-    soup = greedy_soup(Logit(0.0), [Logit(value) for value in values], forbidden, thirds)
+    soup = greedy_soup(Product(), [Product(value) for value in values], forbidden, thirds)
     mean = np.mean([values[index] for index in picked])
     assert soup.ingredients == tuple(picked)
-    assert soup.model.w.item() == pytest.approx(mean, abs=1e-12)
+    assert soup.model.u.item() == pytest.approx(mean, abs=1e-12)
     assert soup.val_nll == pytest.approx(thirds_nll(mean), abs=1e-12)
     assert soup.val_accuracy == pytest.approx(2 / 3 if mean > 0 else 1 / 3) or abs(mean) < 1e-12
 
@@ -445,7 +438,7 @@ def test_barriers_are_checked_on_request(make):
     # Model 1 is the best single one; model 0 is the same function with other signs.
     states = [Product(-3.0, -3.0), Product(3.0, 3.1), Product(3.0, 2.9)]
     with pytest.warns(UserWarning, match=r"between model \d and model 0 is") as warned:
-        found = make(Product(0.0, 0.0), states, batches=forbidden, val_batches=ones, barrier_check=BarrierCheck())
+        found = make(Product(), states, batches=forbidden, val_batches=ones, barrier_check=BarrierCheck())
     assert len(warned) == 1
     if isinstance(found, list):
         assert found[2].barrier > 0.05 > found[1].barrier
