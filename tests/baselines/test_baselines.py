@@ -19,8 +19,6 @@ from dnas_ens.baselines import (
     nes_regularised_evolution,
     random_pool,
 )
-from dnas_ens.baselines.evaluations import forward_select
-from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors
 from dnas_ens.space.genotype import CELL_TYPES, Genotype, random_genotype
@@ -111,26 +109,12 @@ def test_random_search_by_hand_trains_nothing_twice(tmp_path):
 
 def test_training_that_fails_is_named_and_too_many_members_before_it():
     pool = random_pool(TINY, 2, seed=0)
-    for probs, cause in (
-        (np.full((2, 2), np.nan), "must be finite"),
-        (np.full((3, 2), 0.5), r"must have shape \(3,\)"),
-    ):
+    for probs, cause in ((np.full((2, 2), np.nan), "finite"), (np.full((3, 2), 0.5), r"shape \(3,\)")):
         with pytest.raises(UserError, match=f"training of genotype 0 .*{cause}"):
             nes_random_search(lambda *_, probs=probs: probs, [0, 1], pool=pool, num_members=1)
     for num_members in (0, 3):
         with pytest.raises(UserError, match="of a pool of 2"):
             nes_random_search(never, [0], pool=pool, num_members=num_members)
-
-
-@given(st.integers(0, 10_000), st.integers(1, 6))
-def test_forward_select_equals_greedy_selection_on_all_classes(seed, num_members):
-    generator = np.random.default_rng(seed)
-    members = generator.dirichlet(np.ones(4), size=(6, 9))
-    labels = generator.integers(4, size=9)
-    expected = greedy_selection(members, labels, num_members=num_members)
-    assert forward_select(members[:, np.arange(9), labels], num_members) == expected
-    rounded = np.nextafter(np.float32(1), np.float32(2))
-    assert forward_select([[rounded, 0.5], [0.2, 0.3]], 1) == [0]
 
 
 def by_operations(genotype, index):

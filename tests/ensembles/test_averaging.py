@@ -17,7 +17,6 @@ from dnas_ens.ensembles.averaging import (
     PolyakAverage,
     StochasticWeightAverage,
     average_states,
-    averaged_model,
     coefficients,
     recompute_batch_norm,
 )
@@ -83,13 +82,9 @@ def test_average_equals_numpy():
             np.testing.assert_allclose(value.numpy(), expected, rtol=1e-6, atol=1e-8)
             assert value.dtype == torch.float32
     # The average shares no memory with the model.
-    model = normed(0)
-    for value in average_states([model]).values():
+    for value in average_states(states[:1]).values():
         value.zero_()
-    assert same(model.state_dict(), states[0])
-
-
-HALF, EQUAL_INFINITIES = torch.float16, [0.0, -math.inf]
+    assert same(states[0], normed(0).state_dict())
 
 
 @pytest.mark.parametrize(
@@ -99,15 +94,11 @@ HALF, EQUAL_INFINITIES = torch.float16, [0.0, -math.inf]
         ([[1.0], [3.0]], [-0.5, 1.5], [4.0]),
         ([[0.1], [0.3], [0.7]], [0.0, 1.0, 0.0], [float(np.float32(0.3))]),
         ([[1.5 + 2j], [0.5 + 0j]], None, [1 + 1j]),
-        ([EQUAL_INFINITIES] * 3, None, EQUAL_INFINITIES),
+        ([[0.0, -math.inf]] * 3, None, [0.0, -math.inf]),
         # Integers are the last model's.
         ([3, 8], [0.9, 0.1], 8),
         # In half precision the sum 2048 + 1 + 1 would lose both ones, and 60000 + 60000 overflow.
-        (
-            [torch.tensor([60000.0, value], dtype=HALF) for value in (2048, 1, 1)],
-            None,
-            [60000.0, float(np.float16(2050 / 3))],
-        ),
+        ([torch.tensor([6e4, value]).half() for value in (2048, 1, 1)], None, [6e4, float(np.float16(2050 / 3))]),
     ],
 )
 def test_averages_of_one_tensor(values, shares, expected):
@@ -146,10 +137,9 @@ def test_networks_of_other_genotypes_are_refused(own_network):
     first = own_network(0)
     # The tensors alone do not tell them apart: an edge has another source.
     other = Network(Genotype(normal=first.genotype.normal, reduction=OTHER_CELL), first.stack, auxiliary=True)
-    assert average_states([first.state_dict(), other.state_dict()]).keys() == first.state_dict().keys()
+    average_states([first.state_dict(), other.state_dict()])
     with pytest.raises(UserError, match="Model 1 has another genotype than model 0"):
         average_states([first, other])
-    assert same(average_states([first, own_network(0)]), dict(first.state_dict()))
 
 
 def test_recomputed_statistics_equal_a_pass_by_hand(own_network):
@@ -169,17 +159,15 @@ def test_recomputed_statistics_equal_a_pass_by_hand(own_network):
     assert not recompute_batch_norm(nn.BatchNorm1d(2, track_running_stats=False), forbidden)
     # What no batch reaches keeps its statistics.
     model = own_network(0)
-    kept = [buffer for name, buffer in model.named_buffers() if "auxiliary" in name and "running" in name]
-    assert kept
-    for buffer in kept:
-        buffer.fill_(7.0)
+    before = [b.fill_(7.0).clone() for name, b in model.named_buffers() if "auxiliary" in name and "running" in name]
     recompute_batch_norm(model, [(torch.randn(4, 3, 8, 8), torch.zeros(4))])
-    assert all(bool((buffer == 7.0).all()) for buffer in kept)
+    after = [b for name, b in model.named_buffers() if "auxiliary" in name and "running" in name]
+    assert before
+    assert all(map(torch.equal, before, after))
 
 
 @pytest.mark.parametrize(
-    ("fault", "expected"),
-    [("no batches", UserError), ("one image", UserError), ("the disk is gone", OSError)],
+    ("fault", "expected"), [("no batches", UserError), ("one image", UserError), ("the disk is gone", OSError)]
 )
 def test_a_pass_that_fails_changes_nothing(fault, expected):
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, momentum=0.3)).train()
@@ -198,16 +186,6 @@ def test_a_pass_that_fails_changes_nothing(fault, expected):
     assert model[1].momentum == 0.3
     assert all(module.training for module in model.modules())
     assert same(model.state_dict(), before)
-
-
-def test_averaged_model_has_averaged_weights_and_statistics_of_its_own():
-    scratch, models = normed(7), [normed(0), normed(1)]
-    averaged = averaged_model(scratch, models, [0.25, 0.75], batches())
-    assert same(averaged.state_dict(), averaged_by_hand(models, [0.25, 0.75]).state_dict())
-    assert not averaged.training
-    assert same(scratch.state_dict(), normed(7).state_dict())
-    with pytest.raises(UserError, match="Model 0 is a Sequential, but the given module is a Linear"):
-        averaged_model(nn.Linear(2, 3), models, None, batches())
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.optimize import approx_fprime
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
@@ -16,9 +15,7 @@ from dnas_ens.ensembles.weighting import (
     criterion_value,
     evolve_weights,
     fit_weights,
-    log_loss_and_gradient,
     selection_weights,
-    to_simplex,
 )
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
@@ -152,17 +149,6 @@ def test_three_members_in_closed_form():
         assert fit(useless, [0] * 3).weights.tolist() == [1.0, 0.0]
 
 
-@given(st.integers(0, 10_000), st.integers(1, 6))
-def test_the_gradient_equals_finite_differences(seed, num_members):
-    members, labels = draw(seed, num_members)
-    label_probs = members[:, np.arange(len(labels)), labels]
-    weights = np.random.default_rng(seed).dirichlet(np.ones(num_members)) + 0.01
-    loss, gradient = log_loss_and_gradient(weights, label_probs)
-    numeric = approx_fprime(weights, lambda point: log_loss_and_gradient(point, label_probs)[0], 1e-7)
-    assert gradient == pytest.approx(numeric, rel=1e-4, abs=1e-5)
-    assert loss == pytest.approx(-np.log(weights @ label_probs).mean())
-
-
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.sampled_from(["nll", "accuracy"]))
 def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(seed, num_members, criterion):
@@ -185,17 +171,6 @@ def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
         assert evolved.val_accuracy >= max(accuracies)
     else:
         assert evolved.val_nll <= min(nlls) + 1e-12
-
-
-@given(st.lists(st.floats(0.0, 1e300), min_size=1, max_size=6))
-def test_scaling_to_the_simplex(numbers):
-    weights = to_simplex(numbers)
-    assert weights.sum() == pytest.approx(1.0, abs=1e-12)
-    assert weights.min() >= 0.0
-    if max(numbers) == 0.0:
-        assert weights == pytest.approx(1.0 / len(numbers))
-    elif max(numbers) > 1e-300:
-        assert weights * max(numbers) == pytest.approx(np.array(numbers) * weights.max(), rel=1e-9)
 
 
 def test_frequencies_of_picks_by_hand():

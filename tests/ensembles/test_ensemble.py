@@ -28,9 +28,7 @@ PIXELS = torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Gen
 
 
 def normalised(pixels):
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32).view(3, 1, 1) for values in (PREPROCESSING.mean, PREPROCESSING.std)
-    )
+    mean, std = torch.tensor([[0.4, 0.5, 0.6], [0.2, 0.25, 0.3]]).view(2, 3, 1, 1)
     return (pixels / 255 - mean) / std
 
 

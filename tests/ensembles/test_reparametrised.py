@@ -2,7 +2,6 @@
 
 import copy
 import threading
-import warnings
 
 import pytest
 import torch
@@ -37,12 +36,6 @@ class Keeping(nn.Module):
         return inputs
 
 
-def old_spectral_norm(module):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        return nn.utils.spectral_norm(module)
-
-
 def pruned(module):
     # The same at every call: which weights are left is not averaged.
     return prune.custom_from_mask(module, "weight", torch.arange(module.weight.numel()).view_as(module.weight) % 2)
@@ -54,7 +47,7 @@ def compiled(module):
 
 KINDS = {
     "weight_norm": parametrizations.weight_norm,
-    "old spectral_norm": old_spectral_norm,
+    "spectral_norm": parametrizations.spectral_norm,
     "pruning": pruned,
     "kept activations": lambda module: nn.Sequential(module, Keeping()),
     "compiled": compiled,

@@ -112,7 +112,6 @@ def changed(folder, **fields):
         ({"classes": [1, 2, 3]}, "classes"),
         ({"outputs": "probs"}, "outputs"),
         ({"outputs": ["logits", 3, None]}, "outputs"),
-        ({"std": [0.2]}, "preprocessing"),
         ({"mean": None}, "preprocessing"),
         *(({"spec": {"num_cells": value}}, None) for value in ("three", 0, 10**7)),
         *(({"spec": spec}, None) for spec in ({"channels": None}, {"genotype": {}}, {"kind": "other"}, {"x": 1})),
