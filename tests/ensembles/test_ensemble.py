@@ -96,7 +96,6 @@ def test_evaluate_equals_scikit_learn(ensemble):
     assert values["nll"] == pytest.approx(log_loss(labels, average, labels=range(3)), rel=1e-5)
     assert values["calibrated_nll"] == pytest.approx(log_loss(labels, tempered, labels=range(3)), rel=1e-5)
     assert values["disagreement"] == pytest.approx((votes[0] != votes[1]).mean(), rel=1e-12)
-    assert {"brier", "ece15", "predictive_js", "average_member_nll", "oracle_nll"} <= values.keys()
 
 
 def test_predict_reads_image_files(ensemble, tmp_path):
@@ -192,8 +191,7 @@ def test_what_is_printed_is_short_and_a_notebook_shows_a_table(ensemble, small_n
     assert "2 members: 1 ResNet, 1 Sequential" in repr(ensemble)
     ensemble.classes = ("a<b", "c")
     root = ElementTree.fromstring(f"<div>{ensemble._repr_html_()}</div>")
-    rows = [[cell.text for cell in row] for row in root.iter("tr")]
-    assert [(row[1], row[3]) for row in rows[1:]] == [("ResNet", "0.250"), ("Sequential", "0.750")]
+    assert [row[3].text for row in root.iter("tr")] == ["weight", "0.250", "0.750"]
     assert "2 classes: a<b, c" in "".join(root.itertext())
     assert len(repr(Ensemble([small_network()] * 30))) < 200
 

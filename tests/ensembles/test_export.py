@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import genotype, stack
 from torch import nn
 
 from dnas_ens.commands.export import main
@@ -11,6 +12,7 @@ from dnas_ens.commands.parse import run_main
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.exporting import export
 from dnas_ens.errors import UserError
+from dnas_ens.nn.network import Network
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
 IMAGES = torch.from_numpy(PICTURES).permute(0, 3, 1, 2)
@@ -37,10 +39,10 @@ def check(ensemble, run, card):
     assert (card["classes"], card["image_size"]) == (list(ensemble.classes), 8)
 
 
-def test_an_onnx_file_alone_gives_the_ensembles_probabilities(ensemble, own_network, tmp_path):
+def test_an_onnx_file_alone_gives_the_ensembles_probabilities(ensemble, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    mixed = with_members(ensemble, ensemble.members[1], own_network(0))
+    mixed = with_members(ensemble, ensemble.members[1], Network(genotype(), stack(1, in_channels=3)))
     path = tmp_path / "new" / "ensemble.onnx"
     assert export(mixed, path, IMAGES[:4]) < 1e-5
     assert mixed.members[0].training
@@ -49,8 +51,8 @@ def test_an_onnx_file_alone_gives_the_ensembles_probabilities(ensemble, own_netw
     check(mixed, lambda pictures: session.run(names, {"pictures": pictures}), card)
 
 
-def test_the_command_exports_a_saved_ensemble_on_given_pictures(ensemble, own_network, tmp_path, capsys):
-    own = with_members(ensemble, own_network(0), own_network(1))
+def test_the_command_exports_a_saved_ensemble_on_given_pictures(ensemble, tmp_path, capsys):
+    own = with_members(ensemble, *(Network(genotype(seed), stack(1, in_channels=3)) for seed in range(2)))
     own.save(tmp_path / "saved")
     output = str(tmp_path / "file.pt2")
     pictures = [str(tmp_path / "0.png"), str(tmp_path / "1.png")]

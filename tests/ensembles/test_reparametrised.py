@@ -24,16 +24,11 @@ IMAGES = BATCHES[0][0]
 SCHEDULE = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.1)
 
 
-class Keeping(nn.Module):
-    """Keeps what passes, as code that looks at activations does."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = {"inputs": []}
-
-    def forward(self, inputs):
-        self.seen["inputs"] = [inputs]
-        return inputs
+def keeping(module):
+    """Keep what passes, as code that looks at activations does."""
+    module.seen = []
+    module.register_forward_hook(lambda module, _, output: module.seen.append(output))
+    return module
 
 
 def pruned(module):
@@ -49,7 +44,7 @@ KINDS = {
     "weight_norm": parametrizations.weight_norm,
     "spectral_norm": parametrizations.spectral_norm,
     "pruning": pruned,
-    "kept activations": lambda module: nn.Sequential(module, Keeping()),
+    "kept activations": keeping,
     "compiled": compiled,
 }
 
@@ -131,16 +126,10 @@ def test_a_parametrised_network_has_the_class_that_it_was_built_as():
         average_states([first, parametrizations.weight_norm(nn.Bilinear(3, 3, 2))])
 
 
-class Locked(nn.Identity):
-    """What no copy can be made of."""
-
-    def __init__(self):
-        super().__init__()
-        self.lock = threading.Lock()
-
-
 def test_what_can_not_be_copied_is_refused_before_the_training():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), Locked())
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Identity())
+    model = copy.deepcopy(plain)
+    model[2].lock = threading.Lock()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for attempt in (
         lambda: SnapshotRecorder(model, optimizer, SCHEDULE, steps_per_epoch=1),
@@ -152,7 +141,6 @@ def test_what_can_not_be_copied_is_refused_before_the_training():
             attempt()
         assert "__deepcopy__" in caught.value.remedy
     # Its weights can be, into a module that is copied.
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 3), nn.Identity())
     average = averaged_model(plain, [model.state_dict()], None, BATCHES)
     torch.testing.assert_close(average(IMAGES), model(IMAGES))
 
