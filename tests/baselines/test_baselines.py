@@ -140,23 +140,17 @@ def edits(parent, child):
     return found
 
 
-@given(
-    st.integers(0, 2**32 - 1),
-    st.integers(1, 5),
-    st.integers(1, 3),
-    st.sampled_from([("normal",), ("reduction",), CELL_TYPES]),
-    st.integers(2, 3),
-)
-def test_a_mutant_is_valid_and_one_edit_away(seed, num_nodes, edges_per_node, cell_types, num_operations):
-    generator, operations = np.random.default_rng(seed), OPERATIONS[:num_operations]
+@given(st.integers(0), st.integers(1, 5), st.integers(1, 3), st.sampled_from([("normal",), CELL_TYPES]))
+def test_a_mutant_is_valid_and_one_edit_away(seed, num_nodes, edges_per_node, cell_types):
+    generator = np.random.default_rng(seed)
     sizes = {"num_nodes": num_nodes, "edges_per_node": edges_per_node, "cell_types": cell_types}
-    parent = random_genotype(generator, operations=operations, **sizes)
-    child = mutate(parent, operations=("none", *operations), generator=generator)
+    parent = random_genotype(generator, operations=OPERATIONS, **sizes)
+    child = mutate(parent, operations=("none", *OPERATIONS), generator=generator)
     # The constructor validates; through JSON, so that nothing is taken over unchecked.
     assert Genotype.from_dict(child.to_dict()) == child
     [((operation, source), (new_operation, new_source))] = edits(parent, child)
     assert (operation == new_operation) != (source == new_source)
-    assert child.operations <= set(operations)
+    assert child.operations <= set(OPERATIONS)
     assert child.canonical() != parent.canonical()
 
 
@@ -222,7 +216,7 @@ def test_parents_are_chosen_for_their_ensemble_by_hand():
         evolving = evolution(*right, population_size=3, num_parents=2, seed=seed)
         evolving.run(4)
         parents.append(evolving.history[3].parent)
-    # Drawn uniformly from {A, C}; within four standard deviations of one half.
+    # Drawn uniformly from {A, C}.
     assert set(parents) == {0, 2}
     assert abs(parents.count(0) - 20) <= 12
 
@@ -245,9 +239,8 @@ def test_the_first_population_is_given_or_the_beginning_of_the_random_pool():
         evolving = evolution(population_size=2, num_parents=1, seed=seed, initial=first)
         evolving.run(3)
         assert [individual.genotype for individual in evolving.history[:2]] == expected
-    for wrong in (initial[:1], []):
-        with pytest.raises(UserError, match=f"has {len(wrong)} genotypes"):
-            evolution(population_size=2, num_parents=1, initial=wrong)
+    with pytest.raises(UserError, match="has 1 genotypes"):
+        evolution(population_size=2, num_parents=1, initial=initial[:1])
 
 
 def test_an_interrupted_evolution_goes_on_where_it_stopped(tmp_path):

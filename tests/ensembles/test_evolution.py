@@ -142,6 +142,7 @@ def test_the_state_is_that_of_the_best_candidate_and_nothing_given_changes():
     before = copy.deepcopy([each.state_dict() for each in (model, *modules)])
     found = evolve_simplex(model, modules, TRAINING_BATCHES, VAL_BATCHES, settings=SHORT)
     assert found.best.val_nll == simplex().best.val_nll
+    assert simplex(STATES[:1]).best.coefficients.tolist() == [[1.0]]
     rebuilt = network(8).insert(0, nn.Dropout()).eval()
     rebuilt.load_state_dict(found.state)
     with torch.no_grad():

@@ -139,8 +139,6 @@ def test_members_are_modules_of_their_own_and_the_best_is_found():
     assert model[0].weight.any()
     assert losses[0] != losses[1]
     assert recorder.best_single(lambda: batches(seed=3)) == int(np.argmin(losses))
-    recorder.snapshots.reverse()
-    assert recorder.best_single(lambda: batches(seed=3)) == int(np.argmin(losses[::-1]))
 
 
 def test_members_are_those_of_the_call_and_a_rate_in_a_tensor_stays_there():
