@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
-from dnas_ens.ensembles.weighting import (
-    caruana_weights,
-    criterion_value,
-    evolve_weights,
-    fit_weights,
-    selection_weights,
-)
+from dnas_ens.ensembles.weighting import caruana_weights, evolve_weights, fit_weights, selection_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 
@@ -178,12 +172,6 @@ def test_frequencies_of_picks_by_hand():
     # Traced: A (0.9, 0.3) is best alone, then C (0.2, 0.9), then A again: 2/3 and 1/3.
     members = binary([0.9, 0.3], [0.8, 0.3], [0.2, 0.9], [0.5, 0.5])
     assert caruana_weights(members, [0, 0], num_picks=3).weights == pytest.approx([2 / 3, 0, 1 / 3, 0])
-
-
-def test_accuracy_is_never_overruled_by_its_tie_break():
-    wrong_once = criterion_value(0.0, 0.9, num_images=10, criterion="accuracy")
-    assert criterion_value(27.7, 1.0, num_images=10, criterion="accuracy") < wrong_once
-    assert criterion_value(1.0, 0.9, num_images=10, criterion="accuracy") > wrong_once
 
 
 @pytest.mark.parametrize(
