@@ -41,13 +41,10 @@ FOUR = ("channels_last float32", "channels_last bfloat16", "contiguous float32",
     [
         ("auto", "auto", CPU, {}, FOUR[:1]),
         ("measured", "measured", CPU, {}, FOUR),
-        ("contiguous", "measured", CPU, {}, FOUR[2:]),
         ("auto", "bfloat16", CPU, {}, FOUR[1:2]),
         ("measured", "measured", GPU, {"layouts": ("channels_last",)}, FOUR[:2]),
         ("auto", "float32", GPU, {"cuda_graph": "auto"}, ("channels_last float32 CUDA graph",)),
         ("auto", "float32", GPU, {"cuda_graph": "auto", "recordable": False}, FOUR[:1]),
-        ("auto", "float32", GPU, {"cuda_graph": "off"}, FOUR[:1]),
-        ("auto", "auto", CPU, {"cuda_graph": "auto"}, FOUR[:1]),
     ],
 )
 def test_what_settings_leave_open(layout, precision, device, more, expected):
@@ -70,35 +67,18 @@ def test_the_trial_takes_the_fastest_and_leaves_the_random_stream(capsys):
     assert built == [slow, fast]
     assert f"taking {fast}" in capsys.readouterr().err
     assert fastest([BFLOAT16], lambda _: pytest.fail("timed"), device=CPU) == BFLOAT16
-    assert not capsys.readouterr().err
 
-
-def test_a_choice_that_fails_is_left_out(capsys):
-    works, fails = candidates(layout="auto", precision="measured", device=CPU)
-
-    def build_step(choice):
+    def build_failing(choice):
         def step():
-            if choice == fails:
+            if choice == fast:
                 raise RuntimeError("no kernel for it\nand more")
 
         return step
 
-    assert fastest([works, fails], build_step, device=CPU) == works
-    assert f"{fails} does not run here: no kernel for it\n" in capsys.readouterr().err
+    assert fastest([slow, fast], build_failing, device=CPU) == slow
+    assert f"{fast} does not run here: no kernel for it\n" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="no kernel"):
-        fastest([fails, replace(fails, layout="contiguous")], lambda _: build_step(fails), device=CPU)
-
-
-def test_moments_of_bfloat16_are_those_of_the_same_numbers():
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(16, 6, 9, 9, generator=generator).bfloat16() + 8
-    features = features.contiguous(memory_format=torch.channels_last)
-    mean, covariance = moments(features, 2)
-    exact_mean, exact_covariance = moments(features.double(), 2)
-    assert mean.dtype == covariance.dtype == torch.float32
-    torch.testing.assert_close(mean.double(), exact_mean, rtol=1e-5, atol=0)
-    # A mean of 8 and a deviation of 1: bfloat16 sums would be off by tenths.
-    torch.testing.assert_close(covariance.double(), exact_covariance, rtol=0, atol=1e-4)
+        fastest([fast, replace(fast, layout="contiguous")], lambda _: build_failing(fast), device=CPU)
 
 
 def test_norm_under_autocast_keeps_weights_and_statistics():
@@ -115,9 +95,12 @@ def test_norm_under_autocast_keeps_weights_and_statistics():
     expected = plain(F.conv2d(features.float(), norm.pointwise.reshape(6, 3, 1, 1), groups=2))
     torch.testing.assert_close(result.float(), expected, rtol=2 * EPSILON, atol=2 * EPSILON)
     torch.testing.assert_close(norm.running_var, plain.running_var)
+    # A mean of 8 and a deviation of 1: bfloat16 sums would be off by tenths.
+    for found, expected in zip(moments(features + 8, 2), moments((features + 8).double(), 2), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kernel", "dilation", "stride"), [(3, 1, 1), (5, 1, 1), (5, 2, 2), (3, 2, 1)])
+@pytest.mark.parametrize(("kernel", "dilation", "stride"), [(3, 1, 1), (5, 2, 2)])
 def test_depthwise_convolution_under_autocast(kernel, dilation, stride):
     torch.manual_seed(0)
     values = torch.randn(2, 16, 8, 8), torch.randn(16, 1, kernel, kernel)
@@ -138,13 +121,11 @@ def test_depthwise_convolution_under_autocast(kernel, dilation, stride):
 
 @pytest.mark.parametrize("form", [1, 0], ids=["fast", "reference"])
 def test_supernet_under_autocast_rounds_and_nothing_else(form):
-    size = {"operations": DARTS_OPERATIONS, "num_nodes": 2, "in_channels": 1, "num_classes": 3}
-    net = supernet_pair(**size)[form].float()
-    space = net.space
+    net = supernet_pair(operations=DARTS_OPERATIONS, num_nodes=2, in_channels=1, num_classes=3)[form].float()
     images = torch.randn(32, 1, 8, 8)
 
     def outcome(execution):
-        mixture = torch.rand(4, *space.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        mixture = torch.rand(4, *net.space.shape, generator=torch.Generator().manual_seed(1)).requires_grad_()
         with execution.autocast(CPU):
             logits = net(execution.place(images), mixture)
         loss = F.cross_entropy(logits.float(), torch.arange(32) % 3)
@@ -169,8 +150,6 @@ def test_a_search_in_bfloat16_goes_on_in_it(few_digits, tiny_search):
     plain = SearchLoop(tiny_search, few_digits).run_epoch()
     assert first["train_loss"] != plain["train_loss"]
     assert first["train_loss"] == pytest.approx(plain["train_loss"], rel=0.02)
-    assert all(weight.dtype == torch.float32 for weight in straight.steps.weights)
-    # What was decided when the search began counts, whatever would be decided now.
     resumed = SearchLoop(tiny_search, few_digits)
     resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
     assert resumed.run_epoch() == straight.run_epoch()
@@ -179,15 +158,12 @@ def test_a_search_in_bfloat16_goes_on_in_it(few_digits, tiny_search):
 def test_a_measured_search_says_what_it_took(few_digits, tiny_search, capsys):
     loop = SearchLoop(with_fields(tiny_search, precision="measured", form="reference"), few_digits)
     before = [weight.detach().clone() for weight in loop.steps.weights]
-    buffers = [buffer.clone() for buffer in loop.supernet.buffers()]
     loop._settle_execution()
     assert f"taking {loop.steps.execution}\n" in capsys.readouterr().err
     found = conclude(loop, recipe=RetrainConfig(), cost=CostMeter())
     assert found.to_dict()["execution"] == loop.steps.execution.to_dict()
     # The trial is of a copy.
     assert all(map(torch.equal, before, loop.steps.weights))
-    assert all(map(torch.equal, buffers, loop.supernet.buffers()))
-    assert all(weight.grad is None for weight in loop.steps.weights)
 
 
 @pytest.mark.parametrize(
@@ -199,24 +175,11 @@ def test_a_member_learns_as_well_in_another_precision_or_layout(few_digits, way,
         MemberTraining(genotype(), few_digits, with_fields(recipe, **fields), index=0) for fields in ({}, way)
     )
     losses = [[training.run_epoch()["train_loss"] for _ in range(2)] for training in (plain, other)]
-    assert all(parameter.dtype == torch.float32 for parameter in other.network.parameters())
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
-def test_layout_of_images_and_weights():
-    images, convolution = torch.randn(2, 3, 4, 4), torch.nn.Conv2d(3, 2, 3)
-    plain = Execution(layout="contiguous")
-    for execution in (PLAIN, plain, PLAIN):
-        for tensor in (execution.place(images), execution.place_module(convolution, CPU).weight):
-            assert tensor.is_contiguous() == (execution == plain)
-            assert tensor.is_contiguous(memory_format=torch.channels_last) == (execution == PLAIN)
-    points = torch.randn(5, 2)
-    assert PLAIN.place(points) is points
-
-
 def search_losses(config, data, *, device, pairs=6):
-    """The losses of an epoch's first pairs of steps, one by one."""
     loop = SearchLoop(config, data, device=device)
     loop.supernet.train()
     loop.steps.begin_epoch(loop.schedules, num_pairs=pairs)
@@ -236,10 +199,10 @@ def search_losses(config, data, *, device, pairs=6):
 
 
 def training_losses(recipe, data, *, device, steps=8):
-    """The losses of a member's first steps, one by one."""
     training = MemberTraining(genotype(), data, recipe, index=0, device=device)
-    losses, before = [], 0.0
+    losses = []
     for _ in range(2):
+        before = 0.0
         for _ in itertools.islice(training.epoch_steps(), steps):
             total = float(training._step._total_loss)
             losses.append((total - before) / recipe.batch_size)
@@ -247,7 +210,6 @@ def training_losses(recipe, data, *, device, steps=8):
         # As a next epoch of the same recording: with another learning rate and drop-path probability.
         training.epoch += 1
         training._step.scalars()
-        before = 0.0
     return losses
 
 
@@ -258,14 +220,8 @@ def training_losses(recipe, data, *, device, steps=8):
 @pytest.mark.gpu
 @pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", 2e-2)])
 def test_replayed_search_steps_are_the_steps_themselves(digits, tiny_search, precision, tolerance):
-    config = with_fields(
-        tiny_search,
-        precision=precision,
-        penalty="js-pairwise+js-predictive",
-        learning_rate=1e-3,
-        architecture_learning_rate=1e-3,
-        warmup_epochs=0,
-    )
+    rates = {"learning_rate": 1e-3, "architecture_learning_rate": 1e-3, "warmup_epochs": 0}
+    config = with_fields(tiny_search, precision=precision, penalty="js-pairwise+js-predictive", **rates)
     plain, replayed = (
         search_losses(with_fields(config, cuda_graph=graph), digits, device=GPU) for graph in ("off", "on")
     )
@@ -288,15 +244,8 @@ def test_a_recorded_search_goes_on(digits, tiny_search):
 
 @pytest.mark.gpu
 def test_replayed_training_steps_are_the_steps_themselves(digits):
-    recipe = RetrainConfig(
-        num_cells=1,
-        channels=4,
-        epochs=2,
-        drop_path=0.2,
-        learning_rate=1e-3,
-        precision="float32",
-        layout="channels_last",
-    )
+    way = {"precision": "float32", "layout": "channels_last", "drop_path": 0.2, "learning_rate": 1e-3}
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=2, **way)
     plain, replayed = (
         training_losses(with_fields(recipe, cuda_graph=graph), digits, device=GPU) for graph in ("off", "on")
     )
@@ -335,12 +284,10 @@ def test_a_gpu_takes_what_is_fast_there(few_digits, tiny_search, capsys):
     [(torch.float64, 4, 1e-8), (torch.float32, 4, 1e-3), (torch.float32, 16, 1e-3)],
 )
 def test_a_gpu_steps_as_the_reference_on_a_cpu(dtype, channels, tolerance):
-    size = {"operations": DARTS_OPERATIONS, "num_nodes": 2, "in_channels": 1, "channels": channels}
-    reference, fast = supernet_pair(**size)
+    reference, fast = supernet_pair(operations=DARTS_OPERATIONS, num_nodes=2, in_channels=1, channels=channels)
     fast = PLAIN.place_module(fast.to(dtype), GPU)
-    space = reference.space
     images = torch.randn(8, 1, 8, 8, dtype=torch.float64)
-    mixture = torch.rand(4, *space.shape, dtype=torch.float64)
+    mixture = torch.rand(4, *reference.space.shape, dtype=torch.float64)
     gradients = []
     for net in (reference, fast):
         first = next(net.parameters())
@@ -356,7 +303,7 @@ def test_a_gpu_steps_as_the_reference_on_a_cpu(dtype, channels, tolerance):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("side", "dilation", "stride"), [(3, 1, 1), (5, 1, 2), (3, 2, 1), (5, 2, 2)])
+@pytest.mark.parametrize(("side", "dilation", "stride"), [(3, 1, 1), (5, 2, 2)])
 def test_depthwise_kernels_of_a_gpu(side, dilation, stride, precision):
     torch.manual_seed(0)
     images = torch.randn(4, 16, 9, 8).to(precision).contiguous(memory_format=torch.channels_last)
@@ -403,14 +350,8 @@ def steps_on_meta(config):
     """The two updates of a search on a device that computes nothing but shapes, and their operations."""
     family = ArchitectureFamily(config, device="meta")
     size = stack(config.supernet.num_cells, channels=config.supernet.channels, num_classes=10)
-    supernet = FastSupernet(family.space, size).to("meta")
-    steps = SearchSteps(
-        config=config,
-        family=family,
-        supernet=supernet,
-        generator=torch.Generator(),
-        schedules=Schedules(config, 3),
-    )
+    parts = {"config": config, "family": family, "supernet": FastSupernet(family.space, size).to("meta")}
+    steps = SearchSteps(**parts, generator=torch.Generator(), schedules=Schedules(config, 3))
     # Adam counts its steps on the host where it is not recorded, and on no device but a real one otherwise.
     steps.architecture_optimizer = torch.optim.SGD(steps.architecture, lr=0.1)
     steps.begin_epoch(steps.schedules, num_pairs=1)
@@ -428,41 +369,23 @@ def steps_on_meta(config):
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "limits"),
     [
-        {},
-        {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
-        {"penalty": "js-base", "hypernetwork": "mlp"},
-        {"train_knot_positions": True, "operations": ("none", "skip_connect", "max_pool_3x3")},
+        # Each is a launch of some microseconds where steps are not recorded; found are 8,117 and 6,671.
+        ({}, (8500, 7000)),
+        ({"penalty": "js-base", "hypernetwork": "mlp", "num_nodes": 2}, ()),
+        (
+            {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble", "num_nodes": 2}
+            | {"train_knot_positions": True, "operations": ("none", "skip_connect", "max_pool_3x3")},
+            (),
+        ),
     ],
     ids=str,
 )
-def test_no_step_of_the_search_mixes_host_and_device(fields):
-    for operations in steps_on_meta(with_fields(SearchConfig(), **fields)):
-        assert not operations.waiting
+def test_no_step_of_the_search_mixes_host_and_device(fields, limits):
+    weights, architecture = steps_on_meta(with_fields(search_preset("fast"), **fields))
+    assert not weights.waiting + architecture.waiting
+    assert not limits or (weights.count < limits[0] and architecture.count < limits[1])
     with _Operations() as operations:
         torch.empty(3, device="meta")[torch.tensor([0, 1])]
     assert "index" in operations.waiting
-
-
-def test_operations_of_the_preset_for_a_gpu():
-    # Each is a launch of some microseconds where steps are not recorded; the depthwise convolutions count as plain
-    # ones. Found: 10,149 and 8,979 before products of slices and edges were joined, 8,117 and 6,671 after.
-    weights, architecture = steps_on_meta(search_preset("fast"))
-    assert weights.count < 8500
-    assert architecture.count < 7000
-
-
-@pytest.mark.parametrize("fields", [{}, {"precision": "bfloat16"}], ids=str)
-def test_a_search_step_neither_waits_for_the_device_nor_copies_to_it(few_digits, tiny_search, fields):
-    loop = SearchLoop(with_fields(tiny_search, **fields), few_digits)
-    loop.steps.begin_epoch(loop.schedules)
-    batches = [(few_digits.train.images[:24].float(), few_digits.train.labels[:24]) for _ in range(2)]
-    with _Operations() as reads:
-        float(torch.ones(()))
-    assert reads.waiting == ["_local_scalar_dense"]
-    steps = loop.steps
-    with _Operations() as reads:
-        steps._objective(batches[0], steps._draw(), steps._draw(5)).backward()
-        steps._weight_update(*batches[1], *vars(steps._draw()).values())
-    assert not reads.waiting

@@ -27,11 +27,10 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize(("stride", "affine"), [(1, True), (2, False), (2, True)])
 def test_shapes_parameters_and_norms_of_the_papers_operations(name, stride, affine):
     operation = build_operation(name, 16, stride, affine=affine)
-    for size in (8, 7, 2):
+    for size in (8, 7):
         features = operation(torch.randn(3, 16, size, size))
         assert features.shape == (3, 16, -(-size // stride), -(-size // stride))
     assert not features.any() or name != "none"
@@ -56,12 +55,12 @@ def test_factorized_reduce_sees_every_pixel(size):
     image = torch.rand(1, 1, size, size) + 0.1
     image.requires_grad_()
     reduce(image).square().sum().backward()
-    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     # One path sees the even rows and columns, the other the odd ones.
-    assert torch.equal(image.grad[0, 0] != 0, (rows % 2) == (columns % 2))
+    odd = torch.arange(size) % 2
+    assert torch.equal(image.grad[0, 0] != 0, odd[:, None] == odd)
 
 
-def test_a_user_can_register_an_operation_once():
+def test_a_user_can_register_an_operation_once_and_an_unknown_one_is_refused():
     name = "test_only_conv_1x1"
 
     @register_operation(name)
@@ -71,9 +70,6 @@ def test_a_user_can_register_an_operation_once():
     assert build_operation(name, 3, 2, affine=True)(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 2, 2)
     with pytest.raises(ValueError, match=name):
         register_operation(name)(conv)
-
-
-def test_unknown_operation_names_the_nearest():
     with pytest.raises(UserError, match="sep_conv_5x6") as caught:
         require_operations(("sep_conv_3x3", "sep_conv_5x6"))
     assert "Did you mean sep_conv_5x5?" in caught.value.remedy
@@ -87,7 +83,7 @@ def pooled(pool, images, stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", [(8, 8), (7, 5), (2, 3)])
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_average_pooling_does_not_count_padding_on_any_device(device, stride, size):
     torch.manual_seed(0)
@@ -99,8 +95,7 @@ def test_average_pooling_does_not_count_padding_on_any_device(device, stride, si
             torch.testing.assert_close(found, exact)
 
 
-@pytest.mark.parametrize("channels", [2, 6, 15, 16])
-@pytest.mark.parametrize("size", [8, 31, 64, 97])
+@pytest.mark.parametrize(("channels", "size"), [(2, 97), (6, 64), (15, 31), (16, 8)])
 def test_halving_pointwise_and_its_gradients_in_closed_form(channels, size):
     # Wide images of few channels used to end the process, in PyTorch's own gradient of the weights.
     torch.manual_seed(0)

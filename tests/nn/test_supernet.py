@@ -6,14 +6,13 @@ from dnas_ens.errors import UserError
 from dnas_ens.nn.network import AuxiliaryHead, Network, drop_path, inherit
 from dnas_ens.nn.stack import shuffle_channels
 from dnas_ens.nn.supernet import MixedOperation
-from dnas_ens.search.relaxation import discretise, genotype_mixture
+from dnas_ens.search.relaxation import genotype_mixture
 from dnas_ens.space.genotype import CELL_TYPES, Genotype
 from dnas_ens.space.search_space import SearchSpace, stack_cell_types
 
 
-@pytest.mark.parametrize(("num_cells", "edges_per_node"), [(1, 2), (3, 1), (5, 2)])
+@pytest.mark.parametrize(("num_cells", "edges_per_node", "partial_channels"), [(1, 2, 1), (3, 1, 2), (5, 2, 1)])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("partial_channels", [1, 2])
 def test_one_hot_supernet_is_the_discrete_network(num_cells, edges_per_node, training, partial_channels):
     net = supernet(num_cells, partial_channels=partial_channels)
     images, labels = torch.randn(6, 2, 9, 9, dtype=torch.float64), torch.arange(6) % 5
@@ -44,7 +43,6 @@ def test_one_hot_supernet_is_the_discrete_network(num_cells, edges_per_node, tra
         for buffer, other in zip(ours.buffers(), theirs.buffers(), strict=True):
             torch.testing.assert_close(buffer, other)
     assert compared == len(list(discrete.parameters()))
-    assert sum(p.grad.abs().sum() for p in discrete.parameters()) > 0
 
 
 def test_slices_equal_separate_passes_with_batchnorm_in_evaluation_mode():
@@ -62,23 +60,10 @@ def test_slices_equal_separate_passes_with_batchnorm_in_evaluation_mode():
     assert [bool(of_slice.any()) for of_slice in gradient] == [True, False, False]
 
 
-def test_mixture_gradient_against_finite_differences():
-    net = supernet(1, num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3")).eval()
-    images = torch.randn(2, 2, 6, 6, dtype=torch.float64)
-    weights = mixture(net.space).requires_grad_()
-    assert torch.autograd.gradcheck(lambda weights: net(images, weights), (weights,))
-
-
-def test_none_takes_weight_but_adds_nothing():
-    net = supernet().eval()
-    images, weights = torch.randn(2, 2, 8, 8, dtype=torch.float64), mixture(net.space)
-    changed = weights.clone()
-    changed[..., WITH_NONE.index("none")] += 1.0
-    assert torch.equal(net(images, weights), net(images, changed))
-
-
-def test_wrong_mixture_shapes_are_refused():
+def test_wrong_mixture_shapes_and_missing_cells_are_refused():
     net, images = supernet(), torch.randn(4, 2, 8, 8, dtype=torch.float64)
+    with pytest.raises(UserError, match="normal cells"):
+        Network(genotype(num_nodes=4), stack(3))
     with pytest.raises(ValueError, match="mixture has shape"):
         net(images, mixture(net.space)[:, 1:])
     with pytest.raises(ValueError, match="3 slices do not divide a batch of 4"):
@@ -101,31 +86,17 @@ def test_reductions_stand_at_thirds_and_halve_the_size():
 
 def test_parameter_count_of_the_published_darts_network():
     # DARTS (second order) on CIFAR-10 as published: 20 cells, C=36, auxiliary head off: 3.3 M parameters.
-    cell = {
-        "normal": [
-            [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]],
-            [["sep_conv_3x3", 0], ["sep_conv_3x3", 1]],
-            [["skip_connect", 0], ["sep_conv_3x3", 1]],
-            [["skip_connect", 0], ["dil_conv_3x3", 2]],
-        ],
-        "reduction": [
-            [["max_pool_3x3", 0], ["max_pool_3x3", 1]],
-            [["max_pool_3x3", 1], ["skip_connect", 2]],
-            [["max_pool_3x3", 0], ["skip_connect", 2]],
-            [["max_pool_3x3", 1], ["skip_connect", 2]],
-        ],
-    }
-    network = Network(Genotype.from_dict(cell), stack(20, channels=36, in_channels=3, num_classes=10))
+    sep, dil, skip, pool = "sep_conv_3x3", "dil_conv_3x3", "skip_connect", "max_pool_3x3"
+    normal = [[[sep, 0], [sep, 1]], [[sep, 0], [sep, 1]], [[skip, 0], [sep, 1]], [[skip, 0], [dil, 2]]]
+    reduction = [[[pool, 0], [pool, 1]], [[pool, 1], [skip, 2]], [[pool, 0], [skip, 2]], [[pool, 1], [skip, 2]]]
+    cells = Genotype.from_dict({"normal": normal, "reduction": reduction})
+    network = Network(cells, stack(20, channels=36, in_channels=3, num_classes=10))
     assert sum(p.numel() for p in network.parameters()) == pytest.approx(3.35e6, rel=0.01)
 
 
 def test_spec_rebuilds_the_network():
     network = Network(genotype(1, num_nodes=3, cell_types=CELL_TYPES), stack(4), auxiliary=True)
     spec = network.spec()
-    assert spec.keys() == {
-        *("kind", "genotype", "num_cells", "channels", "in_channels", "num_classes"),
-        *("auxiliary", "affine", "large_images", "partial_channels"),
-    }
     other = Network.from_spec(spec)
     other.load_state_dict(network.state_dict())
     images = torch.randn(2, 1, 8, 8)
@@ -140,13 +111,6 @@ def test_spec_rebuilds_the_network():
     ):
         with pytest.raises(UserError, match=cause):
             Network.from_spec(wrong)
-
-
-def test_a_stack_needs_its_cell_types():
-    only_reduction = genotype(num_nodes=4)
-    Network(only_reduction, stack(1))
-    with pytest.raises(UserError, match="normal cells"):
-        Network(only_reduction, stack(3))
 
 
 def test_auxiliary_logits_in_training_only():
@@ -175,12 +139,6 @@ def test_drop_path_spares_skip_connections_and_evaluation():
     network.drop_path_probability = 0.9
     assert torch.equal(network(images), before)
     assert not torch.equal(network.train()(images), network(images))
-
-
-def test_discretising_a_genotypes_mixture_gives_it_back():
-    space, cells = SearchSpace(operations=WITH_NONE), genotype(3, num_nodes=4, cell_types=CELL_TYPES)
-    noisy = genotype_mixture(cells, space) + 0.5 * mixture(space).float()
-    assert discretise(noisy, space, edges_per_node=2) == cells
 
 
 def test_partial_channels_send_the_rest_past_the_operations():

@@ -18,7 +18,7 @@ from dnas_ens.nn.depthwise_triton import depthwise_conv
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-cases = itertools.product(((1, 4), (3, 4), (5, 16)), ((3, 1), (5, 1), (3, 2), (5, 2)), (1, 2), ((6, 5),))
+cases = itertools.product(((1, 4), (5, 16)), ((3, 1), (5, 2)), (1, 2), ((6, 5),))
 for (edges, channels), (side, dilation), stride, size in cases:
     images = torch.randn(3, channels, *size).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.randn(edges * channels, 1, side, side, requires_grad=True)
@@ -60,8 +60,8 @@ def outcome(norm, features):
 
 
 plain = moments.folds_in_triton
-for channels, (groups, further), convolve, dense in itertools.product(
-    (16, 32), ((3, 0), (2, 1)), (True, False), (True, False)
+for (channels, groups, further), convolve, dense in itertools.product(
+    ((16, 3, 0), (32, 2, 1)), (True, False), (True, False)
 ):
     norm = moments.PointwiseNorm(groups, channels, convolve=convolve).double()
     for parameter in norm.parameters():

@@ -3,23 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.config import SearchConfig
-from dnas_ens.config.fields import with_fields
-from dnas_ens.search.family import ArchitectureFamily, draw_points
+from dnas_ens.search.family import draw_points
 from dnas_ens.search.hypernetwork import MlpHypernetwork, PiecewiseLinearHypernetwork
 from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2)
 
 
-def paths(num_directions=3, num_knots=5, max_lambda=0.8, train_positions=False, seed=0):
-    net = PiecewiseLinearHypernetwork(
-        SPACE,
-        num_directions=num_directions,
-        num_knots=num_knots,
-        max_lambda=max_lambda,
-        train_positions=train_positions,
-    ).double()
+def paths(num_knots=5, seed=0):
+    size = {"num_directions": 3, "num_knots": num_knots, "max_lambda": 0.8}
+    net = PiecewiseLinearHypernetwork(SPACE, **size, train_positions=False).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in (net.base, net.steps, net.gap_logits):
@@ -36,13 +29,12 @@ def at(net, lam, direction):
     return torch.cat([alpha.flatten(), beta.flatten()])
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(st.integers(2, 7), st.integers(0, 1000))
 def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
     net = paths(num_knots=num_knots, seed=seed)
     positions = net.positions()
-    assert float(positions[0]) == 0.0
-    assert float(positions[-1]) == 0.8
+    assert [float(positions[0]), float(positions[-1])] == [0.0, 0.8]
     assert bool((positions.diff() > 0).all())
     for direction in range(3):
         knots = [net.base]
@@ -54,18 +46,6 @@ def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
         for k in range(num_knots - 1):
             quarter = float(0.75 * positions[k] + 0.25 * positions[k + 1])
             torch.testing.assert_close(at(net, quarter, direction), 0.75 * knots[k] + 0.25 * knots[k + 1])
-
-
-@pytest.mark.parametrize("build", [paths, mlp])
-def test_continuous_in_lambda(build):
-    net = build()
-    lam = torch.linspace(0, 0.8, 4001, dtype=torch.float64)
-    for direction in range(3):
-        alpha, beta = net(lam, torch.full((4001,), direction))
-        path = torch.cat([alpha.flatten(1), beta.flatten(1)], dim=1)
-        # With K knots a step of 1/4000 of the range can move by at most a thousandth of a knot's step or so.
-        assert float(path.detach().diff(dim=0).abs().max()) < 0.02
-        assert float((path[-1] - path[0]).detach().abs().max()) > 0
 
 
 @pytest.mark.parametrize("build", [paths, mlp])
@@ -88,23 +68,6 @@ def test_detached_base_gets_no_gradient_but_the_paths_do(build):
     assert net.base.grad is None
     others = [p.grad for name, p in net.named_parameters() if name != "base" and p.grad is not None]
     assert sum(float(gradient.abs().sum()) for gradient in others) > 0
-
-
-def test_a_given_base_is_not_a_parameter_but_is_saved():
-    alpha, beta = torch.randn(SPACE.shape), torch.randn(SPACE.shape[:-1])
-    net = PiecewiseLinearHypernetwork(SPACE, num_directions=1, max_lambda=1.0, base_logits=(alpha, beta))
-    assert "base" not in dict(net.named_parameters())
-    assert "base" in net.state_dict()
-    assert torch.equal(net.base_logits()[0], alpha)
-    assert torch.equal(net.base_logits()[1], beta)
-
-
-def test_knot_positions_train_only_on_request():
-    lam, direction = torch.tensor([0.3], dtype=torch.float64), torch.tensor([0])
-    net = paths(train_positions=True)
-    net(lam, direction)[0].square().sum().backward()
-    assert float(net.gap_logits.grad.abs().sum()) > 0
-    assert not paths().gap_logits.requires_grad
 
 
 @pytest.mark.parametrize(("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")])
@@ -132,14 +95,7 @@ def test_draws_are_stratified_clipped_and_without_replacement():
 
 
 def test_more_members_than_directions_share_them_evenly():
-    draw = draw_points(5, num_directions=2, max_lambda=1, margin=0, generator=torch.Generator().manual_seed(1))
-    assert sorted(draw.direction.tolist()).count(0) in (2, 3)
-    fixed = draw_points(3, num_directions=1, max_lambda=1, margin=0, generator=torch.Generator(), fixed_lambda=0.25)
+    fields = {"max_lambda": 1, "margin": 0, "generator": torch.Generator().manual_seed(1)}
+    assert draw_points(5, num_directions=2, **fields).direction.tolist().count(0) in (2, 3)
+    fixed = draw_points(3, num_directions=1, fixed_lambda=0.25, **fields)
     assert fixed.lam.tolist() == [0.25] * 3
-
-
-def test_grid_goes_direction_by_direction():
-    family = ArchitectureFamily(with_fields(SearchConfig(), directions=2))
-    points = family.grid(torch.linspace(0.0, 1.0, 3))
-    assert points.lam.tolist() == [0.0, 0.5, 1.0] * 2
-    assert points.direction.tolist() == [0, 0, 0, 1, 1, 1]

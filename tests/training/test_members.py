@@ -4,7 +4,6 @@ import shutil
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,18 +38,15 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
     expected, description = train_member(straight)
     begun = MemberTraining(genotype(), few_digits, RECIPE, index=1)
 
-    class StoppedError(RuntimeError):
-        pass
-
     run_epoch = begun.run_epoch
 
     def dies_in_third(progress=None):
         if begun.epoch == 2:
-            raise StoppedError
+            raise KeyboardInterrupt
         return run_epoch(progress)
 
     begun.run_epoch = dies_in_third
-    with pytest.raises(StoppedError):
+    with pytest.raises(KeyboardInterrupt):
         train_member(begun, folder=tmp_path)
     torch.manual_seed(7)  # the global stream must not matter
     again = MemberTraining(genotype(), few_digits, RECIPE, index=1)
@@ -78,18 +74,16 @@ def test_members_trained_in_turns_are_those_trained_alone(few_digits, tmp_path):
 
 
 def test_members_trained_side_by_side_are_the_same_and_leave_the_data_alone(few_digits, tmp_path):
-    genotypes, recipe = [genotype(seed) for seed in range(3)], replace(RECIPE, epochs=2)
+    genotypes, recipe = [genotype(0), genotype(1)], replace(RECIPE, epochs=1)
     labels = few_digits.val.labels.numpy()
-    expected = labels.copy()
     alone = train_members(genotypes, few_digits, recipe, folder=tmp_path / "alone")
     together = train_members(genotypes, few_digits, recipe, folder=tmp_path / "together", workers=2)
     assert same(alone.state_dict(), together.state_dict())
-    assert note(tmp_path / "together", 2)["index"] == 2
+    assert note(tmp_path / "together", 1)["index"] == 1
     assert multiprocessing.active_children() == []
     # Else the memory of arrays that look at it would have been freed, and reading them is undefined.
     assert not few_digits.val.labels.is_shared()
     assert few_digits.val.labels.numpy().ctypes.data == labels.ctypes.data
-    assert np.array_equal(labels, expected)
 
 
 @pytest.mark.gpu
@@ -98,14 +92,8 @@ def test_members_side_by_side_on_a_gpu(few_digits, tmp_path):
     genotypes = [genotype(0), genotype(1), genotype(0)]
     for name, workers, graph in (("alone", 1, "off"), ("side", 2, "off"), ("graphs", 3, "on")):
         folder = tmp_path / name
-        train_members(
-            genotypes,
-            few_digits,
-            replace(recipe, cuda_graph=graph),
-            device="cuda",
-            folder=folder,
-            workers=workers,
-        )
+        way = {"device": "cuda", "folder": folder, "workers": workers}
+        train_members(genotypes, few_digits, replace(recipe, cuda_graph=graph), **way)
         nlls = [note(folder, index)["val_nll"] for index in range(3)]
         if name == "alone":
             expected = nlls
@@ -113,15 +101,16 @@ def test_members_side_by_side_on_a_gpu(few_digits, tmp_path):
 
 
 def test_members_of_one_genotype_differ_by_their_seeds(few_digits):
-    ensemble = retrain([genotype()] * 2, few_digits, config=RECIPE, device="cpu", epochs=1)
-    first, second = (member.state_dict() for member in ensemble.members)
-    assert not same(first, second)
-    again = retrain([genotype()] * 2, few_digits, config=RECIPE, device="cpu", epochs=1)
-    assert same(second, again.members[1].state_dict())
+    first, again = (
+        retrain([genotype()] * 2, few_digits, config=RECIPE, device="cpu", epochs=1).state_dict() for _ in range(2)
+    )
+    assert same(first, again)
+    weight = "members.{}.classifier.weight"
+    assert not torch.equal(first[weight.format(0)], first[weight.format(1)])
 
 
 def test_training_learns_and_the_ensemble_is_the_average(few_digits, tmp_path):
-    recipe = RetrainConfig(num_cells=1, channels=6, epochs=12, batch_size=16)
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=10, batch_size=16)
     ensemble = train_members([genotype(0), genotype(1)], few_digits, recipe, folder=tmp_path)
     probs = ensemble.predict_probs(few_digits.val)
     labels = few_digits.val.labels.numpy()
@@ -165,23 +154,16 @@ def test_what_is_finished_is_kept_and_what_is_not_the_same_is_refused(few_digits
     damaged.write_bytes(damaged.read_bytes()[:-4] + bytes(4))
     with pytest.raises(UserError, match="SHA-256 differs"):
         train()
-
-
-def test_an_ensemble_whose_member_is_being_trained_does_not_load(few_digits, tmp_path):
-    train_members([genotype(0)], few_digits, RECIPE, folder=tmp_path)
-    shutil.rmtree(tmp_path / "members/0")
+    # While a member is trained again there is no ensemble to load.
+    shutil.rmtree(tmp_path / "members")
     shutil.rmtree(tmp_path / "checkpoints")
-    wild = replace(RECIPE, learning_rate=1e18, gradient_clip=1e30)
     with pytest.raises(DivergedError):
-        train_members([genotype(0)], few_digits, wild, folder=tmp_path)
+        train(learning_rate=1e18, gradient_clip=1e30)
     with pytest.raises(UserError, match="holds no ensemble"):
         Ensemble.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "measured"),
-    [(1, [1]), (3, [1, 2, 3]), (9, [3, 5, 7, 9])],
-)
+@pytest.mark.parametrize(("epochs", "measured"), [(1, [1]), (9, [3, 5, 7, 9])])
 def test_members_are_measured_on_val_at_the_quarters(few_digits, tmp_path, epochs, measured):
     train_members([genotype()], few_digits, replace(RECIPE, epochs=epochs), folder=tmp_path)
     lines = logged(tmp_path, 0)

@@ -12,7 +12,7 @@ from dnas_ens.data import Split
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.errors import DivergedError
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics, batch_statistics, recalibrate
-from dnas_ens.training.interleaving import exhaust, in_turns
+from dnas_ens.training.interleaving import in_turns
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.step import (
     FiniteWatch,
@@ -38,15 +38,6 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 3))
 
 
-def test_recalibrated_statistics_are_those_of_the_images():
-    net, images = network(), split()
-    recalibrate(net, images, augmentation=PLAIN)
-    features = net[0](images.images.float() / 255)
-    # Batches of 256 and 44 count alike, so the averages are close to, not equal to, those of all images.
-    torch.testing.assert_close(net[1].running_mean, features.mean((0, 2, 3)).detach(), rtol=0.02, atol=1e-3)
-    torch.testing.assert_close(net[1].running_var, features.var((0, 2, 3)).detach(), rtol=0.1, atol=1e-3)
-
-
 @pytest.mark.parametrize("num_images", [5_000, 512])
 def test_recalibrated_statistics_are_those_of_all_classes_where_images_come_sorted(num_images):
     # As a folder's do. A batch of one class has the variance within that class, a tenth of the whole one here.
@@ -69,7 +60,6 @@ def test_batch_statistics_normalise_each_batch_and_change_nothing():
         normalised = net[1](net[0](images))
     assert float(normalised.mean((0, 2, 3)).detach().abs().max()) < 1e-5
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
-    assert not net.training
     assert not net[1].training
     assert net[1].track_running_stats
     data = split(30)
@@ -90,13 +80,10 @@ def test_predictions_keep_the_order_and_the_mode():
 
 def test_schedules_against_the_formulas():
     recipe = RetrainConfig(epochs=10, learning_rate=0.2, drop_path=0.3)
-    rates = [cosine_learning_rate(recipe, epoch) for epoch in range(10)]
-    assert rates[0] == pytest.approx(0.2)
-    assert rates[5] == pytest.approx(0.1)
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 10)
-    for rate in rates:
-        assert rate == pytest.approx(schedule.get_last_lr()[0])
+    for epoch in range(10):
+        assert cosine_learning_rate(recipe, epoch) == pytest.approx(schedule.get_last_lr()[0])
         reference.step()
         schedule.step()
     np.testing.assert_allclose([drop_path_at(recipe, e) for e in (0, 5, 9)], [0.0, 0.15, 0.27])
@@ -110,12 +97,10 @@ def test_members_seeds_are_independent():
 
 
 def test_the_first_step_that_is_not_finite_is_named():
-    require_finite({"loss": 1.0}, where="epoch 1")
     with pytest.raises(DivergedError, match="loss not finite in epoch 3"):
         require_finite({"loss": math.nan, "accuracy": 0.5}, where="epoch 3")
     watch, module = FiniteWatch(torch.device("cpu")), torch.nn.Linear(2, 2)
-    for norm in (1.0, 2.0):
-        watch.note(torch.tensor(norm))
+    watch.note(torch.tensor(1.0))
     watch.require_finite(module, where="epoch 1")
     # Counted from there anew.
     for norm in (1.0, math.inf, 3.0, math.nan):
@@ -129,25 +114,21 @@ def test_the_first_step_that_is_not_finite_is_named():
         watch.require_finite(module, where="epoch 4")
 
 
-def counting(name, count, log):
-    for number in range(count):
-        log.append((name, number))
-        yield
-    return f"{name} done"
-
-
-def test_work_is_done_at_once_or_in_turns():
+def test_work_is_done_in_turns():
     log, entered = [], []
-    assert exhaust(counting("a", 3, log)) == "a done"
-    assert log == [("a", 0), ("a", 1), ("a", 2)]
+
+    def counting(name, count):
+        for number in range(count):
+            log.append((name, number))
+            yield
+        return f"{name} done"
 
     @contextmanager
     def context(index):
         entered.append(index)
         yield
 
-    log.clear()
-    works = [counting(name, count, log) for name, count in (("a", 1), ("b", 3), ("c", 2))]
+    works = [counting(name, count) for name, count in (("a", 1), ("b", 3), ("c", 2))]
     assert in_turns(works, context=context) == ["a done", "b done", "c done"]
     assert log == [("a", 0), ("b", 0), ("c", 0), ("b", 1), ("c", 1), ("b", 2)]
     # Two steps and the end of c, say.
@@ -177,21 +158,14 @@ POINTS, CLASSES = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
 
 
 def points_training(seed=0, **fields):
-    """A module of two inputs trained on points, in batches of 5, 5 and 2."""
-
     def batches(order, augmentation):
         for chosen in torch.randperm(12, generator=order).split(5):
             noise = torch.randn(len(chosen), 2, generator=augmentation)
             yield POINTS[chosen] + 0.1 * noise, CLASSES[chosen]
 
     recipe = RetrainConfig(epochs=4, learning_rate=0.1, weight_decay=0.01, gradient_clip=0.5, **fields)
-    return Training(
-        lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)),
-        batches,
-        recipe,
-        MemberSeeds(initialisation=1, order=2, augmentation=3 + seed),
-        name="points",
-    )
+    seeds = MemberSeeds(initialisation=1, order=2, augmentation=3 + seed)
+    return Training(lambda: nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 3)), batches, recipe, seeds, name="points")
 
 
 def test_any_module_trains_on_any_batches_as_a_loop_by_hand():
@@ -237,10 +211,8 @@ def test_a_training_goes_on_or_branches_off():
     branch.branch_off(state)
     for other in (resumed, branch):
         other.run_epoch()
-        assert other.epoch == 2
     assert torch.equal(weights(resumed), weights(training))
     assert not torch.equal(weights(branch), weights(training))
-    assert training.num_parameters == 9 + 12
     measured = points_training(precision="measured")
     assert not measured.execution_is_settled
     assert measured.run_epoch()["train_loss"] == pytest.approx(points_training().run_epoch()["train_loss"], rel=0.02)
