@@ -78,16 +78,6 @@ def test_shortcuts_alone_are_the_identity_or_subsampling():
     assert torch.equal(wide(features), features)
 
 
-def test_dropout_is_where_it_was_asked_for():
-    wide = WideResNet(depth=16, widening=1, in_channels=1, num_classes=2, dropout=0.3)
-    for model, expected in (
-        (wide, [0.3] * 6),
-        (reference_model("small-cnn", 1, 2, 8), [0.1] * 3),
-        (reference_model("medium-cnn", 1, 2, 8), [0.1] * 4),
-    ):
-        assert [module.p for module in model.modules() if isinstance(module, nn.Dropout)] == expected
-
-
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [

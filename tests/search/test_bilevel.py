@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
+from dnas_ens.search.bilevel import first_order_gradient, second_order_gradient
 
 
 def problem(weights=4, architecture=3):
@@ -63,18 +63,3 @@ def test_weights_are_restored_when_the_validation_loss_fails():
     with pytest.raises(RuntimeError, match="no validation"):
         second_order_gradient(training, broken, weights=[q["w"]], architecture=[q["a"]], learning_rate=0.1)
     assert torch.equal(q["w"].detach(), before)
-
-
-def test_a_frozen_module_gets_no_gradient_and_is_trainable_again_after_an_error():
-    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
-    module[0].bias.requires_grad_(False)
-    before = [parameter.requires_grad for parameter in module.parameters()]
-
-    def stops():
-        with frozen(module):
-            assert not any(parameter.requires_grad for parameter in module.parameters())
-            raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        stops()
-    assert [parameter.requires_grad for parameter in module.parameters()] == before
