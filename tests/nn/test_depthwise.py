@@ -1,10 +1,8 @@
-import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.nn.depthwise import DepthwiseConv2d, depthwise_conv, native_depthwise, parity_grids
+from dnas_ens.nn.depthwise import DepthwiseConv2d, depthwise_conv, native_depthwise
 
 
 def gradients(features, weight, gradient, **steps):
@@ -51,30 +49,3 @@ def test_module_is_an_ordinary_depthwise_convolution():
     torch.testing.assert_close(ours(images), theirs(images))
     with torch.no_grad():
         assert ours(images).grad_fn is None
-
-
-def test_channels_of_a_larger_tensor_are_read_in_place():
-    whole = torch.randn(2, 32, 6, 6, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    whole.requires_grad_()
-    weight = torch.randn(16, 1, 5, 5, dtype=torch.float64)
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda t: t):
-        result = depthwise_conv(whole[:, 16:], weight)
-    assert whole.untyped_storage().data_ptr() in {tensor.untyped_storage().data_ptr() for tensor in kept}
-    (found,) = torch.autograd.grad(result.square().sum(), whole)
-    plain = F.conv2d(whole[:, 16:], weight, padding=2, groups=16)
-    (expected,) = torch.autograd.grad(plain.square().sum(), whole)
-    torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 4), (1, 3)])
-def test_parity_grids_hold_every_pixel_once(height, width):
-    images = torch.arange(2 * 3 * height * width, dtype=torch.float32).reshape(2, 3, height, width) + 1
-    grids = parity_grids(images)
-    assert grids.shape == (8, 3, -(-height // 2), -(-width // 2))
-    for row in (0, 1):
-        for column in (0, 1):
-            part = images[:, :, row::2, column::2]
-            grid = grids[4 * row + 2 * column : 4 * row + 2 * column + 2]
-            assert torch.equal(grid[:, :, : part.shape[2], : part.shape[3]], part)
-    assert grids[grids > 0].sum() == images.sum()

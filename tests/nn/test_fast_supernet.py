@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,6 @@ from torch import nn
 from dnas_ens.config import SearchConfig
 from dnas_ens.config.fields import with_fields
 from dnas_ens.nn import batched_edges, moments
-from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.operations import _REGISTRY, register_operation
 from dnas_ens.search.loop import SearchLoop
 
@@ -16,17 +17,12 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def named_gradients(net):
-    """Gradients under the reference's names, a fast supernet's by way of its own state_dict."""
-    if not isinstance(net, FastSupernet):
-        return {name: parameter.grad for name, parameter in net.named_parameters()}
-    before = [parameter.detach().clone() for parameter in net.parameters()]
+    """Gradients under the reference's names, by way of the state_dict of a copy that holds them."""
+    holder = copy.deepcopy(net)
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.copy_(parameter.grad)
-        found = {name: value.clone() for name, value in net.state_dict().items() if not name.endswith(STATISTICS)}
-        for parameter, value in zip(net.parameters(), before, strict=True):
-            parameter.copy_(value)
-    return found
+        for held, parameter in zip(holder.parameters(), net.parameters(), strict=True):
+            held.copy_(parameter.grad)
+    return {name: value for name, value in holder.state_dict().items() if not name.endswith(STATISTICS)}
 
 
 def one_step(net, images, mixture):

@@ -49,7 +49,7 @@ def test_path_is_exact_at_its_knots_and_linear_between_them(num_knots, seed):
 
 
 @pytest.mark.parametrize("build", [paths, mlp])
-def test_all_directions_part_from_the_base_and_lambda_is_clipped(build):
+def test_all_directions_part_from_the_base(build):
     net = build()
     base = torch.cat([part.flatten() for part in net.base_logits()])
     for direction in range(3):
@@ -58,11 +58,7 @@ def test_all_directions_part_from_the_base_and_lambda_is_clipped(build):
     assert float(torch.pdist(ends.detach()).min()) > 0
     assert torch.equal(at(net, -0.3, 1), at(net, 0.0, 1))
     assert torch.equal(at(net, 5.0, 1), at(net, 0.8, 1))
-
-
-@pytest.mark.parametrize("build", [paths, mlp])
-def test_detached_base_gets_no_gradient_but_the_paths_do(build):
-    net = build()
+    # A detached base gets no gradient, but the paths do.
     alpha, _ = net(torch.tensor([0.4], dtype=torch.float64), torch.tensor([0]), detach_base=True)
     alpha.square().sum().backward()
     assert net.base.grad is None
@@ -92,10 +88,7 @@ def test_draws_are_stratified_clipped_and_without_replacement():
     assert 0.05 < float((everything == 0.8).float().mean()) < 0.15
     # Shuffled: no slice of the batch sees small lambdas only.
     assert float(everything.mean(0).std()) < 0.05
-
-
-def test_more_members_than_directions_share_them_evenly():
+    # More members than directions share them evenly.
     fields = {"max_lambda": 1, "margin": 0, "generator": torch.Generator().manual_seed(1)}
     assert draw_points(5, num_directions=2, **fields).direction.tolist().count(0) in (2, 3)
-    fixed = draw_points(3, num_directions=1, fixed_lambda=0.25, **fields)
-    assert fixed.lam.tolist() == [0.25] * 3
+    assert draw_points(3, num_directions=1, fixed_lambda=0.25, **fields).lam.tolist() == [0.25] * 3

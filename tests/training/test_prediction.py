@@ -52,9 +52,6 @@ class Returning(nn.Module):
         return self.make(self.network(images))
 
 
-# Probabilities are not soft-maxed again, and logits are.
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_a_softmax_of_the_members_own_is_the_only_one(dtype):
     # Few confident predictions: their sum is the farther from 1 the more classes share it.
@@ -104,11 +101,15 @@ def test_what_is_said_must_be_so():
 
 
 @pytest.mark.parametrize("outputs", ["softmax", ["probs"], [["probs"], "logits"]])
-def test_other_words_are_refused(outputs):
+def test_other_words_and_what_are_no_batches_are_refused(outputs):
     with pytest.raises(UserError, match="outputs"):
         Ensemble([classifier(), classifier()], outputs=outputs)
     with pytest.raises(UserError, match="outputs"):
         predict_batches(classifier(), LOADER, outputs=outputs)
+    with pytest.raises(UserError, match="A int was given where batches are wanted"):
+        predict_batches(classifier(), 3)
+    with pytest.raises(UserError, match="a Dataset goes into a DataLoader"):
+        predict_batches(classifier(), TensorDataset(IMAGES, LABELS))
 
 
 def test_a_decision_waits_for_values():
@@ -137,9 +138,6 @@ def test_gradients_of_a_graph_are_finite(last):
     torch.compile(Ensemble([member]), backend="eager", fullgraph=True)(IMAGES)[:, 0].log().sum().backward()
     # The gradient of ln p_0 at equal probabilities: 1 - 1/3 for its own logit and -1/3 for the others.
     np.testing.assert_allclose(member[1].bias.grad, 20 * np.array([2 / 3, -1 / 3, -1 / 3]), rtol=1e-4)
-
-
-# What is no (B, K) is named, with what to do.
 
 
 @pytest.mark.parametrize(
@@ -189,9 +187,6 @@ def by_hand(batches):
     return mean, np.average(variances, axis=0, weights=[len(batch) for batch in batches]), normalised
 
 
-# BatchNorm statistics: every image counts the same, whatever batch it comes in.
-
-
 @pytest.mark.parametrize(
     ("norm", "shape", "sizes", "momentum"),
     [
@@ -225,11 +220,14 @@ def test_a_single_image_at_the_end():
     np.testing.assert_allclose(model[0].running_var, images.var(axis=(0, 2, 3)), rtol=0.02)
 
 
-def test_batches_of_one_size_are_averaged_to_the_bit_as_torch_does():
+def test_batches_of_one_size_are_averaged_to_the_bit_as_torch_does_of_a_compiled_network_too():
     batches = bright(3, 8, 8, sizes=(7,) * 9)
     ours, theirs = (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)) for _ in "ab")
     theirs.load_state_dict(ours.state_dict())
-    recompute_batch_norm(ours, batches)
+    compiled = torch.compile(ours.train(), backend="eager")
+    # Compiled in the mode that statistics are computed in, before they are.
+    compiled(batches[0][0])
+    recompute_batch_norm(compiled, batches)
     torch.optim.swa_utils.update_bn(batches, theirs)
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
@@ -249,21 +247,6 @@ def test_a_layer_that_is_used_twice_sees_both():
     mean, variance, _ = by_hand([scale * inputs.double().numpy() for inputs, _ in batches for scale in (1, 10)])
     np.testing.assert_allclose(model.norm.running_mean, mean, atol=1e-4)
     np.testing.assert_allclose(model.norm.running_var, variance, rtol=1e-4)
-
-
-def test_a_compiled_network():
-    batches = bright(3, 4, 4, sizes=(16, 2))
-    model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2)).train()
-    compiled = torch.compile(model, backend="eager")
-    # Compiled in the mode that statistics are computed in, before they are.
-    compiled(batches[0][0])
-    recompute_batch_norm(compiled, batches)
-    mean, variance, _ = by_hand([inputs.double().numpy() for inputs, _ in batches])
-    np.testing.assert_allclose(model[0].running_mean, mean, atol=1e-5)
-    np.testing.assert_allclose(model[0].running_var, variance, rtol=1e-5)
-
-
-# A batch is a pair, or a dict whose keys leave no doubt.
 
 
 @pytest.mark.parametrize("kind", [dict, UserDict])
@@ -308,10 +291,3 @@ def test_labels_that_are_no_class_indices(labels):
     for use in (predict_batches, lambda model, batches: Ensemble([model]).calibrate(batches)):
         with pytest.raises(UserError, match="labels of 20 images are"):
             use(classifier(), [(IMAGES, labels)])
-
-
-def test_what_are_no_batches():
-    with pytest.raises(UserError, match="A int was given where batches are wanted"):
-        predict_batches(classifier(), 3)
-    with pytest.raises(UserError, match="a Dataset goes into a DataLoader"):
-        predict_batches(classifier(), TensorDataset(IMAGES, LABELS))
