@@ -114,16 +114,14 @@ def test_auxiliary_logits_in_training_only():
     assert AuxiliaryHead(5, 4)(torch.randn(2, 5, 9, 9)).shape == (2, 4)
 
 
-def test_drop_path_zeroes_whole_images_and_keeps_the_mean():
+def test_drop_path_zeroes_whole_images_in_training_and_keeps_the_mean():
     torch.manual_seed(0)
     for probability in (0.3, torch.tensor(0.3)):
         per_image = drop_path(torch.ones(20_000, 2, 1, 1), probability).flatten(1)
         assert torch.equal(per_image[:, 0], per_image[:, 1])
         assert per_image[:, 0].unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
         assert float(per_image.mean()) == pytest.approx(1.0, abs=0.02)
-
-
-def test_drop_path_spares_skip_connections_and_evaluation():
+    # Evaluation is spared.
     cell = [[["skip_connect", 0], ["sep_conv_3x3", 1]]]
     network = Network(Genotype.from_dict({"normal": cell, "reduction": cell}), stack(3))
     images = torch.randn(4, 1, 8, 8)

@@ -64,6 +64,9 @@ def test_penalties_on_architectures_are_the_objective_of_the_method():
     assert found["js-pairwise+js-predictive"] == found["js-pairwise"]
     assert found["js-predictive"] == pytest.approx(to_base)
     assert found["none"] == 0.0
+    alone = {"distributions": members[:1], "samples": members[:1], "points": draw([0.1], [0])}
+    to_base = (0.1 - float(architecture_distance(members[0], base, SPACE))) ** 2
+    assert float(diversity_penalty("js-pairwise", **{**given, **alone})) == pytest.approx(to_base)
 
 
 def test_predictive_penalty_reads_predictions_instead_of_architectures():
