@@ -7,7 +7,7 @@ from sklearn.metrics import log_loss
 from tiny import genotype
 from torch.utils._pytree import tree_leaves
 
-from dnas_ens.config import CandidateConfig, RetrainConfig
+from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.data import ImageData, Split
@@ -17,7 +17,7 @@ from dnas_ens.run.files import write_json
 from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.candidates import rank, select
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.search.run import conclude, run_search, train
+from dnas_ens.search.run import conclude, estimate, run_search, train
 from dnas_ens.search.steps import Schedules
 
 #: Operations that cost little.
@@ -199,3 +199,29 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
     loop.supernet.register_forward_pre_hook(lambda module, inputs: classes.append(len(inputs[0][:, 0, 0, 0].unique())))
     loop.measure()
     assert classes == [10, 10]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"num_cells": 5, "channels": 16}, {"channels": 4, "form": "reference"}],
+    ids=str,
+)
+def test_memory_estimate_against_what_autograd_keeps(digits, fields):
+    config = with_fields(SearchConfig(), **fields)
+    loop = SearchLoop(config, digits)
+    kept = {}  # of tensors themselves, so that the storage of one is not counted for another
+
+    def note(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    images = torch.randn(config.bilevel.batch_size, 1, 8, 8).contiguous(memory_format=torch.channels_last)
+    mixtures = loop.family.start()[None].repeat(4, 1, 1, 1)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = loop.supernet(images, mixtures)
+    assert logits.requires_grad
+    measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
+    estimated = estimate(config, digits)
+    assert measured <= estimated["memory_mib"] <= 1.6 * measured
+    assert estimated["supernet_parameters"] == sum(p.numel() for p in loop.supernet.parameters())
+    assert estimated["weight_steps"] == 20 * (len(loop.weight_half) // 64)
