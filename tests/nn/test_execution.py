@@ -280,7 +280,7 @@ def steps_on_meta(config):
     steps = SearchSteps(**parts, generator=torch.Generator(), schedules=Schedules(config, 3))
     # Adam counts its steps on the host where it is not recorded, and on no device but a real one otherwise.
     steps.architecture_optimizer = torch.optim.SGD(steps.architecture, lr=0.1)
-    steps.begin_epoch(steps.schedules, num_pairs=1)
+    steps.begin_epoch(steps.schedules, num_pairs=0)
     members, penalised = steps._draw(), steps._draw()
     batch = torch.empty(64, 1, 28, 28, device="meta"), torch.empty(64, dtype=torch.int64, device="meta")
     points = *vars(members).values(), *vars(penalised).values()

@@ -155,6 +155,14 @@ def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_
         run_search(with_fields(tiny_search, operations=("sep_conv_3x3",), num_nodes=1, members=2), few_digits)
 
 
+def test_brief_training_improves_the_candidates(few_digits, tiny_search):
+    scores = []
+    for epochs in (0, 6):
+        found = run_search(with_fields(tiny_search, candidate_epochs=epochs, pool_size=3), few_digits)
+        scores.append(np.mean([candidate.supernet_val_nll for candidate in found.candidates]))
+    assert scores[1] < scores[0] - 0.05
+
+
 @pytest.mark.parametrize("selection", ["greedy-replacement", "exhaustive"])
 def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
     rng = np.random.default_rng(3)
@@ -182,6 +190,7 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     assert result.base == base
     assert result.ranked(7)[:5] == result.genotypes
     assert len(set(result.ranked(7))) == 7
+    assert result.hypernetwork is None
     with pytest.raises(UserError, match="31 members were asked for, but the search holds 30 candidates"):
         result.ranked(31)
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)

@@ -58,7 +58,7 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
 def test_members_trained_in_turns_are_those_trained_alone(few_digits, tmp_path):
     recipe = replace(RECIPE, epochs=2)
     genotypes = [genotype(0), genotype(1), genotype(0)]
-    alone = train_members(genotypes, few_digits, recipe, folder=tmp_path / "alone")
+    alone = train_members(genotypes, few_digits, recipe)
     trainings = [MemberTraining(cells, few_digits, recipe, index=i) for i, cells in enumerate(genotypes)]
     started = time.process_time()
     train_in_turns(trainings, folder=tmp_path / "turns", num_members=3)

@@ -85,6 +85,8 @@ def test_members_of_every_kind_said_or_found():
     np.testing.assert_array_equal(labels, LABELS)
     for probs in (*found, *said.predict_probs(IMAGES), *functions):
         np.testing.assert_allclose(probs, EXPECTED, atol=1e-5)
+    without_parameters, _ = predict_batches(nn.Flatten(), [(IMAGES[:, :, 0, 0], LABELS)])
+    np.testing.assert_allclose(without_parameters, IMAGES[:, :, 0, 0].double().softmax(1))
     with pytest.warns(UserWarning, match="The model returns class probabilities"):
         nll, _ = evaluate_on_val(members[0], LOADER)
     assert nll == pytest.approx(-np.log(np.clip(EXPECTED[np.arange(20), LABELS], 1e-12, 1.0)).mean(), rel=1e-4)
