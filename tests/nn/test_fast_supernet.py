@@ -33,24 +33,20 @@ def one_step(net, images, mixture):
     return {"logits": logits.detach(), "mixture": mixture.grad} | named_gradients(net) | statistics
 
 
-def assert_same_step(reference, fast, images, mixture, *, tolerance):
-    expected, found = one_step(reference, images, mixture), one_step(fast, images, mixture)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        # Relative to the tensor's largest entry: sums of many terms cancel.
-        scale = max(1.0, float(value.abs().max()))
-        difference = float((found[name].double() - value.double()).abs().max())
-        assert difference <= tolerance * scale, (name, difference, scale)
-
-
 def check(images, slices, *, tolerance=1e-10, dtype=torch.float64, **fields):
     """Compare a step of both forms, in training and in evaluation mode."""
     reference, fast = (net.to(dtype) for net in supernet_pair(**fields))
     lead = () if slices is None else (slices,)
     weights = mixture(reference.space, *lead).to(dtype)
-    assert_same_step(reference, fast, images.to(dtype), weights, tolerance=tolerance)
-    reference.eval(), fast.eval()
-    assert_same_step(reference, fast, images.to(dtype), weights, tolerance=tolerance)
+    for training in (True, False):
+        reference.train(training), fast.train(training)
+        expected, found = (one_step(net, images.to(dtype), weights) for net in (reference, fast))
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            # Relative to the tensor's largest entry: sums of many terms cancel.
+            scale = max(1.0, float(value.abs().max()))
+            difference = float((found[name].double() - value.double()).abs().max())
+            assert difference <= tolerance * scale, (name, difference, scale)
 
 
 @pytest.mark.parametrize(

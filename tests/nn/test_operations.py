@@ -106,11 +106,8 @@ def test_halving_pointwise_and_its_gradients_in_closed_form(channels, size):
     gradient = torch.randn_like(result)
     for _ in range(3):
         found = torch.autograd.grad(result, (features, weight), gradient, retain_graph=True)
-    seen = features.detach()[:, :, ::2, ::2].double()
-    kernel, given = weight.detach()[..., 0, 0].double(), gradient.double()
-    of_features = torch.zeros_like(features, dtype=torch.float64)
-    of_features[:, :, ::2, ::2] = torch.einsum("oc,bohw->bchw", kernel, given)
-    of_weight = torch.einsum("bohw,bchw->oc", given, seen)[..., None, None]
-    expected = torch.einsum("oc,bchw->bohw", kernel, seen), of_features, of_weight
-    for value, reference in zip((result, *found), expected, strict=True):
+    exact = [tensor.detach().double().requires_grad_() for tensor in (features, weight)]
+    expected = torch.einsum("oc,bchw->bohw", exact[1][..., 0, 0], exact[0][:, :, ::2, ::2])
+    gradients = torch.autograd.grad(expected, exact, gradient.double())
+    for value, reference in zip((result, *found), (expected, *gradients), strict=True):
         torch.testing.assert_close(value.double(), reference, rtol=1e-4, atol=1e-3)

@@ -1,3 +1,5 @@
+from xml.etree import ElementTree
+
 import pytest
 import torch
 from tiny import genotype, mixture, stack, supernet
@@ -93,6 +95,11 @@ def test_spec_rebuilds_the_network():
     other.load_state_dict(network.state_dict())
     images = torch.randn(2, 1, 8, 8)
     assert torch.equal(network.eval()(images), other.eval()(images))
+    # What a notebook shows.
+    lines = repr(network).splitlines()
+    assert lines[0].startswith("Network(4 cells, C=4, 3 classes, ")
+    assert lines[-1].startswith("reduction 3 = ")
+    assert ElementTree.fromstring(network._repr_svg_()).tag.endswith("svg")
     # As an earlier version wrote it.
     older = {key: value for key, value in spec.items() if key not in ("large_images", "partial_channels")}
     assert Network.from_spec(older).spec() == spec
