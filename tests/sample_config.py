@@ -22,7 +22,7 @@ class Bilevel:
     second_order: bool = False
     """Differentiate through a step."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         if self.epochs < 1:
             raise UserError(f"--epochs is {self.epochs}.", "Give --epochs 1 or more.")
 

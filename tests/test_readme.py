@@ -6,7 +6,6 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -28,17 +27,17 @@ HISTORY = ("CHANGELOG.md", "docs/log.md")
 CURRENT = {page: text for page, text in PAGES.items() if page not in HISTORY}
 
 
-def python_block(page: str) -> str:
+def python_block(page):
     (block,) = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
     return block
 
 
-def code(text: str) -> list[str]:
+def code(text):
     """What a page sets as code in a line of text."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
-def commands() -> dict[str, set[str]]:
+def commands():
     """The flags that every program is given anywhere in the current pages."""
     found: dict[str, set[str]] = {}
     for text in CURRENT.values():
@@ -50,7 +49,7 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
-def run_each(page: str, names: dict[str, object]) -> Iterator[list[str]]:
+def run_each(page, names):
     """Run a page's Python statement by statement; after each its targets are told, so that they can be changed."""
     for statement in ast.parse(python_block(page)).body:
         exec(compile(ast.Module([statement], []), page, "exec"), names)
@@ -58,13 +57,13 @@ def run_each(page: str, names: dict[str, object]) -> Iterator[list[str]]:
         yield [target.id for target in targets if isinstance(target, ast.Name)]
 
 
-def batches(num: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def batches(num):
     generator = torch.Generator().manual_seed(num)
     return [(torch.randn(16, 1, 8, 8, generator=generator), torch.arange(16).remainder(10)) for _ in range(num)]
 
 
 @pytest.fixture
-def network() -> nn.Module:
+def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
@@ -84,7 +83,7 @@ def flags():
     """The flags that the help of a program tells of."""
 
     @cache
-    def told(program: str) -> set[str]:
+    def told(program):
         command = [sys.executable, *shlex.split(program), "--help"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
         return set(re.findall(r"--[a-z][a-z0-9.-]*[a-z0-9]", done.stdout))
@@ -112,7 +111,7 @@ def test_flags_named_in_the_text_exist(flags):
     assert named - set().union(*map(flags, [*programs, "experiments/benchmarks/floor.py"])) == {"--debug"}
 
 
-def headings(text: str) -> set[str]:
+def headings(text):
     """The anchors of a page's headings, as the sites that show Markdown make them."""
     titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
@@ -130,7 +129,7 @@ def test_links_lead_somewhere(page):
             assert anchor in headings(path.read_text()), link
 
 
-def exists(name: str) -> bool:
+def exists(name):
     """Say whether a file that a page names is there: by its path, or by its name in experiments/ or results/."""
     return any(
         (ROOT / folder / name).exists()

@@ -1,7 +1,5 @@
 """What tests build again and again: a genotype, a stack, a supernet and its fast form, predictions, all small."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -11,7 +9,7 @@ from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.relaxation import mixture_distribution
-from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.space.genotype import random_genotype
 from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
 from dnas_ens.space.stack import StackSpec
 
@@ -19,12 +17,12 @@ WITH_NONE = ("none", *DARTS_OPERATIONS)
 
 
 def genotype(
-    seed: int = 0,
+    seed=0,
     *,
-    num_nodes: int = 2,
-    edges_per_node: int = 2,
-    cell_types: tuple[str, ...] = ("reduction",),
-) -> Genotype:
+    num_nodes=2,
+    edges_per_node=2,
+    cell_types=("reduction",),
+):
     """A random genotype; by default of the cells of a stack of one."""
     return random_genotype(
         np.random.default_rng(seed),
@@ -35,33 +33,31 @@ def genotype(
     )
 
 
-def stack(num_cells: int = 3, **fields: Any) -> StackSpec:
+def stack(num_cells=3, **fields):
     """A stack of C = 4."""
     return StackSpec(**{"channels": 4, "in_channels": 1, "num_classes": 3, **fields}, num_cells=num_cells)
 
 
-def supernet(
-    num_cells: int = 3, *, operations: tuple[str, ...] = WITH_NONE, num_nodes: int = 3, **fields: Any
-) -> Supernet:
+def supernet(num_cells=3, *, operations=WITH_NONE, num_nodes=3, **fields):
     """The reference supernet in double precision, of two-channel images and five classes, always the same weights."""
     torch.manual_seed(0)
     space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
     return Supernet(space, stack(num_cells, **{"in_channels": 2, "num_classes": 5, **fields})).double()
 
 
-def supernet_pair(**fields: Any) -> tuple[Supernet, FastSupernet]:
+def supernet_pair(**fields):
     """The reference and its fast form."""
     reference = supernet(**fields)
     return reference, FastSupernet.from_reference(reference)
 
 
-def mixture(space: SearchSpace, *lead: int, seed: int = 0) -> torch.Tensor:
+def mixture(space, *lead, seed=0):
     """Random mixture weights (*lead, T, E, O) in double precision."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(*lead, *space.shape, generator=generator, dtype=torch.float64) / len(space.operations)
 
 
-def logits(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+def logits(space, *lead, seed=0, scale=1.0):
     """Normal alpha (*lead, T, E, O) and beta (*lead, T, E) in double precision."""
     generator = torch.Generator().manual_seed(seed)
     shape = (*lead, *space.shape)
@@ -69,21 +65,21 @@ def logits(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) ->
     return alpha, scale * torch.randn(shape[:-1], generator=generator, dtype=torch.float64)
 
 
-def distributions(space: SearchSpace, *lead: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
+def distributions(space, *lead, seed=0, scale=1.0):
     """Natural distributions (*lead, T, E, O) of random logits."""
     return mixture_distribution(*logits(space, *lead, seed=seed, scale=scale), space)
 
 
 def predictions(
-    num_members: int = 3,
-    num_images: int = 60,
-    num_classes: int = 4,
+    num_members=3,
+    num_images=60,
+    num_classes=4,
     *,
-    sharpness: Any = 1.5,
-    scale: float = 1.0,
-    seed: int = 0,
-    **fields: Any,
-) -> Predictions:
+    sharpness=1.5,
+    scale=1.0,
+    seed=0,
+    **fields,
+):
     """Predictions that lean towards the label, each member with noise of its own; the same number of val and test.
 
     Args:

@@ -7,10 +7,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import sample_config
@@ -49,15 +47,15 @@ class Retrain:
     """Which images."""
 
 
-def parse_search(*argv: str, default: Search | None = None) -> Search:
+def parse_search(*argv, default=None):
     return parse(Search, argv, prog=PROG, description="Search.", default=default or Search())
 
 
-def parse_retrain(*argv: str) -> Retrain:
+def parse_retrain(*argv):
     return parse(Retrain, argv, prog=PROG, description="Retrain.")
 
 
-def refused(call: Callable[..., object], *argv: str) -> tuple[str, str]:
+def refused(call, *argv):
     with pytest.raises(UserError) as caught:
         call(*argv)
     assert "\n" not in caught.value.cause + caught.value.remedy
@@ -83,11 +81,11 @@ def refused(call: Callable[..., object], *argv: str) -> tuple[str, str]:
         ("--flip=True", Search(flip=True)),
     ],
 )
-def test_flags_that_are_understood(argv: str, expected: Search) -> None:
+def test_flags_that_are_understood(argv, expected):
     assert parse_search(*argv.split()) == expected
 
 
-def test_what_is_not_given_comes_from_the_default() -> None:
+def test_what_is_not_given_comes_from_the_default():
     default = Search(seed=9, bilevel=Bilevel(epochs=8, learning_rate=0.5))
     expected = Search(seed=9, bilevel=Bilevel(epochs=2, learning_rate=0.5))
     assert parse_search("--epochs", "2", default=default) == expected
@@ -101,7 +99,7 @@ def test_what_is_not_given_comes_from_the_default() -> None:
         ("--tyro-print-completion bash", ["--learning-rate"]),
     ],
 )
-def test_help_and_completion_are_tyros(argv: str, told: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_completion_are_tyros(argv, told, capsys):
     with pytest.raises(SystemExit) as caught:
         parse_search(*argv.split())
     assert caught.value.code in (0, None)
@@ -119,7 +117,7 @@ def test_help_and_completion_are_tyros(argv: str, told: list[str], capsys: pytes
         predict.PredictCommand,
     ],
 )
-def test_the_flags_known_are_those_of_the_help(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flags_known_are_those_of_the_help(command, capsys):
     with pytest.raises(SystemExit):
         parse(command, ["--help"], prog=PROG, description="")
     rows = re.findall(r"^\W{,3}(--\w[\w.-]*)(?:, (--\w[\w.-]*))?", capsys.readouterr().out, re.MULTILINE)
@@ -152,9 +150,7 @@ def test_the_flags_known_are_those_of_the_help(command: Any, capsys: pytest.Capt
         ("--epochs 0", "--epochs is 0.", "Give --epochs 1 or more."),
     ],
 )
-def test_a_mistake_is_a_line_of_cause_and_one_of_remedy(
-    argv: str, cause: str, remedy: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_is_a_line_of_cause_and_one_of_remedy(argv, cause, remedy, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     said = refused(parse_search, *argv.split())
     assert re.fullmatch(cause, said[0]), said[0]
@@ -163,7 +159,7 @@ def test_a_mistake_is_a_line_of_cause_and_one_of_remedy(
     assert os.environ["COLUMNS"] == "40"
 
 
-def test_a_mistyped_flag_is_no_positional_argument() -> None:
+def test_a_mistyped_flag_is_no_positional_argument():
     for argv in ("--epoch=5", "--epoch 5", "R --epoch 5", "--epoch 5 R"):
         assert refused(parse_retrain, *argv.split())[0] == "Unknown option --epoch."
     assert "The run folder" in refused(parse_retrain)[0]
@@ -172,13 +168,13 @@ def test_a_mistyped_flag_is_no_positional_argument() -> None:
     assert "--data 'my photos'" in remedy
 
 
-def test_options_read_ahead() -> None:
+def test_options_read_ahead():
     @dataclass
     class Early:
         preset: str = "smoke"
         run_dir: Path | None = None
 
-    def read(argv: str) -> Early:
+    def read(argv):
         return peek(Early, argv.split(), prog=PROG)
 
     assert read("--seed 3 x --help --tyro-print-completion bash") == Early()
@@ -187,8 +183,8 @@ def test_options_read_ahead() -> None:
     assert "'--preset'" in refused(read, "--preset --seed 3")[0]
 
 
-def end_in_process(argv: Sequence[str]) -> int:
-    def main(argv: list[str]) -> None:
+def end_in_process(argv):
+    def main(argv):
         print("argv", *argv)
         if "mistake" in argv:
             raise UserError("The cause\nis this.", "Do that.")
@@ -222,7 +218,7 @@ TOLD = "error: The cause is this.\nremedy: Do that.\n"
         ("full", 2, "error: Cannot write .*No space left on device.\nremedy: .*\n"),
     ],
 )
-def test_exit_codes(argv: str, code: int, stderr: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_codes(argv, code, stderr, capsys):
     if argv == "full" and not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     handler = signal.getsignal(signal.SIGTERM)
@@ -250,7 +246,7 @@ sys.exit(run_main(main))
 """
 
 
-def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:
+def start(*arguments, stdout=subprocess.PIPE):
     return subprocess.Popen(
         [sys.executable, *arguments],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -263,7 +259,7 @@ def start(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[st
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number: signal.Signals, code: int) -> None:
+def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number, code):
     with start("-c", COMMAND, "wait") as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "printed\n"
@@ -274,7 +270,7 @@ def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number: signal.S
 
 
 @pytest.mark.parametrize("arguments", [("-m", "dnas_ens", "--help"), ("-c", COMMAND), ("-c", COMMAND, "exit")])
-def test_output_that_nobody_reads_ends_quietly(arguments: tuple[str, ...]) -> None:
+def test_output_that_nobody_reads_ends_quietly(arguments):
     reading, writing = os.pipe()
     os.close(reading)
     with start(*arguments, stdout=writing) as process:
@@ -284,7 +280,7 @@ def test_output_that_nobody_reads_ends_quietly(arguments: tuple[str, ...]) -> No
 
 
 @pytest.mark.parametrize("module", ["search", "retrain", "evaluate", "report", "predict"])
-def test_help_needs_no_torch(module: str) -> None:
+def test_help_needs_no_torch(module):
     package = f"dnas_ens.{module}"
     script = (
         f"import runpy, sys; sys.argv[1:] = ['--help']\ntry: runpy.run_module('{package}', run_name='__main__')\n"

@@ -14,16 +14,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from torch import nn
 
 from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.run import checkpoint
 from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import tensors_to_bytes
 
-ROOT = Path(checkpoint.__file__).parents[2]
-INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64)
+DTYPES = [
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64),
+]
 
 
 def bits(value):
@@ -41,7 +41,7 @@ def bits(value):
 
 @st.composite
 def tensors(draw):
-    dtype = draw(st.sampled_from([*INTEGERS, *FLOATS, torch.bool]))
+    dtype = draw(st.sampled_from(DTYPES))
     shape = draw(st.lists(st.integers(0, 3), max_size=3))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
     size = 1 if dtype == torch.bool else torch.empty(0, dtype=dtype).element_size()
@@ -77,7 +77,7 @@ def reloaded(folder, state):
     return found
 
 
-@settings(max_examples=80)
+@settings(max_examples=60)
 @given(state=STATES)
 def test_any_nested_state_comes_back_bit_equal(state):
     # Of any bits, NaN among them, which no training leaves.
@@ -89,16 +89,8 @@ def test_any_nested_state_comes_back_bit_equal(state):
 
 def test_names_that_read_alike_stay_apart_and_tied_weights_come_back_apart(tmp_path):
     weight = torch.arange(6.0)
-    state = {
-        1: torch.tensor(1),
-        "1": torch.tensor(2),
-        "a": {"b": torch.tensor(3)},
-        "a.b": torch.tensor(4),
-        "1#": torch.tensor(5),
-        "__metadata__": torch.tensor(6),
-        "epoch": 3,
-        "tied": [weight, weight, weight[2:], weight.view(2, 3)],
-    }
+    state = {1: torch.tensor(1), "1": torch.tensor(2), "a": {"b": torch.tensor(3)}, "a.b": torch.tensor(4)}
+    state |= {"1#": torch.tensor(5), "__metadata__": torch.tensor(6), "epoch": 3, "tied": [weight, weight, weight[2:]]}
     loaded = reloaded(tmp_path, state)
     assert bits(loaded) == bits(state)
     loaded["tied"][0].zero_()
@@ -106,18 +98,14 @@ def test_names_that_read_alike_stay_apart_and_tied_weights_come_back_apart(tmp_p
     # Plain safetensors, for other programs.
     with safe_open(tmp_path / "state-00000007.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("state.a.b"), torch.tensor(3))
-        assert "epoch" in file.metadata()["structure"]
 
 
 @pytest.mark.parametrize(
     ("state", "place"),
     [
         ({"a": [1, {2, 3}]}, r"state\.a\.1 is a set"),
-        ({"a": {True: 1}}, r"state\.a has the key True"),
         ({"a": {(1, 2): 1}}, r"state\.a has the key \(1, 2\)"),
-        ([lambda: None], r"state\.0 is a function"),
         ({"a": torch.eye(2).to_sparse()}, r"state\.a is sparse"),
-        ({"a": torch.ones(2, device="meta")}, r"state\.a is sparse or without data"),
         ({"a": torch.ones(2, dtype=torch.complex128)}, "type torch.complex128"),
     ],
 )
@@ -141,53 +129,19 @@ def test_nothing_that_is_not_finite_is_saved_or_loaded(tmp_path, monkeypatch):
         assert store.load_newest()[0] == 1
 
 
-@pytest.mark.parametrize("optimiser", [torch.optim.Adam, torch.optim.SGD])
-def test_training_goes_on_as_if_it_had_not_stopped(tmp_path, optimiser):
-    def build():
-        module = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 2))
-        more = {"amsgrad": True} if optimiser is torch.optim.Adam else {"momentum": 0.9, "nesterov": True}
-        optimizer = optimiser(module.parameters(), lr=0.1, **more)
-        return module, optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=20)
-
-    def train(module, optimizer, schedule, steps):
-        for _ in range(steps):
-            optimizer.zero_grad()
-            module(torch.randn(8, 4)).square().mean().backward()
-            optimizer.step()
-            schedule.step()
-
-    def states(parts):
-        return [*(dict(part.state_dict()) for part in parts), torch.get_rng_state()]
-
-    torch.manual_seed(0)
-    straight = build()
-    train(*straight, steps=4)
-    *loaded, generator = reloaded(tmp_path, states(straight))
-    train(*straight, steps=5)
-    expected = bits(states(straight))
-    torch.manual_seed(123)
-    resumed = build()
-    for part, state in zip(resumed, loaded, strict=True):
-        part.load_state_dict(state)
-    torch.set_rng_state(generator)
-    train(*resumed, steps=5)
-    assert bits(states(resumed)) == expected
-
-
 def test_store_keeps_the_newest_two_and_drops_an_abandoned_course(tmp_path):
     store = CheckpointStore(tmp_path / "checkpoints", name="search")
     assert store.load_newest() is None
     for step in (3, 12, 123456789):
-        path = store.save(step, step)
-    assert path.name == "search-123456789.safetensors"
+        store.save(step, step)
     assert store.load_newest() == (123456789, 123456789)
     files = [f"search-{step}.{end}" for step in ("00000012", "123456789") for end in ("json", "safetensors")]
     assert sorted(os.listdir(store.folder)) == files
-    manifest = json.loads((store.folder / "search-00000012.json").read_text())
-    content = (store.folder / "search-00000012.safetensors").read_bytes()
-    assert manifest["sha256"] == hashlib.sha256(content).hexdigest()
     store.save(15, 15)
     assert store.steps() == [12, 15]
+    for name, step in (("../a", 1), (".a", 1), ("a", -1)):
+        with pytest.raises(ValueError, match="must be"):
+            CheckpointStore(tmp_path, name=name).save(step, "state")
 
 
 def test_stores_in_one_folder_leave_each_other_alone(tmp_path):
@@ -202,12 +156,6 @@ def test_stores_in_one_folder_leave_each_other_alone(tmp_path):
         short.save(step, "short")
     assert (short.steps(), long.steps()) == ([6, 7], [3, 4])
     assert [file.exists() for file in left] == [False, True]
-
-
-@pytest.mark.parametrize(("name", "step"), [("../a", 1), ("", 1), ("a/b", 1), (".a", 1), ("a", -1)])
-def test_store_refuses(tmp_path, name, step):
-    with pytest.raises(ValueError, match="must be"):
-        CheckpointStore(tmp_path, name=name).save(step, "state")
 
 
 def flip(path):
@@ -230,25 +178,20 @@ def as_state(content):
     return replace
 
 
-def with_structure(structure):
-    return tensors_to_bytes({}, metadata={"format": "dnas_ens-state-1", "structure": structure})
+STRUCTURE = {"format": "dnas_ens-state-1", "structure": '{"pickle": "x"}'}
 
 
 @pytest.mark.parametrize(
     ("suffix", "damage"),
     [
         ("safetensors", flip),
-        ("safetensors", without_last_byte),
         ("safetensors", Path.unlink),
         ("json", without_last_byte),
-        ("json", lambda path: path.write_text("[1]")),
         ("json", lambda path: path.write_text("{}")),
         ("json", Path.unlink),
         ("safetensors", as_state(b"")),
-        ("safetensors", as_state((2**40).to_bytes(8, "little") + b"{}")),
         ("safetensors", as_state(tensors_to_bytes({"a": torch.ones(2)}))),
-        ("safetensors", as_state(with_structure('{"pickle": "x"}'))),
-        ("safetensors", as_state(with_structure('{"tensor": "x"}'))),
+        ("safetensors", as_state(tensors_to_bytes({}, metadata=STRUCTURE))),
     ],
 )
 def test_damaged_state_falls_back_loudly(tmp_path, suffix, damage):
@@ -265,10 +208,9 @@ def test_damaged_state_falls_back_loudly(tmp_path, suffix, damage):
         flip(tmp_path / f"state-{step:08d}.safetensors")
     with (
         pytest.warns(RuntimeWarning, match="SHA-256"),
-        pytest.raises(UserError, match="None of the 2 saved states of 'state'") as caught,
+        pytest.raises(UserError, match="None of the 2 saved states of 'state'"),
     ):
         store.load_newest()
-    assert "--run-dir" in caught.value.remedy
 
 
 KILLED_WHILE_SAVING = """
@@ -298,6 +240,7 @@ for step in (1, 2):
     CheckpointStore(before).save(step, state(step))
 store = CheckpointStore(folder)
 killed, found = 0, []
+warnings.simplefilter("ignore")
 while True:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(before, folder)
@@ -309,12 +252,9 @@ while True:
     if os.waitpid(child, 0)[1] == 0:
         break
     killed += 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        step, loaded = store.load_newest()
+    step, loaded = store.load_newest()
     assert torch.equal(loaded["x"], state(step)["x"])
     found.append(step)
-    assert set(store.steps()) <= set(store._steps("safetensors")), os.listdir(folder)
     store.save(3, state(3))
     assert store.load_newest()[0] == 3 and len(os.listdir(folder)) == 4, os.listdir(folder)
 assert found == sorted(found) and set(found) == {2, 3}, found
@@ -324,12 +264,7 @@ print(killed)
 
 @pytest.mark.slow
 def test_killed_at_any_line_of_saving_the_newest_valid_state_loads(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "checkpoints")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = [sys.executable, "-c", KILLED_WHILE_SAVING, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 20
