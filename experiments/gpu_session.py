@@ -8,7 +8,7 @@
 Every section is a process of its own with a time limit, and every figure is written to DIR/results.jsonl as soon as it
 is known, so a crash or a time-out costs the rest of one section at most. Sections that no longer fit are skipped by
 name; --resume does what is left, and --only what it names. --rehearse tries every line at tiny sizes, on a CPU in two
-minutes (the compiled member takes one of them). --table writes the published table from the files, on any machine.
+minutes. --table writes the published table from the files, on any machine.
 
 Sections: 0 machine, 1 tests, 2 recorded against eager, 3 kernels, 4 search, 5 training, 6 side by side, 7 comparison,
 8 compiled. DIR holds at most 8 files, each below 16 MB: results.jsonl, log.txt and the log-probabilities of section 7.

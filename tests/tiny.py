@@ -80,16 +80,9 @@ def predictions(
     seed=0,
     **fields,
 ):
-    """Predictions that lean towards the label, each member with noise of its own; the same number of val and test.
+    """Predictions (M, N, K) of val and as many of test, each member with noise of deviation 1 and factor `scale`.
 
-    Args:
-        num_members: M.
-        num_images: Of val, and of test.
-        num_classes: K.
-        sharpness: What the label's logit exceeds the others by; a number, or one a member in shape (M, 1).
-        scale: Factor of all logits, over noise of deviation 1.
-        seed: Of the noise.
-        fields: Of `Predictions`.
+    The label's logit exceeds the others by `sharpness`: a number, or one a member in shape (M, 1).
     """
     generator = np.random.default_rng(seed)
     labels = np.arange(num_images) % num_classes

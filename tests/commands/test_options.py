@@ -1,10 +1,10 @@
-import dataclasses
 import json
 
 import pytest
 
 from dnas_ens.commands.options import configured
 from dnas_ens.commands.whole_way import WholeWayCommand
+from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.errors import UserError
 
@@ -46,9 +46,7 @@ def test_a_file_of_one_section_is_read_as_such(configure):
 
 
 def test_the_whole_way_refuses_a_supernet_without_the_cells_the_networks_need():
-    search, recipe = search_preset(), retrain_preset()
-    one = dataclasses.replace(search, supernet=dataclasses.replace(search.supernet, num_cells=1))
+    one, recipe = with_fields(search_preset(), num_cells=1), retrain_preset()
     with pytest.raises(UserError, match="1 cell finds no normal cell, which a network of 3 cells has"):
         WholeWayCommand(search=one, retrain=recipe)
-    WholeWayCommand(search=one, retrain=dataclasses.replace(recipe, num_cells=1))
-    WholeWayCommand(search=search, retrain=dataclasses.replace(recipe, num_cells=20))
+    WholeWayCommand(search=one, retrain=with_fields(recipe, num_cells=1))

@@ -15,11 +15,10 @@ import sample_config
 import tyro
 from sample_config import Bilevel
 
-from dnas_ens.commands import evaluate, predict, retrain, search, whole_way
+from dnas_ens.commands import evaluate, whole_way
 from dnas_ens.commands.parse import _flags, _negated, parse, peek, run_main
 from dnas_ens.errors import UserError
 
-ROOT = Path(__file__).parents[2]
 PROG = "python -m dnas_ens.search"
 SEE = f"See `{PROG} --help`."
 
@@ -66,10 +65,8 @@ def refused(call, *argv):
     ("argv", "expected"),
     [
         ("", Search()),
-        ("--epochs 7", Search(bilevel=Bilevel(epochs=7))),
         ("--epochs=7 --seed=-3", Search(seed=-3, bilevel=Bilevel(epochs=7))),
         ("--late.epochs 8 --epochs 7", Search(bilevel=Bilevel(epochs=7), late=Late(epochs=8))),
-        ("--batch-size 5", Search(batch_size=5)),
         ("--batch_size=5", Search(batch_size=5)),
         ("--second-order", Search(bilevel=Bilevel(second_order=True))),
         ("--temperature 2 0.5", Search(bilevel=Bilevel(temperature=(2.0, 0.5)))),
@@ -77,8 +74,7 @@ def refused(call, *argv):
         ("--operations a b", Search(operations=("a", "b"))),
         ("--flip --seed 3", Search(flip=True, seed=3)),
         ("--no_flip", Search(flip=False)),
-        ("--flip False", Search(flip=False)),
-        ("--flip=True", Search(flip=True)),
+        ("--flip=False", Search(flip=False)),
     ],
 )
 def test_flags_that_are_understood(argv, expected):
@@ -92,31 +88,15 @@ def test_what_is_not_given_comes_from_the_default():
     assert parse_retrain("R", "--epochs", "4") == Retrain(run_dir=Path("R"), epochs=4)
 
 
-@pytest.mark.parametrize(
-    ("argv", "told"),
-    [
-        ("--help --epoch 3", ["--epochs INT", "Epochs over the weight half.", PROG]),
-        ("--tyro-print-completion bash", ["--learning-rate"]),
-    ],
-)
+@pytest.mark.parametrize(("argv", "told"), [("--help --epoch 3", PROG), ("--tyro-print-completion bash", "--epochs")])
 def test_help_and_completion_are_tyros(argv, told, capsys):
     with pytest.raises(SystemExit) as caught:
         parse_search(*argv.split())
     assert caught.value.code in (0, None)
-    printed = capsys.readouterr().out
-    assert all(text in printed for text in told)
+    assert told in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        search.SearchCommand,
-        whole_way.WholeWayCommand,
-        retrain.RetrainCommand,
-        evaluate.EvaluateCommand,
-        predict.PredictCommand,
-    ],
-)
+@pytest.mark.parametrize("command", [whole_way.WholeWayCommand, evaluate.EvaluateCommand])
 def test_the_flags_known_are_those_of_the_help(command, capsys):
     with pytest.raises(SystemExit):
         parse(command, ["--help"], prog=PROG, description="")
@@ -130,21 +110,14 @@ def test_the_flags_known_are_those_of_the_help(command, capsys):
 @pytest.mark.parametrize(
     ("argv", "cause", "remedy"),
     [
-        ("--epoch 5", "Unknown option --epoch.", f"Did you mean --epochs? {SEE}"),
-        ("--epoch=5", "Unknown option --epoch.", f"Did you mean --epochs? {SEE}"),
-        ("--seed x --epoch 5", "Unknown option --epoch.", f"Did you mean --epochs? {SEE}"),
-        ("--learning_rat=5", "Unknown option --learning_rat.", f"Did you mean --learning-rate? {SEE}"),
+        ("--seed x --epoch=5", "Unknown option --epoch.", f"Did you mean --epochs? {SEE}"),
         ("--no-second-orde", "Unknown option --no-second-orde.", f"Did you mean --no-second-order? {SEE}"),
-        ("--no-fli", "Unknown option --no-fli.", f"Did you mean --no-flip? {SEE}"),
         ("--late.epoch 5", "Unknown option --late.epoch.", f"Did you mean --late.epochs? {SEE}"),
         ("--xyzzy", "Unknown option --xyzzy.", SEE),
-        ("--epochs abc", "--epochs takes a whole number, not 'abc'.", SEE),
         ("--learning-rate abc", "--learning-rate takes a number, not 'abc'.", SEE),
-        ("--late.epochs abc", "--late.epochs takes a whole number, not 'abc'.", SEE),
-        (f"--epochs {'a' * 150}", f"--epochs takes a whole number, not '{'a' * 150}'.", SEE),
+        (f"--late.epochs {'a' * 150}", f"--late.epochs takes a whole number, not '{'a' * 150}'.", SEE),
         ("--limit x", "Error parsing --limit: .* from \\['x'\\]\\.", SEE),
         ("--penalty jss", "Invalid choice 'jss' for argument '--penalty'.*\\('js', 'none'\\)\\.", SEE),
-        ("--epochs", "Missing value for argument '--epochs'.*", SEE),
         ("--temperature 1", "Missing value for argument '--temperature'.*", SEE),
         ("--epochs 5 7", "Unexpected argument '7'.", f"Leave it out; see `{PROG} --help`."),
         ("--epochs 0", "--epochs is 0.", "Give --epochs 1 or more."),
@@ -156,11 +129,10 @@ def test_a_mistake_is_a_line_of_cause_and_one_of_remedy(argv, cause, remedy, cap
     assert re.fullmatch(cause, said[0]), said[0]
     assert said[1] == remedy
     assert capsys.readouterr() == ("", "")
-    assert os.environ["COLUMNS"] == "40"
 
 
 def test_a_mistyped_flag_is_no_positional_argument():
-    for argv in ("--epoch=5", "--epoch 5", "R --epoch 5", "--epoch 5 R"):
+    for argv in ("--epoch=5", "R --epoch 5", "--epoch 5 R"):
         assert refused(parse_retrain, *argv.split())[0] == "Unknown option --epoch."
     assert "The run folder" in refused(parse_retrain)[0]
     cause, remedy = refused(parse_retrain, "R", "my photos")
@@ -183,27 +155,17 @@ def test_options_read_ahead():
     assert "'--preset'" in refused(read, "--preset --seed 3")[0]
 
 
-def end_in_process(argv):
-    def main(argv):
-        print("argv", *argv)
-        if "mistake" in argv:
-            raise UserError("The cause\nis this.", "Do that.")
-        if "bug" in argv:
-            raise ZeroDivisionError("a bug")
-        if "pipe" in argv:
-            raise BrokenPipeError
-        if "full" in argv:
-            Path("/dev/full").write_text("x")
-        if "exit" in argv:
-            sys.exit(7)
-
-    try:
-        return run_main(main, argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
 TOLD = "error: The cause is this.\nremedy: Do that.\n"
+
+
+def ended(argv):
+    print("argv", *argv)
+    if "mistake" in argv:
+        raise UserError("The cause\nis this.", "Do that.")
+    if "bug" in argv:
+        raise ZeroDivisionError("a bug")
+    if "full" in argv:
+        Path("/dev/full").write_text("x")
 
 
 @pytest.mark.parametrize(
@@ -212,9 +174,7 @@ TOLD = "error: The cause is this.\nremedy: Do that.\n"
         ("fine", 0, ""),
         ("mistake", 2, TOLD),
         ("mistake --debug", 2, rf"Traceback.*{TOLD}"),
-        ("exit", 7, ""),
         ("bug", 1, "Traceback.*ZeroDivisionError: a bug\n"),
-        ("pipe", 1, "Traceback.*BrokenPipeError\n"),
         ("full", 2, "error: Cannot write .*No space left on device.\nremedy: .*\n"),
     ],
 )
@@ -222,7 +182,7 @@ def test_exit_codes(argv, code, stderr, capsys):
     if argv == "full" and not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     handler = signal.getsignal(signal.SIGTERM)
-    assert end_in_process(argv.split()) == code
+    assert run_main(ended, argv.split()) == code
     printed = capsys.readouterr()
     assert printed.out == f"argv {argv.removesuffix(' --debug')}\n"
     assert re.fullmatch(stderr, printed.err, re.DOTALL)
@@ -249,7 +209,6 @@ sys.exit(run_main(main))
 def start(*arguments, stdout=subprocess.PIPE):
     return subprocess.Popen(
         [sys.executable, *arguments],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -261,7 +220,6 @@ def start(*arguments, stdout=subprocess.PIPE):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number, code):
     with start("-c", COMMAND, "wait") as process:
-        assert process.stdout is not None
         assert process.stdout.readline() == "printed\n"
         process.send_signal(number)
         stdout, stderr = process.communicate(timeout=120)
@@ -269,7 +227,7 @@ def test_an_interrupted_command_cleans_up_and_says_how_to_go_on(number, code):
     assert stderr == "interrupted; run the same command again\n"
 
 
-@pytest.mark.parametrize("arguments", [("-m", "dnas_ens", "--help"), ("-c", COMMAND), ("-c", COMMAND, "exit")])
+@pytest.mark.parametrize("arguments", [("-m", "dnas_ens", "--help"), ("-c", COMMAND, "exit")])
 def test_output_that_nobody_reads_ends_quietly(arguments):
     reading, writing = os.pipe()
     os.close(reading)
@@ -279,7 +237,7 @@ def test_output_that_nobody_reads_ends_quietly(arguments):
     assert process.returncode == 128 + signal.SIGPIPE
 
 
-@pytest.mark.parametrize("module", ["search", "retrain", "evaluate", "report", "predict"])
+@pytest.mark.parametrize("module", ["search", "evaluate"])
 def test_help_needs_no_torch(module):
     package = f"dnas_ens.{module}"
     script = (

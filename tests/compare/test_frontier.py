@@ -5,49 +5,21 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import tiny
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from dnas_ens.compare.budgets import equal_cost, unspent_sentences
-from dnas_ens.compare.figure import spread
-from dnas_ens.compare.frontier import (
-    Option,
-    Trained,
-    best_within,
-    frontier,
-    of_exchangeable,
-    of_ordered,
-    windows,
-)
+from dnas_ens.compare.frontier import Option, Trained, best_within, frontier, of_exchangeable, of_ordered
 from dnas_ens.compare.methods.comparison import Result
 from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
-from dnas_ens.compare.tables import provenance
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.weighting import fit_weights
-from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
 
 
-def some_predictions(members=4, images=60, classes=3, seed=0):
-    generator = np.random.default_rng(seed)
-
-    def probs():
-        return generator.dirichlet(np.ones(classes), size=(members, images))
-
-    def labels():
-        return generator.integers(classes, size=images)
-
-    return Predictions(
-        val_probs=probs(),
-        val_labels=labels(),
-        test_probs=probs(),
-        test_labels=labels(),
-        classes=list(map(str, range(classes))),
-        weights=[1 / members] * members,
-        parameters=[1] * members,
-    )
+def some_predictions(images=60, seed=0):
+    return tiny.predictions(4, images, 3, sharpness=0.0, seed=seed, parameters=[1] * 4)
 
 
 def nll(probs, labels, inverse=1.0):
@@ -73,15 +45,8 @@ def figures(option):
 
 
 def made(cost, val, test):
-    return Option(
-        members=1,
-        epochs=1,
-        cpu_seconds=cost,
-        val_nll=val,
-        losses=np.full(2, test),
-        hits=np.ones(2),
-        spent=f"{cost}",
-    )
+    figures = {"val_nll": val, "losses": np.full(2, test), "hits": np.ones(2)}
+    return Option(members=1, epochs=1, cpu_seconds=cost, spent=f"{cost}", **figures)
 
 
 def test_a_frontier_by_hand():
@@ -94,8 +59,7 @@ def test_a_frontier_by_hand():
     assert budgets == [2, 3, 5, 6, 7]
     assert heights == pytest.approx([0.6, 0.5, 0.5, 0.4, 0.45])
     # Every budget of one seed may be too small for the other.
-    dear = [made(9, 0.1, 0.1)]
-    assert frontier([first, dear])[0] == [9]
+    assert frontier([first, [made(9, 0.1, 0.1)]])[0] == [9]
 
 
 def test_the_best_within_a_budget_is_vals_and_the_cheapest_of_equals():
@@ -106,19 +70,9 @@ def test_the_best_within_a_budget_is_vals_and_the_cheapest_of_equals():
     assert best_within(options, 0.5) is None
 
 
-@given(st.integers(1, 12).flatmap(lambda count: st.tuples(st.just(count), st.integers(0, count))))
-def test_windows_hold_everyone_equally_often(sizes):
-    count, size = sizes
-    found = windows(count, size)
-    assert all(len(set(subset)) == size for subset in found)
-    assert len({frozenset(subset) for subset in found}) == len(found)
-    times = np.bincount(np.array([index for subset in found for index in subset], dtype=int), minlength=count)
-    assert len(set(times)) == 1
-
-
-@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("size", [1, 3])
 def test_exchangeable_members_are_the_mean_over_all_subsets(size):
-    """For 1, n - 1 and n of n members the balanced subsets are all there are."""
+    """For 1 and n - 1 of n members the balanced subsets are all there are."""
     predictions = some_predictions()
     trained = Trained(predictions=predictions, seconds=[1.0, 2.0, 3.0, 6.0], epochs=7)
     option = of_exchangeable(trained, fixed_seconds=10.0)[size - 1]
@@ -137,20 +91,6 @@ def test_ordered_members_are_taken_in_their_order():
         np.testing.assert_allclose(figures(option), by_hand(predictions, range(size)), atol=1e-5)
 
 
-@given(st.lists(st.floats(0, 400), min_size=1, max_size=12), st.floats(1, 20))
-def test_labels_stand_apart_in_their_order_and_near(heights, gap):
-    places = spread(heights, gap, low=0, high=400)
-    order = np.argsort(heights, kind="stable")
-    placed = np.array(places)[order]
-    assert (np.diff(placed) >= gap - 1e-6).all()
-    assert placed[0] >= -1e-6
-    assert placed[-1] <= 400 + 1e-6
-    if (np.diff(np.array(heights)[order]) >= gap).all():
-        np.testing.assert_allclose(places, heights, atol=1e-9)
-    # No label moves by more than all the others take.
-    assert np.abs(np.array(places) - heights).max() <= gap * len(heights)
-
-
 def of_seeds(*seeds):
     """Rows with an option for each cost."""
 
@@ -159,19 +99,10 @@ def of_seeds(*seeds):
         figures = {"losses": losses, "hits": np.ones(8), "spent": "1 × 1"}
         return Option(members=1, epochs=1, cpu_seconds=cost, val_nll=1.0, **figures)
 
-    return [
-        [
-            Result(
-                name=name,
-                predictions=None,
-                networks=1,
-                cpu_seconds=0,
-                options=[option(cost) for cost in costs],
-            )
-            for name, costs in of_seed.items()
-        ]
-        for of_seed in seeds
-    ]
+    def result(name, costs):
+        return Result(name=name, predictions=None, networks=1, cpu_seconds=0, options=list(map(option, costs)))
+
+    return [[result(name, costs) for name, costs in of_seed.items()] for of_seed in seeds]
 
 
 def test_what_one_seed_cannot_pay_for_is_no_row_but_told():
@@ -196,25 +127,6 @@ def test_methods_that_could_have_spent_more_are_named():
     assert unspent_sentences(results, [100, 200]) == (
         "- Of *short* nothing was trained that costs more than 60 % of this; for all of it there might be better.\n"
     )
-
-
-def test_commands_are_named_once_with_all_the_revisions_they_ran_at():
-    machine = {
-        "cpu": "Chip",
-        "num_cpus": 2,
-        "packages": dict.fromkeys(("torch", "numpy", "scipy"), "1.0"),
-        "time": "now",
-    }
-    entries = [
-        {"command": ["python", command], "git_revision": revision, **machine}
-        for command, revision in (("search.py", "a"), ("my run", "a"), ("my run", "b"), ("my run", "a"))
-    ]
-    assert provenance(entries, device="cpu").split("\n\n") == [
-        "Command: `python search.py` (revision a)",
-        "Command: `python 'my run'` (revisions a, b)",
-        "Hardware: Chip, 2 cores, no GPU used. Versions: torch 1.0, numpy 1.0, scipy 1.0. Date: now.",
-        "",
-    ]
 
 
 def test_weights_and_temperature_come_from_different_halves_of_a_large_val():

@@ -25,13 +25,8 @@ from dnas_ens.training.trainer import MemberTraining
 EPOCHS, MEMBERS = 4, 2
 
 
-@pytest.fixture(scope="module")
-def data():
-    return load_data("digits", limit_train=160)
-
-
 @pytest.fixture
-def comparison(data, tmp_path):
+def comparison(tmp_path):
     space = SearchSpace()
     base, *members = (
         random_genotype(np.random.default_rng(seed), operations=space.operations, num_nodes=2).to_dict()
@@ -48,8 +43,8 @@ def comparison(data, tmp_path):
         folder=tmp_path,
         search=SearchConfig(),
         found=found,
-        data=data,
-        recipe=RetrainConfig(num_cells=2, channels=4, epochs=EPOCHS, batch_size=32),
+        data=load_data("digits", limit_train=160),
+        recipe=RetrainConfig(num_cells=1, channels=2, epochs=EPOCHS, batch_size=32),
         device=torch.device("cpu"),
     )
     made.total_seconds = made.largest_seconds = 0.0
@@ -57,7 +52,7 @@ def comparison(data, tmp_path):
 
 
 def plain_loop(comparison, name, rate_at):
-    """Train for eight epochs with a learning rate for every step; return weights after every step and the training."""
+    """Weights after every step of eight epochs with a learning rate for each, and the training."""
     recipe = comparison.recipe_of(name, epochs=EPOCHS * MEMBERS)
     training = MemberTraining(comparison.base, comparison.data, recipe, index=0)
     weights = []
@@ -154,14 +149,11 @@ def test_snapshots_are_of_a_plain_loop_with_the_papers_rate(comparison):
         np.testing.assert_allclose(row.predictions.test_probs[index], probs, atol=2e-5)
 
 
-def cycles(training):
-    return Cycles(training, CosineCycles(epochs=EPOCHS * MEMBERS, num_cycles=2, initial_learning_rate=0.05))
-
-
 @pytest.mark.parametrize("kind", ["cycles", "averages"])
 def test_an_interrupted_training_goes_on_to_the_same_end(comparison, kind):
     def companion_of(training):
-        return cycles(training) if kind == "cycles" else _Averages(comparison, training)
+        schedule = CosineCycles(epochs=EPOCHS * MEMBERS, num_cycles=2, initial_learning_rate=0.05)
+        return Cycles(training, schedule) if kind == "cycles" else _Averages(comparison, training)
 
     def interrupted(training):
         companion = companion_of(training)

@@ -21,8 +21,6 @@ SCRIPTS = Path(__file__).parents[2] / "experiments"
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Run a script by its name; returns what it printed and told on standard error."""
-
     def run(name, *arguments, code=0):
         process = subprocess.run(
             [sys.executable, "-W", "error", str(SCRIPTS / f"{name}.py"), *map(str, arguments)],
@@ -39,13 +37,11 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def read_lines():
-    """Read a .jsonl file."""
     return lambda path: [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")
 def timeless():
-    """Return records as text without the seconds that they took."""
     return lambda records: re.sub(r'"\w*seconds": [\d.e-]+', "", json.dumps(records))
 
 
@@ -62,7 +58,6 @@ def cells():
 
 @pytest.fixture(scope="session")
 def numbers():
-    """Return the numbers with decimals in a text."""
     return lambda text: [float(number) for number in re.findall(r"[-+]?\d+\.\d+", text)]
 
 
@@ -94,20 +89,14 @@ def check_rows(cells, read_lines):
                 assert stored["methods"].tolist() == names
                 probs, labels = stored["test_probs"][index], stored["test_labels"]
                 temperature = record["rows"][index]["temperature"]
-                figures.append(
-                    [
-                        100 * (probs.argmax(1) == labels).mean(),
-                        scaled_nll(probs, labels, 1.0),
-                        scaled_nll(probs, labels, temperature),
-                    ]
-                )
+                losses = [scaled_nll(probs, labels, each) for each in (1.0, temperature)]
+                figures.append([100 * (probs.argmax(1) == labels).mean(), *losses])
                 # The temperature has the least NLL on val, of those from 0.05 to 20.
                 near = np.clip(temperature * np.array([0.95, 1.0, 1.05]), 0.05, 20)
                 val = [scaled_nll(stored["val_probs"][index], stored["val_labels"], each) for each in near]
                 assert val[1] <= min(val) + 1e-6
-            for cell, column, tolerance in zip(
-                cells(text, name), zip(*figures, strict=True), (0.006, 6e-5, 6e-5), strict=False
-            ):
+            columns = zip(*figures, strict=True)
+            for cell, column, tolerance in zip(cells(text, name), columns, (0.006, 6e-5, 6e-5), strict=False):
                 expected = statistics.fmean(column), statistics.stdev(column)
                 assert [float(part) for part in cell.split(" ± ")] == pytest.approx(expected, abs=tolerance)
         assert "**not** the published scale" in text
@@ -119,7 +108,7 @@ def check_rows(cells, read_lines):
 
 @pytest.fixture(scope="session")
 def run_here():
-    """Run a script in this process, by its name; returns what it printed."""
+    """Run a script in this process."""
 
     def run(name, *arguments):
         printed = io.StringIO()

@@ -17,7 +17,7 @@ ONCE = ("--rounds", 1, "--warmup", 0, "--device", "cpu", "--no-memory", "--no-ke
 
 @pytest.fixture
 def load(monkeypatch):
-    """Import a benchmark as a script there does; what it measures in fresh processes is measured in this one."""
+    """Import a benchmark; what it measures in fresh processes is measured in this one."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     timing = importlib.import_module("timing")
@@ -30,8 +30,6 @@ def load(monkeypatch):
 
 @pytest.fixture
 def benchmark(load, capsys):
-    """Run a benchmark by its name; returns what it printed and told."""
-
     def run(name, *arguments, code=0):
         assert run_main(load(name).main, list(map(str, arguments))) == code
         return capsys.readouterr()
@@ -40,7 +38,6 @@ def benchmark(load, capsys):
 
 
 def check_comparison(result, *, ours):
-    """Everything that is derived agrees with the seconds and the bytes it comes from."""
     sides = result["sides"]
     for side in sides.values():
         seconds = side["seconds"]
@@ -59,7 +56,6 @@ def check_comparison(result, *, ours):
 
 
 def check_line(stdout, output, *, name):
-    """Standard output is one line of JSON, and the file ends in it."""
     (line,) = stdout.splitlines()
     assert output.read_text().splitlines()[-1] == line
     result = json.loads(line)
@@ -85,12 +81,6 @@ TINY_NETWORK = "--channels 2 --num-cells 1 --batch-size 8"
         ),
         ("floor", TINY_STEP, ["copy of its bytes", "ours"], "MiB read and written"),
         ("retraining", f"{TINY_NETWORK} --batches 2 --workers 0", ["textbook", "ours"], "images a second"),
-        (
-            "execution",
-            f"--what search {TINY_NETWORK} --batches 1",
-            ["ours", "channels_last bfloat16"],
-            "channels_last bfloat16 / ours",
-        ),
         (
             "execution",
             f"--what retraining {TINY_NETWORK} --batches 1",
@@ -134,19 +124,13 @@ def test_memory_is_taken_in_processes_of_their_own(run_script, tmp_path):
     assert (result["options"]["keep_memory"], result["threads"]) == (True, 1)
     assert len(result["memory_ratios"]) == 1
     assert "convolution" in file.read_text()
-    # An error of a measuring process is told like one of ours.
-    _, err = run_script("benchmarks/retraining", "--batches", 1000, "--output", tmp_path / "none", code=2)
-    assert "training images of digits" in err
-    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "cause"),
     [
         ("search_step", ("--members", 3), "3 members do not divide a batch of 64 images"),
-        ("search_step", ("--rounds", 0), "--rounds is 0"),
         ("search_step", ("--layout", "contiguous"), "The fast supernet is computed channels_last"),
-        ("retraining", ("--workers", -1), "--workers is -1"),
         ("growth", ("--cells", 3, 0), "--cells is 3 0"),
         ("table", ("--results", "nowhere"), "There is no nowhere"),
     ],
@@ -210,41 +194,6 @@ def test_growth_writes_table_and_plot(benchmark, tmp_path):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_growth_measures_a_point_that_axes_share_once(load, monkeypatch, tmp_path):
-    growth, timing = load("growth"), load("timing")
-    measured = []
-
-    def measure(build, options, sides, *, ours):
-        measured.append((build, options))
-        memory = {name: {"added_bytes": 2**20 * (1 + len(measured))} for name in sides}
-        return timing.compared({name: [0.1, 0.2] for name in sides}, memory, ours=ours)
-
-    monkeypatch.setattr(growth, "measure", measure)
-    points = growth.measure_axes(growth.Growth(rounds=5))
-    # Four axes of a step share the centre.
-    assert (len(points), len(measured)) == (16, 13)
-    steps = [options for build, options in measured if build is growth.build_step]
-    found = [(step.channels, step.num_cells, step.batch_size, step.members) for step in steps]
-    wanted = "4 3 64 4, 8 3 64 4, 16 3 64 4, 8 5 64 4, 8 8 64 4, 8 3 32 4, 8 3 128 4, 8 3 64 1, 8 3 64 2, 8 3 64 8"
-    assert found == [tuple(map(int, point.split())) for point in wanted.split(",")]
-    assert {step.rounds for step in steps} == {5}
-    assert [step.directions for build, step in measured if build is growth.build_loop_step] == [1, 4, 8]
-    assert len(growth.table(points).splitlines()) == 2 + 16
-    growth.plot(points, tmp_path / "growth.png")
-    assert (tmp_path / "growth.png").stat().st_size > 10_000
-
-
-def test_sides_take_turns_and_the_warm_up_does_not_count(load):
-    calls = []
-
-    def side(name):
-        return lambda: calls.append(name) or float(len(calls))
-
-    seconds = load("timing").in_turn({"a": side("a"), "b": side("b")}, rounds=2, warmup=1)
-    assert calls == ["a", "b"] * 3
-    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
-
-
 def test_spread_and_ratios_of_known_values(load):
     timing = load("timing")
     values = [4.0, 1.0, 2.0, 3.0, 5.0]
@@ -288,25 +237,18 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     tiny = {
         "search": {
             "data": {"limit_train": 96},
-            "supernet": {"channels": 2, "num_nodes": 2},
+            "supernet": {"channels": 2, "num_nodes": 2, "num_cells": 1},
             "hypernetwork": {"directions": 2},
             "bilevel": {"epochs": 2, "warmup_epochs": 1},
             "candidates": {"members": 2, "pool_size": 4},
         },
-        "retrain": {"channels": 2, "epochs": 1},
+        "retrain": {"channels": 2, "epochs": 1, "num_cells": 1},
     }
     (tmp_path / "tiny.json").write_text(json.dumps(tiny))
     output = tmp_path / "first-run"
-    earlier = {
-        "command": "python -m dnas_ens --config tiny.json",
-        "wall_seconds": 9.0,
-        "cpu_seconds": 8.0,
-        "peak_memory_mib": 700.0,
-        "accuracy": 0.5,
-        "nll": 1.0,
-        "calibrated_nll": 0.9,
-        "environment": {"time": "2026-01-31T00:00:00", "cpu": "Chip", "num_cpus": 8},
-    }
+    earlier = {"command": "python -m dnas_ens --config tiny.json", "wall_seconds": 9.0, "cpu_seconds": 8.0}
+    earlier |= {"peak_memory_mib": 700.0, "accuracy": 0.5, "nll": 1.0, "calibrated_nll": 0.9}
+    earlier |= {"environment": {"time": "2026-01-31T00:00:00", "cpu": "Chip", "num_cpus": 8}}
     of_another = earlier | {"command": "python -m dnas_ens"}
     file = output.with_suffix(".jsonl")
     file.write_text("".join(json.dumps(line) + "\n" for line in (earlier, of_another)))

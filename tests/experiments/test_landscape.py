@@ -16,7 +16,6 @@ from studies.loss_landscape.landscape import (
     embed_predictions,
     independent_disagreement,
     normalised_disagreement,
-    pair_values,
     perturbed_disagreement,
     share_of_independent,
     weight_cosines,
@@ -72,23 +71,6 @@ def test_cosines_of_a_network_are_those_of_its_flat_parameters():
     assert weight_cosines(models[0], [zero, states[0]]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-def test_independent_errors_have_a_share_of_one():
-    generator = np.random.default_rng(0)
-    labels = generator.integers(0, 10, 100_000)
-    right = generator.random((3, len(labels))) < np.array([[0.9], [0.7], [0.8]])
-    wrong = (labels + generator.integers(1, 10, right.shape)) % 10
-    probs = np.eye(10)[np.where(right, labels, wrong)]
-    shares = share_of_independent(probs, labels)
-    np.testing.assert_allclose(shares + np.eye(3), np.ones((3, 3)), atol=0.02)
-
-
-def test_solutions_without_errors_agree():
-    labels = np.array([0, 1, 2, 0])
-    probs = np.stack([np.eye(3)[labels]] * 2)
-    assert not normalised_disagreement(probs, labels).any()
-    assert not share_of_independent(probs, labels).any()
-
-
 def test_trajectories_in_different_places_are_apart_in_the_embedding():
     generator = np.random.default_rng(0)
     centres = generator.dirichlet(np.full(5, 0.3), size=(2, 40))
@@ -102,20 +84,13 @@ def test_trajectories_in_different_places_are_apart_in_the_embedding():
     assert ((distances.argmin(axis=1) < 8) == (np.arange(16) < 8)).all()
 
 
-# The diversity-accuracy plane
-
-
-def one_hot(votes, num_classes):
-    return np.eye(num_classes)[votes]
-
-
 def answers(generator, labels, accuracy, num_classes):
     """Votes that are right with a probability and otherwise a random wrong class, independent of all else."""
     wrong = (labels + generator.integers(1, num_classes, len(labels))) % num_classes
     return np.where(generator.random(len(labels)) < accuracy, labels, wrong)
 
 
-@pytest.mark.parametrize(("ours", "base", "num_classes"), [(0.7, 0.9, 10), (0.5, 0.6, 3), (0.95, 0.8, 100)])
+@pytest.mark.parametrize(("ours", "base", "num_classes"), [(0.7, 0.9, 10), (0.5, 0.6, 3)])
 def test_independent_errors_by_simulation(ours, base, num_classes):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, num_classes, IMAGES)
@@ -125,7 +100,7 @@ def test_independent_errors_by_simulation(ours, base, num_classes):
     assert (votes[0] != votes[1]).mean() == pytest.approx(expected, abs=4 * np.sqrt(0.25 / IMAGES))
 
 
-@pytest.mark.parametrize(("share", "base", "num_classes"), [(0.1, 0.9, 10), (0.5, 0.6, 3), (0.3, 0.99, 100)])
+@pytest.mark.parametrize(("share", "base", "num_classes"), [(0.1, 0.9, 10), (0.5, 0.6, 3)])
 def test_perturbed_base_by_simulation(share, base, num_classes):
     generator = np.random.default_rng(1)
     labels = generator.integers(0, num_classes, IMAGES)
@@ -156,21 +131,12 @@ def test_no_pair_leaves_the_bounds(seed, num_classes, first, second):
     assert least - 1e-12 <= (votes[0] != votes[1]).mean() <= largest + 1e-12
 
 
-@given(st.floats(0.35, 1), st.floats(0.35, 1), st.integers(3, 100))
-def test_curves_lie_within_the_bounds(ours, base, num_classes):
-    least, largest = disagreement_bounds(ours, base)
-    independent = independent_disagreement(ours, base, num_classes)
-    assert least - 1e-12 <= independent <= largest + 1e-12
-    perturbed = perturbed_disagreement(ours, base, num_classes)
-    assert np.isnan(perturbed) or least - 1e-12 <= perturbed
-
-
 def test_bounds_are_reached():
     labels = np.zeros(10, dtype=int)
     base = np.array([0] * 8 + [1] * 2)
     better = np.array([0] * 9 + [1])
     disjoint = np.array([1] * 3 + [0] * 7)
-    plane = diversity_accuracy_plane(one_hot(base, 3), np.stack([one_hot(better, 3), one_hot(disjoint, 3)]), labels)
+    plane = diversity_accuracy_plane(np.eye(3)[base], np.eye(3)[[better, disjoint]], labels)
     least, largest = disagreement_bounds(plane.accuracy, plane.base_accuracy)
     assert plane.base_accuracy == pytest.approx(0.8)
     assert plane.accuracy.tolist() == pytest.approx([0.9, 0.7])
@@ -178,16 +144,6 @@ def test_bounds_are_reached():
     assert plane.diversity.tolist() == pytest.approx([1.0, 5 / 3])
     assert plane.diversity[0] * 0.1 == pytest.approx(least[0])
     assert plane.diversity[1] * 0.3 == pytest.approx(largest[1])
-
-
-def test_a_solution_without_errors_has_no_place_in_the_plane():
-    labels = np.array([0, 1, 2])
-    plane = diversity_accuracy_plane(one_hot([0, 1, 1], 3), one_hot(labels, 3)[None], labels)
-    assert plane.accuracy.tolist() == [1.0]
-    assert np.isnan(plane.diversity).all()
-
-
-# Pairs within groups and between them
 
 
 def distances(points):
@@ -215,19 +171,13 @@ def test_means_by_hand_and_exact_p_value():
     assert found.p_value == pytest.approx(1 / 3, abs=0.02)
 
 
-@pytest.mark.parametrize("groups", ["aabbcc", "aaabbc", "abcabc"])
-def test_p_value_is_that_of_all_permutations(groups):
-    points = np.random.default_rng(3).normal(size=(6, 2))
-    matrix = distances(points)
+@pytest.mark.parametrize(("groups", "groupings"), [("aabbcc", 15), ("aaabbc", 60)])
+def test_p_value_is_that_of_all_permutations(groups, groupings):
+    matrix = distances(np.random.default_rng(3).normal(size=(6, 2)))
     found = contrast_pairs(matrix, groups)
     assert found.p_value == pytest.approx(exact_p_value(matrix, groups), abs=0.02)
-
-
-def test_number_of_groupings():
-    matrix = distances(np.random.default_rng(0).normal(size=(6, 2)))
     # 6! / (2! 2! 2!) / 3! and 6! / (3! 2! 1!).
-    assert contrast_pairs(matrix, "aabbcc", num_resamples=1).num_groupings == 15
-    assert contrast_pairs(matrix, "aaabbc", num_resamples=1).num_groupings == 60
+    assert found.num_groupings == groupings
 
 
 def test_groups_that_are_apart_are_found_and_others_at_their_level():
@@ -241,10 +191,3 @@ def test_groups_that_are_apart_are_found_and_others_at_their_level():
         for _ in range(200)
     ]
     assert np.mean(below) == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 200))
-
-
-def test_pairs_of_both_kinds():
-    matrix = np.arange(9).reshape(3, 3)
-    within, between = pair_values(matrix, ["a", "b", "a"])
-    assert within.tolist() == [2]
-    assert between.tolist() == [1, 5]

@@ -1,9 +1,6 @@
-import contextlib
 import csv
-import io
 import statistics
 
-import neural_ensemble_search
 import numpy as np
 import pytest
 
@@ -12,50 +9,37 @@ from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
 
 TINY = (
-    "--limit-train 160 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 --device cpu"
+    "--limit-train 96 --seeds 2 --members 2 --search-channels 2 --channels 4 --search-epochs 2 --epochs 2 --device cpu"
 ).split()
 #: For each row its folder below a seed's run folder, the searches it pays for, and what is published beside it.
 ROWS = {
-    "one DARTS search, its cell trained once (DARTS)": (
-        "darts-ens",
-        ["darts-ens/search-0"],
-        "46.8 ± 1.7",
-        "1.2",
-    ),
+    "one DARTS search, its cell trained once (DARTS)": ("darts-ens", ["darts-ens/search-0"], "46.8 ± 1.7", "1.2"),
     "one random cell (Random)": ("random-cells", [], "", ""),
     "cells of independent DARTS searches (DartsEns)": (
-        "darts-ens",
-        ["darts-ens/search-0", "darts-ens/search-1"],
-        "48.2 ± 1.5",
-        "3.6",
+        *("darts-ens", ["darts-ens/search-0", "darts-ens/search-1"], "48.2 ± 1.5", "3.6"),
     ),
     "random cells (Random-NES)": ("random-cells", [], "46.9 ± 5.2", "0"),
     "random deviations of the DARTS cell (RandomD-NES)": (
-        "darts-deviations",
-        ["darts-ens/search-0"],
-        "47.7 ± 3.4",
-        "1.2",
+        *("darts-deviations", ["darts-ens/search-0"], "47.7 ± 3.4", "1.2"),
     ),
     "hypernetwork upon a DARTS cell (EdgeNES)": (
-        "hypernet",
-        ["darts-ens/search-0", "hypernet/search"],
-        "48.1 ± 1.7",
-        "2.1",
+        *("hypernet", ["darts-ens/search-0", "hypernet/search"], "48.1 ± 1.7", "2.1"),
     ),
     "star hypernetwork (ours)": ("..", [".."], "", ""),
 }
 
 
-def study(folder, *options, runs="runs", output="out"):
-    printed = io.StringIO()
-    where = ["--run-dir", str(folder / runs), "--output", str(folder / output)]
-    with contextlib.redirect_stdout(printed):
-        neural_ensemble_search.main([*TINY, *options, *where])
-    return printed.getvalue()
+@pytest.fixture(scope="module")
+def study(run_here):
+    def run(folder, *options, runs="runs", output="out"):
+        where = ("--run-dir", folder / runs, "--output", folder / output)
+        return run_here("neural_ensemble_search", *TINY, *options, *where)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, study):
     folder = tmp_path_factory.mktemp("study")
     return folder, study(folder)
 
@@ -82,9 +66,7 @@ def test_rows_are_what_is_stored_with_the_published_table_beside_them(finished):
     folder, printed = finished
     text = (folder / "out.md").read_text()
     assert text.rstrip() in printed
-    assert "1 cell searched with C=2 for 2 epochs, 2 stacked with C=4" in text
     assert "This is **not** the published scale" in text
-    assert "--data cifar100" in text
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
     rows = table_of(folder / "out.csv")
     assert [row["name"] for row in rows] == 2 * list(ROWS)
@@ -129,7 +111,7 @@ def test_networks_are_of_the_cells_that_were_found(finished):
     assert shared == [min(one.shared_edges(darts), darts.num_edges - 1) for one in hypernet]
 
 
-def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(finished):
+def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(finished, study):
     folder, _ = finished
     files = [*folder.glob("runs/**/members/*/metrics.jsonl"), *folder.glob("runs/**/genotypes.json")]
     before = {file: file.stat().st_mtime_ns for file in files}

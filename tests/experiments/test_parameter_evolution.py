@@ -13,7 +13,7 @@ from dnas_ens.run.files import load_tensors
 TINY = (
     *("--data", "digits", "--model", "small-cnn", "--limit-train", 320, "--learning-rate", 0.05),
     *("--population", 5, "--generations", 1, "--curve-points", 3, "--cycle-epochs", 2),
-    *("--networks", 2, "--epochs", 12, "--seeds", 2),
+    *("--networks", 2, "--epochs", 8, "--seeds", 2),
 )
 KINDS = ("independent", "snapshots")
 
@@ -70,7 +70,6 @@ def test_rows_and_curve_are_those_of_the_combined_weights(finished, read_lines):
         for position, index in enumerate(np.flatnonzero(labels == label))
         if (position + label) % 2 == 0
     )
-    assert len(stored["val_labels"]) == len(data.val)
     judged = data.val.subset(judging)
     rows = {row["name"]: (index, row) for index, row in enumerate(record["rows"])}
     for kind in KINDS:

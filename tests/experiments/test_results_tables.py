@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from results_tables import PAGES, filled, main, tables
+from results_tables import PAGES, filled, main
 
 from dnas_ens.errors import UserError
 
@@ -28,13 +28,6 @@ def results(tmp_path):
 
 def marker(**asked):
     return f"<!-- table {json.dumps(asked)} -->\n"
-
-
-def test_the_tables_of_a_text():
-    assert tables(TEXT) == [
-        [["", "accuracy %", "note"], ["ours", "98.5", "one"], ["--", "97.0", "two"]],
-        [["seeds", "gain"], ["3", "-0.1 to 0.2"]],
-    ]
 
 
 def test_a_marked_table_is_replaced_and_the_rest_kept(results):

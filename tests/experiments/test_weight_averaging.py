@@ -9,8 +9,6 @@ import pytest
 import weight_averaging
 from safetensors.numpy import load_file
 from scipy.optimize import minimize_scalar
-from sklearn.datasets import make_blobs
-from studies.weight_averaging.study import Study, load_problem
 
 from dnas_ens.errors import UserError
 
@@ -20,11 +18,11 @@ METHODS = 15
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_script):
+def finished(tmp_path_factory, run_here):
     """A study of blobs with two seeds."""
     folder = tmp_path_factory.mktemp("study")
     where = ("--run-dir", folder / "run", "--output", folder / "averaging")
-    return folder, run_script("weight_averaging", *TINY, *where)[0]
+    return folder, run_here("weight_averaging", *TINY, *where)
 
 
 def cross_entropy(logits, labels):
@@ -95,8 +93,6 @@ def test_table_is_what_the_stored_predictions_say(finished, numbers, t_half_widt
                 word = "better" if mean < 0 else "worse"
                 assert (cells[9] == word) == (abs(mean) > half)
                 assert cells[9].startswith(word)
-    assert "Command: `python experiments/weight_averaging.py --epochs 6" in text
-    assert "No published table" in text
     assert text.count("\n- constant: ") == text.count("\n- cosine: ") > 10
     assert (folder / "averaging.png").read_bytes().startswith(b"\x89PNG")
 
@@ -125,19 +121,6 @@ def test_kept_models_give_averages_and_choices(finished, read_lines):
         assert ensemble["passes"] == rows["equal average of the last n"]["num_averaged"]
         own, branched = (rows[name]["training_cpu_seconds"] for name in ("last model", "uniform soup of the branches"))
         assert branched == own + record["branches_cpu_seconds"]
-
-
-def test_schedules_end_where_they_should_and_branches_differ(finished):
-    folder, _ = finished
-    moves = {}
-    for schedule in ("constant", "cosine"):
-        place = folder / "run" / f"mlp-{schedule}-0"
-        before, after = (load_file(place / "kept" / f"{index:04d}.safetensors") for index in (1, 2))
-        ends = [after, *(load_file(file) for file in sorted((place / "branches").iterdir()))]
-        assert len({end["classifier.weight"].tobytes() for end in ends}) == 3
-        moves[schedule] = math.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in after))
-    # The last epoch's rate is 0.02 with the one and 0.05 (1 + cos(5 pi / 6)) / 2 = 0.0033 with the other.
-    assert moves["cosine"] < 0.5 * moves["constant"]
 
 
 def test_what_is_finished_is_not_trained_again(finished, tmp_path, capsys, read_lines, timeless):
@@ -170,7 +153,7 @@ def test_images_with_a_cell_and_a_reference_model(tmp_path, read_lines):
     output = tmp_path / "averaging"
     weight_averaging.main(
         [
-            *("--data", "digits", "--limit-train", "200", "--epochs", "2", "--seeds", "1", "--branches", "2"),
+            *("--data", "digits", "--limit-train", "100", "--epochs", "2", "--seeds", "1", "--branches", "2"),
             *("--genotypes", str(genotypes), "--run-dir", str(tmp_path / "run"), "--output", str(output)),
         ]
     )
@@ -183,17 +166,6 @@ def test_images_with_a_cell_and_a_reference_model(tmp_path, read_lines):
         weight_averaging.main(["--data", "digits", "--model", "smal-cnn", "--run-dir", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
     assert "one seed tells nothing" in output.with_suffix(".md").read_text()
-
-
-def test_blobs_are_one_draw_of_scikit_learn_standardised_by_the_training_points():
-    problem = load_problem(Study(split_seed=3))
-    points, labels = make_blobs(1300, centers=3, cluster_std=2.0, random_state=3)
-    points = (points - points[:100].mean(axis=0)) / points[:100].std(axis=0)
-    batches = [next(iter(split())) for split in (problem.training, problem.val, problem.test)]
-    assert tuple(len(classes) for _, classes in batches) == problem.sizes == (100, 200, 1000)
-    found = np.concatenate([inputs[:, :, 0, 0].numpy() for inputs, _ in batches])
-    np.testing.assert_allclose(found, points, atol=1e-5)
-    assert np.array_equal(np.concatenate([classes.numpy() for _, classes in batches]), labels)
 
 
 @pytest.mark.parametrize(

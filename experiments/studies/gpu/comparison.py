@@ -80,7 +80,7 @@ def compare(session: Session) -> None:
     else:
         # What the search cannot use is left; nothing is trained for longer than the others.
         left = (session.seconds_left - 10.0) / len(methods) - RESERVE
-        seconds = 1.0 if session.rehearse else left
+        seconds = 0.5 if session.rehearse else left
         session.keep("comparison plan", {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan})
     for method in methods:
         if method in finished:
