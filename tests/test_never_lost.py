@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -164,9 +163,7 @@ def test_a_search_that_stopped_early_stops_there_again(tmp_path, command):
     # Killed after the last state, before the result: the state alone says that the search is over.
     fault = "from dnas_ens.search import run\nrun.conclude = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)"
     process("search", *more, cwd=tmp_path, fault=fault, code=-signal.SIGKILL)
-    states = sorted(os.listdir(tmp_path / "R/checkpoints"))
     command("search", *more, "--resume")
-    assert sorted(os.listdir(tmp_path / "R/checkpoints")) == states
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "R/metrics.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, len(epochs) + 1))
     assert len(epochs) < 4
@@ -255,30 +252,6 @@ os.replace = or_die
     assert list((tmp_path / "R").rglob("*.tmp"))
     command("search", "--resume")
     assert not list((tmp_path / "R").rglob("*.tmp"))
-
-
-def test_an_interruption_is_not_kept_waiting_by_tensorboard(tmp_path):
-    # Ctrl-C between a queue's put and its notify: the writer's thread is never woken.
-    fault = """
-import threading
-import dnas_ens.run.metrics_log as log
-before, notify, armed = log.MetricsLog.log, threading.Condition.notify, False
-def noted(self, *arguments, **options):
-    global armed
-    armed = options.get("epoch") == 2
-    return before(self, *arguments, **options)
-def cut(self, n=1):
-    global armed
-    if armed and threading.current_thread() is threading.main_thread() and sys._getframe(1).f_code.co_name == "put":
-        armed = False
-        raise KeyboardInterrupt
-    return notify(self, n)
-log.MetricsLog.log, threading.Condition.notify = noted, cut
-"""
-    start = time.monotonic()
-    process("search", cwd=tmp_path, fault=fault, code=130)
-    # It was two minutes; imports and two epochs take some seconds of it on a busy machine.
-    assert time.monotonic() - start < 60
 
 
 def test_a_damaged_env_file_is_set_aside(folder, command):

@@ -358,23 +358,6 @@ def test_other_commands_refuse_what_is_no_run_folder(tmp_path, capsys):
         assert "Run folder" in refused(main, [], capsys)[0]
 
 
-def test_python_interface(few_digits, tiny_search):
-    found = de.search(few_digits, config=tiny_search, members=2, device="cpu")
-    assert len(found.genotypes) == 2
-    ensemble, one = (
-        de.retrain(found, few_digits, members=members, device="cpu", num_cells=1, channels=2, epochs=1)
-        for members in (None, 1)
-    )
-    images = torch.zeros(1, 1, 8, 8)
-    assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])
-    with pytest.raises(de.UserError, match="3 members were asked for, but 2 genotypes were given"):
-        de.retrain(found.genotypes, few_digits, members=3, device="cpu")
-    rows = de.evaluate(ensemble, few_digits, device="cpu")["rows"]
-    assert rows[-1]["accuracy"] == ensemble.evaluate(few_digits.test)["accuracy"]
-    with pytest.raises(de.UserError, match="no field 'epocs'"):
-        de.search(few_digits, epocs=3)
-
-
 def test_every_regime_of_the_guide_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()

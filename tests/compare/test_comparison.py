@@ -15,6 +15,7 @@ from dnas_ens.commands.compare import main
 from dnas_ens.commands.retrain import main as retrain
 from dnas_ens.commands.whole_way import main as whole_way
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate import compute_cost
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
@@ -33,6 +34,13 @@ BASE = "deep ensemble of the base cell"
 FREE = "the same at our cost, cell for free"
 BEST = "deep ensemble of the best found cell"
 RANDOM = "random cells (Random-NES)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def untimed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compute_cost, "inference_seconds", lambda *_, **__: 0.001)
+        yield
 
 
 def compare(*arguments):
@@ -63,7 +71,7 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(runs):
     """A run in whose own folder all methods were compared, the record of it, and what was printed."""
-    printed = compare(runs[0], "--epochs-grid", 1, 2, 4)
+    printed = compare(runs[0], "--epochs-grid", 2, 4)
     return runs[0], read(runs[0] / "comparison.json"), printed
 
 
@@ -230,9 +238,9 @@ def test_options_have_other_epochs_where_asked(finished):
     def split(name):
         return {(one["members"], one["epochs"]) for one in record["options"] if one["name"] == name}
 
-    assert split(OURS) == {(1, 1), (2, 1), (1, 2), (2, 2), (1, 4)}
+    assert split(OURS) == {(1, 2), (2, 2), (1, 4)}
     # Twice as long, half as many of three, rounded up.
-    assert split(RANDOM) == {(k, e) for k in (1, 2, 3) for e in (1, 2)} | {(1, 4), (2, 4)}
+    assert split(RANDOM) == {(1, 2), (2, 2), (3, 2), (1, 4), (2, 4)}
     assert read(run / "baselines/random-cells-epochs-4/members/0/member.json")["recipe"]["epochs"] == 4
     # All members at the recipe's epochs are the row of the table.
     whole = next(one for one in record["options"] if (one["name"], one["members"], one["epochs"]) == (OURS, 2, 2))

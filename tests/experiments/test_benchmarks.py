@@ -194,18 +194,6 @@ def test_growth_writes_table_and_plot(benchmark, tmp_path):
     assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_spread_and_ratios_of_known_values(load):
-    timing = load("timing")
-    values = [4.0, 1.0, 2.0, 3.0, 5.0]
-    quartiles = {"lower_quartile": 2.0, "median": 3.0, "upper_quartile": 4.0}
-    assert timing.spread(values) == quartiles | {"values": values}
-    quartiles = {"lower_quartile": 1.5, "upper_quartile": 4.0}
-    assert timing.ratio([2.0, 6.0, 4.0], [1.0, 1.0, 4.0]) == quartiles | {"ratio": 4.0}
-    added = {"a": {"added_bytes": 1}, "b": {"added_bytes": 4}, "c": {"added_bytes": 0}}
-    shares = timing.compared({key: [1.0] for key in "abc"}, added, ours="a")["memory_ratios"]
-    assert shares == {"a / b": 0.25, "a / c": None}
-
-
 def test_the_table_holds_the_latest_line_of_each_kind(benchmark, tmp_path):
     def line(ours, date, name="retraining"):
         return {

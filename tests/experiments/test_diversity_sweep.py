@@ -8,9 +8,6 @@ import pytest
 from scipy.special import softmax
 from studies.diversity_sweep.searches import (
     BASE_SETTING,
-    COLD,
-    CONSTANT,
-    SETTINGS,
     STEERED,
     Study,
     chosen_on_other_half,
@@ -98,19 +95,6 @@ def test_deviations_share_as_many_edges_as_the_samples():
     assert max(Counter(shared).values()) == 2
     assert base.num_edges not in shared
     assert len({genotype.canonical() for genotype in (base, *deviations)}) == len(deviations) + 1
-
-
-def test_settings_differ_in_what_they_are_named_for():
-    study = Study()
-    for way in STEERED:
-        plain = study.configuration(way, 0)
-        constant, cold = (study.configuration(f"{way}, {change}", 0) for change in (CONSTANT, COLD))
-        assert constant.objective.penalty_weight == (plain.objective.penalty_weight[1],) * 2
-        assert constant.objective.temperature == (plain.objective.temperature[1],) * 2
-        assert (constant.bilevel, cold.objective) == (plain.bilevel, plain.objective)
-        assert (plain.bilevel.warmup_epochs, cold.bilevel.warmup_epochs) == (2, 0)
-    assert study.evaluated_epochs(study.configuration("star", 0)) == [4, 8, 12, 16, 20]
-    assert len(SETTINGS) == 6
 
 
 def test_impossible_options_are_refused():

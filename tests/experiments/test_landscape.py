@@ -13,7 +13,6 @@ from studies.loss_landscape.landscape import (
     contrast_pairs,
     disagreement_bounds,
     diversity_accuracy_plane,
-    embed_predictions,
     independent_disagreement,
     normalised_disagreement,
     perturbed_disagreement,
@@ -31,7 +30,6 @@ ANGLES = np.array([0.0, 0.3, 1.2, np.pi])
 
 
 def test_linear_models_of_known_angles():
-    """Classifiers of the plane by the side of a line: logits (w . x, -w . x)."""
     weights = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1) * np.array([[1], [5], [0.1], [2]])
     model = torch.nn.Linear(2, 1, bias=False)
     states = [{"weight": torch.from_numpy(weight)[None]} for weight in weights]
@@ -69,19 +67,6 @@ def test_cosines_of_a_network_are_those_of_its_flat_parameters():
     # Weights of zero point nowhere.
     zero = {name: torch.zeros_like(value) for name, value in states[0].items()}
     assert weight_cosines(models[0], [zero, states[0]]).tolist() == [[1.0, 0.0], [0.0, 1.0]]
-
-
-def test_trajectories_in_different_places_are_apart_in_the_embedding():
-    generator = np.random.default_rng(0)
-    centres = generator.dirichlet(np.full(5, 0.3), size=(2, 40))
-    noise = generator.dirichlet(np.ones(5), size=(2, 8, 40))
-    probs = (0.95 * centres[:, None] + 0.05 * noise).reshape(16, 40, 5)
-    points = embed_predictions(probs)
-    assert points.shape == (16, 2)
-    assert np.array_equal(points, embed_predictions(probs))
-    distances = np.linalg.norm(points[:, None] - points[None, :], axis=2)
-    np.fill_diagonal(distances, np.inf)
-    assert ((distances.argmin(axis=1) < 8) == (np.arange(16) < 8)).all()
 
 
 def answers(generator, labels, accuracy, num_classes):
@@ -178,16 +163,3 @@ def test_p_value_is_that_of_all_permutations(groups, groupings):
     assert found.p_value == pytest.approx(exact_p_value(matrix, groups), abs=0.02)
     # 6! / (2! 2! 2!) / 3! and 6! / (3! 2! 1!).
     assert found.num_groupings == groupings
-
-
-def test_groups_that_are_apart_are_found_and_others_at_their_level():
-    generator = np.random.default_rng(0)
-    groups = np.repeat(np.arange(4), 3)
-    apart = distances(generator.normal(size=(12, 3)) + 3 * generator.normal(size=(4, 3))[groups])
-    assert contrast_pairs(apart, groups.tolist()).p_value < 0.01
-    # Without an effect, one p-value in ten is below 0.1; 200 of them, four standard errors.
-    below = [
-        contrast_pairs(distances(generator.normal(size=(12, 3))), groups.tolist(), num_resamples=199).p_value <= 0.1
-        for _ in range(200)
-    ]
-    assert np.mean(below) == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 200))

@@ -2,13 +2,12 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 
 import pytest
 import torch
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.machine import _git_revision, describe_device, environment, keep_freed_memory, resolve_device
+from dnas_ens.run.machine import describe_device, environment, keep_freed_memory, resolve_device
 
 
 def test_the_machine_and_the_software_are_named():
@@ -22,30 +21,6 @@ def test_the_machine_and_the_software_are_named():
     assert json.loads(json.dumps(noted)) == noted
     assert describe_device("cpu").startswith(f"{noted['cpu']}, ")
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
-
-
-def test_git_revision_is_the_tracked_checkouts(tmp_path):
-    def git(*arguments):
-        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
-        command = ["git", *identity, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.strip()
-
-    def commit(name):
-        (tmp_path / name).write_text("x")
-        git("add", name)
-        git("commit", "--quiet", "-m", name, "--no-verify")
-
-    assert _git_revision(tmp_path) is None
-    git("init", "--quiet")
-    commit("other.py")
-    (tmp_path / "machine.py").write_text("x")
-    # A checkout that does not track the package is somebody else's.
-    assert _git_revision(tmp_path) is None
-    commit("machine.py")
-    git("tag", "v1", "-m", "tag")
-    assert _git_revision(tmp_path) == git("rev-parse", "HEAD")
-    (tmp_path / "machine.py").write_text("y")
-    assert _git_revision(tmp_path) == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_devices_by_name(monkeypatch):
