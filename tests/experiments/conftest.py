@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from dnas_ens.training import workers
+
 SCRIPTS = Path(__file__).parents[2] / "experiments"
 
 
@@ -108,12 +110,14 @@ def check_rows(cells, read_lines):
 
 @pytest.fixture(scope="session")
 def run_here():
-    """Run a script in this process."""
+    """Run a script in this process, without workers; returns what it printed."""
 
     def run(name, *arguments):
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            import_module(name).main([*map(str, arguments)])
+        printed, script = io.StringIO(), import_module(name)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+            for module in (workers, script):
+                patch.setattr(module, "worker_pool", lambda _: contextlib.nullcontext(), raising=False)
+            script.main([*map(str, arguments)])
         return printed.getvalue()
 
     return run
