@@ -15,7 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import softmax
+from studies import search_studies
 
+from dnas_ens.config import presets
+from dnas_ens.config.fields import with_fields
 from dnas_ens.training import workers
 
 SCRIPTS = Path(__file__).parents[2] / "experiments"
@@ -121,6 +124,22 @@ def run_here():
         return printed.getvalue()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def narrow():
+    """Make the presets narrow where a module of searches, and the trainings of its study, take them from."""
+
+    @contextlib.contextmanager
+    def made(module, **more):
+        fields = {"channels": 4, **more}
+        with pytest.MonkeyPatch.context() as patch:
+            for place, name in ((module, "search_preset"), (search_studies, "retrain_preset")):
+                preset = getattr(presets, name)
+                patch.setattr(place, name, lambda *a, _preset=preset, **k: with_fields(_preset(*a, **k), **fields))
+            yield
+
+    return made
 
 
 @pytest.fixture(scope="session")

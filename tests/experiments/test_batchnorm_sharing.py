@@ -2,6 +2,7 @@ import json
 import re
 import statistics
 
+import batchnorm_sharing
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
@@ -12,8 +13,14 @@ SETTINGS = ("slices", "separate")
 TINY = ("--epochs", "3", "--limit-train", "96", "--pool", "4", "--candidate-recipe-epochs", "1")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small(narrow):
+    with narrow(batchnorm_sharing, num_cells=1):
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_here):
+def finished(tmp_path_factory, run_here, small):
     """A study of two seeds with a pool of two random genotypes and two candidates."""
     output = tmp_path_factory.mktemp("study") / "sharing"
     return output, run_here("batchnorm_sharing", *TINY, "--seeds", "2", "--output", output)

@@ -7,12 +7,13 @@ from dnas_ens.errors import UserError
 STAR, HYPERNET = "js-pairwise, R=1", "edge-overlap (EdgeNES v2), R=1"
 
 
-def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_here, read_lines, monkeypatch):
-    monkeypatch.setattr(diversity_control, "load_data", lambda name: load_data(name, limit_train=160))
+def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_here, read_lines, narrow, monkeypatch):
+    monkeypatch.setattr(diversity_control, "load_data", lambda name: load_data(name, limit_train=96))
     output = tmp_path / "control"
     rest = ("--epochs", "3", "--seeds", "1", "--output", output)
-    run_here("diversity_control", "--settings", STAR, *rest)
-    run_here("diversity_control", "--settings", STAR, HYPERNET, *rest)
+    with narrow(diversity_control):
+        run_here("diversity_control", "--settings", STAR, *rest)
+        run_here("diversity_control", "--settings", STAR, HYPERNET, *rest)
     first, second = read_lines(tmp_path / "control.jsonl")
     assert [first["setting"], second["setting"]] == [STAR, HYPERNET]
     assert len(first["lam"]) == len(first["distance"][0]) == len(first["shared"][0]) == 21

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from scipy.special import softmax
+from studies.diversity_sweep import searches as sweep_searches
 from studies.diversity_sweep.searches import (
     BASE_SETTING,
     STEERED,
@@ -38,8 +39,14 @@ TINY = {
 OPERATIONS = ("max_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_3x3")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small(narrow):
+    with narrow(sweep_searches):
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, run_here):
+def finished(tmp_path_factory, run_here, small):
     folder = tmp_path_factory.mktemp("sweep")
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     arguments += ["--seeds=2", f"--run-dir={folder / 'run'}", f"--output={folder / 'out'}"]
