@@ -42,10 +42,7 @@ def fitted(predictions):
     """What is fitted to predictions of val, and the loss that labels of test make of it."""
     val = predictions.val_probs.astype(np.float64), predictions.val_labels
     crossed = cross_fit(
-        *val,
-        predictions.test_probs,
-        predictions.test_labels,
-        fit=lambda *half: fit_weights(*half).weights,
+        *val, predictions.test_probs, predictions.test_labels, fit=lambda *half: fit_weights(*half).weights
     )
     chosen = {
         "weights": fit_weights(*val).weights.tolist(),

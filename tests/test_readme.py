@@ -185,12 +185,7 @@ def test_the_whole_way(few_digits, network, tmp_path, monkeypatch):
 def test_members_of_any_training_loop(network):
     optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
     val_batches, train_batches = batches(2), batches(3)
-    names = {
-        "network": network,
-        "optimizer": optimizer,
-        "val_batches": val_batches,
-        "train_batches": train_batches,
-    }
+    names = {"network": network, "optimizer": optimizer, "val_batches": val_batches, "train_batches": train_batches}
     images, labels = train_batches[0]
     for assigned in run_each("docs/guide.md", names):
         if assigned == ["recorder"]:

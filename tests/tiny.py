@@ -16,13 +16,7 @@ from dnas_ens.space.stack import StackSpec
 WITH_NONE = ("none", *DARTS_OPERATIONS)
 
 
-def genotype(
-    seed=0,
-    *,
-    num_nodes=2,
-    edges_per_node=2,
-    cell_types=("reduction",),
-):
+def genotype(seed=0, *, num_nodes=2, edges_per_node=2, cell_types=("reduction",)):
     """A random genotype; by default of the cells of a stack of one."""
     return random_genotype(
         np.random.default_rng(seed),
@@ -70,16 +64,7 @@ def distributions(space, *lead, seed=0, scale=1.0):
     return mixture_distribution(*logits(space, *lead, seed=seed, scale=scale), space)
 
 
-def predictions(
-    num_members=3,
-    num_images=60,
-    num_classes=4,
-    *,
-    sharpness=1.5,
-    scale=1.0,
-    seed=0,
-    **fields,
-):
+def predictions(num_members=3, num_images=60, num_classes=4, *, sharpness=1.5, scale=1.0, seed=0, **fields):
     """Predictions (M, N, K) of val and as many of test, each member with noise of deviation 1 and factor `scale`.
 
     The label's logit exceeds the others by `sharpness`: a number, or one a member in shape (M, 1).
@@ -92,8 +77,5 @@ def predictions(
         drawn[:, np.arange(num_images), labels] += sharpness
         odds = np.exp(scale * (drawn - drawn.max(axis=2, keepdims=True)))
         given |= {f"{split}_probs": odds / odds.sum(axis=2, keepdims=True), f"{split}_labels": labels}
-    given |= {
-        "classes": [f"class {index}" for index in range(num_classes)],
-        "weights": [1 / num_members] * num_members,
-    }
+    given |= {"classes": [f"class {index}" for index in range(num_classes)], "weights": [1 / num_members] * num_members}
     return Predictions(**{**given, **fields})

@@ -190,9 +190,7 @@ def test_the_evolved_network_lies_between_two_and_is_no_worse_on_what_chose_it(c
     share = read_lines(folder / "records.jsonl")[0]["coefficient"]
     assert 0 <= share <= 1
     np.testing.assert_allclose(
-        row.predictions.test_probs[0],
-        probs_of(comparison, mixed(states, [share, 1 - share])),
-        atol=2e-5,
+        row.predictions.test_probs[0], probs_of(comparison, mixed(states, [share, 1 - share])), atol=2e-5
     )
     assert row.cpu_seconds > 10.0 + sum(networks.seconds[:2])
 

@@ -134,11 +134,7 @@ def test_what_is_finished_is_not_trained_again(finished, tmp_path, capsys, read_
     weight_averaging.main([*TINY, "--run-dir", str(tmp_path / "run"), "--output", str(output)])
     printed = capsys.readouterr().out
     done = re.findall(r"^(mlp\S+): (\w+)", printed, re.MULTILINE)
-    assert done == [
-        ("mlp-cosine-0", "evaluated"),
-        ("mlp-constant-1", "trained"),
-        ("mlp-constant-1", "evaluated"),
-    ]
+    assert done == [("mlp-cosine-0", "evaluated"), ("mlp-constant-1", "trained"), ("mlp-constant-1", "evaluated")]
     assert timeless(read_lines(output.with_suffix(".jsonl"))) == timeless(read_lines(folder / "averaging.jsonl"))
     for folders in (("run", "new"), ("new", "averaging")):
         options = (f"--{name}={tmp_path / part}" for name, part in zip(("run-dir", "output"), folders, strict=True))
