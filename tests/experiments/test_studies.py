@@ -1,4 +1,4 @@
-"""Trainings of reference models, and whether a scale is the published one."""
+"""Trainings of reference models that branch off."""
 
 import torch
 from studies.reference_models import Bench, StudyOptions
