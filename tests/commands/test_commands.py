@@ -268,6 +268,9 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     stored = json.loads((tmp_path / "runs/001-digits/config.json").read_text())
     assert stored["retrain"]["batch_size"] == 24
     assert stored["search"]["supernet"]["channels"] == 2
+    # The same file for one command, and a dry run of it.
+    assert run_main(retrain.main, ["runs/001-digits", "--config", "settings.json", "--dry-run"]) == 0
+    assert "parameters a member" in capsys.readouterr().out
 
 
 def write_photos(folder, shades, count, shape=(8, 8, 3)):

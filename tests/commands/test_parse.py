@@ -164,6 +164,8 @@ def ended(argv):
         raise UserError("The cause\nis this.", "Do that.")
     if "bug" in argv:
         raise ZeroDivisionError("a bug")
+    if "pipe" in argv:
+        raise BrokenPipeError
     if "full" in argv:
         Path("/dev/full").write_text("x")
 
@@ -175,6 +177,7 @@ def ended(argv):
         ("mistake", 2, TOLD),
         ("mistake --debug", 2, rf"Traceback.*{TOLD}"),
         ("bug", 1, "Traceback.*ZeroDivisionError: a bug\n"),
+        ("pipe", 1, "Traceback.*BrokenPipeError\n"),
         ("full", 2, "error: Cannot write .*No space left on device.\nremedy: .*\n"),
     ],
 )
