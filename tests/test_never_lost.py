@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def process(name, *more, cwd, fault, code):
 
 def hashes(folder, *patterns):
     files = sorted(file for pattern in patterns for file in folder.glob(pattern))
+    assert files
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
@@ -149,6 +151,17 @@ def test_a_member_that_met_nan_names_step_and_tensor(folder, command, fault):
     assert not (folder / "members/0/member.json").exists()
     fault["over"]()
     command("retrain", "--resume")
+
+
+def test_a_learning_rate_that_diverges_is_told(command):
+    told = command("search", "--learning-rate", "1e30", code=2)
+    assert "not finite" in told
+    assert "lower the learning rate" in told
+
+
+def test_a_member_that_learnt_nothing_says_so(folder, command):
+    told = command("retrain", "--learning-rate", "30", "--epochs", "1")
+    assert re.search(r"member 0 is far worse than guessing on val: NLL \d+\.\d\d, and ln 10 is 2\.30", told)
 
 
 def test_a_finished_search_stays_as_it_is(folder, command):
@@ -252,6 +265,30 @@ os.replace = or_die
     assert list((tmp_path / "R").rglob("*.tmp"))
     command("search", "--resume")
     assert not list((tmp_path / "R").rglob("*.tmp"))
+
+
+def test_an_interruption_is_not_kept_waiting_by_tensorboard(tmp_path):
+    # Ctrl-C between a queue's put and its notify: the writer's thread is never woken.
+    fault = """
+import threading
+import dnas_ens.run.metrics_log as log
+before, notify, armed = log.MetricsLog.log, threading.Condition.notify, False
+def noted(self, *arguments, **options):
+    global armed
+    armed = options.get("epoch") == 2
+    return before(self, *arguments, **options)
+def cut(self, n=1):
+    global armed
+    if armed and threading.current_thread() is threading.main_thread() and sys._getframe(1).f_code.co_name == "put":
+        armed = False
+        raise KeyboardInterrupt
+    return notify(self, n)
+log.MetricsLog.log, threading.Condition.notify = noted, cut
+"""
+    start = time.monotonic()
+    process("search", cwd=tmp_path, fault=fault, code=130)
+    # It was two minutes; imports and two epochs take some seconds of it on a busy machine.
+    assert time.monotonic() - start < 60
 
 
 def test_a_damaged_env_file_is_set_aside(folder, command):

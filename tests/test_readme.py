@@ -68,6 +68,11 @@ def network():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
 
 
+def test_the_readme_is_short():
+    assert len(PAGES["README.md"].encode()) <= 10_000
+    assert len(python_block("README.md").splitlines()) <= 12
+
+
 @pytest.fixture(scope="module")
 def flags():
     """The flags that the help of a program tells of."""
