@@ -312,7 +312,12 @@ FILES = [
 REPORTED = [
     *files("env.json", '{"a": 1}'),
     *files("config.json", '{"search": {"data": []}}'),
-    *files("genotypes.json", "[5]", '{"selected": [0], "candidates": [], "curve": null}'),
+    *files(
+        "genotypes.json",
+        "[5]",
+        '{"selected": [0], "candidates": [], "curve": null}',
+        '{"selected": [], "candidates": [], "curve": {"lam": [0], "distance_to_base": []}}',
+    ),
     *files("members/0/member.json", "null"),
     *files("ensemble.json", '{"members": 5}'),
     *files("comparison.json", '{"rows": [{"name": "a", "accuracy": "x", "calibrated_nll": 1.0}]}'),

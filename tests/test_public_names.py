@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-import dnas_ens
+import dnas_ens as de
 
 PUBLIC = "Ensemble Genotype ImageData Split UserError evaluate load load_data retrain search".split()
 
@@ -18,8 +19,8 @@ def run(script):
 def test_every_public_name_is_seen_and_importing_needs_no_torch():
     script = "import sys, dnas_ens as de; print('torch' in sys.modules, *(n for n in dir(de) if n[0] != '_'))"
     assert run(script).split() == ["False", *PUBLIC]
-    assert dnas_ens.__all__ == PUBLIC
-    assert "__version__" in dir(dnas_ens)
+    assert de.__all__ == PUBLIC
+    assert "__version__" in dir(de)
 
 
 def test_names_that_need_no_torch_are_imported_without_it():
@@ -37,3 +38,20 @@ def test_every_name_of_a_room_exists(room):
     assert all(getattr(package, name) is not None for name in package.__all__)
     with pytest.raises(AttributeError, match="no attribute 'ensembel'"):
         _ = package.ensembel
+
+
+def test_the_python_interface(few_digits, tiny_search):
+    found = de.search(few_digits, config=tiny_search, members=2, device="cpu")
+    assert len(found.genotypes) == 2
+    assert found.plot().axes
+    ensemble = de.retrain(found.genotypes, few_digits, device="cpu", num_cells=1, channels=2, epochs=1)
+    assert ensemble.num_members == 2
+    one = de.retrain(found, few_digits, members=1, device="cpu", num_cells=1, channels=2, epochs=1)
+    images = torch.zeros(1, 1, 8, 8)
+    assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])
+    with pytest.raises(de.UserError, match="3 members were asked for, but 2 genotypes were given"):
+        de.retrain(found.genotypes, few_digits, members=3, device="cpu")
+    rows = de.evaluate(ensemble, few_digits, device="cpu")["rows"]
+    assert rows[-1]["accuracy"] == ensemble.evaluate(few_digits.test)["accuracy"]
+    with pytest.raises(de.UserError, match="no field 'epocs'"):
+        de.search(few_digits, epocs=3)
