@@ -153,10 +153,10 @@ def main(argv: list[str]) -> None:
     command = [*PROG.split(), *argv]
     comparisons, results, environments = [], [], []
     for seed in range(study.seeds):
-        comparison, sittings = searched(study, seed, device=device, command=command)
+        comparison, started = searched(study, seed, device=device, command=command)
         comparisons.append(comparison)
         results.append(results_of(comparison))
-        environments += sittings
+        environments += started
         print(f"seed {seed} is finished", flush=True)
     report(study, comparisons, results, environments)
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from studies.reference_models import Bench, SeedStudy, StudyOptions, all_sittings, finished, table, train
+from studies.reference_models import Bench, SeedStudy, StudyOptions, all_starts, finished, table, train
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record
@@ -142,7 +142,7 @@ def evolve_kind(
     # Of the networks alone as well, so that nothing but the way of combining differs between rows.
     states = [with_own_statistics(study, bench, state) for state in states]
     batches = bench.statistics_batches, bench.batches(judged)
-    with all_sittings(folder / f"line-{kind}-cost.json") as line_cost:
+    with all_starts(folder / f"line-{kind}-cost.json") as line_cost:
         line = evolve_interpolation(
             model,
             states[first],
@@ -152,7 +152,7 @@ def evolve_kind(
             settings=settings,
             file=folder / f"line-{kind}.json",
         )
-    with all_sittings(folder / f"simplex-{kind}-cost.json") as simplex_cost:
+    with all_starts(folder / f"simplex-{kind}-cost.json") as simplex_cost:
         file = folder / f"simplex-{kind}.json"
         simplex = evolve_simplex(model, states, *batches, settings=settings, file=file)
     choice = bench.predict(states, judged)

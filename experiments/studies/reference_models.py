@@ -234,7 +234,7 @@ def train(
 
 
 @contextmanager
-def all_sittings(file: Path) -> Iterator[Callable[[], float]]:
+def all_starts(file: Path) -> Iterator[Callable[[], float]]:
     """Count the CPU seconds of a computation that may be interrupted and resumed.
 
     Args:

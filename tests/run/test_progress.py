@@ -93,5 +93,5 @@ def test_gpu_seconds_are_the_wall_seconds_a_gpu_was_held():
     meter = CostMeter({"wall_seconds": 100.0, "cpu_seconds": 50.0, "gpu_seconds": 30.0}, gpu=True)
     spent = meter.seconds()
     assert spent["gpu_seconds"] - 30.0 == pytest.approx(spent["wall_seconds"] - 100.0)
-    # What an earlier sitting held stays, also where this one holds none.
+    # What an earlier start held stays, also where this one holds none.
     assert CostMeter({"gpu_seconds": 30.0}).seconds()["gpu_seconds"] == 30.0
