@@ -88,11 +88,12 @@ def export(
             f"Images {tuple(given.shape)} of type {given.dtype} were given to compare on.",
             "Give two or more uint8 images (N, C, H, W).",
         )
-    ensemble.cpu()
+    # By the ensemble's own way, so that a fault of the graph's preprocessing shows too.
+    members = torch.from_numpy(ensemble.predict_probs(given, device="cpu"))
+    wanted = ensemble.combine(members), members
     pictures = given.cpu().permute(0, 2, 3, 1).contiguous()
     graph = ExportedGraph(ensemble)
     with evaluation_mode(graph), torch.no_grad():
-        wanted = graph(pictures)
         # Another number of pictures than is compared on.
         program = _traced(graph, pictures[: max(2, len(pictures) // 2)])
     card = {
@@ -132,8 +133,8 @@ def _traced(graph: ExportedGraph, pictures: Tensor) -> torch.export.ExportedProg
     batch = ({0: torch.export.Dim("batch", min=1)},)
     try:
         return torch.export.export(graph, (pictures,), dynamic_shapes=batch)
-    except Exception as error:
-        cause = str(error).strip().splitlines()[0]
+    except Exception as error:  # the tracer and a member's own forward may raise anything
+        cause = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"The members do not become one graph: {cause}.",
             "A member whose forward branches on its input cannot be exported.",
@@ -162,8 +163,8 @@ def _onnx_file(
             f"ONNX needs a package that is not installed: {error.name}.", "pip install 'dnas_ens[onnx]'"
         ) from error
     with warnings.catch_warnings():
-        # Of the exporter's own parts, which say nothing about the file.
-        warnings.simplefilter("ignore")
+        # torch.export says so of its own graph while it copies it; the file is compared below.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
         exported = torch.onnx.export(
             program, input_names=[INPUT], output_names=list(OUTPUTS), dynamo=True, verbose=False
         )

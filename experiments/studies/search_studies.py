@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ PRESETS = {"digits": "smoke", "fashion-mnist": "micro"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchStudy:
+class SearchStudy(ABC):
     """Options of such a study; a subclass says what a setting changes."""
 
     #: Name of results and run folder.
@@ -76,13 +77,13 @@ class SearchStudy:
         fields = {"epochs": self.epochs, "limit_train": self.limit_train}
         return {name: value for name, value in fields.items() if value is not None}
 
+    @abstractmethod
     def configuration(self, setting: str, seed: int) -> SearchConfig:
         """Return the search of a setting and a seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def measured(self) -> Record:
         """Return what decides the figures of a search beside its configuration."""
-        raise NotImplementedError
 
     def recipe(self, seed: int) -> RetrainConfig:
         """Return the recipe of a seed's trainings from scratch."""

@@ -183,7 +183,7 @@ def ended(argv):
 )
 def test_exit_codes(argv, code, stderr, capsys):
     if argv == "full" and not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
+        pytest.skip("this system has no /dev/full to stand for a full disk")
     handler = signal.getsignal(signal.SIGTERM)
     assert run_main(ended, argv.split()) == code
     printed = capsys.readouterr()

@@ -87,7 +87,7 @@ def test_kernels_are_the_plain_form(script):
     assert done.stdout == "same\n", done.stderr
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there they run")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels run, and nothing is said")
 def test_where_kernels_do_not_run_it_is_said_once(capsys):
     triton_works.cache_clear()
     assert not triton_works()
