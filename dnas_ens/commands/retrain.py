@@ -79,19 +79,27 @@ def main(argv: list[str]) -> None:
         if command.dry_run:
             training = MemberTraining(genotypes[0], data, command.recipe, index=0)
             parameters = sum(parameter.numel() for parameter in training.network.parameters())
-            steps = training.steps_per_epoch * command.recipe.epochs
+            steps = training.steps_per_epoch * command.recipe.epochs_in_all
             facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
             print_resolved(command.recipe, facts)
             return
         run.record_config("retrain", to_dict(command.recipe), resume=command.resume)
         run.write_env({"device": str(device), "data": data.describe()})
-        train_members(genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers)
-        for index in range(len(genotypes)):
-            member = run.read_json(f"members/{index}/member.json")
+        ensemble = train_members(
+            genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers
+        )
+        networks_each = command.recipe.cycles + 1
+        for number in range(len(genotypes) * networks_each):
+            member = run.read_json(f"members/{number}/member.json")
+            index, cycle = divmod(number, networks_each)
             print(
-                f"member {index}: val accuracy {100 * member['val_accuracy']:.2f} %, val NLL "
-                f"{member['val_nll']:.4f}, {member['parameters']:,} parameters, {member['wall_seconds']:.0f} s"
+                f"member {index}{f', cycle {cycle}' if cycle else ''}: val accuracy "
+                f"{100 * member['val_accuracy']:.2f} %, val NLL {member['val_nll']:.4f}, "
+                f"{member['parameters']:,} parameters, {member['wall_seconds']:.0f} s"
             )
+        if networks_each > 1:
+            last = len(ensemble.members) // len(genotypes)
+            print(f"chosen on val: of each member the last {last} of {networks_each} networks")
         print_next(run.path, "dnas_ens.evaluate")
 
 

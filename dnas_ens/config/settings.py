@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -336,6 +336,15 @@ class RetrainConfig:
     """Side of the square cut out of training images, in pixels; 0 cuts none."""
     augment: bool = True
     """Pad-crop and, where it keeps the meaning, flip the training images."""
+    cycles: int = 0
+    """Further networks of each member: cosine cycles that go on from its end, each kept where it ends. How many of the
+    last ones join the ensemble is chosen on val."""
+    cycle_epochs: int = 5
+    """Epochs of a cycle."""
+    cycle_learning_rate: float = 0.05
+    """Learning rate a cycle begins with."""
+    branches: bool = False
+    """Begin every cycle from the member's end instead of from the cycle before it."""
     seed: int = 0
     """Root of the members' separate seeds for initialisation, order and augmentation."""
     precision: PRECISION = "auto"
@@ -349,7 +358,28 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive="num_cells channels epochs batch_size learning_rate gradient_clip",
+            positive="num_cells channels epochs batch_size learning_rate gradient_clip cycle_epochs "
+            "cycle_learning_rate",
             share="label_smoothing drop_path momentum",
-            from_zero="weight_decay auxiliary_weight cutout",
+            from_zero="weight_decay auxiliary_weight cutout cycles",
         )
+
+    @property
+    def epochs_in_all(self) -> int:
+        """Epochs of a member with its cycles."""
+        return self.epochs + self.cycles * self.cycle_epochs
+
+    def of_base(self) -> RetrainConfig:
+        """Return the recipe without cycles: what the first network of every member is trained with."""
+        plain = RetrainConfig()
+        return replace(
+            self,
+            cycles=plain.cycles,
+            cycle_epochs=plain.cycle_epochs,
+            cycle_learning_rate=plain.cycle_learning_rate,
+            branches=plain.branches,
+        )
+
+    def of_cycle(self) -> RetrainConfig:
+        """Return the recipe of one cycle."""
+        return replace(self.of_base(), epochs=self.cycle_epochs, learning_rate=self.cycle_learning_rate)

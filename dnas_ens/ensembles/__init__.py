@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles.exporting import export
     from dnas_ens.ensembles.preprocessing import Preprocessing
     from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
-    from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
+    from dnas_ens.ensembles.snapshot import BaseThenCycles, CosineCycles, SnapshotRecorder, TriangularCycles
     from dnas_ens.ensembles.soups import averaging_curve, greedy_soup, uniform_soup
     from dnas_ens.ensembles.weighting import caruana_weights, evolve_weights, fit_weights
 

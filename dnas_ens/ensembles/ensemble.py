@@ -385,7 +385,14 @@ class Ensemble(nn.Module):
         averaged: FloatArray = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
         return averaged
 
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        overwrite: bool = False,
+        numbers: Sequence[int] | None = None,
+        num_trained: int | None = None,
+    ) -> None:
         """Write ensemble.json and one safetensors file a member; every file is replaced as a whole.
 
         ensemble.json comes last: a folder without it was interrupted and does not load.
@@ -393,6 +400,9 @@ class Ensemble(nn.Module):
         Args:
             folder: Made where it is absent.
             overwrite: Whether an ensemble in it may be replaced.
+            numbers: Names of the members' folders under members/; default: 0 to M - 1.
+            num_trained: Networks trained for the ensemble, in folders from 0 on, of which the members were chosen;
+                what the others cost counts. Default: the members alone.
 
         Raises:
             UserError: The folder holds an ensemble already, or the disk is full or cannot be written.
@@ -405,7 +415,7 @@ class Ensemble(nn.Module):
             preprocessing=self.preprocessing,
             outputs=self.outputs,
         )
-        write_ensemble(Path(folder), stored, overwrite=overwrite)
+        write_ensemble(Path(folder), stored, overwrite=overwrite, numbers=numbers, num_trained=num_trained)
 
     @classmethod
     def load(cls, folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:

@@ -101,6 +101,57 @@ class CosineCycles:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BaseThenCycles:
+    """One long cosine, the base, and then short cycles from a lower rate: how `--cycles` trains a member.
+
+    alpha(t) = alpha_0 / 2 (cos(pi (t - 1) / B) + 1) for t = 1..B, and after it alpha_c / 2 (cos(pi mod(t - 1 - B, c) / c)
+    + 1) in H cycles of c steps. A snapshot is due at the end of the base and of every cycle. Where epochs are few,
+    one longer base is worth more; past the point where it gains, cycles cost a fraction of a network.
+
+    Args:
+        epochs: Of the base, 1 or more; B is its number of steps.
+        learning_rate: alpha_0, above 0.
+        cycles: H, 0 or more.
+        cycle_epochs: Of one cycle, 1 or more; c is its number of steps.
+        cycle_learning_rate: alpha_c, above 0.
+
+    Raises:
+        UserError: A value that is not possible.
+    """
+
+    epochs: int
+    learning_rate: float
+    cycles: int
+    cycle_epochs: int
+    cycle_learning_rate: float
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.cycles < 0 or self.cycle_epochs < 1:
+            raise UserError(
+                f"A base of {self.epochs} epochs and {self.cycles} cycles of {self.cycle_epochs} were asked for.",
+                "Ask for 1 or more epochs, and for 0 or more cycles.",
+            )
+        _check_learning_rate("learning_rate", self.learning_rate)
+        _check_learning_rate("cycle_learning_rate", self.cycle_learning_rate)
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int = 1) -> float:
+        """Return alpha(t) for t = step from 1."""
+        base, cycle = self.epochs * steps_per_epoch, self.cycle_epochs * steps_per_epoch
+        if step <= base:
+            return self.learning_rate / 2.0 * (math.cos(math.pi * (step - 1) / base) + 1.0)
+        return self.cycle_learning_rate / 2.0 * (math.cos(math.pi * ((step - 1 - base) % cycle) / cycle) + 1.0)
+
+    def snapshot_after(self, step: int, steps_per_epoch: int = 1) -> bool:
+        """Tell whether the base or a cycle ends with a step."""
+        base = self.epochs * steps_per_epoch
+        return step >= base and (step - base) % (self.cycle_epochs * steps_per_epoch) == 0
+
+    def num_steps(self, steps_per_epoch: int = 1) -> int:
+        """Return the steps of the base and all cycles."""
+        return (self.epochs + self.cycles * self.cycle_epochs) * steps_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
 class TriangularCycles:
     """The triangular cycle of fast geometric ensembling (arXiv 1802.10026, section 4.1), without an end.
 

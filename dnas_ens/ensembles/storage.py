@@ -42,13 +42,25 @@ class StoredEnsemble:
     outputs: Sequence[Outputs | None] | None
 
 
-def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> None:
-    """Write ensemble.json and one safetensors file a member; see `Ensemble.save`."""
+def write_ensemble(
+    folder: Path,
+    stored: StoredEnsemble,
+    *,
+    overwrite: bool,
+    numbers: Sequence[int] | None = None,
+    num_trained: int | None = None,
+) -> None:
+    """Write ensemble.json and one safetensors file a member; see `Ensemble.save`.
+
+    Args:
+        numbers: Names of the members' folders under members/; None for 0 to M - 1.
+        num_trained: Networks that were trained for the ensemble, from which the members were chosen; None for M.
+    """
     manifest = folder / MANIFEST
     if manifest.exists() and not overwrite:
         raise UserError(f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True.")
     entries = []
-    for index, member in enumerate(stored.members):
+    for index, member in zip(numbers or range(len(stored.members)), stored.members, strict=True):
         file = f"members/{index}/model.safetensors"
         state = {name: member.state_dict()[own] for own, name in _plain_names(member).items()}
         strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
@@ -71,8 +83,17 @@ def write_ensemble(folder: Path, stored: StoredEnsemble, *, overwrite: bool) -> 
             "weights": stored.weights,
             "temperature": stored.temperature,
             "outputs": stored.outputs,
+            **({} if num_trained is None else {"num_trained": num_trained}),
         },
     )
+
+
+def trained_folders(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the folders of an ensemble's members, and of the networks trained for it that were not chosen."""
+    manifest = _read_manifest(folder)
+    members = [(folder / str(entry["file"])).parent for entry in manifest["members"]]
+    trained = [folder / "members" / str(number) for number in range(manifest.get("num_trained") or 0)]
+    return members, [path for path in trained if path not in members]
 
 
 def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:

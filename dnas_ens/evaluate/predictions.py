@@ -234,21 +234,26 @@ def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:
 
     Args:
         predictions: Of the folder's ensemble.
-        folder: A run folder, or one with members alone.
+        folder: Of an ensemble, such as a run folder.
 
     Returns:
         The same predictions with what is known.
     """
-    files = [folder / "members" / str(index) / "member.json" for index in range(predictions.num_members)]
+    from dnas_ens.ensembles.storage import trained_folders
+
+    members, discarded = trained_folders(folder)
+    notes = [
+        [read_json(place / "member.json") for place in places if (place / "member.json").exists()]
+        for places in (members, discarded)
+    ]
     costs: dict[str, Any] = {}
-    if all(file.exists() for file in files):
-        members = [read_json(file) for file in files]
-        if all("cpu_seconds" in member for member in members):
-            costs["train_cpu_seconds"] = [float(member["cpu_seconds"]) for member in members]
-            costs["train_gpu_seconds"] = [float(member.get("gpu_seconds", 0.0)) for member in members]
+    if len(notes[0]) == len(members) and all("cpu_seconds" in note for note in notes[0]):
+        costs["train_cpu_seconds"] = [float(note["cpu_seconds"]) for note in notes[0]]
+        costs["train_gpu_seconds"] = [float(note.get("gpu_seconds", 0.0)) for note in notes[0]]
     if (folder / "genotypes.json").exists():
         report = read_json(folder / "genotypes.json").get("report") or {}
         # Random deviations of a given base are drawn, not searched: their report is empty.
-        costs["search_cpu_seconds"] = float(report.get("cpu_seconds", 0.0))
-        costs["search_gpu_seconds"] = float(report.get("gpu_seconds", 0.0))
+        # Networks that were trained and not chosen belong to the search for the members.
+        for kind in ("cpu_seconds", "gpu_seconds"):
+            costs[f"search_{kind}"] = sum(float(each.get(kind, 0.0)) for each in (report, *notes[1]))
     return dataclasses.replace(predictions, **costs)

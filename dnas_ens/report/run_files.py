@@ -42,7 +42,7 @@ FOUND = {
     "report?": ({"cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}, NoneType),
 }
 MEMBER = {"parameters": int, "val_accuracy?": _MAYBE, "cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}
-ENSEMBLE = {"members": [{"spec?": (dict, NoneType)}]}
+ENSEMBLE = {"members": [{"spec?": (dict, NoneType)}], "num_trained?": int}
 ROWS = [
     {
         "name": str,
@@ -76,6 +76,7 @@ class RunFiles:
         environment: env.json, an entry a command.
         found: genotypes.json.
         members: Each member's member.json, in order.
+        discarded: Those of the networks that were trained for the ensemble and not chosen.
         ensemble: ensemble.json.
         predictions: predictions.npz; ``averaged``, ``best`` and ``classes`` are there where it is.
         rows: results.json, or the same computed from the predictions.
@@ -90,6 +91,7 @@ class RunFiles:
     environment: Sequence[Mapping[str, Any]] = ()
     found: Mapping[str, Any] | None = None
     members: Sequence[Mapping[str, Any]] = ()
+    discarded: Sequence[Mapping[str, Any]] = ()
     ensemble: Mapping[str, Any] | None = None
     predictions: Predictions | None = None
     rows: Sequence[Mapping[str, Any]] = ()
@@ -116,13 +118,16 @@ class RunFiles:
             predictions = Predictions.load(folder / "predictions.npz")
         shift = _optional(folder / "shift.json", SHIFT, {})
         compared = _optional(folder / "comparison.json", COMPARISON, [])
+        ensemble = _optional(folder / "ensemble.json", ENSEMBLE, None)
+        members, discarded = _networks(folder, ensemble)
         return cls(
             folder=folder,
             config=read_checked(folder / "config.json", CONFIG),
             environment=_optional(folder / "env.json", [dict], []),
             found=_found(folder / "genotypes.json"),
-            members=_members(folder),
-            ensemble=_optional(folder / "ensemble.json", ENSEMBLE, None),
+            members=members,
+            discarded=discarded,
+            ensemble=ensemble,
             predictions=predictions,
             rows=_rows(folder / "results.json", predictions),
             ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),
@@ -188,11 +193,12 @@ class RunFiles:
         report = (self.found or {}).get("report") or {}
         if not self.members or "cpu_seconds" not in report:
             return None
-        on_gpu = sum(float(each.get("gpu_seconds") or 0.0) for each in (report, *self.members))
+        networks = [*self.members, *self.discarded]
+        on_gpu = sum(float(each.get("gpu_seconds") or 0.0) for each in (report, *networks))
         kind = "gpu" if on_gpu else "cpu"
         key = f"{kind}_seconds"
-        training = [float(each[key]) for each in self.members if each.get(key) is not None]
-        if len(training) < len(self.members):
+        training = [float(each[key]) for each in networks if each.get(key) is not None]
+        if len(training) < len(networks):
             return None
         return float(report.get(key) or 0.0), sum(training), kind.upper()
 
@@ -210,9 +216,15 @@ def _found(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def _members(folder: Path) -> list[dict[str, Any]]:
-    paths = [path for path in folder.glob("members/*/member.json") if path.parent.name.isdigit()]
-    return [read_checked(path, MEMBER) for path in sorted(paths, key=lambda path: int(path.parent.name))]
+def _networks(folder: Path, ensemble: Mapping[str, Any] | None) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return member.json of each member, and of each network that was trained and not chosen."""
+    paths = {int(path.parent.name): path for path in folder.glob("members/*/member.json") if path.parent.name.isdigit()}
+    chosen = sorted(paths)
+    if ensemble is not None and ensemble.get("num_trained"):
+        numbers = [Path(str(member.get("file"))).parent.name for member in ensemble["members"]]
+        chosen = [int(number) for number in numbers if number.isdigit() and int(number) in paths]
+    notes = {number: read_checked(path, MEMBER) for number, path in sorted(paths.items())}
+    return [notes[number] for number in chosen], [note for number, note in notes.items() if number not in chosen]
 
 
 def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
+from dnas_ens.ensembles.selection import averaged_loss
 from dnas_ens.ensembles.storage import MANIFEST
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature
@@ -38,8 +41,9 @@ from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.interleaving import Steps, exhaust, in_turns, on_streams
 from dnas_ens.training.step import tell_if_guessing
-from dnas_ens.training.trainer import MemberTraining
+from dnas_ens.training.trainer import MemberTraining, Parent
 from dnas_ens.training.workers import completed, worker_pool
+from dnas_ens.types import FloatArray, IntArray
 
 
 def train_member(
@@ -78,6 +82,8 @@ def member_steps(
             before = newest[1]["seconds"]
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
+    if training.epoch == 0:
+        training.begin()
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
 
@@ -127,6 +133,55 @@ def member_steps(
     return training.network.eval(), description
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One network to train.
+
+    Args:
+        genotype: Its cells.
+        recipe: What it is trained with, without cycles of its own.
+        parent: Number of the network it goes on from; None for fresh weights.
+    """
+
+    genotype: Genotype
+    recipe: RetrainConfig
+    parent: int | None = None
+
+
+def plan_members(genotypes: Sequence[Genotype], recipe: RetrainConfig) -> list[list[Plan]]:
+    """Plan the networks of M members: for each the base and its H cycles, numbered member by member."""
+    chains = []
+    for base in range(0, len(genotypes) * (recipe.cycles + 1), recipe.cycles + 1):
+        genotype = genotypes[base // (recipe.cycles + 1)]
+        chain = [Plan(genotype=genotype, recipe=recipe.of_base())]
+        for cycle in range(recipe.cycles):
+            parent = base if recipe.branches else base + cycle
+            chain.append(Plan(genotype=genotype, recipe=recipe.of_cycle(), parent=parent))
+        chains.append(chain)
+    return chains
+
+
+def joining(val_probs: Sequence[FloatArray], val_labels: IntArray, *, networks_each: int) -> list[int]:
+    """Choose how many of the last networks of every member join, by the least calibrated NLL on val.
+
+    Args:
+        val_probs: Of each network (N, K), member by member.
+        networks_each: Networks of a member, its base and its cycles.
+
+    Returns:
+        Numbers of the networks, ascending; those of a member are its last ones, equally many of each.
+    """
+
+    def last(count: int) -> list[int]:
+        return [number for number in range(len(val_probs)) if number % networks_each >= networks_each - count]
+
+    def loss(count: int) -> float:
+        averaged = np.stack([val_probs[number] for number in last(count)]).mean(axis=0, dtype=np.float64)
+        return averaged_loss(np.asarray(averaged), val_labels, "calibrated_nll")
+
+    return last(min(range(1, networks_each + 1), key=loss)) if networks_each > 1 else list(range(len(val_probs)))
+
+
 def train_members(
     genotypes: Sequence[Genotype],
     data: ImageData,
@@ -144,56 +199,108 @@ def train_members(
     Args:
         genotypes: M genotypes; the same one several times makes a deep ensemble.
         data: Images; ``test`` is not read.
+        recipe: With cycles, each member is several networks, of which the last ones join; see `joining`.
         workers: Members trained side by side, which needs a folder. On a CPU in processes that share the
             threads, 0 for one per thread; members differ from those of a single worker as far as rounding depends
             on the number of threads. On a GPU step by step in turns, each on a stream of its own, 0 for one.
     """
-    device, num_members = torch.device(device), len(genotypes)
+    device = torch.device(device)
+    chains = plan_members(genotypes, recipe)
+    plans = [plan for chain in chains for plan in chain]
+    networks: list[Network] = []
 
-    def training_of(index: int, execution: Execution | None = None) -> MemberTraining:
-        genotype = genotypes[index]
-        return MemberTraining(genotype, data, recipe, index=index, device=device, execution=execution)
+    def training_of(number: int, execution: Execution | None = None) -> MemberTraining:
+        parent = plans[number].parent
+        # Where there is no folder, the parent is at hand: networks are trained in the order of their numbers.
+        weights = None if folder is not None or parent is None else partial(_state_of, networks, parent)
+        return build_training(
+            plans[number], data, number=number, device=device, execution=execution, folder=folder, weights=weights
+        )
 
     if folder is not None:
-        stored = _stored(folder, num_members=num_members)
+        stored = _stored(folder, num_members=len(plans)) if recipe.cycles == 0 else None
         if stored is not None:
-            for index in range(num_members):
-                _require_same(training_of(index), folder)
+            for number in range(len(plans)):
+                _require_same(training_of(number), folder)
             return stored.to(device)
         # Before anything is overwritten: a damaged member must not get a new checksum.
-        for index in filter(partial(_is_finished, folder), range(num_members)):
-            _require_same(training_of(index), folder)
+        for number in filter(partial(_is_finished, folder), range(len(plans))):
+            _require_same(training_of(number), folder)
         # An older manifest would describe other members.
         (folder / MANIFEST).unlink(missing_ok=True)
     execution = _settled(training_of(0), folder)
     if folder is not None:
-        unfinished = [index for index in range(num_members) if not _is_finished(folder, index)]
+        numbers = iter(range(len(plans)))
+        unfinished = [
+            [(number, plan) for plan in chain for number in [next(numbers)] if not _is_finished(folder, number)]
+            for chain in chains
+        ]
         # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
-        sends = device.type == "cpu" and workers != 1 and len(unfinished) > 1
+        sends = device.type == "cpu" and workers != 1 and sum(map(bool, unfinished)) > 1
         sent = copy.deepcopy(data) if sends else data
-        build = partial(MemberTraining, data=sent, recipe=recipe, device=device, execution=execution)
+        build = partial(build_training, data=sent, device=device, execution=execution, folder=folder)
         _train_side_by_side(
-            [partial(build, genotypes[index], index=index) for index in unfinished],
+            [[partial(build, plan, number=number) for number, plan in chain] for chain in unfinished if chain],
             device=device,
             folder=folder,
             workers=workers,
-            num_members=num_members,
+            num_members=len(plans),
         )
-    networks, val_probs = [], []
-    for index in range(num_members):
-        training = training_of(index, execution)
-        networks.append(trained_network(training, folder=folder, num_members=num_members))
+    val_probs = []
+    for number in range(len(plans)):
+        training = training_of(number, execution)
+        networks.append(trained_network(training, folder=folder, num_members=len(plans)))
         val_probs.append(training.val_probs())
+    labels = data.val.labels.cpu().numpy()
+    chosen = joining(val_probs, labels, networks_each=recipe.cycles + 1)
+    ensemble = ensemble_of([networks[number] for number in chosen], [val_probs[number] for number in chosen], data)
+    if folder is not None:
+        trained = {"num_trained": len(plans)} if recipe.cycles else {}
+        ensemble.save(folder, overwrite=True, numbers=chosen, **trained)
+    return ensemble.to(device)
+
+
+def build_training(
+    plan: Plan,
+    data: ImageData,
+    *,
+    number: int,
+    device: torch.device | str,
+    execution: Execution | None = None,
+    folder: Path | None = None,
+    weights: Callable[[], Mapping[str, Tensor]] | None = None,
+) -> MemberTraining:
+    """Return the training of a planned network.
+
+    Args:
+        number: Its position, which decides its seeds.
+        folder: Holds the parent finished, if there is one.
+        weights: Gives the parent's state, where there is no folder.
+    """
+    parent = None
+    if plan.parent is not None:
+        if weights is None:
+            assert folder is not None
+            weights = partial(load_tensors, folder / "members" / str(plan.parent) / "model.safetensors")
+        parent = Parent(plan.parent, weights)
+    return MemberTraining(
+        plan.genotype, data, plan.recipe, index=number, device=device, execution=execution, parent=parent
+    )
+
+
+def ensemble_of(networks: Sequence[Network], val_probs: Sequence[FloatArray], data: ImageData) -> Ensemble:
+    """Return the equally weighted ensemble of networks, its temperature fitted on their probabilities on val."""
     averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
-    ensemble = Ensemble(
-        networks,
+    return Ensemble(
+        list(networks),
         temperature=fit_temperature(averaged, data.val.labels.cpu().numpy()),
         classes=data.classes,
         preprocessing=Preprocessing.of(data),
     ).eval()
-    if folder is not None:
-        ensemble.save(folder, overwrite=True)
-    return ensemble.to(device)
+
+
+def _state_of(networks: Sequence[Network], number: int) -> Mapping[str, Tensor]:
+    return networks[number].state_dict()
 
 
 def _stored(folder: Path, *, num_members: int) -> Ensemble | None:
@@ -250,20 +357,25 @@ def _metered(steps: Steps[dict[str, float]], cost: CostMeter) -> Steps[dict[str,
 
 
 def train_in_turns(
-    trainings: Sequence[MemberTraining],
+    chains: Sequence[Sequence[Callable[[], MemberTraining]]],
     *,
     folder: Path,
     num_members: int,
     context: Callable[[int], AbstractContextManager[object]] = lambda index: nullcontext(),
 ) -> None:
-    """Train unfinished members step by step in turns, and keep them in the folder.
+    """Train chains of unfinished networks step by step in turns, and keep them in the folder.
 
     Args:
-        context: What the steps of the training of that number are done in.
+        chains: Each gives the trainings of networks that go on from one another, in their order.
+        context: What the steps of the chain of that number are done in.
     """
-    works = [member_steps(training, folder=folder, num_members=num_members) for training in trainings]
-    for network, description in in_turns(works, context=context):
-        _keep(network, description, folder)
+
+    def steps_of(chain: Sequence[Callable[[], MemberTraining]]) -> Steps[None]:
+        for build in chain:
+            network, description = yield from member_steps(build(), folder=folder, num_members=num_members)
+            _keep(network, description, folder)
+
+    in_turns([steps_of(chain) for chain in chains], context=context)
 
 
 def _settled(training: MemberTraining, folder: Path | None) -> Execution:
@@ -280,37 +392,36 @@ def _settled(training: MemberTraining, folder: Path | None) -> Execution:
 
 
 def _train_side_by_side(
-    builders: Sequence[Callable[[], MemberTraining]],
+    chains: Sequence[Sequence[Callable[[], MemberTraining]]],
     *,
     device: torch.device,
     folder: Path,
     workers: int,
     num_members: int,
 ) -> None:
-    """Train members side by side, where that is more than one at a time.
+    """Train chains of networks side by side, where that is more than one at a time.
 
     Args:
-        builders: Give the training of each unfinished member; importable, for other processes.
+        chains: Give the trainings of unfinished networks; importable, for other processes.
     """
     if device.type == "cuda":
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.
-        for first in range(0, len(builders) if workers > 1 else 0, max(1, workers)):
-            trainings = [build() for build in builders[first : first + workers]]
-            context = on_streams(device, len(trainings))
-            train_in_turns(trainings, folder=folder, num_members=num_members, context=context)
+        for first in range(0, len(chains) if workers > 1 else 0, max(1, workers)):
+            beside = chains[first : first + workers]
+            train_in_turns(beside, folder=folder, num_members=num_members, context=on_streams(device, len(beside)))
         return
-    workers = min(workers or torch.get_num_threads(), len(builders))
+    workers = min(workers or torch.get_num_threads(), len(chains))
     if workers < 2:
         return
-    tasks = [partial(_train_in_worker, build, folder, num_members) for build in builders]
     with worker_pool(workers) as pool:
-        for _ in completed(pool, tasks):
+        for _ in completed(pool, [partial(_train_in_worker, chain, folder, num_members) for chain in chains]):
             pass
 
 
-def _train_in_worker(build: Callable[[], MemberTraining], folder: Path, num_members: int) -> None:
-    # Returns nothing: the network is in the folder and need not be sent.
-    trained_network(build(), folder=folder, num_members=num_members)
+def _train_in_worker(chain: Sequence[Callable[[], MemberTraining]], folder: Path, num_members: int) -> None:
+    # Returns nothing: the networks are in the folder and need not be sent.
+    for build in chain:
+        trained_network(build(), folder=folder, num_members=num_members)
 
 
 def _require_same(training: MemberTraining, folder: Path) -> None:

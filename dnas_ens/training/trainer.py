@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -209,13 +210,16 @@ class Training(Generic[Model]):
 
     def _set_drop_path(self, network: Network) -> None:
         network.drop_path_generator = self._drop_path_generator.manual_seed(self._epoch_seed())
-        probability = drop_path_at(self.recipe, self.epoch)
+        probability = self._drop_path_now()
         if not self.execution.cuda_graph or self.recipe.drop_path == 0.0:
             network.drop_path_probability = probability
         elif isinstance(network.drop_path_probability, Tensor):
             network.drop_path_probability.fill_(probability)
         else:
             network.drop_path_probability = torch.tensor(probability, device=self.device)
+
+    def _drop_path_now(self) -> float:
+        return drop_path_at(self.recipe, self.epoch)
 
     def _epoch_seed(self) -> int:
         return self.seeds.augmentation + 1 + self.epoch
@@ -307,11 +311,25 @@ class NetworkTraining(Training[Model]):
         return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint}
 
 
+@dataclass(frozen=True)
+class Parent:
+    """The network that a training goes on from.
+
+    Args:
+        number: Its position.
+        weights: Gives its state; called when the training begins.
+    """
+
+    number: int
+    weights: Callable[[], Mapping[str, Tensor]]
+
+
 class MemberTraining(NetworkTraining[Network]):
-    """A member of an ensemble: the network of a genotype; arguments but the first as in ``NetworkTraining``.
+    """A member of an ensemble: the network of a genotype; arguments but these as in ``NetworkTraining``.
 
     Args:
         recipe: Also the size of the network.
+        parent: What the training goes on from, with a new optimiser; None for fresh weights.
     """
 
     def __init__(
@@ -323,7 +341,9 @@ class MemberTraining(NetworkTraining[Network]):
         index: int,
         device: torch.device | str = "cpu",
         execution: Execution | None = None,
+        parent: Parent | None = None,
     ) -> None:
+        self.parent = parent
         stack = StackSpec.for_data(data, num_cells=recipe.num_cells, channels=recipe.channels)
         auxiliary = recipe.auxiliary_weight > 0
         super().__init__(
@@ -334,3 +354,16 @@ class MemberTraining(NetworkTraining[Network]):
             device=device,
             execution=execution,
         )
+
+    def begin(self) -> None:
+        """Take over the parent's weights, if there is one."""
+        if self.parent is not None:
+            self.network.load_state_dict(self.parent.weights())
+
+    def _drop_path_now(self) -> float:
+        # Where a training goes on, the probability has risen already.
+        return super()._drop_path_now() if self.parent is None else self.recipe.drop_path
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a state of this training depends on, with the number of the parent."""
+        return super().identity() | ({} if self.parent is None else {"parent": self.parent.number})

@@ -11,11 +11,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
-from dnas_ens.ensembles.snapshot import CosineCycles, SnapshotRecorder, TriangularCycles
+from dnas_ens.ensembles.snapshot import BaseThenCycles, CosineCycles, SnapshotRecorder, TriangularCycles
 from dnas_ens.errors import UserError
 from dnas_ens.run.checkpoint import CheckpointStore
 
 STEPS = 5
+BASE = {"epochs": 2, "learning_rate": 0.1, "cycle_epochs": 1}
 COSINE = CosineCycles(epochs=4, num_cycles=2, initial_learning_rate=0.2)
 
 
@@ -77,6 +78,26 @@ def test_cosine_cycles_against_torch(epochs, steps_per_epoch, num_cycles, rate):
             ends.append(step)
     assert (len(ends), ends[-1]) == (num_cycles, total)
     assert all(end % cycle == 0 for end in ends[:-1])
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(0, 3), st.integers(1, 4))
+def test_base_then_cycles_against_torch(epochs, steps_per_epoch, cycles, cycle_epochs):
+    schedule = BaseThenCycles(
+        epochs=epochs, learning_rate=0.4, cycles=cycles, cycle_epochs=cycle_epochs, cycle_learning_rate=0.1
+    )
+    base, cycle = epochs * steps_per_epoch, cycle_epochs * steps_per_epoch
+    expected = []
+    for rate, length in [(0.4, base)] + [(0.1, cycle)] * cycles:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=rate)
+        scheduler = CosineAnnealingWarmRestarts(optimizer, T_0=length)
+        for _ in range(length):
+            expected.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+    steps = range(1, schedule.num_steps(steps_per_epoch) + 1)
+    assert [schedule.learning_rate_at(step, steps_per_epoch) for step in steps] == pytest.approx(expected)
+    ends = [step for step in steps if schedule.snapshot_after(step, steps_per_epoch)]
+    assert ends == [base + number * cycle for number in range(cycles + 1)]
 
 
 @given(st.integers(1, 6), st.integers(1, 9), st.floats(1e-6, 1.0))
@@ -170,6 +191,8 @@ def test_what_a_recorder_refuses():
         (lambda: recorder.load_state_dict({**saved[2].state_dict(), "schedule": {}}), "saved with the schedule"),
         (lambda: CosineCycles(epochs=3, num_cycles=0, initial_learning_rate=0.1), "0 cycles"),
         (lambda: CosineCycles(epochs=3, num_cycles=1, initial_learning_rate=math.nan), "learning_rate is nan"),
+        (lambda: BaseThenCycles(**BASE, cycles=-1, cycle_learning_rate=0.1), "-1 cycles"),
+        (lambda: BaseThenCycles(**BASE, cycles=1, cycle_learning_rate=0.0), "cycle_learning_rate is 0.0"),
         (lambda: triangular(2, 0.1, 0.1), "not below the highest"),
         (lambda: triangular(2, 0.1, 0.0), "lowest_learning_rate is 0.0"),
         (lambda: triangular(0, 0.1, 0.01), "0 epochs"),

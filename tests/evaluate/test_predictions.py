@@ -65,6 +65,8 @@ def test_some_members_and_members_of_both():
 
 def test_training_costs_of_a_folder(tmp_path):
     given = predictions(2)
+    members = [{"file": f"members/{number}/model.safetensors", "spec": {}} for number in range(3)]
+    write_json(tmp_path / "ensemble.json", {"members": members[:2]})
     write_json(tmp_path / "members/0/member.json", {"cpu_seconds": 2.0})
     assert with_training_costs(given, tmp_path).train_cpu_seconds == ()
     write_json(tmp_path / "members/1/member.json", {"cpu_seconds": 4.0, "gpu_seconds": 9.0})
@@ -74,6 +76,11 @@ def test_training_costs_of_a_folder(tmp_path):
     for report, seconds in (({"cpu_seconds": 7.0}, 7.0), ({}, 0.0)):
         write_json(tmp_path / "genotypes.json", {"report": report})
         assert with_training_costs(given, tmp_path).search_cpu_seconds == seconds
+    # What was trained and not chosen counts with the search.
+    write_json(tmp_path / "members/2/member.json", {"cpu_seconds": 8.0})
+    write_json(tmp_path / "ensemble.json", {"members": [members[0], members[2]], "num_trained": 3})
+    chosen = with_training_costs(given, tmp_path)
+    assert (chosen.train_cpu_seconds, chosen.search_cpu_seconds) == ([2.0, 8.0], 4.0)
 
 
 @pytest.mark.parametrize(

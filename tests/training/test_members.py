@@ -3,7 +3,9 @@ import multiprocessing
 import shutil
 import time
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,10 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.data import Split
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import DivergedError, UserError
-from dnas_ens.training.members import train_in_turns, train_member, train_members
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.nn.network import Network
+from dnas_ens.run.files import load_tensors
+from dnas_ens.training.members import plan_members, train_in_turns, train_member, train_members
 from dnas_ens.training.trainer import MemberTraining
 
 RECIPE = RetrainConfig(num_cells=1, channels=4, epochs=4, batch_size=16, drop_path=0.2, cutout=3, auxiliary_weight=0.4)
@@ -59,9 +64,9 @@ def test_members_trained_in_turns_are_those_trained_alone(few_digits, tmp_path):
     recipe = replace(RECIPE, epochs=2)
     genotypes = [genotype(0), genotype(1), genotype(0)]
     alone = train_members(genotypes, few_digits, recipe)
-    trainings = [MemberTraining(cells, few_digits, recipe, index=i) for i, cells in enumerate(genotypes)]
+    chains = [[partial(MemberTraining, cells, few_digits, recipe, index=i)] for i, cells in enumerate(genotypes)]
     started = time.process_time()
-    train_in_turns(trainings, folder=tmp_path / "turns", num_members=3)
+    train_in_turns(chains, folder=tmp_path / "turns", num_members=3)
     taken = time.process_time() - started
     turns = train_members(genotypes, few_digits, recipe, folder=tmp_path / "turns")
     assert same(alone.state_dict(), turns.state_dict())
@@ -172,3 +177,61 @@ def test_validation_does_not_count_as_training_cost(few_digits):
     started = time.process_time()
     _, description = train_member(training)
     assert description["cpu_seconds"] < time.process_time() - started - 4 * 0.2
+
+
+def test_cycles_go_on_from_one_another_and_the_last_ones_join(few_digits, tmp_path):
+    recipe = replace(RECIPE, epochs=2, cycles=2, cycle_epochs=1, cycle_learning_rate=0.02)
+    genotypes = [genotype(0), genotype(1)]
+    train_members(genotypes, few_digits, recipe, folder=tmp_path / "a")
+    in_memory = train_members(genotypes, few_digits, recipe)
+
+    # Witness: each network trained by hand from the weights of the one before it.
+    networks, start = [], {}
+    for number in range(6):
+        cycle = number % 3
+        own = replace(RECIPE, epochs=1 if cycle else 2, learning_rate=0.02 if cycle else RECIPE.learning_rate)
+        training = MemberTraining(genotypes[number // 3], few_digits, own, index=number)
+        if cycle:
+            training.network.load_state_dict(start)
+            training._drop_path_now = lambda: RECIPE.drop_path
+        for _ in range(own.epochs):
+            training.run_epoch()
+        start = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+        networks.append(training)
+    stored = json.loads((tmp_path / "a/ensemble.json").read_text())
+    numbers = [int(member["file"].split("/")[1]) for member in stored["members"]]
+    for number, training in enumerate(networks):
+        kept = Network.from_spec(note(tmp_path / "a", number)["spec"])
+        kept.load_state_dict(load_tensors(tmp_path / f"a/members/{number}/model.safetensors"))
+        assert same(kept.state_dict(), training.network.state_dict())
+    # The last k of each, by the calibrated NLL on val over all k.
+    labels = few_digits.val.labels.numpy()
+    options = [[number for number in range(6) if number % 3 >= 3 - count] for count in (1, 2, 3)]
+    losses = []
+    for option in options:
+        averaged = np.mean([networks[number].val_probs() for number in option], axis=0)
+        losses.append(calibrated_nll(averaged, labels, fit_temperature(averaged, labels)))
+    assert numbers == options[int(np.argmin(losses))]
+    loaded = Ensemble.load(tmp_path / "a")
+    assert same(in_memory.state_dict(), loaded.state_dict())
+    assert stored["num_trained"] == 6
+
+
+def test_branches_all_begin_from_the_base():
+    recipe = replace(RECIPE, epochs=1, cycles=2, cycle_epochs=1, branches=True)
+    chains = plan_members([genotype(0), genotype(1)], recipe)
+    assert [[plan.parent for plan in chain] for chain in chains] == [[None, 0, 0], [None, 3, 3]]
+    chains = plan_members([genotype(0), genotype(1)], replace(recipe, branches=False))
+    assert [[plan.parent for plan in chain] for chain in chains] == [[None, 0, 1], [None, 3, 4]]
+
+
+def test_an_interrupted_cycle_goes_on_to_the_same_networks(few_digits, tmp_path):
+    recipe = replace(RECIPE, epochs=1, cycles=1, cycle_epochs=3)
+    expected = train_members([genotype(0)], few_digits, recipe, folder=tmp_path / "straight")
+    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut/members/1")
+    for state in (tmp_path / "cut/checkpoints").glob("member-1-00000003.*"):
+        state.unlink()
+    again = train_members([genotype(0)], few_digits, recipe, folder=tmp_path / "cut")
+    assert same(expected.state_dict(), again.state_dict())
+    assert [line["epoch"] for line in logged(tmp_path / "cut", 1)] == [3]
