@@ -104,9 +104,9 @@ class CosineCycles:
 class BaseThenCycles:
     """One long cosine, the base, and then short cycles from a lower rate: how `--cycles` trains a member.
 
-    alpha(t) = alpha_0 / 2 (cos(pi (t - 1) / B) + 1) for t = 1..B, and after it alpha_c / 2 (cos(pi mod(t - 1 - B, c) / c)
-    + 1) in H cycles of c steps. A snapshot is due at the end of the base and of every cycle. Where epochs are few,
-    one longer base is worth more; past the point where it gains, cycles cost a fraction of a network.
+    alpha(t) = alpha_0 / 2 (cos(pi (t - 1) / B) + 1) for t = 1..B; after it, in H cycles of c steps,
+    alpha_c / 2 (cos(pi mod(t - 1 - B, c) / c) + 1). A snapshot is due at the end of the base and of every cycle. Where
+    epochs are few, a longer base is worth more; past the point where it gains, a cycle costs a fraction of a network.
 
     Args:
         epochs: Of the base, 1 or more; B is its number of steps.

@@ -76,7 +76,7 @@ class Progress:
             parts.append(f"images/s {self._images / max(now - self._epoch_start, 1e-9):.0f}")
         if epoch > self._initial:
             left = (now - self._start) / (epoch - self._initial) * (self._total - epoch)
-            parts.append(f"eta {_duration(left)}")
+            parts.append(f"eta {duration(left)}")
         self._images, self._epoch_start = 0, now
         if self._bar is None:
             print("  ".join(parts), file=self._stream, flush=True)
@@ -110,7 +110,8 @@ def _shown(value: object) -> str:
     return f"{number:.4f}" if size >= 1e-3 or size == 0 else f"{number:.2e}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return seconds as minutes and seconds, with hours where there are any: 1:05, 2:00:00."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

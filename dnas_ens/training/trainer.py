@@ -16,7 +16,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData
-from dnas_ens.nn.execution import Execution, candidates, fastest
+from dnas_ens.nn.execution import Execution, candidates, fastest, step_seconds
 from dnas_ens.nn.network import Network
 from dnas_ens.run.progress import Progress
 from dnas_ens.space.genotype import Genotype
@@ -133,15 +133,19 @@ class Training(Generic[Model]):
 
     def settle_execution(self) -> Execution:
         """Measure what the recipe leaves open: a training step of a copy of the network in each way."""
-
-        def build_step(execution: Execution) -> Callable[[], object]:
-            network = execution.place_module(copy.deepcopy(self.network), self.device)
-            step = TrainingStep(network, self._new_optimizer(network), self.recipe, execution=execution)
-            return partial(step, *self._trial_batch())
-
         if not self.execution_is_settled:
-            self._execute(fastest(self._open_choices, build_step, device=self.device))
+            self._execute(fastest(self._open_choices, self._trial_step, device=self.device))
         return self.execution
+
+    def measured_step(self) -> float:
+        """Return the seconds of a training step, the median of a few steps of a copy of the network."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            return step_seconds([self.settle_execution()], self._trial_step, device=self.device)[self.execution]
+
+    def _trial_step(self, execution: Execution) -> Callable[[], object]:
+        network = execution.place_module(copy.deepcopy(self.network), self.device)
+        step = TrainingStep(network, self._new_optimizer(network), self.recipe, execution=execution)
+        return partial(step, *self._trial_batch())
 
     def _trial_batch(self) -> tuple[Tensor, Tensor]:
         """Return images and labels to time a step on, from generators that are thrown away."""

@@ -1,0 +1,263 @@
+"""What the next unit of a budget may be, what it will cost, and what it is expected to gain.
+
+Everything here is arithmetic on the units done so far. A first guess stands for what has not been measured yet, and
+counts as one measurement beside those there are (docs/method.md says where the guesses are from).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["first", "longer", "cycle", "copy", "cell"]
+
+#: A doubling of a network's epochs gains so much of its loss at first, and each further one this share of the last.
+FIRST_DOUBLING, NEXT_DOUBLING = 0.15, 0.7
+#: The second network of an ensemble gains so much of the loss; from M to M + 1 it is c / (M (M + 1)).
+SECOND_NETWORK = 0.05
+#: What was not tried yet is taken to be so much better than what was.
+UNTRIED = 1.2
+#: A cycle gains so much of the loss, and each further one of the same base this share of the last.
+FIRST_CYCLE, NEXT_CYCLE = 0.015, 0.8
+#: Epochs of a cycle as a share of its base's.
+CYCLE_EPOCHS = 0.2
+#: A cosine that goes on from the full rate forgets a part: L epochs and then x are worth KEPT * L + x in one go.
+KEPT = 0.7
+#: A network becomes at most so many times as long at once, so that a wrong forecast is noticed.
+LONGEST_GROWTH = 4
+#: Weight of a first guess beside a measured doubling, whose noise is that of one network's loss.
+GUESS = 0.25
+#: A new network may be this much shorter than the others where the budget ends.
+SHORTEST = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One training that the budget pays for: half a cosine from a learning rate to 0.
+
+    Args:
+        kind: first: the first network; longer: the best one goes on; cycle: a network goes on
+            for a few epochs; copy: another network of the best cell; cell: one of another cell.
+        number: Of the network it makes; also decides its seeds.
+        cell: Position of its genotype among the cells.
+        parent: Number of the network it goes on from; None for fresh weights.
+        epochs: Its length.
+        learning_rate: Where the cosine begins.
+    """
+
+    kind: Kind
+    number: int
+    cell: int
+    parent: int | None
+    epochs: int
+    learning_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A unit that is finished.
+
+    Args:
+        unit: What was done.
+        cost: Seconds, or epochs where the budget is one of epochs.
+        alone: Calibrated NLL of its network on val, cross-fitted, nats.
+        loss: That of the ensemble chosen from all networks so far.
+        members: Numbers of the networks in it.
+    """
+
+    unit: Unit
+    cost: float
+    alone: float
+    loss: float
+    members: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return {**asdict(self), "members": list(self.members)}
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Done:
+        """Rebuild a unit from its dictionary."""
+        return cls(**{**entry, "unit": Unit(**entry["unit"]), "members": tuple(entry["members"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """A unit that could come next.
+
+    Args:
+        gain: By how much the ensemble's calibrated NLL is expected to fall, nats.
+        cost: What it will take of the budget.
+    """
+
+    unit: Unit
+    gain: float
+    cost: float
+
+    @property
+    def rate(self) -> float:
+        """Gain for each unit of cost."""
+        return self.gain / self.cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A network from fresh weights with all that went on from it.
+
+    Args:
+        end: Its newest unit that is no cycle.
+        newest: Its newest unit, from which it goes on.
+        epochs: What its units but the cycles are worth in one go; see `KEPT`.
+        earlier: Epochs and loss alone before the unit ``end``; None where that is the first one.
+        cycle_gains: What each cycle has gained for the ensemble.
+    """
+
+    end: Done
+    newest: Done
+    epochs: float
+    earlier: tuple[float, float] | None
+    cycle_gains: tuple[float, ...]
+
+
+def bases_of(history: Sequence[Done]) -> list[Base]:
+    """Return the bases, in the order they were begun in."""
+    bases: list[Base] = []
+    of_network: dict[int, int] = {}
+    for position, done in enumerate(history):
+        gain = history[position - 1].loss - done.loss if position else 0.0
+        unit = done.unit
+        if unit.parent is None:
+            of_network[unit.number] = len(bases)
+            bases.append(Base(end=done, newest=done, epochs=unit.epochs, earlier=None, cycle_gains=()))
+            continue
+        index = of_network[unit.number] = of_network[unit.parent]
+        base = bases[index]
+        if unit.kind == "cycle":
+            gains = (*base.cycle_gains, gain)
+            bases[index] = Base(end=base.end, newest=done, epochs=base.epochs, earlier=base.earlier, cycle_gains=gains)
+        else:
+            bases[index] = Base(
+                end=done,
+                newest=done,
+                epochs=KEPT * base.epochs + unit.epochs,
+                earlier=(base.epochs, base.end.alone),
+                cycle_gains=(),
+            )
+    return bases
+
+
+def next_doubling(base: Base) -> float:
+    """Return what the next doubling of a base's epochs is expected to take off its own loss, nats.
+
+    With d doublings since the earlier length that gained G together, and each gaining a share r of the one before, the
+    next gains G r^d (1 - r) / (1 - r^d).
+    """
+    guess = FIRST_DOUBLING * base.end.alone
+    if base.earlier is None or base.epochs <= base.earlier[0]:
+        return guess
+    left: float = NEXT_DOUBLING ** math.log2(base.epochs / base.earlier[0])
+    measured = (base.earlier[1] - base.end.alone) * left * (1 - NEXT_DOUBLING) / (1 - left)
+    return max(0.0, (1 - GUESS) * measured + GUESS * guess * left)
+
+
+def gain_of_growth(base: Base, growth: float) -> float:
+    """Return what a base is expected to gain for itself from becoming ``growth`` times as long, nats."""
+    share: float = 1 - NEXT_DOUBLING ** math.log2(growth)
+    return next_doubling(base) * share / (1 - NEXT_DOUBLING)
+
+
+def network_constant(history: Sequence[Done], kind: Kind) -> float:
+    """Return c of the gain c / (M (M + 1)) that another base brings to M bases, nats; see `SECOND_NETWORK`.
+
+    It is the mean of the guess and of what bases of the kind have brought. A kind that was not tried yet is taken to be
+    a little better than the other, so that both are tried where there is room for several.
+    """
+    found: dict[Kind, list[float]] = {"copy": [], "cell": []}
+    bases = 1
+    for before, done in itertools.pairwise(history):
+        if done.unit.parent is None:
+            found[done.unit.kind].append((before.loss - done.loss) * bases * (bases + 1))
+            bases += 1
+    guess = 2 * SECOND_NETWORK * history[-1].loss
+    own, others = found[kind], [gain for gains in found.values() for gain in gains]
+    mean = sum([guess, *(own or others)]) / (1 + len(own or others))
+    return max(0.0, mean if own or not others else UNTRIED * mean)
+
+
+def forecasts(
+    history: Sequence[Done],
+    *,
+    left: float,
+    epoch_cost: Callable[[int], float],
+    num_cells: int,
+    learning_rate: float,
+    setup_cost: float = 0.0,
+) -> list[Forecast]:
+    """Return what could come next, the best first.
+
+    Args:
+        history: What was done, at least the first unit.
+        left: What is left of the budget.
+        epoch_cost: Gives the cost of an epoch of the cell of a number.
+        num_cells: How many cells there are, or can be.
+        learning_rate: Where every cosine begins.
+        setup_cost: What finding the other cells costs, until they are found.
+
+    Returns:
+        By falling gain for each unit of cost; empty where nothing fits in what is left.
+    """
+    bases, loss, number = bases_of(history), history[-1].loss, len(history)
+    best = min(bases, key=lambda base: base.end.alone)
+    usual = best.epochs
+    found: list[Forecast] = []
+
+    def add(kind: Kind, cell: int, parent: int | None, epochs: float, gain: float, *, setup: float = 0.0) -> None:
+        whole = max(1, round(epochs))
+        cost = setup + whole * epoch_cost(cell)
+        if cost <= left and gain > 0:
+            unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=whole, learning_rate=learning_rate)
+            found.append(Forecast(unit=unit, gain=gain, cost=cost))
+
+    def new_network(kind: Kind, cell: int, *, setup: float = 0.0) -> None:
+        share = min(1.0, (left - setup) / (usual * epoch_cost(cell)))
+        if share >= SHORTEST:
+            gain = network_constant(history, kind) / (len(bases) * (len(bases) + 1))
+            # The last one of a budget may be shorter, and is then worth less.
+            add(kind, cell, None, math.floor(share * usual), gain * share**2, setup=setup)
+
+    new_network("copy", best.end.unit.cell)
+    used = {base.end.unit.cell for base in bases}
+    if fresh := [cell for cell in range(num_cells) if cell not in used]:
+        new_network("cell", fresh[0], setup=setup_cost)
+    for base in bases:
+        gains = base.cycle_gains
+        expected = (sum(gains[-2:]) / len(gains[-2:]) if gains else FIRST_CYCLE * loss / len(bases)) * (
+            NEXT_CYCLE if gains else 1.0
+        )
+        epochs = min(max(1, round(CYCLE_EPOCHS * base.epochs)), int(left / epoch_cost(base.end.unit.cell)))
+        if epochs:
+            add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
+    found.sort(key=lambda forecast: forecast.rate, reverse=True)
+    other = found[0].rate if found else 0.0
+    if longer := _longer(best, len(bases), left=left, cost=epoch_cost(best.end.unit.cell), other=other):
+        add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
+    found.sort(key=lambda forecast: forecast.rate, reverse=True)
+    return found
+
+
+def _longer(base: Base, num_bases: int, *, left: float, cost: float, other: float) -> tuple[float, float] | None:
+    """Return by how many epochs to lengthen a base and the gain: as far as it gains more than others would."""
+    most = min(left / cost, (LONGEST_GROWTH - 1) * base.epochs)
+    # A rest that is too short for anything else goes along.
+    if left / cost - most < SHORTEST * most:
+        most = left / cost
+    lengths = [share * most for share in (0.25, 0.5, 0.75, 1.0)]
+    options = [
+        (length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases)
+        for length in map(math.floor, lengths)
+        if KEPT + length / base.epochs > 1
+    ]
+    return max(options, key=lambda option: option[1] - other * option[0] * cost, default=None)

@@ -1,0 +1,352 @@
+"""Spending a budget: one training after another, each where it is expected to pay most, an ensemble after every one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+
+from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.forecast import Done, Forecast, Unit, forecasts
+from dnas_ens.config import RetrainConfig
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.data.splits import alternating_halves
+from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.selection import averaged_loss, greedy_selection
+from dnas_ens.errors import UserError
+from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.nn.network import Network
+from dnas_ens.run.files import read_checked, read_json, write_json
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.training.members import Plan, build_training, ensemble_of, trained_network
+from dnas_ens.types import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    pass
+
+LEDGER = "budget.json"
+#: The first network is trained for this share of the budget, and for so many steps at most.
+FIRST_SHARE, FIRST_STEPS = 0.1, 500
+#: Widths that are tried, as factors of the recipe's; a wider network must still afford so many epochs.
+WIDTHS = (0.5, 1, 2, 4)
+NARROW_BELOW, WIDE_FROM = 8, 150
+#: Share of a budget of time that is kept for what is not training.
+RESERVE = 0.02
+
+
+class Cells(Protocol):
+    """Where the budget's cells are from.
+
+    Attributes:
+        base: The cell to begin with.
+        count: How many there are in all, the base included.
+        setup_seconds: What finding the others is expected to take.
+    """
+
+    base: Genotype
+    count: int
+    setup_seconds: float
+
+    def find(self) -> Sequence[Genotype]:
+        """Return all cells, the base first; called once, when another than the base is wanted."""
+
+
+def best_set(probs: FloatArray, labels: IntArray) -> list[int]:
+    """Choose who joins: of the greedy order by NLL (arXiv 2006.08573) the beginning with the least calibrated NLL.
+
+    Args:
+        probs: Probabilities of the networks (P, N, K).
+        labels: (N,).
+    """
+    order = greedy_selection(probs, labels, num_members=len(probs))
+    sums = np.cumsum(probs[order], axis=0, dtype=np.float64)
+    losses = [averaged_loss(total / count, labels, "calibrated_nll") for count, total in enumerate(sums, start=1)]
+    return order[: int(np.argmin(losses)) + 1]
+
+
+def cross_fitted_loss(
+    probs: FloatArray, labels: IntArray, *, choose: Callable[[FloatArray, IntArray], list[int]] = best_set
+) -> float:
+    """Return the calibrated NLL of the networks that ``choose`` takes, chosen and calibrated on the other half of val.
+
+    Choosing and fitting on the images that are scored would make every further network look like a gain
+    (cross-fitting, arXiv 1608.00060).
+    """
+    halves = alternating_halves(labels)
+    losses = []
+    for fitted_on, scored_on in (halves, halves[::-1]):
+        chosen = choose(probs[:, fitted_on], labels[fitted_on])
+        temperature = fit_temperature(probs[chosen][:, fitted_on].mean(axis=0, dtype=np.float64), labels[fitted_on])
+        averaged = probs[chosen][:, scored_on].mean(axis=0, dtype=np.float64)
+        losses.append(calibrated_nll(averaged, labels[scored_on], temperature) * len(scored_on))
+    return sum(losses) / len(labels)
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What a budget has been spent on, as budget.json holds it.
+
+    Args:
+        channels: C of all networks.
+        first_epochs: Length of the first training.
+        epoch_seconds: Of the base cell, measured before it began.
+        done: Finished units.
+        coming: The unit in progress; None between two.
+        spent: Of the budget.
+    """
+
+    channels: int
+    first_epochs: int
+    epoch_seconds: float
+    done: list[Done]
+    coming: Unit | None = None
+    spent: float = 0.0
+
+    def write(self, path: Path, amount: Amount) -> None:
+        """Write it, with what the budget is."""
+        write_json(
+            path,
+            {
+                "budget": vars(amount),
+                **vars(self),
+                "done": [done.to_dict() for done in self.done],
+                "coming": None if self.coming is None else vars(self.coming),
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Read what `write` wrote."""
+        form = {"channels": int, "first_epochs": int, "epoch_seconds": float, "done": [dict], "spent": (int, float)}
+        found: dict[str, Any] = read_checked(path, form)
+        return cls(
+            channels=found["channels"],
+            first_epochs=found["first_epochs"],
+            epoch_seconds=found["epoch_seconds"],
+            done=[Done.from_dict(entry) for entry in found["done"]],
+            coming=None if found.get("coming") is None else Unit(**found["coming"]),
+            spent=found["spent"],
+        )
+
+
+class Spending:
+    """A budget being spent in a run folder.
+
+    Args:
+        recipe: How networks are trained; its epochs and cycles are not read, and its channels are where widths begin.
+        amount: The budget.
+        cells: Where cells are from.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        recipe: RetrainConfig,
+        *,
+        amount: Amount,
+        cells: Cells,
+        folder: Path,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.data, self.recipe, self.amount, self.cells = data, recipe.of_base(), amount, cells
+        self.folder, self.device = folder, torch.device(device)
+        self.labels = data.val.labels.cpu().numpy()
+        self._found: Sequence[Genotype] | None = None
+        self._networks: list[Network] = []
+        self._val_probs: list[FloatArray] = []
+        self._step_seconds: dict[int, float] = {}
+        self._began = time.monotonic()
+        file = folder / LEDGER
+        self._ledger = Ledger.read(file) if file.exists() else self._plan()
+        self._charged = self._ledger.spent
+
+    def run(self, on_unit: Callable[[Done], object] | None = None) -> Ensemble:
+        """Spend what is left of the budget and return the ensemble.
+
+        Args:
+            on_unit: Called after every unit, when the ensemble of all units so far is on disk.
+        """
+        for done in self._ledger.done:
+            self._load(done.unit)
+        ensemble = self._save(self._ledger.done[-1].members) if self._ledger.done else None
+        while (unit := self._ledger.coming or self._decide()) is not None:
+            self._ledger.coming = unit
+            self._write()
+            done = self._do(unit)
+            self._ledger.done.append(done)
+            self._ledger.coming = None
+            ensemble = self._save(done.members)
+            self._write()
+            self._tell(done)
+            if on_unit is not None:
+                on_unit(done)
+        assert ensemble is not None, "the first unit always fits"
+        return ensemble
+
+    @property
+    def history(self) -> Sequence[Done]:
+        """The finished units."""
+        return self._ledger.done
+
+    def _plan(self) -> Ledger:
+        """Choose the width and the length of the first training from measured steps."""
+        base = self.recipe.channels
+        epochs: dict[int, float] = {}
+        for channels in sorted({max(4, int(factor * base) // 4 * 4) for factor in WIDTHS}):
+            self.recipe = replace(self.recipe, channels=channels)
+            seconds = self._training(Plan(genotype=self.cells.base, recipe=self.recipe), 0).measured_step()
+            epochs[channels] = self._steps_per_epoch * seconds
+        affordable = {
+            channels: self.amount.total / (taken if self.amount.unit == "seconds" else 1.0)
+            for channels, taken in epochs.items()
+        }
+        chosen = base
+        if self.amount.unit == "seconds":
+            chosen = max([base, *(channels for channels, count in affordable.items() if count >= WIDE_FROM)])
+            if affordable[base] < NARROW_BELOW:
+                chosen = min(epochs)
+        self.recipe = replace(self.recipe, channels=chosen)
+        most = max(4, FIRST_STEPS // self._steps_per_epoch)
+        first = int(max(1, min(FIRST_SHARE * affordable[chosen], most)))
+        if affordable[chosen] < 1:
+            raise UserError(
+                f"An epoch takes {epochs[chosen]:.0f} s, which is more than the budget.",
+                f"Give --budget {2 * epochs[chosen] + 1:.0f}s or more, or fewer images by --limit-train.",
+            )
+        self._say(
+            f"an epoch of {len(self.data.train):,} images takes {epochs[chosen]:.2f} s with C={chosen}; the budget is "
+            f"about {affordable[chosen]:,.0f} epochs, the first training {first}"
+        )
+        return Ledger(channels=chosen, first_epochs=first, epoch_seconds=epochs[chosen], done=[])
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return max(1, len(self.data.train) // self.recipe.batch_size)
+
+    def _training(self, plan: Plan, number: int) -> Any:
+        return build_training(plan, self.data, number=number, device=self.device, folder=self.folder)
+
+    def _plan_of(self, unit: Unit) -> Plan:
+        recipe = replace(
+            self.recipe,
+            channels=self._ledger.channels,
+            epochs=unit.epochs,
+            learning_rate=unit.learning_rate,
+        )
+        return Plan(genotype=self._cell(unit.cell), recipe=recipe, parent=unit.parent)
+
+    def _cell(self, index: int) -> Genotype:
+        if index == 0:
+            return self.cells.base
+        if self._found is None:
+            self._found = self.cells.find()
+        return self._found[index]
+
+    def _decide(self) -> Unit | None:
+        if not self._ledger.done:
+            return Unit(
+                kind="first",
+                number=0,
+                cell=0,
+                parent=None,
+                epochs=self._ledger.first_epochs,
+                learning_rate=self.recipe.learning_rate,
+            )
+        options = self._forecasts()
+        return options[0].unit if options else None
+
+    def _forecasts(self) -> list[Forecast]:
+        timed = self.amount.unit == "seconds"
+        left = self.amount.total * (1 - RESERVE if timed else 1) - self._spent()
+        return forecasts(
+            self._ledger.done,
+            left=left,
+            epoch_cost=self._epoch_cost,
+            num_cells=len(self._found) if self._found is not None else self.cells.count,
+            learning_rate=self.recipe.learning_rate,
+            setup_cost=self.cells.setup_seconds if timed and self._found is None else 0.0,
+        )
+
+    def _epoch_cost(self, cell: int) -> float:
+        """Return what an epoch of a cell costs: as measured in its own units, else by a trial, else as the base."""
+        if self.amount.unit == "epochs":
+            return 1.0
+        own = [done for done in self._ledger.done if done.unit.cell == cell]
+        if own:
+            return sum(done.cost for done in own) / sum(done.unit.epochs for done in own)
+        known = self._epoch_cost(self._ledger.done[-1].unit.cell) if self._ledger.done else self._ledger.epoch_seconds
+        if cell and self._found is None:
+            return known
+        if cell not in self._step_seconds:
+            recipe = replace(self.recipe, channels=self._ledger.channels)
+            plan = Plan(genotype=self._cell(cell), recipe=recipe)
+            self._step_seconds[cell] = self._training(plan, 0).measured_step()
+        # What an epoch takes beside its steps is as much as it was for the base.
+        return known * self._step_seconds[cell] * self._steps_per_epoch / self._ledger.epoch_seconds
+
+    def _do(self, unit: Unit) -> Done:
+        begun = time.monotonic()
+        self._load(unit)
+        note = read_json(self.folder / "members" / str(unit.number) / "member.json")
+        if self.amount.unit == "epochs":
+            cost = float(unit.epochs)
+        else:
+            # With what earlier processes did of it.
+            cost = max(time.monotonic() - begun, float(note["wall_seconds"]))
+        probs = np.stack(self._val_probs)
+        alone = cross_fitted_loss(probs[-1:], self.labels)
+        loss = cross_fitted_loss(probs, self.labels)
+        return Done(unit=unit, cost=cost, alone=alone, loss=loss, members=tuple(sorted(best_set(probs, self.labels))))
+
+    def _load(self, unit: Unit) -> None:
+        """Train the unit's network, or take it from the folder if it is finished there."""
+        training = self._training(self._plan_of(unit), unit.number)
+        self._networks.append(trained_network(training, folder=self.folder, num_members=unit.number + 1))
+        self._val_probs.append(training.val_probs())
+
+    def _save(self, members: Sequence[int]) -> Ensemble:
+        ensemble = ensemble_of(
+            [self._networks[number] for number in members], [self._val_probs[number] for number in members], self.data
+        )
+        ensemble.save(self.folder, overwrite=True, numbers=members, num_trained=len(self._networks))
+        return ensemble
+
+    def _spent(self) -> float:
+        """Return what is spent: the time of this process and of earlier ones, or the epochs."""
+        if self.amount.unit == "epochs":
+            return float(sum(done.unit.epochs for done in self._ledger.done))
+        return self._charged + time.monotonic() - self._began
+
+    def _write(self) -> None:
+        self._ledger.spent = self._spent()
+        self._ledger.write(self.folder / LEDGER, self.amount)
+
+    def _tell(self, done: Done) -> None:
+        before = self._ledger.done[-2].loss if len(self._ledger.done) > 1 else None
+        change = "" if before is None else f" ({done.loss - before:+.4f}"
+        if change and self.amount.unit == "seconds":
+            change += f", {60 * (done.loss - before) / max(done.cost, 1e-9):+.4f} a minute"  # type: ignore[operator]
+        change += ")" if change else ""
+        self._say(
+            f"{NAMES[done.unit.kind]}: ensemble of {len(done.members)}, calibrated NLL on val {done.loss:.4f}{change}; "
+            f"{self.amount.shown(self._spent())} spent"
+        )
+
+    def _say(self, text: str) -> None:
+        print(f"budget: {text}", file=sys.stderr, flush=True)
+
+
+#: What each kind of unit is called.
+NAMES = {
+    "first": "first network",
+    "longer": "the best network trained longer",
+    "cycle": "a further cycle",
+    "copy": "another network of the best cell",
+    "cell": "a network of another cell",
+}

@@ -1,0 +1,173 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dnas_ens.budget.amount import Amount, parse_time
+from dnas_ens.budget.forecast import (
+    GUESS,
+    KEPT,
+    NEXT_DOUBLING,
+    UNTRIED,
+    Done,
+    Unit,
+    bases_of,
+    forecasts,
+    gain_of_growth,
+    network_constant,
+    next_doubling,
+)
+from dnas_ens.errors import UserError
+
+
+def done(kind, number, loss, *, alone=None, parent=None, epochs=10, cell=0):
+    unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=epochs, learning_rate=0.05)
+    return Done(unit=unit, cost=float(epochs), alone=loss if alone is None else alone, loss=loss, members=(number,))
+
+
+class World:
+    """Networks and ensembles that follow laws which the forecasts do not know: what is gained is decided here."""
+
+    def __init__(self, *, floor, slope, between, cycle=0.3):
+        self.floor, self.slope, self.between, self.cycle = floor, slope, between, cycle
+        self.history = []
+
+    def loss(self, bases, cycles, epochs):
+        return self.floor + self.slope * epochs**-0.5 + self.between / (bases + self.cycle * cycles)
+
+    def spend(self, budget):
+        unit = Unit(kind="first", number=0, cell=0, parent=None, epochs=max(1, budget // 10), learning_rate=0.05)
+        spent = 0.0
+        while unit is not None:
+            spent += unit.epochs
+            self.history.append(
+                done(unit.kind, unit.number, 1.0, parent=unit.parent, epochs=unit.epochs, cell=unit.cell)
+            )
+            bases = bases_of(self.history)
+            epochs = min(base.epochs for base in bases)
+            cycles = sum(each.unit.kind == "cycle" for each in self.history)
+            loss = self.loss(len(bases), min(cycles, 3 * len(bases)), epochs)
+            alone = self.floor + self.slope * bases[-1].epochs ** -0.5 + self.between
+            self.history[-1] = Done(unit=unit, cost=float(unit.epochs), alone=alone, loss=loss, members=(0,))
+            options = forecasts(
+                self.history,
+                left=budget - spent,
+                epoch_cost=lambda cell: 1.0,
+                num_cells=4,
+                learning_rate=0.05,
+            )
+            unit = options[0].unit if options else None
+        return spent
+
+
+def kinds(history):
+    return [each.unit.kind for each in history]
+
+
+def test_where_training_longer_pays_one_network_is_trained_longer():
+    world = World(floor=0.0, slope=2.0, between=0.001)
+    assert world.spend(60) == 60
+    assert kinds(world.history).count("longer") >= 1
+    assert len(bases_of(world.history)) == 1
+
+
+def test_where_a_network_is_saturated_the_budget_goes_to_further_networks():
+    world = World(floor=0.2, slope=0.01, between=0.1, cycle=0.0)
+    assert world.spend(400) > 390
+    found = kinds(world.history)
+    assert {"copy", "cell"} <= set(found)
+    assert len(bases_of(world.history)) >= 4
+    # Cycles that gain nothing are tried, and left.
+    assert 1 <= found.count("cycle") <= 0.5 * len(found)
+
+
+@given(
+    st.integers(3, 2000),
+    st.floats(0.0, 0.5),
+    st.floats(0.001, 3.0),
+    st.floats(0.0, 0.5),
+    st.floats(0.0, 1.0),
+)
+def test_a_budget_is_never_exceeded_and_hardly_ever_left(budget, floor, slope, between, cycle):
+    world = World(floor=floor, slope=slope, between=between, cycle=cycle)
+    spent = world.spend(budget)
+    assert spent <= budget
+    # What is left is less than the shortest cycle of what was trained, or one epoch.
+    assert budget - spent <= max(1, 0.5 * max(base.epochs for base in bases_of(world.history)))
+
+
+def test_bases_and_what_went_on_from_them():
+    history = [
+        done("first", 0, 0.5, epochs=4),
+        done("longer", 1, 0.4, parent=0, epochs=12),
+        done("copy", 2, 0.37, alone=0.41, epochs=16),
+        done("cycle", 3, 0.36, parent=1, epochs=3),
+        done("cycle", 4, 0.355, parent=3, epochs=3),
+    ]
+    first, second = bases_of(history)
+    assert (first.epochs, first.end.unit.number, first.newest.unit.number) == (KEPT * 4 + 12, 1, 4)
+    assert first.earlier == (4, 0.5)
+    assert first.cycle_gains == pytest.approx((0.01, 0.005))
+    assert (second.epochs, second.newest.unit.number, second.cycle_gains) == (16, 2, ())
+
+
+def test_a_doubling_is_forecast_from_the_ones_before_it():
+    # Two doublings (of 10 to 0.7 * 10 + 33) that gained g and 0.7 g: the next is 0.7^2 g, beside the guess.
+    gain = 0.1
+    history = [
+        done("first", 0, 0.8, epochs=10),
+        done("longer", 1, 0.8 - gain * (1 + NEXT_DOUBLING), parent=0, epochs=33),
+    ]
+    (base,) = bases_of(history)
+    guess = 0.15 * base.end.alone * NEXT_DOUBLING**2
+    assert next_doubling(base) == pytest.approx((1 - GUESS) * gain * NEXT_DOUBLING**2 + GUESS * guess)
+    assert gain_of_growth(base, 2.0) == pytest.approx(next_doubling(base))
+    assert gain_of_growth(base, 4.0) == pytest.approx(next_doubling(base) * (1 + NEXT_DOUBLING))
+
+
+def test_a_further_network_is_forecast_by_one_over_m():
+    # An ensemble whose loss is a + c / M: the constant of every step is c.
+    losses = [0.3 + 0.12 / size for size in (1, 2, 3, 4)]
+    history = [done("first", 0, losses[0])] + [done("copy", size, losses[size]) for size in (1, 2, 3)]
+    guess = 0.1 * losses[-1]
+    assert network_constant(history, "copy") == pytest.approx((guess + 3 * 0.12) / 4)
+    # A kind that was not tried is taken to be a little better.
+    assert network_constant(history, "cell") == pytest.approx(UNTRIED * (guess + 3 * 0.12) / 4)
+    (copy,) = [
+        option
+        for option in forecasts(history, left=100, epoch_cost=lambda cell: 2.0, num_cells=1, learning_rate=0.05)
+        if option.unit.kind == "copy"
+    ]
+    assert copy.gain == pytest.approx(network_constant(history, "copy") / 20)
+    assert (copy.cost, copy.unit.epochs, copy.unit.number) == (20.0, 10, 4)
+
+
+def test_finding_other_cells_is_part_of_their_cost():
+    history = [done("first", 0, 0.5, epochs=10)]
+    arguments = {"left": 40.0, "epoch_cost": lambda cell: 1.0, "num_cells": 2, "learning_rate": 0.05}
+    free, paid = (
+        next(option for option in forecasts(history, **arguments, setup_cost=setup) if option.unit.kind == "cell")
+        for setup in (0.0, 7.0)
+    )
+    assert (free.cost, paid.cost) == (10.0, 17.0)
+    assert paid.rate < free.rate
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("2h", 7200), ("1h30m", 5400), ("1.5h", 5400), (" 2H ", 7200)]
+)
+def test_times(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "30", "m", "-5m", "0s", "5 min", "1h 30m", "nan", "infs"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UserError, match="budget"):
+        parse_time(text)
+
+
+def test_amounts_as_text():
+    assert Amount(total=1800).shown(725) == "12:05 of 30:00"
+    assert Amount(total=20, unit="epochs").shown(7) == "7 of 20 epochs"
+    assert math.isclose(Amount(total=3.0).total, 3.0)
