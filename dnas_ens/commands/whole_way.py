@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tyro.conf import OmitArgPrefixes
 
+from dnas_ens.budget.amount import Amount, parse_time
 from dnas_ens.commands.options import (
     RunOptions,
     begin_run,
@@ -35,8 +36,25 @@ class WholeWayCommand(RunOptions):
     workers: int = 0
     """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
     stream of its own, 0 for one."""
+    budget: str | None = None
+    """Spend a time such as 90s, 30m or 2h where val says that it pays: on a longer training, a further cycle, another
+    network, another cell. An ensemble is there after each of them. Width and lengths of trainings are chosen too."""
+    budget_epochs: int | None = None
+    """The same, a number of epochs instead of a time; then the same command gives the same ensemble."""
 
     def __post_init__(self) -> None:
+        require(
+            self.budget is None or self.budget_epochs is None,
+            "A budget of time and one of epochs were given.",
+            "Give --budget or --budget-epochs.",
+        )
+        require(
+            self.budget_epochs is None or self.budget_epochs > 0,
+            f"--budget-epochs is {self.budget_epochs}.",
+            "Give --budget-epochs 1 or more.",
+        )
+        if self.budget is not None:
+            parse_time(self.budget)
         searched, trained = self.search.supernet.num_cells, self.retrain.num_cells
         missing = set(stack_cell_types(trained)) - set(stack_cell_types(searched))
         # Otherwise it would only show after the search.
@@ -47,12 +65,20 @@ class WholeWayCommand(RunOptions):
             "Give --num-cells 3 or more, or --retrain.num-cells as --num-cells.",
         )
 
+    @property
+    def amount(self) -> Amount | None:
+        """The budget, if there is one."""
+        if self.budget is not None:
+            return Amount(total=parse_time(self.budget))
+        return None if self.budget_epochs is None else Amount(total=float(self.budget_epochs), unit="epochs")
+
 
 def main(argv: list[str]) -> None:
     """Run the command."""
     search, recipe = configured(argv, prog=PROG)
     default = WholeWayCommand(search=search, retrain=recipe)
     command = parse(WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
+    from dnas_ens.budget.run import spend_budget
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
@@ -70,8 +96,11 @@ def main(argv: list[str]) -> None:
     typed = [*PROG.split(), *argv]
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
-        result = run_search(config, data, device=device, run=run, resume=command.resume)
-        train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
+        if command.amount is None:
+            result = run_search(config, data, device=device, run=run, resume=command.resume)
+            train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
+        else:
+            spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)
         evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(run.file("results.md").read_text(), end="")

@@ -1,0 +1,190 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+from tiny import genotype
+
+from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.run import Spending, best_set, cross_fitted_loss
+from dnas_ens.config import RetrainConfig
+from dnas_ens.ensembles import Ensemble
+from dnas_ens.errors import UserError
+from dnas_ens.training.members import Plan, build_training, train_member
+
+RECIPE = RetrainConfig(num_cells=1, channels=4, batch_size=16, epochs=99, cycles=3)
+
+
+class Given:
+    """Cells that are there from the beginning."""
+
+    setup_seconds = 0.0
+
+    def __init__(self, *genotypes):
+        self.base, self.count, self._all = genotypes[0], len(genotypes), list(genotypes)
+        self.asked = 0
+
+    def find(self):
+        self.asked += 1
+        return self._all
+
+
+def spending(data, folder, *, epochs=24, cells=None):
+    cells = cells or Given(genotype(0), genotype(1), genotype(2))
+    return Spending(data, RECIPE, amount=Amount(total=epochs, unit="epochs"), cells=cells, folder=folder)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def ledger(folder):
+    return json.loads((folder / "budget.json").read_text())
+
+
+def test_after_every_unit_there_is_an_ensemble_and_the_budget_is_kept(few_digits, tmp_path):
+    seen = []
+
+    def look(done):
+        loaded = Ensemble.load(tmp_path)
+        seen.append((done.unit.number, len(loaded.members), loaded.evaluate(few_digits.val)["nll"]))
+
+    ensemble = spending(few_digits, tmp_path).run(look)
+    entries = ledger(tmp_path)["done"]
+    assert [number for number, _, _ in seen] == list(range(len(entries)))
+    assert [members for _, members, _ in seen] == [len(entry["members"]) for entry in entries]
+    assert np.isfinite([loss for _, _, loss in seen]).all()
+    spent = sum(entry["unit"]["epochs"] for entry in entries)
+    assert 20 < spent <= 24
+    assert ledger(tmp_path)["spent"] == spent
+    assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
+    manifest = json.loads((tmp_path / "ensemble.json").read_text())
+    assert manifest["num_trained"] == len(entries)
+    # The last network by hand: where it goes on from another, from its weights.
+    unit = entries[-1]["unit"]
+    recipe = RetrainConfig(
+        num_cells=1, channels=4, batch_size=16, epochs=unit["epochs"], learning_rate=unit["learning_rate"]
+    )
+    plan = Plan(genotype=genotype(unit["cell"]), recipe=recipe, parent=unit["parent"])
+    network, _ = train_member(build_training(plan, few_digits, number=unit["number"], device="cpu", folder=tmp_path))
+    if unit["number"] in entries[-1]["members"]:
+        position = entries[-1]["members"].index(unit["number"])
+        assert same(network.state_dict(), ensemble.members[position].state_dict())
+
+
+@pytest.mark.parametrize("where", ["between units", "within one"])
+def test_a_budget_that_was_interrupted_goes_on_to_the_same_ensemble(few_digits, tmp_path, monkeypatch, where):
+    straight = spending(few_digits, tmp_path / "straight").run()
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    begun = spending(few_digits, tmp_path / "cut")
+    if where == "between units":
+        with pytest.raises(KeyboardInterrupt):
+            begun.run(lambda done: interrupt() if done.unit.number == 1 else None)
+    else:
+        from dnas_ens.training.trainer import MemberTraining
+
+        run_epoch = MemberTraining.run_epoch
+        monkeypatch.setattr(
+            MemberTraining,
+            "run_epoch",
+            lambda self, *rest, **more: (
+                interrupt() if (self.index, self.epoch) == (1, 2) else run_epoch(self, *rest, **more)
+            ),
+        )
+        with pytest.raises(KeyboardInterrupt):
+            begun.run()
+        assert ledger(tmp_path / "cut")["coming"]["number"] == 1
+        monkeypatch.setattr(MemberTraining, "run_epoch", run_epoch)
+    # What was there is an ensemble.
+    assert len(Ensemble.load(tmp_path / "cut").members) >= 1
+    again = spending(few_digits, tmp_path / "cut").run()
+    assert same(straight.state_dict(), again.state_dict())
+    assert ledger(tmp_path / "cut")["done"] == ledger(tmp_path / "straight")["done"] or where == "within one"
+
+
+def test_a_finished_budget_can_be_raised(few_digits, tmp_path):
+    spending(few_digits, tmp_path, epochs=8).run()
+    before = ledger(tmp_path)["done"]
+    spending(few_digits, tmp_path, epochs=14).run()
+    after = ledger(tmp_path)
+    assert after["done"][: len(before)] == before
+    assert 8 < after["spent"] <= 14
+    assert after["budget"]["total"] == 14
+
+
+def test_other_cells_are_looked_for_once_and_only_when_one_is_wanted(few_digits, tmp_path):
+    cells = Given(genotype(0), genotype(1), genotype(2))
+    spending(few_digits, tmp_path / "short", epochs=2, cells=cells).run()
+    assert cells.asked == 0
+    spending(few_digits, tmp_path / "long", epochs=60, cells=cells).run()
+    kinds = [entry["unit"]["kind"] for entry in ledger(tmp_path / "long")["done"]]
+    assert cells.asked == ("cell" in kinds)
+
+
+def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, capfd):
+    amount = Amount(total=6.0)
+    given = Given(genotype(0), genotype(1))
+    Spending(few_digits, RECIPE, amount=amount, cells=given, folder=tmp_path).run()
+    found = ledger(tmp_path)
+    assert found["done"]
+    assert found["epoch_seconds"] > 0
+    said = capfd.readouterr().err
+    assert "budget: an epoch of" in said
+    assert "calibrated NLL on val" in said
+    assert "of 0:06 spent" in said
+
+
+def test_a_budget_below_an_epoch_is_refused(few_digits, tmp_path):
+    given = Given(genotype(0))
+    with pytest.raises(UserError, match="more than the budget"):
+        Spending(few_digits, RECIPE, amount=Amount(total=1e-6), cells=given, folder=tmp_path)
+
+
+def test_who_joins_against_a_search_of_all_beginnings():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=60)
+    logits = 2.0 * np.eye(3)[labels] + generator.normal(size=(5, 60, 3)) * np.array([1, 1.5, 3, 6, 2])[:, None, None]
+    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+    def loss(averaged, target, *, fitted=None):
+        def at(temperature, average, of):
+            scaled = np.log(average) / temperature
+            scaled -= np.log(np.exp(scaled).sum(-1, keepdims=True))
+            return -scaled[np.arange(len(of)), of].mean()
+
+        fitted_average, fitted_target = (averaged, target) if fitted is None else fitted
+        best = minimize_scalar(
+            lambda log: at(np.exp(log), fitted_average, fitted_target), bounds=(-3, 3), method="bounded"
+        )
+        return at(np.exp(best.x), averaged, target)
+
+    chosen = best_set(probs, labels)
+    # Greedy by NLL, one at a time; then the size with the least calibrated NLL.
+    order = []
+    for _ in range(5):
+        left = [index for index in range(5) if index not in order]
+        nll = [-np.log(probs[[*order, index]].mean(0)[np.arange(60), labels]).mean() for index in left]
+        order.append(left[int(np.argmin(nll))])
+    sizes = [loss(probs[order[:size]].mean(0), labels) for size in range(1, 6)]
+    assert chosen == order[: int(np.argmin(sizes)) + 1]
+    assert len(chosen) < 5
+
+    # Cross-fitted: halves are every other image of a class; each is scored with what the other half chose and fitted.
+    halves = np.zeros(60, dtype=int)
+    for label in range(3):
+        places = np.flatnonzero(labels == label)
+        halves[places] = (np.arange(len(places)) + label) % 2
+    total = 0.0
+    for fitted_on, scored_on in ((0, 1), (1, 0)):
+        inside, outside = halves == fitted_on, halves == scored_on
+        picked = best_set(probs[:, inside], labels[inside])
+        total += outside.sum() * loss(
+            probs[picked][:, outside].mean(0),
+            labels[outside],
+            fitted=(probs[picked][:, inside].mean(0), labels[inside]),
+        )
+    assert cross_fitted_loss(probs, labels) == pytest.approx(total / 60, abs=1e-6)
