@@ -10,7 +10,8 @@ from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.relaxation import mixture_distribution
 from dnas_ens.space.genotype import random_genotype
-from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import DARTS_OPERATIONS
 from dnas_ens.space.stack import StackSpec
 
 WITH_NONE = ("none", *DARTS_OPERATIONS)

@@ -53,6 +53,8 @@ PRESET_COSTS: dict[str, str] = {
     "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
     "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
 }
+#: The published methods search the space of DARTS.
+_DARTS: dict[str, Any] = {"space": "darts"}
 #: Both terms are this project's own.
 _PUBLISHED: dict[str, Any] = {"commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)}
 _ONE_MEMBER = {"members": 1, "pool_size": 1}
@@ -60,11 +62,13 @@ _ONE_MEMBER = {"members": 1, "pool_size": 1}
 _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "star": {},
     "optimal": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1},
         "objective": {"penalty": "none", "fixed_lambda": 0.0, **_PUBLISHED},
         "candidates": _ONE_MEMBER,
     },
     "edges": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1, "max_lambda": 4.0},
         "objective": {
             "penalty": "edge-overlap",
@@ -74,12 +78,14 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "candidates": _ONE_MEMBER,
     },
-    "random": {"objective": {"penalty": "none"}},
+    "random": {"supernet": _DARTS, "objective": {"penalty": "none"}},
     "hypernet": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
         "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", **_PUBLISHED},
     },
     "js": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1},
         "objective": {"penalty": "js-base", **_PUBLISHED},
     },

@@ -311,6 +311,7 @@ class MemberTraining(NetworkTraining[Network]):
     """A member of an ensemble: the network of a genotype; arguments but the first as in ``NetworkTraining``.
 
     Args:
+        genotype: Also decides the space.
         recipe: Also the size of the network.
     """
 
@@ -324,7 +325,13 @@ class MemberTraining(NetworkTraining[Network]):
         device: torch.device | str = "cpu",
         execution: Execution | None = None,
     ) -> None:
-        stack = StackSpec.for_data(data, num_cells=recipe.num_cells, channels=recipe.channels)
+        stack = StackSpec.for_data(
+            data,
+            space=genotype.space,
+            num_cells=recipe.num_cells,
+            channels=recipe.channels,
+            stem_stride=recipe.stem_stride,
+        )
         auxiliary = recipe.auxiliary_weight > 0
         super().__init__(
             lambda: Network(genotype, stack, auxiliary=auxiliary),

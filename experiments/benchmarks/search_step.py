@@ -115,7 +115,8 @@ def _inputs(options: SearchStep, device: torch.device, *, fast: bool) -> tuple[t
 
     from dnas_ens.nn.fast_supernet import FastSupernet
     from dnas_ens.nn.supernet import Supernet
-    from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+    from dnas_ens.space.search_space import SearchSpace
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
     from dnas_ens.space.stack import SMALL_IMAGE, StackSpec
 
     torch.manual_seed(0)

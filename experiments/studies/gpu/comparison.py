@@ -62,7 +62,7 @@ class Kind:
 def compare(session: Session) -> None:
     """Train and predict with every method that fits, each in the same seconds."""
     from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
 
     data = session.data()
     way = session.executions("bfloat16")[-1]
