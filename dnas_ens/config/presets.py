@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.config.settings import RetrainConfig, SearchConfig, require
+from dnas_ens.space.spaces import SpaceName
 
 #: What each preset changes in the search, as (section, field): value.
 _SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -92,7 +93,9 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
+def search_preset(
+    preset: str = "smoke", regime: str = "star", *, base: Path | None = None, space: SpaceName | None = None
+) -> SearchConfig:
     """Return the search configuration of a preset and a regime.
 
     Args:
@@ -102,6 +105,7 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
             random), hypernet (one path, lambda counts shared edges), js (one path, lambda weighs the Jensen-Shannon
             divergence from the base).
         base: File of a given base, needed by edges, random and hypernet.
+        space: Where is searched; None for the regime's own: efficient for star, darts for the published ones.
 
     Raises:
         UserError: If a name is unknown or a needed base is missing.
@@ -110,7 +114,10 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
         require(name in known, f"Unknown {flag[2:]} {name!r}.", f"Give {flag} one of {', '.join(known)}.")
     plain = SearchConfig()
     sections: dict[str, Any] = {}
-    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
+    given: dict[str, dict[str, Any]] = {"hypernetwork": {"base": base}}
+    if space is not None:
+        given["supernet"] = {"space": space}
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], given):
         for name, values in changes.items():
             sections[name] = dataclasses.replace(sections.get(name, getattr(plain, name)), **values)
     # The names were checked above; a literal type cannot tell.
