@@ -122,7 +122,8 @@ def read_options(argv: list[str]) -> Study:
         )
         data = config["search"]["data"]
         # As retrain would train them, if it has not yet.
-        recipe = override(retrain_preset(config["search"]["preset"]), config.get("retrain", {}))
+        space = config["search"]["supernet"]["space"]
+        recipe = override(retrain_preset(config["search"]["preset"], space), config.get("retrain", {}))
         default = replace(
             default,
             recipe=recipe,

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
-#: Activations kept for the backward pass, per edge, operation, channel and pixel, of each form of the supernet with a
-#: margin: measured were 2.3 to 2.4 and 3.7 to 4.1 with the DARTS operations.
-VALUES_KEPT = {"fast": 3, "reference": 5}
+#: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
+#: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
+VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
 
 
 def run_search(
@@ -63,7 +63,7 @@ def run_search(
     else:
         loop = SearchLoop(config, data, device=device, base=base)
         cost = train(loop, run=run, resume=resume)
-        result = conclude(loop, recipe=retrain_preset(config.preset), cost=cost)
+        result = conclude(loop, recipe=retrain_preset(config.preset, config.supernet.space), cost=cost)
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
@@ -242,7 +242,7 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
             side = -(-side // 2)
         values += space.num_edges * len(space.operations) * plan.channels * side * side
     values //= config.supernet.partial_channels
-    kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
+    kept = VALUES_KEPT[space.name][config.supernet.form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
         "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.steps.architecture),
