@@ -48,7 +48,6 @@ from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.space.search_space import SearchSpace
 
 if TYPE_CHECKING:
     from dnas_ens.search.candidates import Candidate
@@ -102,7 +101,7 @@ class Study(SearchStudy):
 
     def configuration(self, setting: str, seed: int) -> SearchConfig:
         """Return the search of a setting and a seed."""
-        return with_fields(search_preset(PRESETS[self.data]), seed=seed, passes=setting, **self.given())
+        return with_fields(search_preset(PRESETS[self.data], space="darts"), seed=seed, passes=setting, **self.given())
 
     def measured(self) -> Record:
         """Return what decides the figures of a search beside its configuration."""
@@ -111,13 +110,8 @@ class Study(SearchStudy):
     def random_pool(self, seed: int) -> list[Genotype]:
         """Return the random genotypes of a seed, no two isomorphic; they do not depend on the setting."""
         config = self.configuration(SETTINGS[0], seed)
-        space = SearchSpace.for_stack(
-            config.supernet.num_cells,
-            operations=config.supernet.operations,
-            num_nodes=config.supernet.num_nodes,
-        )
         edges = config.candidates.edges_per_node
-        return random_pool(space, self.num_random, seed=seed, edges_per_node=edges)
+        return random_pool(config.supernet.search_space, self.num_random, seed=seed, edges_per_node=edges)
 
 
 # What is run

@@ -118,7 +118,7 @@ class Study:
         """Return the search of a setting and a seed."""
         fields = dict(SETTINGS[setting])
         regime = fields.pop("regime", "star")
-        config = search_preset("smoke", regime, base=self.base_file(setting, seed))
+        config = search_preset("smoke", regime, base=self.base_file(setting, seed), space="darts")
         if self.epochs is not None:
             fields["epochs"] = self.epochs
         return with_fields(config, seed=seed, **fields)

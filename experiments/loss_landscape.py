@@ -122,7 +122,8 @@ def read_options(argv: list[str]) -> Study:
         )
         data = config["search"]["data"]
         # As retrain would train them, if it has not yet.
-        recipe = override(retrain_preset(config["search"]["preset"]), config.get("retrain", {}))
+        space = config["search"]["supernet"]["space"]
+        recipe = override(retrain_preset(config["search"]["preset"], space), config.get("retrain", {}))
         default = replace(
             default,
             recipe=recipe,
@@ -148,7 +149,8 @@ def load(study: Study) -> tuple[ImageData, list[Architecture]]:
     from dnas_ens.data import load_data
     from dnas_ens.run.folder import RunFolder
     from dnas_ens.space.genotype import ranked_genotypes
-    from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+    from dnas_ens.space.search_space import SearchSpace
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
 
     if study.run_dir is None:
         data = load_data(study.data, data_root=study.data_root, limit_train=study.limit_train)

@@ -119,7 +119,7 @@ class Study:
     def search(self, seed: int) -> SearchConfig:
         """Return our search with a seed."""
         return with_fields(
-            search_preset("smoke", "star"),
+            search_preset("smoke", "star", space="darts"),
             seed=seed,
             data=self.data,
             data_root=self.data_root,

@@ -10,17 +10,19 @@ from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.relaxation import mixture_distribution
 from dnas_ens.space.genotype import random_genotype
-from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES
 from dnas_ens.space.stack import StackSpec
 
-WITH_NONE = ("none", *DARTS_OPERATIONS)
+WITH_NONE = ("none", *SPACES["darts"].operations)
 
 
-def genotype(seed=0, *, num_nodes=2, edges_per_node=2, cell_types=("reduction",)):
+def genotype(seed=0, *, space="darts", num_nodes=2, edges_per_node=2, cell_types=("reduction",)):
     """A random genotype; by default of the cells of a stack of one."""
     return random_genotype(
         np.random.default_rng(seed),
-        operations=DARTS_OPERATIONS,
+        space=space,
+        operations=SPACES[space].operations,
         num_nodes=num_nodes,
         edges_per_node=edges_per_node,
         cell_types=cell_types,
@@ -32,10 +34,11 @@ def stack(num_cells=3, **fields):
     return StackSpec(**{"channels": 4, "in_channels": 1, "num_classes": 3, **fields}, num_cells=num_cells)
 
 
-def supernet(num_cells=3, *, operations=WITH_NONE, num_nodes=3, **fields):
+def supernet(num_cells=3, *, space="darts", operations=None, num_nodes=3, **fields):
     """The reference supernet in double precision, of two-channel images and five classes, always the same weights."""
     torch.manual_seed(0)
-    space = SearchSpace.for_stack(num_cells, operations=operations, num_nodes=num_nodes)
+    operations = operations or ("none", *SPACES[space].operations)
+    space = SearchSpace.for_stack(num_cells, name=space, operations=operations, num_nodes=num_nodes)
     return Supernet(space, stack(num_cells, **{"in_channels": 2, "num_classes": 5, **fields})).double()
 
 

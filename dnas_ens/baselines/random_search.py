@@ -47,6 +47,7 @@ def random_pool(space: SearchSpace, num_genotypes: int, *, seed: int, edges_per_
             num_nodes=space.num_nodes,
             edges_per_node=edges_per_node,
             cell_types=space.cell_types,
+            space=space.name,
         )
         known = genotype.canonical() in found
         found.setdefault(genotype.canonical(), genotype)

@@ -8,7 +8,7 @@ Legend: P size of the population, m parent candidates, M members, N validation i
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -27,7 +27,7 @@ from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.run.files import as_json, read_json, write_json
-from dnas_ens.space.genotype import NUM_INPUTS, Cell, Edge, Genotype
+from dnas_ens.space.genotype import Cell, Edge, Genotype, Node
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.types import FloatArray
 
@@ -111,12 +111,10 @@ def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.rando
             cell = genotype.cell(cell_type)
             slots = [(node, position) for node, edges in enumerate(cell) for position in range(len(edges))]
             for node, position in _shuffled(slots, generator):
-                for edge in _shuffled(_other_edges(cell, node, position, kind, names), generator):
-                    cells = {
-                        **{other: genotype.cell(other) for other in genotype.cell_types},
-                        cell_type: _with_edge(cell, node, position, edge),
-                    }
-                    child = Genotype(**cells)
+                num_sources = genotype.rules.num_inputs + node
+                for edge in _shuffled(_other_edges(cell[node], position, num_sources, kind, names), generator):
+                    changed: dict[str, Any] = {cell_type: _with_edge(cell, node, position, edge)}
+                    child = replace(genotype, **changed)
                     if child.canonical() != parent:
                         return child
     raise UserError(
@@ -129,13 +127,13 @@ def _shuffled(items: Sequence[T], generator: np.random.Generator) -> Iterator[T]
     return (items[index] for index in generator.permutation(len(items)))
 
 
-def _other_edges(cell: Cell, node: int, position: int, kind: Kind, names: Sequence[str]) -> list[Edge]:
-    """List what one edge can become by a change of a kind."""
-    operation, source = cell[node][position]
+def _other_edges(node: Node, position: int, num_sources: int, kind: Kind, names: Sequence[str]) -> list[Edge]:
+    """List what one edge of a node can become by a change of a kind."""
+    operation, source = node[position]
     if kind == "operation":
         return [(name, source) for name in names if name != operation]
-    taken = {other for _, other in cell[node]}
-    return [(operation, other) for other in range(NUM_INPUTS + node) if other not in taken]
+    taken = {other for _, other in node}
+    return [(operation, other) for other in range(num_sources) if other not in taken]
 
 
 def _with_edge(cell: Cell, node: int, position: int, edge: Edge) -> Cell:

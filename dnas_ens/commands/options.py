@@ -17,6 +17,7 @@ from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.errors import UserError
+from dnas_ens.space.spaces import SpaceName
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ class EarlyOptions:
 
     preset: str | None = None
     regime: str | None = None
+    space: SpaceName | None = None
     base: Path | None = None
     config: Path | None = None
 
@@ -59,7 +61,8 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     search = override(search, {name: value for name, value in stored.items() if name not in ("preset", "regime")})
     if early.base is not None:
         search = with_fields(search, base=early.base)
-    return search, override(retrain_preset(search.preset), values.get("retrain", {}))
+    space = early.space or search.supernet.space
+    return search, override(retrain_preset(search.preset, space), values.get("retrain", {}))
 
 
 def file_sections(path: Path | None, *, only: str | None = None) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
 from dnas_ens.config.settings import Preset
+from dnas_ens.space.spaces import SpaceName
 
 PROG = "python -m dnas_ens.retrain"
 
@@ -55,7 +56,8 @@ class RetrainCommand:
 def main(argv: list[str]) -> None:
     """Run the command."""
     early = peek(EarlyOptions, argv, prog=PROG)
-    recipe = retrain_preset(early.preset or _stored_preset(argv))
+    preset, space = _searched_with(argv)
+    recipe = retrain_preset(early.preset or preset, space)
     recipe = override(recipe, file_sections(early.config, only="retrain").get("retrain", {}))
     command = parse(
         RetrainCommand,
@@ -103,8 +105,8 @@ def main(argv: list[str]) -> None:
         print_next(run.path, "dnas_ens.evaluate")
 
 
-def _stored_preset(argv: list[str]) -> str:
-    """Return the preset of the search in the run folder that the command line names."""
+def _searched_with(argv: list[str]) -> tuple[str, SpaceName]:
+    """Return preset and space of the search in the run folder that the command line names."""
     from dnas_ens.run.files import read_json
 
     for argument in argv:
@@ -113,5 +115,8 @@ def _stored_preset(argv: list[str]) -> str:
             config = read_json(path)
             search = config.get("search") if isinstance(config, dict) else None
             # Opening the folder reports what is wrong with it.
-            return str(search.get("preset", "smoke")) if isinstance(search, dict) else "smoke"
-    return "smoke"
+            if isinstance(search, dict):
+                supernet = search.get("supernet")
+                in_darts = isinstance(supernet, dict) and supernet.get("space") == "darts"
+                return str(search.get("preset", "smoke")), "darts" if in_darts else "efficient"
+    return "smoke", "efficient"

@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.training.members import train_members
 
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
-    require_operations(config.supernet.operations)
+    require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
     if command.dry_run:
         print_resolved(config, {} if config.regime == "random" else estimate(config, data))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.config.settings import RetrainConfig, SearchConfig, require
+from dnas_ens.space.spaces import SpaceName
 
 #: What each preset changes in the search, as (section, field): value.
 _SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -33,7 +34,7 @@ _SEARCH_PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 _RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {},
-    "micro": {"channels": 8, "epochs": 10},
+    "micro": {"epochs": 10},
     "fast": {"num_cells": 8, "channels": 16, "epochs": 50, "cutout": 8, "drop_path": 0.1},
     "paper": {
         "num_cells": 20,
@@ -46,6 +47,8 @@ _RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
         "cutout": 16,
     },
 }
+#: Where members of DARTS cells are narrower, for they take several times as long.
+_DARTS_CHANNELS = {"micro": 8}
 #: What each preset costs, as measured or, where it says so, estimated.
 PRESET_COSTS: dict[str, str] = {
     "smoke": "digits, about two minutes on two CPU cores",
@@ -53,6 +56,8 @@ PRESET_COSTS: dict[str, str] = {
     "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
     "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
 }
+#: The published methods search the space of DARTS.
+_DARTS: dict[str, Any] = {"space": "darts"}
 #: Both terms are this project's own.
 _PUBLISHED: dict[str, Any] = {"commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)}
 _ONE_MEMBER = {"members": 1, "pool_size": 1}
@@ -60,11 +65,13 @@ _ONE_MEMBER = {"members": 1, "pool_size": 1}
 _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
     "star": {},
     "optimal": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1},
         "objective": {"penalty": "none", "fixed_lambda": 0.0, **_PUBLISHED},
         "candidates": _ONE_MEMBER,
     },
     "edges": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1, "max_lambda": 4.0},
         "objective": {
             "penalty": "edge-overlap",
@@ -74,19 +81,23 @@ _REGIMES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "candidates": _ONE_MEMBER,
     },
-    "random": {"objective": {"penalty": "none"}},
+    "random": {"supernet": _DARTS, "objective": {"penalty": "none"}},
     "hypernet": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1, "num_knots": 5, "max_lambda": 4.0, "lambda_margin": 0.2},
         "objective": {"penalty": "edge-overlap", "relaxation": "gumbel-softmax", **_PUBLISHED},
     },
     "js": {
+        "supernet": _DARTS,
         "hypernetwork": {"directions": 1},
         "objective": {"penalty": "js-base", **_PUBLISHED},
     },
 }
 
 
-def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | None = None) -> SearchConfig:
+def search_preset(
+    preset: str = "smoke", regime: str = "star", *, base: Path | None = None, space: SpaceName | None = None
+) -> SearchConfig:
     """Return the search configuration of a preset and a regime.
 
     Args:
@@ -96,6 +107,7 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
             random), hypernet (one path, lambda counts shared edges), js (one path, lambda weighs the Jensen-Shannon
             divergence from the base).
         base: File of a given base, needed by edges, random and hypernet.
+        space: Where is searched; None for the regime's own: efficient for star, darts for the published ones.
 
     Raises:
         UserError: If a name is unknown or a needed base is missing.
@@ -104,7 +116,10 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
         require(name in known, f"Unknown {flag[2:]} {name!r}.", f"Give {flag} one of {', '.join(known)}.")
     plain = SearchConfig()
     sections: dict[str, Any] = {}
-    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], {"hypernetwork": {"base": base}}):
+    given: dict[str, dict[str, Any]] = {"hypernetwork": {"base": base}}
+    if space is not None:
+        given["supernet"] = {"space": space}
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], given):
         for name, values in changes.items():
             sections[name] = dataclasses.replace(sections.get(name, getattr(plain, name)), **values)
     # The names were checked above; a literal type cannot tell.
@@ -112,8 +127,8 @@ def search_preset(preset: str = "smoke", regime: str = "star", *, base: Path | N
     return dataclasses.replace(plain, **named, **sections)
 
 
-def retrain_preset(preset: str = "smoke") -> RetrainConfig:
-    """Return the training recipe of a preset.
+def retrain_preset(preset: str = "smoke", space: SpaceName = "efficient") -> RetrainConfig:
+    """Return the training recipe of a preset, for cells of a space.
 
     Raises:
         UserError: If the name is unknown.
@@ -123,4 +138,6 @@ def retrain_preset(preset: str = "smoke") -> RetrainConfig:
         f"Unknown preset {preset!r}.",
         f"Give --preset one of {', '.join(_RETRAIN_PRESETS)}.",
     )
-    return RetrainConfig(**_RETRAIN_PRESETS[preset])
+    recipe = RetrainConfig(**_RETRAIN_PRESETS[preset])
+    narrow = _DARTS_CHANNELS if space == "darts" else {}
+    return dataclasses.replace(recipe, channels=narrow.get(preset, recipe.channels))

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.errors import UserError
-from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES, SpaceName, check_partial_channels
 
 Preset = Literal["smoke", "micro", "fast", "paper"]
 Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
@@ -52,7 +53,8 @@ def _check(config: Any, **names: str) -> None:
         for name in named.split():
             value = getattr(config, name)
             flag = "--" + name.replace("_", "-")
-            fitting = all(map(fits, value if isinstance(value, tuple) else (value,)))
+            # None leaves the choice to what the field is for.
+            fitting = value is None or all(map(fits, value if isinstance(value, tuple) else (value,)))
             require(fitting, f"{flag} is {value}; {wanted}.", f"Give {flag} {instead}.")
 
 
@@ -83,19 +85,38 @@ class SupernetConfig:
 
     num_cells: int = 3
     """Cells in the stack; reduction cells are at one and two thirds of it."""
-    channels: int = 8
-    """C, channels of the first cell."""
-    num_nodes: int = 4
-    """N, intermediate nodes of a cell."""
-    operations: tuple[str, ...] = DARTS_OPERATIONS
-    """Candidate operations, by registered name."""
+    space: SpaceName = "efficient"
+    """efficient: operations of one kernel, among them plain convolutions, and cells of one input, so that a network
+    trains fast; darts: operations and cells as published by DARTS. It sets the defaults of the next four."""
+    channels: int | None = None
+    """C, channels of the first cell; default: 16 (darts: 8)."""
+    num_nodes: int | None = None
+    """N, intermediate nodes of a cell; default: 3 (darts: 4)."""
+    operations: tuple[str, ...] | None = None
+    """Candidate operations, by registered name; default: those of the space."""
+    stem_stride: int | None = None
+    """What the stem divides the sides of the images by, 1, 2 or 4 (darts: 1 or 4); default: 1 below 12 pixels, 2 up to
+    64 pixels, 4 above (darts: 1 up to 64 pixels, 4 above)."""
     partial_channels: int = 1
-    """K: 1/K of a node's channels go through the operations, the rest passes by (PC-DARTS); 1 for all."""
+    """K: 1/K of a node's channels go through the operations, the rest passes by (PC-DARTS); 1 for all. For darts."""
     form: Literal["fast", "reference"] = "fast"
     """How it is computed: edges together by source, or one operation at a time; the result is the same."""
 
     def __post_init__(self) -> None:
-        _check(self, positive="num_cells channels num_nodes partial_channels")
+        _check(self, positive="num_cells channels num_nodes stem_stride partial_channels")
+        check_partial_channels(self.space, self.partial_channels)
+
+    @property
+    def num_channels(self) -> int:
+        """C: as given, or the space's own."""
+        return SPACES[self.space].channels if self.channels is None else self.channels
+
+    @property
+    def search_space(self) -> SearchSpace:
+        """The space of its stack, with operations and nodes as given or the space's own."""
+        return SearchSpace.for_stack(
+            self.num_cells, name=self.space, operations=self.operations, num_nodes=self.num_nodes
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +253,7 @@ class CandidateConfig:
     pool_size: int = 30
     """Candidates drawn from the hypernetwork before duplicates are dropped."""
     edges_per_node: int = 2
-    """Incoming edges a node keeps (EdgeNES: 1)."""
+    """Incoming edges a node keeps (EdgeNES: 1); in the space efficient one to so many, as the search decides."""
     selection: Literal["greedy", "greedy-replacement", "exhaustive"] = "greedy"
     """How M candidates are chosen on the ensemble's validation NLL with inherited weights."""
     candidate_epochs: int = 0
@@ -314,6 +335,8 @@ class RetrainConfig:
     """Cells in the stack."""
     channels: int = 16
     """C, channels of the first cell."""
+    stem_stride: int | None = None
+    """What the stem divides the sides of the images by, 1, 2 or 4 (darts: 1 or 4); default: as in the search."""
     epochs: int = 30
     """Epochs over all the training images."""
     batch_size: int = 64
@@ -358,7 +381,7 @@ class RetrainConfig:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive="num_cells channels epochs batch_size learning_rate gradient_clip cycle_epochs "
+            positive="num_cells channels stem_stride epochs batch_size learning_rate gradient_clip cycle_epochs "
             "cycle_learning_rate",
             share="label_smoothing drop_path momentum",
             from_zero="weight_decay auxiliary_weight cutout cycles",

@@ -79,9 +79,10 @@ def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
         label_width: The width of a label box.
     """
     output = max(graph)
-    depth = {0: 0, 1: 0}
-    for node in range(2, output + 1):
-        depth[node] = 1 + max(depth[source] for source in graph.predecessors(node))
+    depth: dict[int, int] = {}
+    for node in range(output + 1):
+        # Inputs, which come first, have no predecessors.
+        depth[node] = max((1 + depth[source] for source in graph.predecessors(node)), default=0)
     routes = {
         (source, target): [
             (source,),

@@ -15,18 +15,21 @@ from matplotlib.path import Path as Outline
 
 from dnas_ens.figures import style
 from dnas_ens.figures.cell_layout import Box, CellLayout, Point, layout_cell
-from dnas_ens.space.genotype import NUM_INPUTS, Genotype
+from dnas_ens.space.genotype import Genotype
 
 NOTE_SIZE, LABEL_SIZE, NODE_TEXT_SIZE, TITLE_SIZE = 8.0, 10.0, 11.0, 13.0
 MARGIN, TITLE_HEIGHT, CELL_GAP = 16.0, 30.0, 4.0
 LABEL_PADDING = 9.0
 ARROW = 7.0
 
-TERMINALS = {"input0": "$c_{k-2}$", "input1": "$c_{k-1}$", "output": "$c_k$"}
+TERMINALS = {"before_last": "$c_{k-2}$", "last": "$c_{k-1}$", "output": "$c_k$"}
 
 FAMILIES = {
+    "conv": style.BLUE,
     "sep_conv": style.BLUE,
-    "dil_conv": style.VERMILION,
+    "group_conv": style.SKY,
+    "depthwise_conv": style.SKY,
+    "dil": style.VERMILION,
     "max_pool": style.GREEN,
     "avg_pool": style.GREEN,
     "skip_connect": style.PURPLE,
@@ -35,7 +38,7 @@ OTHER_COLOUR = style.MUTED_COLOUR
 
 
 def operation_colour(operation: str) -> str:
-    """Return the colour of an operation's family: separable or dilated convolution, pooling, skip, other."""
+    """Return the colour of an operation's family: dense, grouped or dilated convolution, pooling, skip, other."""
     return next((colour for family, colour in FAMILIES.items() if operation.startswith(family)), OTHER_COLOUR)
 
 
@@ -48,7 +51,7 @@ def draw_genotype(genotype: Genotype, *, title: str | None = None) -> Figure:
     """Draw all cells of a genotype, one above the other, under a common heading if one is given.
 
     A cell runs from left to right: its inputs, its nodes with the operations before them, its output. Grey lines
-    are the concatenation of all nodes into the output.
+    lead from the nodes that the output concatenates or sums.
     """
     layouts = {cell_type: _layout(genotype, cell_type) for cell_type in genotype.cell_types}
     sizes = [_size(layout) for layout in layouts.values()]
@@ -138,9 +141,9 @@ def _paint(axis: Axes, genotype: Genotype, cell_type: str, *, layout: CellLayout
         role = graph.nodes[node]["role"]
         name = f"node-{node}"
         if role == "intermediate":
-            number = str(node - NUM_INPUTS)
-            path = layout.paths[node, max(graph)]
-            brush.line((*path[:-1], _before_arrow(path[-1])), style.LINE_COLOUR, 1.2)
+            number = str(node - genotype.rules.num_inputs)
+            if path := layout.paths.get((node, max(graph))):
+                brush.line((*path[:-1], _before_arrow(path[-1])), style.LINE_COLOUR, 1.2)
             brush.arrow(box.left, style.TEXT_COLOUR)
             brush.box(box, fill=style.TEXT_COLOUR, edge=style.TEXT_COLOUR, radius=7)
             brush.text(number, (box.x, box.y), NODE_TEXT_SIZE, name=name, bold=True, colour="white")
@@ -152,7 +155,8 @@ def _paint(axis: Axes, genotype: Genotype, cell_type: str, *, layout: CellLayout
             if role == "output":
                 brush.arrow(box.left, style.LINE_COLOUR)
                 below = (box.x, box.y + box.height / 2 + 8)
-                brush.text("concat", below, NOTE_SIZE, name="concat", colour=style.MUTED_COLOUR)
+                how = "sum" if genotype.rules.sums_loose_ends else "concat"
+                brush.text(how, below, NOTE_SIZE, name=how, colour=style.MUTED_COLOUR)
 
 
 class _Brush:

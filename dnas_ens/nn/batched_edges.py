@@ -19,7 +19,7 @@ from dnas_ens.nn.depthwise import depthwise_conv
 from dnas_ens.nn.execution import without_autocast
 from dnas_ens.nn.moments import PointwiseNorm, grouped_pointwise
 from dnas_ens.nn.operations import average_pool, build_operation, halving_pointwise
-from dnas_ens.space.search_space import NONE
+from dnas_ens.space.spaces import NONE
 
 #: Kernel size and dilation of the operations that are batched; others run edge by edge.
 SEPARABLE = {"sep_conv_3x3": 3, "sep_conv_5x5": 5}
@@ -109,7 +109,9 @@ class EdgesOfSource(nn.Module):
         #: Operations a user registered, edge by edge as the reference has them.
         self.others = nn.ModuleDict(
             {
-                name: nn.ModuleList(build_operation(name, channels, stride, affine=False) for _ in range(num_edges))
+                name: nn.ModuleList(
+                    build_operation(name, channels, channels, stride, affine=False) for _ in range(num_edges)
+                )
                 for name in operations
                 if name not in BATCHED
             }

@@ -7,14 +7,15 @@ Forward, gradients and BatchNorm statistics equal the reference's to rounding. I
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnas_ens.nn.batched_edges import EdgesOfSource
-from dnas_ens.nn.stack import build_preprocessing, pass_by, shuffle_channels, split_channels
-from dnas_ens.nn.supernet import Supernet
+from dnas_ens.nn.stack import build_preprocessing, pass_by, preprocessed, shuffle_channels, split_channels
+from dnas_ens.nn.supernet import LooseEndsCell, Supernet
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.stack import CellPlan, StackSpec
 
@@ -26,7 +27,7 @@ class FastSupernetCell(nn.Module):
         super().__init__()
         self.space, self.partial_channels = space, partial_channels
         self.type_index = space.cell_types.index(plan.cell_type)
-        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
+        self.preprocessing = build_preprocessing(plan, affine=False)
         #: For every source the numbers of the edges that leave it, in the order of their nodes.
         self.leaving = [
             [edge for edge, (_, origin) in enumerate(space.edges) if origin == source]
@@ -48,7 +49,7 @@ class FastSupernetCell(nn.Module):
         weights = mixture[:, self.type_index].unbind(1)
         inputs = [
             state.contiguous(memory_format=torch.channels_last)
-            for state in (self.preprocess_before_last(before_last), self.preprocess_last(last))
+            for state in preprocessed(self.preprocessing, before_last, last)
         ]
         nodes: list[Tensor | None] = [None] * self.space.num_nodes
         for source, (module, edges) in enumerate(zip(self.sources, self.leaving, strict=True)):
@@ -79,7 +80,7 @@ class FastSupernetCell(nn.Module):
 class FastSupernet(Supernet):
     """A supernet whose cells are computed source by source; arguments, result and errors as in ``Supernet``."""
 
-    cell_class = FastSupernetCell
+    cell_classes = MappingProxyType({"darts": FastSupernetCell, "efficient": LooseEndsCell})
 
     def __init__(self, space: SearchSpace, stack: StackSpec) -> None:
         super().__init__(space, stack)
@@ -96,7 +97,8 @@ class FastSupernet(Supernet):
     def named_pieces(self) -> Iterator[tuple[str, str, int, int]]:
         """Yield (name of the reference's tensor, own batched tensor, which part of it, of how many)."""
         for position, cell in enumerate(self.cells):
-            assert isinstance(cell, FastSupernetCell)
+            if not isinstance(cell, FastSupernetCell):
+                continue
             for source, (module, edges) in enumerate(zip(cell.sources, cell.leaving, strict=True)):
                 assert isinstance(module, EdgesOfSource)
                 for piece in module.pieces():

@@ -7,12 +7,21 @@ import operator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
 from dnas_ens.nn.operations import build_operation, require_operations
-from dnas_ens.nn.stack import build_preprocessing, build_stem, pass_by, shuffle_channels, split_channels
+from dnas_ens.nn.stack import (
+    build_preprocessing,
+    build_stem,
+    pass_by,
+    preprocessed,
+    shuffle_channels,
+    split_channels,
+)
 from dnas_ens.nn.supernet import Supernet
+from dnas_ens.space.cells import loose_ends
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import stack_cell_types
 from dnas_ens.space.stack import CellPlan, StackSpec
@@ -36,18 +45,25 @@ def drop_path(features: Tensor, probability: float | Tensor, generator: torch.Ge
 
 
 class NetworkCell(nn.Module):
-    """One cell of a genotype: every node sums its kept edges, the output concatenates the nodes."""
+    """One cell of a genotype, as DARTS has it: every node sums its kept edges, the output concatenates the nodes."""
 
     def __init__(self, genotype: Genotype, plan: CellPlan, *, affine: bool, partial_channels: int = 1) -> None:
         super().__init__()
         self.partial_channels = partial_channels
         cell = genotype.cell(plan.cell_type)
-        self.strides = [plan.stride(source) for source in range(len(cell) + 1)]
+        self.strides = [plan.stride(source) for source in range(plan.rules.num_inputs + len(cell))]
         self.sources = [[source for _, source in node] for node in cell]
-        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=affine)
+        self.outputs = loose_ends(cell, plan.rules)
+        self.preprocessing = build_preprocessing(plan, affine=affine)
         self.nodes = nn.ModuleList(
             nn.ModuleList(
-                build_operation(operation, plan.channels // partial_channels, self.strides[source], affine=affine)
+                build_operation(
+                    operation,
+                    plan.in_channels(source) // partial_channels,
+                    plan.channels // partial_channels,
+                    self.strides[source],
+                    affine=affine,
+                )
                 for operation, source in node
             )
             for node in cell
@@ -60,23 +76,60 @@ class NetworkCell(nn.Module):
         drop_path_probability: float | Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Compute the cell's output (B, N * C, H, W) from the outputs of the last two cells."""
-        states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        """Compute the cell's output (B, N * C, H, W), or (B, C, H, W), from the outputs of the last two cells."""
+        states = preprocessed(self.preprocessing, before_last, last)
         # Reading a tensor's value would wait for the device; where there is one, paths are dropped in some epoch.
         drops = isinstance(drop_path_probability, Tensor) or drop_path_probability > 0.0
         for operations, sources in zip(self.nodes, self.sources, strict=True):
             terms = []
-            for operation, source in zip(operations, sources, strict=True):  # type: ignore[call-overload]
+            assert isinstance(operations, nn.ModuleList)
+            for operation, source in zip(operations, sources, strict=True):
                 active, rest = split_channels(states[source], self.partial_channels)
                 features = operation(active)
-                # A skip connection is never dropped, so that some path always carries the signal.
-                if drops and not isinstance(operation, nn.Identity):
+                if drops and self.may_drop(operation, operations):
                     features = drop_path(features, drop_path_probability, generator)
                 if rest is not None:
                     features = torch.cat([features, pass_by(rest, self.strides[source])], dim=1)
                 terms.append(features)
-            states.append(shuffle_channels(functools.reduce(operator.add, terms), self.partial_channels))
-        return torch.cat(states[2:], dim=1)
+            states.append(self.node(terms, operations))
+        return self.output([states[source] for source in self.outputs])
+
+    def may_drop(self, operation: nn.Module, operations: nn.ModuleList) -> bool:
+        """Say whether drop-path may zero an operation, one of its node's.
+
+        A skip connection is never dropped, so that some path always carries the signal.
+        """
+        return not isinstance(operation, nn.Identity)
+
+    def node(self, terms: list[Tensor], operations: nn.ModuleList) -> Tensor:
+        """Return a node (B, C, H, W) from what its operations return."""
+        return shuffle_channels(functools.reduce(operator.add, terms), self.partial_channels)
+
+    def output(self, nodes: list[Tensor]) -> Tensor:
+        """Return the output from the nodes that reach it."""
+        return torch.cat(nodes, dim=1)
+
+
+class LooseEndsNetworkCell(NetworkCell):
+    """One cell of a genotype of the efficient space: ReLU in every node, the output sums the loose ends."""
+
+    def may_drop(self, operation: nn.Module, operations: nn.ModuleList) -> bool:
+        """Say whether drop-path may zero an operation: only beside another one, for a chain has no other path."""
+        return len(operations) > 1 and super().may_drop(operation, operations)
+
+    def node(self, terms: list[Tensor], operations: nn.ModuleList) -> Tensor:
+        """Return a node (B, C, H, W) from what its operations return."""
+        # No feature is negative, so ReLU would copy a node that only passes one on.
+        if len(terms) == 1 and isinstance(operations[0], nn.Identity):
+            return terms[0]
+        return F.relu(functools.reduce(operator.add, terms))
+
+    def output(self, nodes: list[Tensor]) -> Tensor:
+        """Return the sum of the loose ends."""
+        return functools.reduce(operator.add, nodes)
+
+
+CELL_CLASSES = {"darts": NetworkCell, "efficient": LooseEndsNetworkCell}
 
 
 class AuxiliaryHead(nn.Module):
@@ -119,7 +172,7 @@ class Network(nn.Module):
 
     def __init__(self, genotype: Genotype, stack: StackSpec, *, auxiliary: bool = False, affine: bool = True) -> None:
         super().__init__()
-        plans, out_channels = stack.plan(genotype.num_nodes)
+        plans = stack.plan(genotype.space, genotype.num_nodes)
         missing = {plan.cell_type for plan in plans} - set(genotype.cell_types)
         if missing:
             raise UserError(
@@ -132,16 +185,15 @@ class Network(nn.Module):
         self.drop_path_probability: float | Tensor = 0.0
         #: What decides which paths are dropped; None for the global stream.
         self.drop_path_generator: torch.Generator | None = None
-        self.stem = build_stem(stack)
+        self.stem = build_stem(stack, genotype.space)
+        cell_class = CELL_CLASSES[genotype.space]
         self.cells = nn.ModuleList(
-            NetworkCell(genotype, plan, affine=affine, partial_channels=stack.partial_channels) for plan in plans
+            cell_class(genotype, plan, affine=affine, partial_channels=stack.partial_channels) for plan in plans
         )
-        self.classifier = nn.Linear(out_channels, stack.num_classes)
+        self.classifier = nn.Linear(plans[-1].out_channels, stack.num_classes)
         reductions = [index for index, plan in enumerate(plans) if plan.cell_type == "reduction"]
         self.auxiliary_position = reductions[-1]
-        self.auxiliary = (
-            AuxiliaryHead(genotype.num_nodes * plans[reductions[-1]].channels, stack.num_classes) if auxiliary else None
-        )
+        self.auxiliary = AuxiliaryHead(plans[reductions[-1]].out_channels, stack.num_classes) if auxiliary else None
 
     def __repr__(self) -> str:
         # Not nn.Module's, which lists every module over pages.
@@ -229,8 +281,7 @@ def inherit(supernet: Supernet, genotype: Genotype) -> Network:
         zip(stack_cell_types(supernet.stack.num_cells), network.cells, strict=True)
     ):
         assert isinstance(cell, NetworkCell)
-        for name in ("preprocess_before_last", "preprocess_last"):
-            copy(getattr(cell, name), f"cells.{position}.{name}")
+        copy(cell.preprocessing, f"cells.{position}.preprocessing")
         for node, edges in enumerate(genotype.cell(cell_type)):
             for index, (operation, source) in enumerate(edges):
                 edge, number = space.edges.index((node, source)), space.operations.index(operation)

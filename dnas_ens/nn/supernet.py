@@ -6,23 +6,41 @@ of architectures, also several within one batch. Every faster form is tested aga
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnas_ens.nn.operations import Zero, build_operation, require_operations
-from dnas_ens.nn.stack import build_preprocessing, build_stem, pass_by, shuffle_channels, split_channels
+from dnas_ens.nn.stack import (
+    build_preprocessing,
+    build_stem,
+    pass_by,
+    preprocessed,
+    shuffle_channels,
+    split_channels,
+)
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import NONE
 from dnas_ens.space.stack import CellPlan, StackSpec
 
 
 class MixedOperation(nn.Module):
     """All O candidate operations of one edge, summed with mixture weights."""
 
-    def __init__(self, space: SearchSpace, channels: int, stride: int, *, partial_channels: int = 1) -> None:
+    def __init__(
+        self, space: SearchSpace, in_channels: int, out_channels: int, stride: int, *, partial_channels: int = 1
+    ) -> None:
         super().__init__()
         self.stride, self.partial_channels = stride, partial_channels
-        share = channels // partial_channels
-        self.operations = nn.ModuleList(build_operation(name, share, stride, affine=False) for name in space.operations)
+        shares = in_channels // partial_channels, out_channels // partial_channels
+        self.operations = nn.ModuleList(
+            build_operation(name, *shares, stride, affine=False) for name in space.operations
+        )
 
     def forward(self, features: Tensor, weights: Tensor) -> Tensor:
         """Return sum over o of weights_o * op_o(features); channels that pass by get the sum of the weights.
@@ -48,15 +66,21 @@ class MixedOperation(nn.Module):
 
 
 class SupernetCell(nn.Module):
-    """One cell of the supernet: two inputs, N nodes, an output that concatenates the nodes."""
+    """One cell of the supernet, as DARTS has it: every node is a sum, the output concatenates the nodes."""
 
     def __init__(self, space: SearchSpace, plan: CellPlan, *, partial_channels: int = 1) -> None:
         super().__init__()
         self.space, self.partial_channels = space, partial_channels
         self.type_index = space.cell_types.index(plan.cell_type)
-        self.preprocess_before_last, self.preprocess_last = build_preprocessing(plan, affine=False)
+        self.preprocessing = build_preprocessing(plan, affine=False)
         self.edges = nn.ModuleList(
-            MixedOperation(space, plan.channels, plan.stride(source), partial_channels=partial_channels)
+            MixedOperation(
+                space,
+                plan.in_channels(source),
+                plan.channels,
+                plan.stride(source),
+                partial_channels=partial_channels,
+            )
             for _, source in space.edges
         )
 
@@ -69,18 +93,74 @@ class SupernetCell(nn.Module):
             mixture: (S, T, E, O) for S slices of the batch.
 
         Returns:
-            (B, N * C, H, W).
+            (B, N * C, H, W), or (B, C, H, W) for the sum of loose ends.
         """
         weights = mixture[:, self.type_index]
         # PyTorch broadcasts a single mixture over the batch.
         if len(weights) > 1:
             weights = weights.repeat_interleave(len(last) // len(weights), dim=0)
-        states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
+        states = preprocessed(self.preprocessing, before_last, last)
         for node_slice in self.space.node_slices:
             incoming = range(node_slice.start, node_slice.stop)
-            node = sum(self.edges[edge](states[source], weights[..., edge, :]) for source, edge in enumerate(incoming))
-            states.append(shuffle_channels(node, self.partial_channels))
-        return torch.cat(states[2:], dim=1)
+            terms = (self.edges[edge](states[source], weights[..., edge, :]) for source, edge in enumerate(incoming))
+            states.append(self.node(functools.reduce(operator.add, terms)))
+        return self.output(states[self.space.rules.num_inputs :], weights)
+
+    def node(self, total: Tensor) -> Tensor:
+        """Return a node (B, C, H, W) from the sum of its edges."""
+        return shuffle_channels(total, self.partial_channels)
+
+    def output(self, nodes: list[Tensor], weights: Tensor) -> Tensor:
+        """Return the output from the nodes, N of (B, C, H, W), and the mixture weights (1 or B, E, O)."""
+        return torch.cat(nodes, dim=1)
+
+
+class LooseEndsCell(SupernetCell):
+    """One cell of the supernet of the efficient space: ReLU in every node, the output sums the loose ends."""
+
+    def node(self, total: Tensor) -> Tensor:
+        """Return a node (B, C, H, W) from the sum of its edges."""
+        return F.relu(total)
+
+    def output(self, nodes: list[Tensor], weights: Tensor) -> Tensor:
+        """Return sum over n of looseness_n * node_n, (B, C, H, W)."""
+        return sum_of_loose_ends(nodes, looseness(weights, self.space))
+
+
+def looseness(weights: Tensor, space: SearchSpace) -> Tensor:
+    """Return how far each node is a loose end, one that no other node reads.
+
+    Equation: looseness_n = product over the later nodes m of (1 - sum_o w[edge n -> m, o]), each factor clamped to
+    [0, 1]. With the weights of a genotype it is 1 on loose ends and 0 on other nodes; between, it is differentiable.
+
+    Args:
+        weights: (..., E, O) mixture weights of a cell; ``none`` reads nothing.
+
+    Returns:
+        (..., N), in [0, 1].
+    """
+    columns = weights.unbind(-1)
+    reads = functools.reduce(
+        operator.add, [column for column, name in zip(columns, space.operations, strict=True) if name != NONE]
+    )
+    unread = (1.0 - reads).clamp(0.0, 1.0).unbind(-1)
+    first = space.rules.num_inputs
+    loose = []
+    for node in range(space.num_nodes):
+        leaving = [unread[edge] for edge, (_, source) in enumerate(space.edges) if source == first + node]
+        loose.append(functools.reduce(operator.mul, leaving, torch.ones_like(unread[0])))
+    return torch.stack(loose, dim=-1)
+
+
+def sum_of_loose_ends(nodes: list[Tensor], loose: Tensor) -> Tensor:
+    """Return the sum of nodes (B, C, H, W) weighted by their looseness (1 or B, N).
+
+    The last node is read by none, so its looseness is 1.
+    """
+    total = nodes[-1]
+    for node, share in zip(nodes[:-1], loose.unbind(-1), strict=False):
+        total = torch.addcmul(total, node, share.reshape(-1, 1, 1, 1))
+    return total
 
 
 class Supernet(nn.Module):
@@ -92,19 +172,18 @@ class Supernet(nn.Module):
         UserError: If an operation is unknown.
     """
 
-    #: What computes a cell: called with space, plan and partial_channels.
-    cell_class: type[nn.Module] = SupernetCell
+    #: What computes a cell of each space: called with space, plan and partial_channels.
+    cell_classes: Mapping[str, type[nn.Module]] = MappingProxyType({"darts": SupernetCell, "efficient": LooseEndsCell})
 
     def __init__(self, space: SearchSpace, stack: StackSpec) -> None:
         super().__init__()
         require_operations(space.operations)
         self.space, self.stack = space, stack
-        plans, out_channels = stack.plan(space.num_nodes)
-        self.stem = build_stem(stack)
-        self.cells = nn.ModuleList(
-            self.cell_class(space, plan, partial_channels=stack.partial_channels) for plan in plans
-        )
-        self.classifier = nn.Linear(out_channels, stack.num_classes)
+        plans = stack.plan(space.name, space.num_nodes)
+        self.stem = build_stem(stack, space.name)
+        cell_class = self.cell_classes[space.name]
+        self.cells = nn.ModuleList(cell_class(space, plan, partial_channels=stack.partial_channels) for plan in plans)
+        self.classifier = nn.Linear(plans[-1].out_channels, stack.num_classes)
 
     def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
         """Classify images under given mixture weights.

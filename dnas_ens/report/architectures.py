@@ -9,7 +9,8 @@ from dnas_ens.figures.cells import draw_genotype, operation_label
 from dnas_ens.figures.plots import plot_diversity_curve
 from dnas_ens.report.parts import NARROW, Picture, Section, count
 from dnas_ens.report.run_files import RunFiles
-from dnas_ens.space.genotype import NUM_INPUTS, Genotype
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.spaces import Space
 
 
 def cells_section(files: RunFiles) -> Section | None:
@@ -28,10 +29,20 @@ def cells_section(files: RunFiles) -> Section | None:
     if not pictures:
         return None
     networks = "network is" if len(pictures) == 1 else "networks are"
+    if files.genotypes[0].rules.sums_loose_ends:
+        rules = (
+            "A cell’s input is the output of the cell before it; numbered nodes add up what comes in, and keep what is "
+            "positive; the output is the sum of the nodes that no other node reads. Blue are dense, light blue grouped "
+            "and separable"
+        )
+    else:
+        rules = (
+            "A cell’s inputs are the outputs of the two cells before it; numbered nodes add up what comes in; the "
+            "output is all of them side by side. Blue are separable"
+        )
     text = (
-        f"<p>The {networks} stacks of these cells. A cell’s inputs are the outputs of the two cells before it; "
-        "numbered nodes add up what comes in; the output is all of them side by side. Blue are separable, orange "
-        "dilated convolutions, green poolings, purple skip connections.</p>"
+        f"<p>The {networks} stacks of these cells. {rules}, orange dilated convolutions, green poolings, purple skip "
+        "connections.</p>"
     )
     title = "The cell that was found" if len(pictures) == 1 else "The cells that were found"
     return Section(name="cells", title=title, text=text, pictures=pictures)
@@ -61,20 +72,21 @@ def _about(files: RunFiles, index: int) -> str:
 
 def _in_words(genotype: Genotype) -> str:
     """Name the operations before every node, for readers who cannot see the drawing."""
-    said = []
+    said, rules = [], genotype.rules
     for cell_type in genotype.cell_types:
         nodes = [
             f"node {node}: "
-            + " and ".join(f"{operation_label(name)} from {_source(source)}" for name, source in operations)
+            + " and ".join(f"{operation_label(name)} from {_source(source, rules)}" for name, source in operations)
             for node, operations in enumerate(genotype.cell(cell_type))
         ]
         said.append(f"{cell_type.capitalize()} cell, {'; '.join(nodes)}.")
     return " ".join(said)
 
 
-def _source(number: int) -> str:
-    inputs = ("the cell before the last", "the last cell")
-    return inputs[number] if number < NUM_INPUTS else f"node {number - NUM_INPUTS}"
+def _source(number: int, rules: Space) -> str:
+    if number < rules.num_inputs:
+        return {"before_last": "the cell before the last", "last": "the last cell"}[rules.inputs[number]]
+    return f"node {number - rules.num_inputs}"
 
 
 def steering_section(files: RunFiles) -> Section | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dnas_ens.ensembles import Ensemble
     from dnas_ens.search.result import SearchResult
     from dnas_ens.space.genotype import Genotype
+    from dnas_ens.space.spaces import SpaceName
 
 
 def retrain(
@@ -61,6 +62,7 @@ def retrain(
     else:
         genotypes = found.ranked(members)
     preset = "smoke" if isinstance(found, Sequence) else found.config.preset
-    recipe = with_fields(config or retrain_preset(preset), **overrides)
+    space: SpaceName = "darts" if any(genotype.space == "darts" for genotype in genotypes) else "efficient"
+    recipe = with_fields(config or retrain_preset(preset, space), **overrides)
     flip = None if isinstance(found, Sequence) else found.config.data.flip
     return train_members(genotypes, load_data(data, flip=flip), recipe, device=resolve_device(device))

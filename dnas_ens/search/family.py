@@ -108,10 +108,8 @@ class ArchitectureFamily:
         device: torch.device | str = "cpu",
     ) -> None:
         self.config, self.base, self.device = config, base, torch.device(device)
-        supernet = config.supernet
-        space = self.space = SearchSpace.for_stack(
-            supernet.num_cells, operations=supernet.operations, num_nodes=supernet.num_nodes
-        )
+        space: SearchSpace = config.supernet.search_space
+        self.space = space
         self.temperature = config.objective.temperature[0]
         self.given_edges: Tensor | None = None
         self._reference_logits: tuple[Tensor, Tensor] | None = None

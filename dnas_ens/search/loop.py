@@ -60,8 +60,10 @@ class SearchLoop:
         supernet = config.supernet
         stack = StackSpec.for_data(
             data,
+            space=supernet.space,
             num_cells=supernet.num_cells,
-            channels=supernet.channels,
+            channels=supernet.num_channels,
+            stem_stride=supernet.stem_stride,
             partial_channels=supernet.partial_channels,
         )
         with torch.random.fork_rng(devices=[]):

@@ -22,7 +22,9 @@ from dnas_ens.search.divergence import (
     pairwise_predictive_distance,
 )
 from dnas_ens.search.family import Points
-from dnas_ens.space.search_space import NONE, SearchSpace
+from dnas_ens.search.relaxation import nearest_discrete
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import NONE
 
 Likelihood = Literal["member", "ensemble"]
 Penalty = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"]
@@ -161,29 +163,6 @@ def predictive_penalty(logits: Tensor, points: Points, *, scale: float) -> Tenso
     """
     distances = pairwise_predictive_distance(logits.log_softmax(-1))
     return pair_penalty(distances, scale * pair_targets(points))
-
-
-def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:
-    """Return the distributions of the discretised architectures: uniform over the pairs a node keeps.
-
-    Args:
-        mixtures: (..., T, E, O) natural distributions.
-        edges_per_node: k, edges the discretisation keeps.
-
-    Returns:
-        (..., T, E, O), 1/k on every kept (edge, operation), without a gradient.
-    """
-    allowed = mixtures.detach().clone()
-    # By number: a mask would be copied from the host at every step. The same holds below.
-    if NONE in space.operations:
-        allowed.select(-1, space.operations.index(NONE)).fill_(-1.0)
-    strength, best = allowed.max(-1)
-    discrete = torch.zeros_like(mixtures)
-    for node in space.node_slices:
-        kept = strength[..., node].topk(min(edges_per_node, node.stop - node.start), dim=-1).indices
-        share = torch.zeros_like(strength[..., node]).scatter(-1, kept, 1.0 / kept.shape[-1])
-        discrete[..., node, :].scatter_(-1, best[..., node].unsqueeze(-1), share.unsqueeze(-1))
-    return discrete
 
 
 def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:

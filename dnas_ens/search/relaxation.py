@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from dnas_ens.errors import UserError
+from dnas_ens.search.divergence import jensen_shannon_terms
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.space.search_space import NONE, SKIP_CONNECT, SearchSpace
+from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import NONE, SKIP_CONNECT
 
 Relaxation = Literal["softmax", "gumbel-softmax"]
 
@@ -100,26 +102,70 @@ def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) 
 
     Args:
         mixture: (T, E, O) natural distribution.
-        edges_per_node: Edges kept; nodes with fewer incoming edges keep all.
+        edges_per_node: Edges kept; nodes with fewer incoming edges keep all. Where nodes may keep fewer, the number is
+            the one of `nearest_discrete`.
 
     Returns:
         The genotype, with the space's cell types.
     """
+    mixture = mixture.detach().cpu()
     allowed = [index for index, name in enumerate(space.operations) if name != NONE]
-    strength, best = mixture[..., allowed].detach().cpu().max(-1)
+    strength, best = mixture[..., allowed].max(-1)
+    counts = (nearest_discrete(mixture, space, edges_per_node=edges_per_node) > 0).any(-1)
     cells = {}
     for type_index, cell_type in enumerate(space.cell_types):
         nodes = []
         for node in space.node_slices:
             scores = strength[type_index, node]
-            kept = scores.argsort(descending=True, stable=True)[:edges_per_node].sort().values.tolist()
+            count = int(counts[type_index, node].sum())
+            kept = scores.argsort(descending=True, stable=True)[:count].sort().values.tolist()
             nodes.append(
                 tuple(
                     (space.operations[allowed[int(best[type_index, node.start + source])]], source) for source in kept
                 )
             )
         cells[cell_type] = tuple(nodes)
-    return Genotype(**cells)
+    return Genotype(**cells, space=space.name)
+
+
+def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:
+    """Return the distributions of the discretised architectures: uniform over the pairs a node keeps.
+
+    The pairs are those of the strongest edges, each with its best operation other than ``none``. Where a node may keep
+    fewer edges, it keeps the number whose uniform distribution has the least Jensen-Shannon divergence from its own.
+
+    Args:
+        mixtures: (..., T, E, O) natural distributions.
+        edges_per_node: k, edges the discretisation keeps, at most.
+
+    Returns:
+        (..., T, E, O), 1/k on every kept (edge, operation), without a gradient.
+    """
+    allowed = mixtures.detach().clone()
+    # By number: a mask would be copied from the host at every step. The same holds below.
+    if NONE in space.operations:
+        allowed.select(-1, space.operations.index(NONE)).fill_(-1.0)
+    strength, best = allowed.max(-1)
+    nodes = []
+    for node in space.node_slices:
+        uniform = []
+        for count in space.rules.edge_counts(edges_per_node, node.stop - node.start):
+            kept = strength[..., node].topk(count, dim=-1).indices
+            share = torch.zeros_like(strength[..., node]).scatter(-1, kept, 1.0 / count)
+            pairs = torch.zeros_like(mixtures[..., node, :])
+            uniform.append(pairs.scatter_(-1, best[..., node].unsqueeze(-1), share.unsqueeze(-1)))
+        nodes.append(_nearest(mixtures[..., node, :].detach(), uniform))
+    return torch.cat(nodes, dim=-2)
+
+
+def _nearest(distributions: Tensor, choices: list[Tensor]) -> Tensor:
+    """Return for each distribution (..., e, O) the choice of the least divergence; of equal ones the first."""
+    if len(choices) == 1:
+        return choices[0]
+    stacked = torch.stack(choices)
+    divergence = jensen_shannon_terms(distributions, stacked).sum(dim=(-2, -1))
+    nearest = divergence.argmin(0)[..., None, None].expand(stacked.shape[1:])
+    return stacked.gather(0, nearest.unsqueeze(0))[0]
 
 
 def genotype_mixture(genotype: Genotype, space: SearchSpace) -> Tensor:
@@ -128,6 +174,11 @@ def genotype_mixture(genotype: Genotype, space: SearchSpace) -> Tensor:
     Raises:
         UserError: If the genotype does not live in the space.
     """
+    if genotype.space != space.name:
+        raise UserError(
+            f"The genotype is of the space {genotype.space}; the search is in {space.name}.",
+            f"Search with --space {genotype.space}.",
+        )
     mixture = torch.zeros(space.shape)
     for type_index, cell_type in enumerate(space.cell_types):
         cell = genotype.cell(cell_type) if cell_type in genotype.cell_types else ()

@@ -22,7 +22,6 @@ from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
-from dnas_ens.space.stack import SMALL_IMAGE
 from dnas_ens.training.step import tell_if_guessing
 
 if TYPE_CHECKING:
@@ -30,9 +29,9 @@ if TYPE_CHECKING:
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
-#: Activations kept for the backward pass, per edge, operation, channel and pixel, of each form of the supernet with a
-#: margin: measured were 2.3 to 2.4 and 3.7 to 4.1 with the DARTS operations.
-VALUES_KEPT = {"fast": 3, "reference": 5}
+#: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
+#: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
+VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
 
 
 def run_search(
@@ -54,7 +53,7 @@ def run_search(
     Raises:
         UserError: If base, operations or candidates do not fit.
     """
-    require_operations(config.supernet.operations)
+    require_operations(config.supernet.search_space.operations)
     if base is None and config.hypernetwork.base is not None:
         base = load_genotype(config.hypernetwork.base)
     if resume and run is not None and (finished := _finished(config, run, base)) is not None:
@@ -64,7 +63,7 @@ def run_search(
     else:
         loop = SearchLoop(config, data, device=device, base=base)
         cost = train(loop, run=run, resume=resume)
-        result = conclude(loop, recipe=retrain_preset(config.preset), cost=cost)
+        result = conclude(loop, recipe=retrain_preset(config.preset, config.supernet.space), cost=cost)
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
@@ -194,7 +193,8 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
     """Return the regime "random" of EdgeNES: the base with k edges replaced, nothing trained or scored."""
     if base is None:
         raise UserError("Random deviations need a base to deviate from.", "Give --base RUN/genotypes.json.")
-    pool = deviation_pool(base, config.candidates, operations=config.supernet.operations, seed=config.seed)
+    operations = config.supernet.search_space.operations
+    pool = deviation_pool(base, config.candidates, operations=operations, seed=config.seed)
     return SearchResult(
         config=config,
         base=base,
@@ -234,15 +234,15 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     """
     loop = SearchLoop(config, data)
     num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
-    plans, _ = loop.supernet.stack.plan(loop.family.space.num_nodes)
-    side = data.image_size if data.image_size <= SMALL_IMAGE else data.image_size // 4
+    space, stack = loop.family.space, loop.supernet.stack
+    side = -(-data.image_size // stack.stem_stride)
     values = 0
-    for plan in plans:
+    for plan in stack.plan(space.name, space.num_nodes):
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += loop.family.space.num_edges * len(loop.family.space.operations) * plan.channels * side * side
+        values += space.num_edges * len(space.operations) * plan.channels * side * side
     values //= config.supernet.partial_channels
-    kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
+    kept = VALUES_KEPT[space.name][config.supernet.form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
         "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.steps.architecture),

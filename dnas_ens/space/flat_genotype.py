@@ -13,9 +13,11 @@ from operator import index as to_index
 from typing import Any
 
 from dnas_ens.errors import UserError
-from dnas_ens.space.cells import CELL_PATTERN, NUM_INPUTS, Cell, shown
+from dnas_ens.space.cells import CELL_PATTERN, Cell, shown
+from dnas_ens.space.spaces import SPACES
 
 EDGES_PER_NODE = 2
+NUM_INPUTS = SPACES["darts"].num_inputs
 #: The fields in the order of DARTS' namedtuple, each with the cell type that it is of here.
 FIELDS = {
     "normal": "normal",

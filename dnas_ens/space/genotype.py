@@ -16,7 +16,6 @@ from dnas_ens.run.files import read_checked, unreadable
 from dnas_ens.space.cells import (
     CELL_PATTERN,
     CELL_TYPES,
-    NUM_INPUTS,
     Cell,
     Edge,
     Node,
@@ -28,6 +27,7 @@ from dnas_ens.space.cells import (
     shown,
 )
 from dnas_ens.space.flat_genotype import flat_fields, is_flat, nested_cells, printed_fields
+from dnas_ens.space.spaces import Space, rules_of
 
 if TYPE_CHECKING:
     import networkx
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CELL_TYPES",
-    "NUM_INPUTS",
     "Cell",
     "Edge",
     "Genotype",
@@ -55,18 +54,21 @@ class Genotype:
     Args:
         normal: N nodes of (operation, source) edges, the cell that keeps the resolution, or empty.
         reduction: The same for the cell that halves it; a network of one cell has only this one.
+        space: The name of the space that they are of, in `dnas_ens.space.spaces.SPACES`.
 
     Raises:
-        UserError: Both cells are empty or differ in N, or an edge is malformed, comes from a source that
-            does not precede its node, or repeats a source of its node.
+        UserError: There is no such space, both cells are empty or differ in N, or an edge is malformed, comes from a
+            source that does not precede its node, or repeats a source of its node.
     """
 
     normal: Cell = ()
     reduction: Cell = ()
+    space: str = "darts"
 
     def __post_init__(self) -> None:
+        rules = rules_of(self.space)
         for cell_type in CELL_TYPES:
-            object.__setattr__(self, cell_type, checked_cell(getattr(self, cell_type), cell_type))
+            object.__setattr__(self, cell_type, checked_cell(getattr(self, cell_type), cell_type, rules))
         if not self.cell_types:
             raise UserError("The genotype has neither a normal nor a reduction cell.", CELL_PATTERN)
         if self.normal and self.reduction and len(self.normal) != len(self.reduction):
@@ -79,14 +81,15 @@ class Genotype:
         """One line: its size, and how often it uses which operation."""
         names = [name for cell_type in self.cell_types for name, _ in self.edges(cell_type)]
         used = ", ".join(f"{name} x{count}" for name, count in Counter(names).most_common())
-        return f"Genotype({' and '.join(self.cell_types)}, {self.num_nodes} nodes, {self.num_edges} edges: {used})"
+        cells = " and ".join(self.cell_types)
+        return f"Genotype({self.space}, {cells}, {self.num_nodes} nodes, {self.num_edges} edges: {used})"
 
     def __str__(self) -> str:
         """A line a node: the edges that it sums."""
         lines = [
             f"{cell_type} {index} = {' + '.join(f'{name}({source})' for name, source in node)}"
             for cell_type in self.cell_types
-            for index, node in enumerate(self.cell(cell_type), NUM_INPUTS)
+            for index, node in enumerate(self.cell(cell_type), self.rules.num_inputs)
         ]
         return "\n".join([repr(self), *lines])
 
@@ -96,6 +99,11 @@ class Genotype:
         from dnas_ens.figures.style import to_svg
 
         return to_svg(draw_genotype(self), title=repr(self))
+
+    @property
+    def rules(self) -> Space:
+        """The rules of its space."""
+        return rules_of(self.space)
 
     @property
     def cell_types(self) -> tuple[str, ...]:
@@ -133,9 +141,15 @@ class Genotype:
             cell_type: sum(name == "skip_connect" for name, _ in self.edges(cell_type)) for cell_type in self.cell_types
         }
 
-    def to_dict(self) -> dict[str, list[list[list[str | int]]]]:
-        """Return the JSON form, {"normal": [[["sep_conv_3x3", 0], ...], ...], "reduction": [...]}."""
-        return {cell_type: [[list(edge) for edge in node] for node in self.cell(cell_type)] for cell_type in CELL_TYPES}
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form, {"normal": [[["sep_conv_3x3", 0], ...], ...], "reduction": [...]}.
+
+        Other spaces than ``darts`` are named by a key ``space``.
+        """
+        cells = {
+            cell_type: [[list(edge) for edge in node] for node in self.cell(cell_type)] for cell_type in CELL_TYPES
+        }
+        return cells if self.space == "darts" else {"space": self.space, **cells}
 
     def to_flat_dict(self) -> dict[str, list[Any]]:
         """Return the flat form of DARTS repositories as JSON holds it; see `dnas_ens.space.flat_genotype`.
@@ -143,9 +157,9 @@ class Genotype:
         {"normal": [["sep_conv_3x3", 0], ...], "normal_concat": [2, ...], "reduce": [...], "reduce_concat": [...]}.
 
         Raises:
-            UserError: A node has another number of edges than two.
+            UserError: It is of another space, or a node has another number of edges than two.
         """
-        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        fields = self._flat_fields()
         return {
             field: [list(value) if isinstance(value, tuple) else value for value in values]
             for field, values in fields.items()
@@ -153,8 +167,16 @@ class Genotype:
 
     def to_flat_text(self) -> str:
         """Return the flat form as DARTS repositories print it; UserError as in `to_flat_dict`."""
-        fields = flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
+        fields = self._flat_fields()
         return f"Genotype({', '.join(f'{field}={values!r}' for field, values in fields.items())})"
+
+    def _flat_fields(self) -> dict[str, Any]:
+        if self.space != "darts":
+            raise UserError(
+                f"A genotype of the space {self.space} has no flat form, which is for cells of DARTS.",
+                "Write it in the nested form: to_dict.",
+            )
+        return flat_fields({cell_type: self.cell(cell_type) for cell_type in CELL_TYPES})
 
     @classmethod
     def from_dict(cls, value: Any) -> Genotype:
@@ -177,31 +199,33 @@ class Genotype:
         if is_flat(value):
             value = nested_cells(value)
         for key in value:
-            check_cell_type(key)
+            if key != "space":
+                check_cell_type(key)
         return cls(**value)
 
     def to_graph(self, cell_type: str) -> networkx.DiGraph:
         """Return a cell as a graph whose nodes are the source indices.
 
-        Nodes 0 and 1 are the inputs, 2 .. N+1 the intermediate nodes and N+2 the output, told apart by the
-        attribute `role` (input0, input1, intermediate, output). Edges carry `operation`, None on the N edges
-        into the output, where the cell concatenates.
+        The inputs come first, then the N intermediate nodes, then the output. They are told apart by the attribute
+        `role`: before_last and last, the cells whose outputs the inputs are, intermediate, output. Edges carry
+        `operation`, None on those into the output.
 
         Raises:
             UserError: The genotype has no cell of this type.
         """
         if not self.cell(cell_type):
             raise UserError(f"The genotype has no {cell_type} cell.", f"Use its {self.cell_types[0]} cell.")
-        return cell_graph(self.cell(cell_type))
+        return cell_graph(self.cell(cell_type), self.rules)
 
     def canonical(self) -> Genotype:
         """Return the one genotype that stands for all isomorphic ones.
 
-        The output concatenates every node, so renumbering the nodes only permutes its channels. Of all
-        topological orders this takes the one whose cell, edges sorted by source, is lexicographically
-        smallest. Exact: equal canonical forms are isomorphic cells, and the other way round.
+        The output concatenates all nodes or sums the loose ends, so renumbering the nodes changes at most the order
+        of its channels. Of all topological orders this takes the one whose cell, edges sorted by source, is
+        lexicographically smallest. Exact: equal canonical forms are isomorphic cells, and the other way round.
         """
-        return Genotype(**{cell_type: canonical_cell(self.cell(cell_type)) for cell_type in self.cell_types})
+        cells = {kind: canonical_cell(self.cell(kind), self.rules.num_inputs) for kind in self.cell_types}
+        return Genotype(**cells, space=self.space)
 
     def canonical_hash(self) -> str:
         """Return a name for the isomorphism class: 16 hexadecimal digits, SHA-256 of the canonical JSON."""
@@ -216,10 +240,13 @@ class Genotype:
 
         Returns:
             The sum over the cell types both have, in 0 .. min(num_edges): symmetric, invariant under
-            isomorphism of either side, and num_edges exactly for isomorphic genotypes.
+            isomorphism of either side, and num_edges exactly for isomorphic genotypes. 0 across spaces.
         """
+        if self.space != other.space:
+            return 0
         both = [cell_type for cell_type in self.cell_types if other.cell(cell_type)]
-        return sum(most_shared_edges(self.cell(cell_type), other.cell(cell_type)) for cell_type in both)
+        num_inputs = self.rules.num_inputs
+        return sum(most_shared_edges(self.cell(kind), other.cell(kind), num_inputs) for kind in both)
 
 
 def load_genotype(path: str | Path) -> Genotype:
@@ -310,8 +337,11 @@ def random_genotype(
     num_nodes: int = 4,
     edges_per_node: int = 2,
     cell_types: Sequence[str] = CELL_TYPES,
+    space: str = "darts",
 ) -> Genotype:
     """Draw a genotype: every node takes distinct sources and an operation for each, all uniformly.
+
+    Where nodes may keep fewer edges than they are allowed, the number is drawn too, uniformly.
 
     Args:
         generator: The source of randomness.
@@ -328,13 +358,20 @@ def random_genotype(
         if count < 1:
             raise UserError(f"A random cell cannot have {field} = {count}.", f"Set {field} to 1 or more.")
 
+    rules = rules_of(space)
+
     def draw_node(num_sources: int) -> Node:
-        sources = generator.choice(num_sources, size=min(edges_per_node, num_sources), replace=False)
+        counts = rules.edge_counts(edges_per_node, num_sources)
+        count = counts[int(generator.integers(len(counts)))] if rules.keeps_fewer_edges else counts[0]
+        sources = generator.choice(num_sources, size=count, replace=False)
         return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
 
-    return Genotype.from_dict(
-        {cell_type: tuple(draw_node(NUM_INPUTS + index) for index in range(num_nodes)) for cell_type in cell_types}
-    )
+    for cell_type in cell_types:
+        check_cell_type(cell_type)
+    cells = {
+        cell_type: tuple(draw_node(rules.num_inputs + index) for index in range(num_nodes)) for cell_type in cell_types
+    }
+    return Genotype(**cells, space=space)
 
 
 def random_deviation(
@@ -375,12 +412,12 @@ def random_deviation(
             taken.add(edges[position][1])
         return tuple(edges)
 
-    return Genotype(
-        **{
-            cell_type: tuple(deviated(node, n) for n, node in enumerate(genotype.cell(cell_type), NUM_INPUTS))
-            for cell_type in genotype.cell_types
-        }
-    )
+    first = genotype.rules.num_inputs
+    cells = {
+        cell_type: tuple(deviated(node, n) for n, node in enumerate(genotype.cell(cell_type), first))
+        for cell_type in genotype.cell_types
+    }
+    return Genotype(**cells, space=genotype.space)
 
 
 def _drawable(operations: Sequence[str], *, at_least: int) -> list[str]:

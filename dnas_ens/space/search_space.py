@@ -7,21 +7,10 @@ from functools import cached_property
 
 from dnas_ens.errors import UserError
 from dnas_ens.space.genotype import CELL_TYPES
+from dnas_ens.space.spaces import DARTS_OPERATIONS, NONE, Space, rules_of
 
 #: The largest stack; a number in a file must not cost hours.
 MOST_CELLS = 1000
-NONE = "none"
-SKIP_CONNECT = "skip_connect"
-#: The candidate operations of DARTS (arXiv 1806.09055) without ``none``.
-DARTS_OPERATIONS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    SKIP_CONNECT,
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-)
 
 
 def reduction_positions(num_cells: int) -> tuple[int, ...]:
@@ -45,21 +34,24 @@ def stack_cell_types(num_cells: int) -> tuple[str, ...]:
 class SearchSpace:
     """T cell types, N intermediate nodes, E edges and O candidate operations.
 
-    Node n (counted from 0) of a cell receives an edge from both inputs of the cell and from every
-    earlier node, so E = sum over n of (2 + n). Edges are ordered by node, then by source, and the
+    Node n (counted from 0) of a cell receives an edge from each of its I inputs and from every
+    earlier node, so E = sum over n of (I + n). Edges are ordered by node, then by source, and the
     edges of one node are contiguous.
 
     Args:
+        name: Whose rules hold, in `dnas_ens.space.spaces.SPACES`.
         operations: Names of the candidate operations, in the order of the last axis of alpha.
         num_nodes: N, at least 1.
         cell_types: Types that are searched, a subset of ``CELL_TYPES`` in that order.
     """
 
+    name: str = "darts"
     operations: tuple[str, ...] = DARTS_OPERATIONS
     num_nodes: int = 4
     cell_types: tuple[str, ...] = CELL_TYPES
 
     def __post_init__(self) -> None:
+        rules_of(self.name)
         if self.num_nodes < 1:
             raise UserError(f"A cell of {self.num_nodes} nodes is empty.", "Give --num-nodes 1 or more.")
         if len(set(self.operations)) != len(self.operations):
@@ -68,22 +60,45 @@ class SearchSpace:
             raise UserError("There is no operation to choose from.", "Give --operations at least one name.")
 
     @classmethod
-    def for_stack(cls, num_cells: int, *, operations: tuple[str, ...], num_nodes: int) -> SearchSpace:
-        """Return the space of a stack of cells, holding only the cell types that occur in it."""
-        present = set(stack_cell_types(num_cells))
-        types = tuple(cell_type for cell_type in CELL_TYPES if cell_type in present)
-        return cls(operations=operations, num_nodes=num_nodes, cell_types=types)
+    def for_stack(
+        cls,
+        num_cells: int,
+        *,
+        name: str = "darts",
+        operations: tuple[str, ...] | None = None,
+        num_nodes: int | None = None,
+    ) -> SearchSpace:
+        """Return the space of a stack of cells, holding only the cell types that occur in it.
+
+        Args:
+            operations: None for those of the named space.
+            num_nodes: N, likewise.
+        """
+        rules, present = rules_of(name), set(stack_cell_types(num_cells))
+        return cls(
+            name=name,
+            operations=rules.operations if operations is None else operations,
+            num_nodes=rules.num_nodes if num_nodes is None else num_nodes,
+            cell_types=tuple(cell_type for cell_type in CELL_TYPES if cell_type in present),
+        )
+
+    @property
+    def rules(self) -> Space:
+        """The rules of its cells."""
+        return rules_of(self.name)
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """All (node, source) pairs of a cell; sources 0 and 1 are its inputs, 2 + n is node n."""
-        return tuple((node, source) for node in range(self.num_nodes) for source in range(node + 2))
+        """All (node, source) pairs of a cell; the first I sources are its inputs, I + n is node n."""
+        first = self.rules.num_inputs
+        return tuple((node, source) for node in range(self.num_nodes) for source in range(first + node))
 
     @cached_property
     def node_slices(self) -> tuple[slice, ...]:
         """For every node the slice of its incoming edges on the edge axis."""
-        starts = [sum(range(2, 2 + node)) for node in range(self.num_nodes)]
-        return tuple(slice(start, start + node + 2) for node, start in enumerate(starts))
+        first = self.rules.num_inputs
+        starts = [sum(range(first, first + node)) for node in range(self.num_nodes)]
+        return tuple(slice(start, start + first + node) for node, start in enumerate(starts))
 
     @property
     def num_edges(self) -> int:

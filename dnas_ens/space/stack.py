@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING
 
 from dnas_ens.errors import UserError
 from dnas_ens.space.search_space import stack_cell_types
+from dnas_ens.space.spaces import Space, check_partial_channels, rules_of
 
 if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
 
-#: Side in pixels up to which images go through the small-image stem.
-SMALL_IMAGE = 64
-#: Channels of the small-image stem, as a multiple of C (DARTS, arXiv 1806.09055).
-STEM_MULTIPLIER = 3
+#: Sides in pixels below which the stem keeps the size, and up to which it reduces images twofold at most.
+TINY_IMAGE, SMALL_IMAGE = 12, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,22 +21,35 @@ class CellPlan:
     """Channels and type of one cell of a stack.
 
     Args:
+        rules: Those of its space.
         cell_type: "normal" or "reduction".
         before_last: Channels of the output of the cell before the last one.
         last: Channels of the output of the last cell.
-        channels: C of this cell's nodes; its output has N * C.
-        after_reduction: Whether the last cell was a reduction cell, so that the two inputs differ in size.
+        channels: C of this cell's nodes.
+        num_nodes: N.
+        after_reduction: Whether the last cell was a reduction cell, so that two inputs differ in size.
     """
 
+    rules: Space
     cell_type: str
     before_last: int
     last: int
     channels: int
+    num_nodes: int
     after_reduction: bool
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the cell's output: C for the sum of loose ends, N * C for all nodes side by side."""
+        return self.channels if self.rules.sums_loose_ends else self.num_nodes * self.channels
 
     def stride(self, source: int) -> int:
         """Return the stride of an edge: 2 where it leaves an input of a reduction cell, else 1."""
-        return 2 if self.cell_type == "reduction" and source < 2 else 1
+        return 2 if self.cell_type == "reduction" and source < self.rules.num_inputs else 1
+
+    def in_channels(self, source: int) -> int:
+        """Return the channels an edge reads: those of the last cell where no preprocessing brings them to C."""
+        return self.last if self.rules.sums_loose_ends and source < self.rules.num_inputs else self.channels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +61,7 @@ class StackSpec:
         channels: C of the first cell; it doubles at every reduction cell.
         in_channels: Channels of the images.
         num_classes: K.
-        large_images: Whether the stem reduces the images fourfold first.
+        stem_stride: What the stem divides the sides of the images by: 1, 2 or 4.
         partial_channels: 1/partial_channels of the channels go through the operations (PC-DARTS, arXiv 1907.05737).
 
     Raises:
@@ -60,7 +72,7 @@ class StackSpec:
     channels: int
     in_channels: int
     num_classes: int
-    large_images: bool = False
+    stem_stride: int = 1
     partial_channels: int = 1
 
     def __post_init__(self) -> None:
@@ -71,46 +83,77 @@ class StackSpec:
             )
 
     @classmethod
-    def for_data(cls, data: ImageData, *, num_cells: int, channels: int, partial_channels: int = 1) -> StackSpec:
-        """Return the stack for the images of a data set."""
+    def for_data(
+        cls,
+        data: ImageData,
+        *,
+        space: str,
+        num_cells: int,
+        channels: int,
+        stem_stride: int | None = None,
+        partial_channels: int = 1,
+    ) -> StackSpec:
+        """Return the stack for the images of a data set.
+
+        Args:
+            space: The name of the space that its cells are of.
+            stem_stride: None for what `default_stem_stride` says.
+        """
         return cls(
             num_cells=num_cells,
             channels=channels,
             in_channels=data.num_channels,
             num_classes=data.num_classes,
-            large_images=data.image_size > SMALL_IMAGE,
+            stem_stride=default_stem_stride(data.image_size, space) if stem_stride is None else stem_stride,
             partial_channels=partial_channels,
         )
 
-    @property
-    def stem_channels(self) -> int:
-        """Channels of the stem's output."""
-        return STEM_MULTIPLIER * self.channels
-
-    def plan(self, num_nodes: int) -> tuple[list[CellPlan], int]:
-        """Plan the cells, of N nodes each.
-
-        Returns:
-            The plan of every cell, and the number of channels of the stack's output.
+    def plan(self, space: str, num_nodes: int) -> list[CellPlan]:
+        """Plan the cells of a space, of N nodes each.
 
         Raises:
             UserError: If there is no such stack; see ``stack_cell_types``.
         """
-        before_last = last = self.stem_channels
+        rules = rules_of(space)
+        self._check(space)
+        before_last = last = rules.stem_channels * self.channels
         current, after_reduction = self.channels, False
-        plans = []
+        plans: list[CellPlan] = []
         for cell_type in stack_cell_types(self.num_cells):
             if cell_type == "reduction":
                 current *= 2
             plans.append(
                 CellPlan(
+                    rules=rules,
                     cell_type=cell_type,
                     before_last=before_last,
                     last=last,
                     channels=current,
+                    num_nodes=num_nodes,
                     after_reduction=after_reduction,
                 )
             )
-            before_last, last = last, num_nodes * current
+            before_last, last = last, plans[-1].out_channels
             after_reduction = cell_type == "reduction"
-        return plans, last
+        return plans
+
+    def _check(self, space: str) -> None:
+        """Raise UserError where the space has no such stem or no partial channels."""
+        strides = rules_of(space).stem_strides
+        if self.stem_stride not in strides:
+            raise UserError(
+                f"The stem of the space {space} has no stride of {self.stem_stride}.",
+                f"Give --stem-stride one of {', '.join(map(str, strides))}.",
+            )
+        check_partial_channels(space, self.partial_channels)
+
+
+def default_stem_stride(image_size: int, space: str) -> int:
+    """Return what a stem divides the sides of images by: as DARTS does, or once below 64 pixels already.
+
+    Args:
+        image_size: Side in pixels.
+    """
+    if image_size > SMALL_IMAGE:
+        return 4
+    return 2 if image_size >= TINY_IMAGE and 2 in rules_of(space).stem_strides else 1

@@ -332,6 +332,7 @@ class MemberTraining(NetworkTraining[Network]):
     """A member of an ensemble: the network of a genotype; arguments but these as in ``NetworkTraining``.
 
     Args:
+        genotype: Also decides the space.
         recipe: Also the size of the network.
         parent: What the training goes on from, with a new optimiser; None for fresh weights.
     """
@@ -348,7 +349,13 @@ class MemberTraining(NetworkTraining[Network]):
         parent: Parent | None = None,
     ) -> None:
         self.parent = parent
-        stack = StackSpec.for_data(data, num_cells=recipe.num_cells, channels=recipe.channels)
+        stack = StackSpec.for_data(
+            data,
+            space=genotype.space,
+            num_cells=recipe.num_cells,
+            channels=recipe.channels,
+            stem_stride=recipe.stem_stride,
+        )
         auxiliary = recipe.auxiliary_weight > 0
         super().__init__(
             lambda: Network(genotype, stack, auxiliary=auxiliary),

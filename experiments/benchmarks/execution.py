@@ -75,7 +75,7 @@ def build_round(side: str, options: ExecutionOptions, device: torch.device) -> S
         training = member_training(data, options.recipe(execution), device)
         return timed(some_steps(training, options.batches), device)
     config = with_fields(
-        search_preset(),
+        search_preset(space="darts"),
         channels=options.channels,
         num_cells=options.num_cells,
         batch_size=options.batch_size,

@@ -114,7 +114,7 @@ def build_loop_step(side: str, options: LoopStep, device: torch.device) -> Side:
     from dnas_ens.search.loop import SearchLoop
 
     config = with_fields(
-        search_preset("smoke"),
+        search_preset("smoke", space="darts"),
         directions=options.directions,
         warmup_epochs=0,
         # More than are run, so that no schedule ends.

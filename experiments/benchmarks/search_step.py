@@ -115,8 +115,9 @@ def _inputs(options: SearchStep, device: torch.device, *, fast: bool) -> tuple[t
 
     from dnas_ens.nn.fast_supernet import FastSupernet
     from dnas_ens.nn.supernet import Supernet
-    from dnas_ens.space.search_space import DARTS_OPERATIONS, SearchSpace
-    from dnas_ens.space.stack import SMALL_IMAGE, StackSpec
+    from dnas_ens.space.search_space import SearchSpace
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
+    from dnas_ens.space.stack import StackSpec, default_stem_stride
 
     torch.manual_seed(0)
     space = SearchSpace.for_stack(options.num_cells, operations=DARTS_OPERATIONS, num_nodes=4)
@@ -126,7 +127,7 @@ def _inputs(options: SearchStep, device: torch.device, *, fast: bool) -> tuple[t
         channels=options.channels,
         in_channels=options.in_channels,
         num_classes=NUM_CLASSES,
-        large_images=options.image_size > SMALL_IMAGE,
+        stem_stride=default_stem_stride(options.image_size, space.name),
     )
     supernet = form(space, stack).to(device)
     generator = torch.Generator().manual_seed(0)

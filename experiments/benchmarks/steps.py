@@ -56,7 +56,7 @@ class NetworkOptions(TrainingOptions):
 def member_training(data: ImageData, recipe: RetrainConfig, device: torch.device, *, index: int = 0) -> MemberTraining:
     """Return the training of a random genotype, the same for the same index."""
     from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
     from dnas_ens.training.trainer import MemberTraining
 
     genotype = random_genotype(np.random.default_rng(index), operations=DARTS_OPERATIONS)

@@ -87,7 +87,7 @@ class SearchStudy(ABC):
 
     def recipe(self, seed: int) -> RetrainConfig:
         """Return the recipe of a seed's trainings from scratch."""
-        recipe = retrain_preset(PRESETS[self.data])
+        recipe = retrain_preset(PRESETS[self.data], "darts")
         return replace(recipe, seed=seed, epochs=self.candidate_recipe_epochs or recipe.epochs)
 
     def settings_of(self, record: Record) -> Record:

@@ -25,7 +25,8 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(configure):
     file = {"search": {"preset": "micro", "supernet": {"channels": 5}}, "retrain": {"epochs": 2}}
     search, recipe = configure("--seed 3", file)
     assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("micro", 5, 6)
-    assert (recipe.epochs, recipe.channels) == (2, 8)
+    assert (recipe.epochs, recipe.channels) == (2, 16)
+    assert configure("--space darts", file)[1].channels == 8
     search, recipe = configure("--preset=smoke", file)
     assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("smoke", 5, 20)
     assert recipe.channels == 16

@@ -29,6 +29,10 @@ def test_regimes_are_the_published_ones():
     assert (js.objective.penalty, hypernet.objective.penalty) == ("js-base", "edge-overlap")
     knots = hypernet.hypernetwork
     assert (knots.directions, knots.num_knots, knots.max_lambda) == (1, 5, 4.0)
+    assert (star.supernet.space, star.supernet.num_channels) == ("efficient", 16)
+    for config in (optimal, js, hypernet, search_preset("smoke", space="darts")):
+        assert (config.supernet.search_space.shape, config.supernet.num_channels) == ((2, 14, 7), 8)
+    assert search_preset("fast", "optimal").supernet.num_channels == 16
     # The published ones do without this project's own terms.
     for objective in (optimal.objective, js.objective, hypernet.objective):
         assert objective.commitment == objective.operation_balance == (0.0, 0.0)
@@ -71,6 +75,8 @@ INFINITE = float("inf")
         (SearchConfig(), {"penalty_weight": (1.0, INFINITE)}, "--penalty-weight is (1.0, inf)", "a finite"),
         (RetrainConfig(), {"drop_path": 1.0}, "--drop-path is 1.0", "such a value"),
         (RetrainConfig(), {"cutout": -1}, "--cutout is -1", "0 or more"),
+        (SearchConfig(), {"partial_channels": 2}, "of the space efficient", "give --space darts"),
+        (SearchConfig(), {"stem_stride": 0}, "--stem-stride is 0", "above 0"),
         (SearchConfig(), {"chanels": 4}, "no field 'chanels'", "Did you mean channels?"),
         (RetrainConfig(), {"xyzzy": 4}, "no field 'xyzzy'", "There are num_cells, channels"),
     ],

@@ -13,7 +13,7 @@ from matplotlib.patches import FancyBboxPatch, PathPatch
 
 from dnas_ens.figures.cells import draw_genotype, operation_colour, save_cells
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.space.spaces import DARTS_OPERATIONS
 
 NAMES = DARTS_OPERATIONS
 LONG_NAME = "a_custom_operation_of_a_very_long_name_9x9"

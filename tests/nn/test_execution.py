@@ -22,7 +22,7 @@ from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude
 from dnas_ens.search.steps import Schedules, SearchSteps
-from dnas_ens.space.search_space import DARTS_OPERATIONS
+from dnas_ens.space.spaces import DARTS_OPERATIONS
 from dnas_ens.training.trainer import MemberTraining
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -83,7 +83,7 @@ def test_fast_equals_reference_for_any_shape(num_cells, num_nodes, channels, sid
 @pytest.mark.parametrize(
     ("shape", "slices", "fields"),
     [
-        ((2, 2, 32, 32), 2, {"num_cells": 1, "num_nodes": 2, "large_images": True}),
+        ((2, 2, 32, 32), 2, {"num_cells": 1, "num_nodes": 2, "stem_stride": 4}),
         ((6, 2, 9, 9), 3, {"num_cells": 4, "channels": 8, "partial_channels": 4}),
         # In larger ones rounding takes some activation over a ReLU's zero, in either form against double precision as
         # much as between them, and its gradient with it.
@@ -117,9 +117,9 @@ def test_an_operation_of_the_users_own_runs_edge_by_edge(monkeypatch):
     monkeypatch.setattr("dnas_ens.nn.operations._REGISTRY", dict(_REGISTRY))
 
     @register_operation("scaled_conv")
-    def scaled_conv(channels, stride, affine):
+    def scaled_conv(in_channels, out_channels, stride, affine):
         return nn.Sequential(
-            nn.Conv2d(channels, channels, 3, stride, padding=1), nn.BatchNorm2d(channels, affine=affine)
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1), nn.BatchNorm2d(out_channels, affine=affine)
         )
 
     check(torch.randn(4, 2, 8, 8), 2, operations=("skip_connect", "scaled_conv", "sep_conv_3x3"))
@@ -128,7 +128,7 @@ def test_an_operation_of_the_users_own_runs_edge_by_edge(monkeypatch):
 def test_search_steps_have_the_same_losses(few_digits):
     def losses(form):
         fields = {"num_nodes": 2, "channels": 2, "epochs": 3, "warmup_epochs": 1, "learning_rate": 0.01}
-        config = with_fields(SearchConfig(), form=form, batch_size=12, **fields)
+        config = with_fields(SearchConfig(), space="darts", form=form, batch_size=12, **fields)
         loop = SearchLoop(config, few_digits)
         # In double precision, for training multiplies rounding; both forms round differently.
         loop.supernet.double()

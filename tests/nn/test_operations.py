@@ -12,8 +12,9 @@ from dnas_ens.nn.operations import (
     register_operation,
     require_operations,
 )
+from dnas_ens.space.spaces import EFFICIENT_OPERATIONS
 
-#: Depthwise k*k*C and pointwise C*C, once for dilated and twice for separable convolutions, C = 16, by stride.
+#: Weights by stride, C = 16: depthwise k*k*C and pointwise C*C, twice for sep_conv; dense k*k*C*C.
 PARAMETERS = {
     "none": (0, 0),
     "max_pool_3x3": (0, 0),
@@ -23,13 +24,18 @@ PARAMETERS = {
     "sep_conv_5x5": (2 * (25 * 16 + 16 * 16),) * 2,
     "dil_conv_3x3": (9 * 16 + 16 * 16,) * 2,
     "dil_conv_5x5": (25 * 16 + 16 * 16,) * 2,
+    "conv_3x3": (9 * 16 * 16,) * 2,
+    "conv_1x1": (16 * 16,) * 2,
+    "group_conv_3x3": (9 * 4 * 16,) * 2,
+    "depthwise_conv_3x3": (9 * 16 + 16 * 16,) * 2,
+    "dilated_conv_3x3": (9 * 16 * 16,) * 2,
 }
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize(("stride", "affine"), [(1, True), (2, False), (2, True)])
 def test_shapes_parameters_and_norms_of_the_papers_operations(name, stride, affine):
-    operation = build_operation(name, 16, stride, affine=affine)
+    operation = build_operation(name, 16, 16, stride, affine=affine)
     for size in (8, 7):
         features = operation(torch.randn(3, 16, size, size))
         assert features.shape == (3, 16, -(-size // stride), -(-size // stride))
@@ -41,8 +47,25 @@ def test_shapes_parameters_and_norms_of_the_papers_operations(name, stride, affi
     assert set(norms) <= {affine and "pool" not in name}
 
 
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("channels", [(16, 32), (6, 9)])
+def test_operations_widen_where_they_halve_and_leave_no_channel_dead(name, channels):
+    torch.manual_seed(0)
+    operation = build_operation(name, *channels, 2, affine=True)
+    features = operation(torch.randn(3, channels[0], 7, 7))
+    assert features.shape == (3, channels[1], 4, 4)
+    assert features.std(dim=(0, 2, 3)).gt(0.0).all() == (name != "none")
+
+
+@pytest.mark.parametrize("name", EFFICIENT_OPERATIONS)
+def test_operations_of_the_efficient_space_are_one_kernel_deep(name):
+    layers = [type(module) for module in build_operation(name, 16, 16, 1, affine=True).modules()]
+    assert not any(issubclass(layer, nn.ReLU) for layer in layers)
+    assert sum(issubclass(layer, nn.BatchNorm2d) for layer in layers) == (name != "skip_connect")
+
+
 def test_dilated_convolution_sees_the_papers_receptive_field():
-    operation = build_operation("dil_conv_5x5", 1, 1, affine=False).eval()
+    operation = build_operation("dil_conv_5x5", 1, 1, 1, affine=False).eval()
     image = torch.rand(1, 1, 21, 21, requires_grad=True)
     operation(image)[0, 0, 10, 10].backward()
     seen = image.grad[0, 0].abs().sum(0).nonzero().flatten().tolist()
@@ -64,10 +87,10 @@ def test_a_user_can_register_an_operation_once_and_an_unknown_one_is_refused():
     name = "test_only_conv_1x1"
 
     @register_operation(name)
-    def conv(channels, stride, affine):
-        return nn.Conv2d(channels, channels, 1, stride=stride)
+    def conv(in_channels, out_channels, stride, affine):
+        return nn.Conv2d(in_channels, out_channels, 1, stride=stride)
 
-    assert build_operation(name, 3, 2, affine=True)(torch.zeros(1, 3, 4, 4)).shape == (1, 3, 2, 2)
+    assert build_operation(name, 3, 6, 2, affine=True)(torch.zeros(1, 3, 4, 4)).shape == (1, 6, 2, 2)
     with pytest.raises(ValueError, match=name):
         register_operation(name)(conv)
     with pytest.raises(UserError, match="sep_conv_5x6") as caught:

@@ -15,20 +15,23 @@ from dnas_ens.search.divergence import (
 )
 from dnas_ens.search.relaxation import mixture_distribution
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES
 
 SPACE = SearchSpace(num_nodes=3)
 
 
-def test_architecture_distance_against_scipy_node_by_node():
-    members = distributions(SPACE, 2, scale=2.0)
+@pytest.mark.parametrize("name", SPACES)
+def test_architecture_distance_against_scipy_node_by_node(name):
+    space = SearchSpace.for_stack(3, name=name)
+    members = distributions(space, 2, scale=2.0)
     p, q = members.numpy()
     distances = []
     for cell_type in range(2):
-        for node in SPACE.node_slices:
+        for node in space.node_slices:
             distances.append(jensenshannon(p[cell_type, node].ravel(), q[cell_type, node].ravel(), base=2))
     expected = pytest.approx(np.mean(distances), abs=1e-10)
-    assert float(architecture_distance(*members, SPACE)) == expected
-    assert pairwise_architecture_distance(members, SPACE).flatten().tolist() == [0.0, expected, expected, 0.0]
+    assert float(architecture_distance(*members, space)) == expected
+    assert pairwise_architecture_distance(members, space).flatten().tolist() == [0.0, expected, expected, 0.0]
 
 
 @settings(max_examples=40)

@@ -99,7 +99,7 @@ def test_every_choice_trains_weights_and_paths(few_digits, tiny_search, fields):
 
 @pytest.mark.parametrize(("penalty", "fixed"), [("edge-overlap", False), ("js-base", False), ("js-pairwise", True)])
 def test_a_given_base_is_the_path_start_only_where_lambda_means_distance(few_digits, tiny_search, penalty, fixed):
-    base = genotype()
+    base = genotype(space="efficient")
     given = with_fields(tiny_search, base="given.json", warmup_epochs=0, epochs=1)
     loop = SearchLoop(with_fields(given, penalty=penalty), few_digits, base=base)
     loop.run_epoch()
@@ -212,7 +212,12 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
 
 @pytest.mark.parametrize(
     "fields",
-    [{"num_cells": 5, "channels": 16}, {"channels": 4, "form": "reference"}],
+    [
+        {"space": "darts", "num_cells": 5, "channels": 16},
+        {"space": "darts", "channels": 4, "form": "reference"},
+        {"num_cells": 5, "channels": 8},
+        {"channels": 4, "form": "reference"},
+    ],
     ids=str,
 )
 def test_memory_estimate_against_what_autograd_keeps(digits, fields):

@@ -27,8 +27,8 @@ from dnas_ens.search.objective import (
 from dnas_ens.search.relaxation import discretise, genotype_mixture, mixture_distribution
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES
 
-WITH_NONE = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
 SPACE = SearchSpace(num_nodes=2, operations=("skip_connect", "sep_conv_3x3", "max_pool_3x3"))
 
 
@@ -104,17 +104,20 @@ def test_shared_edges_of_a_one_hot_sample_are_counted_exactly():
 
 
 @pytest.mark.parametrize("edges_per_node", [1, 2])
-def test_nearest_discrete_is_the_discretisation(edges_per_node):
-    alpha, beta = logits(WITH_NONE, 5, seed=4)
+@pytest.mark.parametrize("name", SPACES)
+def test_nearest_discrete_is_the_discretisation(name, edges_per_node):
+    space = SearchSpace(name=name, num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
+    alpha, beta = logits(space, 5, seed=4, scale=2.0)
     alpha[..., 0] += 2.0  # mostly none
-    members = mixture_distribution(alpha, beta, WITH_NONE)
-    discrete = nearest_discrete(members, WITH_NONE, edges_per_node=edges_per_node)
+    members = mixture_distribution(alpha, beta, space)
+    discrete = nearest_discrete(members, space, edges_per_node=edges_per_node)
     for member, rounded in zip(members, discrete, strict=True):
-        genotype = discretise(member, WITH_NONE, edges_per_node=edges_per_node)
-        expected = genotype_mixture(genotype, WITH_NONE).double() / edges_per_node
-        torch.testing.assert_close(rounded, expected)
-    lost = discretisation_distance(members, WITH_NONE, edges_per_node=edges_per_node)
-    expected = [float(architecture_distance(*pair, WITH_NONE)) for pair in zip(members, discrete, strict=True)]
+        kept = genotype_mixture(discretise(member, space, edges_per_node=edges_per_node), space).double()
+        counts = [kept[:, node].sum(dim=(1, 2)) for node in space.node_slices]
+        shares = [kept[:, node] / count[:, None, None] for node, count in zip(space.node_slices, counts, strict=True)]
+        torch.testing.assert_close(rounded, torch.cat(shares, dim=1))
+    lost = discretisation_distance(members, space, edges_per_node=edges_per_node)
+    expected = [float(architecture_distance(*pair, space)) for pair in zip(members, discrete, strict=True)]
     np.testing.assert_allclose(lost, expected)
 
 
@@ -129,10 +132,11 @@ def test_imbalance_is_the_divergence_of_the_usage_from_equal_shares():
 
 def test_imbalance_of_one_operation_and_of_all_equally():
     # ``none`` does not count.
-    mostly_none, no_edge = (0.0 * part for part in logits(WITH_NONE))
+    with_none = SearchSpace(num_nodes=3, operations=("none", "skip_connect", "sep_conv_3x3"))
+    mostly_none, no_edge = (0.0 * part for part in logits(with_none))
     mostly_none[..., 0] = 7.0
-    drawn = mixture_distribution(mostly_none, no_edge, WITH_NONE)
-    assert float(operation_imbalance(drawn, WITH_NONE)) == pytest.approx(0.0)
+    drawn = mixture_distribution(mostly_none, no_edge, with_none)
+    assert float(operation_imbalance(drawn, with_none)) == pytest.approx(0.0)
     # One operation in normal cells and another in reduction cells are not balanced, whatever both make together.
     apart = torch.zeros(SPACE.shape, dtype=torch.float64)
     for cell_type in range(2):

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
-from tiny import distributions, logits
+from tiny import distributions, genotype, logits
 
 from dnas_ens.errors import UserError
 from dnas_ens.search.relaxation import (
@@ -17,6 +18,7 @@ from dnas_ens.search.relaxation import (
 )
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES
 
 SPACE = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
 CELL = [[["skip_connect", 0], ["sep_conv_3x3", 1]], [["sep_conv_3x3", 0], ["sep_conv_3x3", 2]]]
@@ -63,6 +65,38 @@ def test_auxiliary_skip_adds_to_skip_alone():
         add_auxiliary_skip(mixture[..., 2:], without, weight=0.5)
 
 
+@pytest.mark.parametrize("space", SPACES)
+def test_the_smoothed_one_hot_of_a_genotype_is_discretised_to_it(space):
+    whole = SearchSpace.for_stack(3, name=space)
+    for seed in range(20):
+        cells = genotype(seed, space=space, num_nodes=whole.num_nodes, cell_types=whole.cell_types)
+        smoothed = genotype_logits(genotype_mixture(cells, whole), whole, smoothing=0.1)
+        # Of the edges of a node, those of the lesser source come first.
+        assert discretise(mixture_distribution(*smoothed, whole), whole) == cells
+
+
+def test_a_node_of_the_efficient_space_keeps_the_number_of_edges_that_is_nearest():
+    space = SearchSpace(name="efficient", num_nodes=2, operations=("none", "conv_3x3", "skip_connect"))
+    for seed in range(50):
+        mixture = distributions(space, seed=seed, scale=2.0)
+        cells = discretise(mixture, space)
+        for cell, weights in zip((cells.normal, cells.reduction), mixture, strict=True):
+            assert len(cell[0]) == 1
+            node = weights[space.node_slices[1]].numpy()
+            best = 1 + node[:, 1:].argmax(-1)
+            order = np.argsort(-node[[0, 1], best])
+            apart = []
+            for count in (1, 2):
+                kept = np.zeros_like(node)
+                kept[order[:count], best[order[:count]]] = 1 / count
+                apart.append(jensenshannon(node.ravel(), kept.ravel()))
+            assert len(cell[1]) == 1 + int(np.argmin(apart))
+            assert (space.operations[best[order[0]]], int(order[0])) in cell[1]
+    counts = {len(discretise(distributions(space, seed=seed, scale=2.0), space).normal[1]) for seed in range(50)}
+    assert counts == {1, 2}
+    assert len(discretise(mixture, space, edges_per_node=1).normal[1]) == 1
+
+
 def test_logits_of_a_genotype_are_its_smoothed_one_hot():
     alpha, beta = genotype_logits(genotype_mixture(GENOTYPE, SPACE), SPACE, smoothing=0.1)
     distribution = mixture_distribution(alpha, beta, SPACE)
@@ -94,3 +128,5 @@ def test_a_base_outside_the_space_is_refused():
         genotype_mixture(GENOTYPE, SearchSpace(num_nodes=2, operations=("skip_connect",)))
     with pytest.raises(UserError, match="has 2 nodes; the search has 3"):
         genotype_mixture(GENOTYPE, SearchSpace(num_nodes=3))
+    with pytest.raises(UserError, match="of the space darts; the search is in efficient"):
+        genotype_mixture(GENOTYPE, SearchSpace(name="efficient", num_nodes=2))

@@ -4,9 +4,10 @@ import re
 from collections import Counter
 from functools import partial
 
+import networkx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnas_ens.errors import UserError
@@ -20,6 +21,7 @@ from dnas_ens.space.genotype import (
     read_genotypes,
 )
 from dnas_ens.space.search_space import SearchSpace, stack_cell_types
+from dnas_ens.space.spaces import SPACES
 
 OPERATIONS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
 HAND_MADE = {
@@ -29,17 +31,19 @@ HAND_MADE = {
 
 
 @st.composite
-def genotypes(draw, num_nodes=None):
+def genotypes(draw, num_nodes=None, space=None):
     if num_nodes is None:
         num_nodes = draw(st.integers(1, 4))
+    space = space or draw(st.sampled_from(sorted(SPACES)))
     cells = {}
     for cell_type in draw(st.sampled_from([("normal",), ("reduction",), CELL_TYPES])):
         nodes = []
         for index in range(num_nodes):
-            sources = draw(st.lists(st.integers(0, index + 1), min_size=1, max_size=3, unique=True))
+            last = index + SPACES[space].num_inputs - 1
+            sources = draw(st.lists(st.integers(0, last), min_size=1, max_size=3, unique=True))
             nodes.append(tuple((draw(st.sampled_from(OPERATIONS)), source) for source in sources))
         cells[cell_type] = tuple(nodes)
-    return Genotype(**cells)
+    return Genotype(**cells, space=space)
 
 
 def triples(genotype, relabel=None):
@@ -48,9 +52,10 @@ def triples(genotype, relabel=None):
     for cell_type in genotype.cell_types:
         cell = genotype.cell(cell_type)
         order = relabel[cell_type] if relabel else tuple(range(len(cell)))
-        name = {0: "a", 1: "b", **{index + 2: new for index, new in enumerate(order)}}
+        first = genotype.rules.num_inputs
+        name = {0: "a", 1: "b"} | {index + first: new for index, new in enumerate(order)}
         for index, node in enumerate(cell):
-            found |= {(cell_type, name[index + 2], name[source], operation) for operation, source in node}
+            found |= {(cell_type, name[index + first], name[source], operation) for operation, source in node}
     return found
 
 
@@ -111,34 +116,77 @@ def test_malformed_genotypes_are_named(value, named):
 
 def test_graph_of_the_hand_made_cell():
     graph = Genotype.from_dict(HAND_MADE).to_graph("normal")
-    roles = ["input0", "input1", "intermediate", "intermediate", "output"]
+    roles = ["before_last", "last", "intermediate", "intermediate", "output"]
     assert [role for _, role in sorted(graph.nodes(data="role"))] == roles
     edges = {(0, 2, "sep_conv_3x3"), (1, 2, "skip_connect"), (2, 3, "max_pool_3x3"), (0, 3, "skip_connect")}
     assert set(graph.edges(data="operation")) == edges | {(2, 4, None), (3, 4, None)}
 
 
-def smallest_by_trying_all(cell):
-    """The smallest renumbering of a cell, over all orders of its nodes."""
+def test_graph_of_a_cell_of_one_input_ends_in_its_loose_ends():
+    cell = ((("conv_3x3", 0),), (("skip_connect", 0), ("conv_1x1", 1)), (("conv_3x3", 1),))
+    genotype = Genotype(reduction=cell, space="efficient")
+    assert str(genotype).splitlines()[1:] == [
+        "reduction 1 = conv_3x3(0)",
+        "reduction 2 = skip_connect(0) + conv_1x1(1)",
+        "reduction 3 = conv_3x3(1)",
+    ]
+    graph = genotype.to_graph("reduction")
+    assert [role for _, role in sorted(graph.nodes(data="role"))] == ["last", *["intermediate"] * 3, "output"]
+    # Node 1 is read by both others.
+    assert set(graph.predecessors(4)) == {2, 3}
+    with pytest.raises(UserError, match="source 1, which does not exist before it") as caught:
+        Genotype(normal=((("conv_3x3", 1),),), space="efficient")
+    assert "0 is the input, 1 is node 0" in caught.value.remedy
+    with pytest.raises(UserError, match="no space 'dense'"):
+        Genotype(normal=cell, space="dense")
+
+
+def smallest_by_trying_all(cell, first):
+    """The smallest renumbering of a cell whose first node has that number, over all orders of its nodes."""
     found = []
-    for order in itertools.permutations(range(2, 2 + len(cell))):
-        new = {0: 0, 1: 1} | {old: position for position, old in enumerate(order, start=2)}
-        if all(new[source] < new[old] for old in order for _, source in cell[old - 2]):
-            nodes = ([(operation, new[source]) for operation, source in cell[old - 2]] for old in order)
+    for order in itertools.permutations(range(first, first + len(cell))):
+        new = {0: 0, 1: 1} | {old: position for position, old in enumerate(order, start=first)}
+        if all(new[source] < new[old] for old in order for _, source in cell[old - first]):
+            nodes = ([(operation, new[source]) for operation, source in cell[old - first]] for old in order)
             found.append(tuple(tuple(sorted(node, key=lambda edge: edge[1])) for node in nodes))
     return min(found)
 
 
-@given(seed=st.integers(0, 2**32 - 1), num_nodes=st.integers(1, 5), edges=st.integers(1, 3), names=st.integers(1, 3))
-def test_the_canonical_form_is_the_smallest_of_all(seed, num_nodes, edges, names):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_nodes=st.integers(1, 5),
+    edges=st.integers(1, 3),
+    names=st.integers(1, 3),
+    space=st.sampled_from(sorted(SPACES)),
+)
+def test_the_canonical_form_is_the_smallest_of_all(seed, num_nodes, edges, names, space):
     # With few operations many nodes are alike.
-    genotype = random_genotype(
-        np.random.default_rng(seed), operations=OPERATIONS[:names], num_nodes=num_nodes, edges_per_node=edges
-    )
+    sizes = {"num_nodes": num_nodes, "edges_per_node": edges, "space": space}
+    genotype = random_genotype(np.random.default_rng(seed), operations=OPERATIONS[:names], **sizes)
     canonical = genotype.canonical()
+    assert canonical.space == space
     for cell_type in genotype.cell_types:
-        assert canonical.cell(cell_type) == smallest_by_trying_all(genotype.cell(cell_type))
+        first = genotype.rules.num_inputs
+        assert canonical.cell(cell_type) == smallest_by_trying_all(genotype.cell(cell_type), first)
     assert genotype.canonical_hash() == canonical.canonical_hash()
     assert re.fullmatch("[0-9a-f]{16}", genotype.canonical_hash())
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(0, 2**32 - 1), space=st.sampled_from(sorted(SPACES)), num_nodes=st.integers(2, 3))
+def test_equal_canonical_forms_are_isomorphic_graphs(seed, space, num_nodes):
+    generator = np.random.default_rng(seed)
+    sizes = {"operations": ("a", "b"), "num_nodes": num_nodes, "cell_types": ("normal",), "space": space}
+    first, second = (random_genotype(generator, edges_per_node=2, **sizes) for _ in range(2))
+    alike = networkx.is_isomorphic(
+        first.to_graph("normal"),
+        second.to_graph("normal"),
+        node_match=lambda one, other: one["role"] == other["role"],
+        edge_match=lambda one, other: one["operation"] == other["operation"],
+    )
+    assert (first.canonical() == second.canonical()) == alike
+    if alike:
+        assert first.shared_edges(second) == first.num_edges
 
 
 def test_the_two_inputs_are_not_interchangeable():
@@ -175,7 +223,7 @@ def test_shared_edges_is_the_brute_force_maximum(data, num_nodes):
     first, second = data.draw(genotypes(num_nodes)), data.draw(genotypes(num_nodes))
     choices = itertools.product(itertools.permutations(range(num_nodes)), repeat=2)
     relabelled = (triples(first, dict(zip(CELL_TYPES, choice, strict=True))) for choice in choices)
-    expected = max(len(each & triples(second)) for each in relabelled)
+    expected = max(len(each & triples(second)) for each in relabelled) if first.space == second.space else 0
     assert first.shared_edges(second) == second.shared_edges(first) == expected
 
 
@@ -201,6 +249,31 @@ def test_random_genotypes_have_the_asked_shape_and_reach_the_whole_space():
     # 2 operations x 2 sources, times 2 x 3: 24 equally likely genotypes, 100 draws of each expected.
     assert len(counts) == 24
     assert 60 < min(counts.values()) < max(counts.values()) < 140
+
+
+def test_random_genotypes_of_the_efficient_space_draw_their_numbers_of_edges():
+    small = {"operations": ("a", "b"), "num_nodes": 2, "cell_types": ("normal",), "space": "efficient"}
+    generator = np.random.default_rng(0)
+    nodes = Counter(random_genotype(generator, **small).normal[1] for _ in range(2400))
+    # One edge or two, each in half of the draws: 4 nodes of one edge and 4 of both, 300 of each expected.
+    assert Counter(map(len, nodes)) == {1: 4, 2: 4}
+    assert 220 < min(nodes.values()) < max(nodes.values()) < 380
+
+
+def test_genotypes_of_other_spaces_are_stored_with_their_name():
+    cells = {"normal": [[["conv_3x3", 0]]], "reduction": []}
+    genotype = Genotype.from_dict({"space": "efficient", **cells})
+    assert genotype.to_dict() == {"space": "efficient", **cells}
+    assert Genotype.from_dict(json.loads(json.dumps(genotype.to_dict()))) == genotype
+    # Stored genotypes of DARTS, and their names, stay as they were.
+    darts = Genotype.from_dict(cells)
+    assert darts.to_dict() == cells
+    assert darts.canonical_hash() == "70028b57efbf3646"
+    assert genotype.canonical_hash() != darts.canonical_hash()
+    assert (genotype.shared_edges(genotype), genotype.shared_edges(darts)) == (1, 0)
+    for write in (genotype.to_flat_dict, genotype.to_flat_text):
+        with pytest.raises(UserError, match="space efficient has no flat form"):
+            write()
 
 
 @given(st.data(), genotypes(), st.integers(0, 2**32 - 1))
@@ -234,7 +307,7 @@ def test_replaced_edges_of_one_node_do_not_restore_each_other():
         ({"operations": ("none",)}, "0 operations"),
         ({"num_nodes": 0}, "num_nodes = 0"),
         ({"edges_per_node": 0}, "edges_per_node = 0"),
-        ({"cell_types": ()}, "{}"),
+        ({"cell_types": ()}, "neither a normal nor a reduction cell"),
         ({"cell_types": ("middle",)}, "'middle'"),
     ],
 )
@@ -296,6 +369,13 @@ def test_the_genotypes_of_a_search_in_the_order_of_their_ranking(tmp_path):
 
 
 # The space that they are of.
+
+
+def test_the_efficient_space_has_6_edges_of_one_input():
+    space = SearchSpace.for_stack(3, name="efficient")
+    assert space.shape == (2, 6, 7)
+    assert space.edges == ((0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2))
+    assert [stop.stop - stop.start for stop in space.node_slices] == [1, 2, 3]
 
 
 def test_space_has_the_papers_14_edges_in_order():

@@ -161,7 +161,7 @@ class Comparison:
     @property
     def operations(self) -> tuple[str, ...]:
         """Candidate operations of the search except ``none``."""
-        return tuple(name for name in self.search.supernet.operations if name != "none")
+        return tuple(name for name in self.search.supernet.search_space.operations if name != "none")
 
     @property
     def sizes(self) -> list[int]:

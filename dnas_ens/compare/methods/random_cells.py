@@ -21,7 +21,9 @@ from dnas_ens.training.trainer import MemberTraining
 def space_of(comparison: Comparison) -> SearchSpace:
     """Return the space the run searched."""
     base = comparison.base
-    return SearchSpace(operations=comparison.operations, num_nodes=base.num_nodes, cell_types=base.cell_types)
+    return SearchSpace(
+        name=base.space, operations=comparison.operations, num_nodes=base.num_nodes, cell_types=base.cell_types
+    )
 
 
 def random_pool_of(comparison: Comparison, count: int) -> list[Genotype]:

@@ -98,7 +98,7 @@ class Study(SearchStudy):
         # The base comes from memory; its name says where it is from.
         base = Path(f"{BASE_SETTING}-{seed}") if regime == "hypernet" else None
         config = with_fields(
-            search_preset(PRESETS[self.data], regime, base=base),
+            search_preset(PRESETS[self.data], regime, base=base, space="darts"),
             seed=seed,
             num_cells=self.cells,
             edges_per_node=self.edges_per_node,

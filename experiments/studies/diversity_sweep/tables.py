@@ -554,7 +554,7 @@ def report(figures: Figures, env: Mapping[str, Any]) -> tuple[str, str]:
         f"{provenance(env, hardware='no GPU, one thread a search')} Seeds "
         f"{', '.join(map(str, seeds))}.\n\n"
         f"**Scale that was run: {study.data}, {len(data.train)} training, {len(data.val)} val and {len(data.test)} "
-        f"test images; searches of {cells}, C = {config.supernet.channels}, {edges} a node, "
+        f"test images; searches of {cells}, C = {config.supernet.num_channels}, {edges} a node, "
         f"{config.bilevel.epochs} epochs; {recipe.epochs} epochs from scratch with C = {recipe.channels}; ensembles of "
         f"{study.members}.** The published figures are of other data, networks and recipes, so that only orders and "
         "directions compare; they stand here because the question is the same. "

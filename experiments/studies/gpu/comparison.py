@@ -62,7 +62,7 @@ class Kind:
 def compare(session: Session) -> None:
     """Train and predict with every method that fits, each in the same seconds."""
     from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.search_space import DARTS_OPERATIONS
+    from dnas_ens.space.spaces import DARTS_OPERATIONS
 
     data = session.data()
     way = session.executions("bfloat16")[-1]
@@ -98,7 +98,7 @@ def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]
     from dnas_ens.space.stack import StackSpec
 
     def build(size: int, index: int) -> nn.Module:
-        stack = StackSpec.for_data(data, num_cells=session.scaled(3, 2), channels=size)
+        stack = StackSpec.for_data(data, space=genotypes[index].space, num_cells=session.scaled(3, 2), channels=size)
         return Network(genotypes[index], stack)
 
     return Kind(name="cells", sizes=(2, 4) if session.rehearse else (16, 32), build=build)
@@ -210,7 +210,7 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
     }
     if session.rehearse:
         fields |= {"num_cells": 1, "channels": 2, "directions": 3}
-    preset = search_preset("smoke" if session.rehearse else "fast")
+    preset = search_preset("smoke" if session.rehearse else "fast", space="darts")
     # An epoch of the same search that is thrown away says how long one takes, recording included.
     trial = SearchLoop(with_fields(preset, epochs=2, warmup_epochs=0, **fields), data, device=session.device)
     epoch_seconds = timed(trial.run_epoch, session.device)()

@@ -154,7 +154,7 @@ def gpu_tests(session: Session) -> None:
 def search_config(session: Session, execution: Execution, *, batch_size: int) -> SearchConfig:
     """Return the preset ``fast``, every epoch of which searches the architecture."""
     return with_fields(
-        search_preset("smoke" if session.rehearse else "fast"),
+        search_preset("smoke" if session.rehearse else "fast", space="darts"),
         warmup_epochs=0,
         batch_size=batch_size,
         **execution.settings(),

@@ -286,7 +286,7 @@ def build_model(study: Study, problem: Problem, name: str) -> nn.Module:
     from dnas_ens.nn.network import Network
     from dnas_ens.nn.reference_models import reference_model
     from dnas_ens.nn.reference_models.small_networks import MLP
-    from dnas_ens.space.stack import SMALL_IMAGE, StackSpec
+    from dnas_ens.space.stack import StackSpec, default_stem_stride
 
     model: nn.Module
     if study.data == BLOBS:
@@ -297,7 +297,7 @@ def build_model(study: Study, problem: Problem, name: str) -> nn.Module:
             channels=study.recipe.channels,
             in_channels=problem.in_channels,
             num_classes=problem.num_classes,
-            large_images=problem.image_size > SMALL_IMAGE,
+            stem_stride=default_stem_stride(problem.image_size, "darts"),
         )
         model = Network(study.genotype(), stack)
     else:
