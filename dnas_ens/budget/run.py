@@ -14,7 +14,7 @@ import torch
 
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.forecast import Done, Forecast, Unit, forecasts
-from dnas_ens.config import RetrainConfig
+from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -350,3 +350,40 @@ NAMES = {
     "copy": "another network of the best cell",
     "cell": "a network of another cell",
 }
+
+
+def spend_budget(
+    config: SearchConfig,
+    data: ImageData,
+    recipe: RetrainConfig,
+    *,
+    amount: Amount,
+    device: torch.device | str = "cpu",
+    run: RunFolder,
+) -> Ensemble:
+    """Spend a budget in a run folder; an interruption leaves the best ensemble so far there.
+
+    Args:
+        config: How other cells are searched.
+        recipe: How networks are trained; widths and lengths are the budget's.
+        amount: The budget; more than before goes on with what was done.
+    """
+    from dnas_ens.budget.cells import StarCells
+
+    cells = StarCells(config, data, device=device, run=run)
+    spending = Spending(data, recipe, amount=amount, cells=cells, folder=run.path, device=device)
+
+    def log(done: Done) -> None:
+        scalars = {"val_nll": done.loss, "val_nll_alone": done.alone, "members": float(len(done.members))}
+        run.metrics.log(scalars, step=done.unit.number, epoch=done.unit.number, phase="budget")
+
+    try:
+        return spending.run(log)
+    except KeyboardInterrupt as interrupt:
+        if spending.history:
+            done = spending.history[-1]
+            interrupt.add_note(
+                f"{run.path} holds the best ensemble so far: {len(done.members)} networks, calibrated NLL on val "
+                f"{done.loss:.4f}"
+            )
+        raise

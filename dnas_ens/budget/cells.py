@@ -1,0 +1,59 @@
+"""Where a budget's cells are from: a hand-made one to begin with, and a search around it once others are wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from dnas_ens.config import SearchConfig
+from dnas_ens.data.dataset import ImageData
+from dnas_ens.search.run import run_search
+from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.known_cells import RESNET
+
+if TYPE_CHECKING:
+    from dnas_ens.run.folder import RunFolder
+
+#: Seconds of a search by the star alone (docs/method.md), which needs no image.
+STAR_SECONDS = 5.0
+
+
+class StarCells:
+    """The cells of a search by the star alone, whose paths leave a residual block; in another space a learnt base.
+
+    Args:
+        config: What kind of search; its likelihood is left out.
+        run: Where the search goes, so that it is resumed and reported like any other; None to keep nothing.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        data: ImageData,
+        *,
+        device: torch.device | str = "cpu",
+        run: RunFolder | None = None,
+    ) -> None:
+        objective = replace(config.objective, likelihood="none")
+        candidates = replace(config.candidates, candidate_epochs=0, score_images=None)
+        self._config = replace(config, objective=objective, candidates=candidates)
+        self._data, self._device, self._run = data, device, run
+        self.count = config.candidates.members
+        self._found: list[Genotype] | None = None
+        by_hand = config.supernet.space == "efficient" and config.supernet.operations is None
+        self.setup_seconds = STAR_SECONDS if by_hand else 0.0
+        self._begins_from = RESNET if by_hand else None
+        self.base = RESNET if by_hand else self.find()[0]
+
+    def find(self) -> Sequence[Genotype]:
+        """Search, and return the base and the other cells."""
+        if self._found is None:
+            result = run_search(
+                self._config, self._data, device=self._device, run=self._run, resume=True, base=self._begins_from
+            )
+            others = [genotype for genotype in result.genotypes if genotype.canonical() != result.base.canonical()]
+            self._found = [result.base, *others][: self.count]
+        return self._found

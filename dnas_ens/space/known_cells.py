@@ -1,0 +1,20 @@
+"""Cells that people design by hand, as points of the efficient space: what a search has to beat."""
+
+from __future__ import annotations
+
+from dnas_ens.space.genotype import Genotype
+
+_CONV, _SKIP = "conv_3x3", "skip_connect"
+
+#: Two 3x3 convolutions a cell, as in VGG (arXiv 1409.1556) with BatchNorm.
+PLAIN_CNN = Genotype(
+    space="efficient",
+    normal=((("conv_3x3", 0),), ((_CONV, 1),), ((_SKIP, 2),)),
+    reduction=(((_CONV, 0),), ((_CONV, 1),), ((_SKIP, 2),)),
+)
+#: A residual block (arXiv 1512.03385), with a projection where the size changes.
+RESNET = Genotype(
+    space="efficient",
+    normal=(((_CONV, 0),), ((_SKIP, 0), (_CONV, 1)), ((_SKIP, 2),)),
+    reduction=(((_CONV, 0),), (("conv_1x1", 0), (_CONV, 1)), ((_SKIP, 2),)),
+)
