@@ -6,6 +6,8 @@ of architectures, also several within one batch. Every faster form is tested aga
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -24,19 +26,20 @@ class MixedOperation(nn.Module):
         share = channels // partial_channels
         self.operations = nn.ModuleList(build_operation(name, share, stride, affine=False) for name in space.operations)
 
-    def forward(self, features: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, features: Tensor, weights: Tensor, drawn: Sequence[bool] | None = None) -> Tensor:
         """Return sum over o of weights_o * op_o(features); channels that pass by get the sum of the weights.
 
         Args:
             features: (B, C, H, W).
             weights: (O,) for the whole batch, or (B, O) for each image its own.
+            drawn: For each operation whether it is computed; the others' weights must be 0.
         """
         active, rest = split_channels(features, self.partial_channels)
         columns = weights.reshape(-1, weights.shape[-1], 1, 1, 1).unbind(1)
         total: Tensor | None = None
-        for operation, column in zip(self.operations, columns, strict=True):
+        for index, (operation, column) in enumerate(zip(self.operations, columns, strict=True)):
             # ``none`` adds nothing, but its weight lowers the share of the others.
-            if isinstance(operation, Zero):
+            if isinstance(operation, Zero) or (drawn is not None and not drawn[index]):
                 continue
             term = operation(active)
             total = column * term if total is None else torch.addcmul(total, column, term)
@@ -60,25 +63,36 @@ class SupernetCell(nn.Module):
             for _, source in space.edges
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
+    def forward(
+        self,
+        before_last: Tensor,
+        last: Tensor,
+        mixture: Tensor,
+        drawn: Sequence[Sequence[Sequence[bool]]] | None = None,
+    ) -> Tensor:
         """Compute the cell's output.
 
         Args:
             before_last: Output of the cell before the last one, (B, C', H', W').
             last: Output of the last cell, (B, C'', H'', W'').
             mixture: (S, T, E, O) for S slices of the batch.
+            drawn: (T, E, O), which operations are computed, at least one for each node; None for all.
 
         Returns:
             (B, N * C, H, W).
         """
         weights = mixture[:, self.type_index]
+        own = None if drawn is None else drawn[self.type_index]
         # PyTorch broadcasts a single mixture over the batch.
         if len(weights) > 1:
             weights = weights.repeat_interleave(len(last) // len(weights), dim=0)
         states = [self.preprocess_before_last(before_last), self.preprocess_last(last)]
         for node_slice in self.space.node_slices:
-            incoming = range(node_slice.start, node_slice.stop)
-            node = sum(self.edges[edge](states[source], weights[..., edge, :]) for source, edge in enumerate(incoming))
+            node = sum(
+                self.edges[edge](states[source], weights[..., edge, :], None if own is None else own[edge])
+                for source, edge in enumerate(range(node_slice.start, node_slice.stop))
+                if own is None or any(own[edge])
+            )
             states.append(shuffle_channels(node, self.partial_channels))
         return torch.cat(states[2:], dim=1)
 
@@ -106,7 +120,7 @@ class Supernet(nn.Module):
         )
         self.classifier = nn.Linear(out_channels, stack.num_classes)
 
-    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mixture: Tensor, *, hard: bool = False) -> Tensor:
         """Classify images under given mixture weights.
 
         Args:
@@ -114,6 +128,8 @@ class Supernet(nn.Module):
             mixture: (T, E, O) non-negative weights of every (edge, operation), the same for all images; or
                 (S, T, E, O) for S slices: images [i * B/S, (i + 1) * B/S) use mixture i. BatchNorm statistics
                 are shared between the slices in training mode.
+            hard: Whether operations of weight 0 are not computed; then the weights are read from their device. For the
+                reference form.
 
         Returns:
             Logits (B, K).
@@ -123,8 +139,9 @@ class Supernet(nn.Module):
         """
         slices = per_slice(self.space, images, mixture)
         before_last = last = self.stem(images)
+        drawn = (slices != 0).any(0).tolist() if hard else None
         for cell in self.cells:
-            before_last, last = last, cell(before_last, last, slices)
+            before_last, last = last, cell(before_last, last, slices, *([drawn] if hard else []))
         logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
         return logits
 

@@ -17,10 +17,11 @@ from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.progress import CostMeter, Progress
-from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
+from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
 from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
+from dnas_ens.search.star import FamilyLoop, StarLoop
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
 from dnas_ens.space.stack import SMALL_IMAGE
 from dnas_ens.training.step import tell_if_guessing
@@ -33,6 +34,16 @@ SKIP_WARNING = 2
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each form of the supernet with a
 #: margin: measured were 2.3 to 2.4 and 3.7 to 4.1 with the DARTS operations.
 VALUES_KEPT = {"fast": 3, "reference": 5}
+#: Scalars in the line of an epoch, by the name they have there.
+_SHOWN = {
+    "loss": "train_loss",
+    "architecture_loss": "architecture_loss",
+    "penalty": "penalty",
+    "val_accuracy": "val_accuracy",
+    "D": "member_distance",
+    "skips": "skips",
+    "entropy": "entropy",
+}
 
 
 def run_search(
@@ -62,7 +73,11 @@ def run_search(
     if config.regime == "random":
         result = _random_deviations(config, base)
     else:
-        loop = SearchLoop(config, data, device=device, base=base)
+        loop: FamilyLoop = (
+            SearchLoop(config, data, device=device, base=base)
+            if config.reads_images
+            else StarLoop(config, device=device, base=base)
+        )
         cost = train(loop, run=run, resume=resume)
         result = conclude(loop, recipe=retrain_preset(config.preset), cost=cost)
         if run is not None:
@@ -70,7 +85,9 @@ def run_search(
     if run is not None:
         _draw_result(result, run)
         run.metrics.add_hparams(
-            to_dict(config), phase="search", metrics=["val_accuracy", "member_distance", "undecided"]
+            to_dict(config),
+            phase="search",
+            metrics=["val_accuracy"] * config.reads_images + ["member_distance", "undecided"],
         )
         # Last, because this file says that the search is finished.
         run.write_json("genotypes.json", result.to_dict())
@@ -99,13 +116,12 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     return replace(result, family=family)
 
 
-def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
+def train(loop: FamilyLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
     """Run the loop to its end, with a checkpoint after every epoch.
 
     Returns:
         The meter of what the search costs, over all its starts; it keeps running.
     """
-    config = loop.config
     store = None if run is None else run.checkpoints("search")
     before: dict[str, float] = {}
     if resume and store is not None and run is not None:
@@ -114,10 +130,10 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
-        run.metrics.truncate("search", step=loop.epoch * loop.steps_per_epoch)
+        run.metrics.truncate("search", step=loop.step)
     cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
-        config.bilevel.epochs,
+        loop.num_epochs,
         description="search",
         steps_per_epoch=loop.steps_per_epoch,
         initial_epoch=loop.epoch,
@@ -128,26 +144,18 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             progress.step()
 
         # A resumed search stops early where it had stopped before.
-        while loop.epoch < config.bilevel.epochs and not _stops_early(loop):
+        while loop.epoch < loop.num_epochs and not _stops_early(loop):
             scalars = loop.run_epoch(on_step)
-            progress.epoch(
-                loop.epoch,
-                loss=scalars["train_loss"],
-                architecture_loss=scalars["architecture_loss"],
-                penalty=scalars["penalty"],
-                val_accuracy=scalars["val_accuracy"],
-                D=scalars["member_distance"],
-                skips=_flagged_skips(scalars["skips"]),
-                entropy=scalars["entropy"],
-            )
+            shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}
+            shown["skips"] = _flagged_skips(scalars["skips"])
+            progress.epoch(loop.epoch, **shown)
             if run is not None and store is not None:
-                step = loop.epoch * loop.steps_per_epoch
-                run.metrics.log(scalars, step=step, epoch=loop.epoch, phase="search")
+                run.metrics.log(scalars, step=loop.step, epoch=loop.epoch, phase="search")
                 store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
     return cost
 
 
-def _stops_early(loop: SearchLoop) -> bool:
+def _stops_early(loop: FamilyLoop) -> bool:
     return loop.epoch > loop.config.bilevel.warmup_epochs and loop.should_stop()
 
 
@@ -155,38 +163,39 @@ def _flagged_skips(skips: float) -> str:
     return f"{skips:.0f} (collapsing? past {SKIP_WARNING} a cell)" if skips > SKIP_WARNING else f"{skips:.0f}"
 
 
-def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> SearchResult:
+def conclude(loop: FamilyLoop, *, recipe: RetrainConfig, cost: CostMeter) -> SearchResult:
     """Draw, score and choose candidates, and measure how lambda steers.
 
     Args:
         recipe: For the optional brief training of candidates.
         cost: The loop's meter; the scoring is counted on.
     """
-    config = loop.config
-    pool, probs = score(loop, draw_pool(loop), recipe=recipe)
-    labels = loop.val.labels.cpu().numpy()
-    selected = select(probs, labels, config.candidates)
+    config, report = loop.config, {}
+    pool = draw_pool(loop)
+    if isinstance(loop, SearchLoop):
+        report["supernet_val_accuracy"] = loop.measure(num_images=2000)["val_accuracy"]
+    if isinstance(loop, SearchLoop) and config.scores_candidates:
+        pool, probs = score(loop, pool, recipe=recipe)
+        labels = loop.scoring_images().labels.cpu().numpy()
+        selected = select(probs, labels, config.candidates)
+        ranking = rank(probs, labels, selected)
+        report["selected_val_nll"] = nll(np.mean(probs[selected], axis=0), labels)
+        tell_if_guessing(report["selected_val_nll"], probs.shape[-1], "the ensemble with inherited weights")
+        report["discretisation_gap"] = report["supernet_val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0)
+    else:
+        ranking = spread_order(pool)
     curve = diversity_curve(loop.family)
-    selected_val_nll = nll(np.mean(probs[selected], axis=0), labels)
-    tell_if_guessing(selected_val_nll, probs.shape[-1], "the ensemble with inherited weights")
-    relaxed = loop.measure(num_images=2000)
-    report = {
-        "supernet_val_accuracy": relaxed["val_accuracy"],
-        "discretisation_gap": relaxed["val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0),
-        "entropy": relaxed["entropy"],
-        "selected_val_nll": selected_val_nll,
-        **cost.seconds(),
-    }
+    report["entropy"] = loop.measure_family()["entropy"]
     return SearchResult(
         config=config,
         base=loop.family.base_genotype(),
         candidates=pool,
-        ranking=rank(probs, labels, selected),
+        ranking=ranking,
         curve=curve,
         family=loop.family,
         temperature=loop.family.natural_temperature,
-        report=report,
-        execution=loop.steps.execution.to_dict(),
+        report={**report, **cost.seconds()},
+        execution=loop.execution,
     )
 
 
@@ -203,11 +212,12 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
     )
 
 
-def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
+def _write_weights(loop: FamilyLoop, run: RunFolder) -> None:
     from dnas_ens.run.files import save_tensors
 
     save_tensors(run.file("hypernetwork.safetensors"), loop.family.hypernetwork.state_dict())
-    save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
+    if isinstance(loop, SearchLoop):
+        save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
 
 
 def _draw_result(result: SearchResult, run: RunFolder) -> None:
@@ -232,6 +242,12 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     Memory counts weights with gradient, momentum and a copy, and ``VALUES_KEPT`` activations for each edge,
     operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
     """
+    if not config.reads_images:
+        hypernetwork = ArchitectureFamily(config).hypernetwork
+        return {
+            "hypernetwork_parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
+            "architecture_steps": config.bilevel.star_steps,
+        }
     loop = SearchLoop(config, data)
     num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
     plans, _ = loop.supernet.stack.plan(loop.family.space.num_nodes)
