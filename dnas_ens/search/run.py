@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
@@ -243,25 +245,32 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
     """
     if not config.reads_images:
-        hypernetwork = ArchitectureFamily(config).hypernetwork
-        return {
-            "hypernetwork_parameters": sum(parameter.numel() for parameter in hypernetwork.parameters()),
-            "architecture_steps": config.bilevel.star_steps,
-        }
+        steps = StarLoop(config).steps
+        return {"hypernetwork_parameters": _count(steps.architecture), "steps": config.bilevel.star_steps}
     loop = SearchLoop(config, data)
-    num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
-    plans, _ = loop.supernet.stack.plan(loop.family.space.num_nodes)
+    space, num_parameters = loop.family.space, _count(loop.steps.weights)
+    pairs = space.num_edges * len(space.operations)
+    if config.objective.hard:
+        # The drawn operations, and about as much for the preprocessing of both inputs as for two more.
+        drawn = config.candidates.edges_per_node
+        pairs = 2 + sum(min(drawn, node.stop - node.start) for node in space.node_slices)
+    plans, _ = loop.supernet.stack.plan(space.num_nodes)
     side = data.image_size if data.image_size <= SMALL_IMAGE else data.image_size // 4
     values = 0
     for plan in plans:
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += loop.family.space.num_edges * len(loop.family.space.operations) * plan.channels * side * side
+        values += pairs * plan.channels * side * side
     values //= config.supernet.partial_channels
-    kept = VALUES_KEPT[config.supernet.form] * config.bilevel.batch_size * values
+    form = "reference" if config.objective.hard else config.supernet.form
+    kept = VALUES_KEPT[form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
-        "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.steps.architecture),
-        "weight_steps": loop.steps_per_epoch * config.bilevel.epochs,
+        "hypernetwork_parameters": _count(loop.steps.architecture),
+        "steps": loop.steps_per_epoch * config.bilevel.epochs,
         "memory_mib": 4 * (4 * num_parameters + kept) / 2**20,
     }
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

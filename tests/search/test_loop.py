@@ -193,7 +193,8 @@ def test_candidates_are_scored_on_no_more_images_than_asked_for(digits, few_digi
     assert len(images) == scored
     pool, probs = score(loop, draw_pool(loop)[:2], recipe=RetrainConfig())
     assert probs.shape == (2, scored, 10)
-    expected = [log_loss(images.labels, own, labels=range(10)) for own in probs.astype(float)]
+    probs = probs.astype(float)
+    expected = [log_loss(images.labels, own / own.sum(-1, keepdims=True), labels=range(10)) for own in probs]
     assert [candidate.supernet_val_nll for candidate in pool] == pytest.approx(expected, rel=1e-5)
 
 
@@ -244,7 +245,11 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
 
 @pytest.mark.parametrize(
     "fields",
-    [{"num_cells": 5, "channels": 16}, {"channels": 4, "form": "reference"}],
+    [
+        {"num_cells": 5, "channels": 16},
+        {"channels": 4, "form": "reference"},
+        {"channels": 8, "relaxation": "gumbel-hard"},
+    ],
     ids=str,
 )
 def test_memory_estimate_against_what_autograd_keeps(digits, fields):
@@ -257,12 +262,14 @@ def test_memory_estimate_against_what_autograd_keeps(digits, fields):
         return tensor
 
     images = torch.randn(config.bilevel.batch_size, 1, 8, 8).contiguous(memory_format=torch.channels_last)
-    mixtures = loop.family.start()[None].repeat(4, 1, 1, 1)
+    hard = config.objective.hard
+    mixtures = loop.family.relaxed(loop.family.draw(1 if hard else 4, torch.Generator()), noise_seed=0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = loop.supernet(images, mixtures)
+        logits = loop.supernet(images, mixtures.detach(), hard=hard)
     assert logits.requires_grad
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
     estimated = estimate(config, digits)
-    assert measured <= estimated["memory_mib"] <= 1.6 * measured
+    # What one path keeps depends on its operations.
+    assert measured <= estimated["memory_mib"] <= (3 if hard else 1.6) * measured
     assert estimated["supernet_parameters"] == sum(p.numel() for p in loop.supernet.parameters())
-    assert estimated["weight_steps"] == 20 * (len(loop.weight_images) // 64)
+    assert estimated["steps"] == 20 * (len(loop.weight_images) // 64)

@@ -39,7 +39,7 @@ def test_lambda_steers_without_any_image(star):
     assert again.to_dict()["candidates"] == found.to_dict()["candidates"]
     assert again.ranking == found.ranking
     assert other.genotypes != found.genotypes
-    assert estimate(star, NoData())["architecture_steps"] == 120
+    assert estimate(star, NoData()) == {"hypernetwork_parameters": 520, "steps": 120}
 
 
 def test_a_resumed_star_is_bit_equal_and_its_last_round_may_be_short(star):
