@@ -355,10 +355,10 @@ def report(study: Study, records: Records, seeds: Sequence[int], env: Mapping[st
     header = (
         f"# What does sharing BatchNorm statistics do to a search? ({study.data}, preset {config.preset})\n\n"
         f"{provenance(env, hardware='no GPU, one thread a search')}\n\n"
-        f"{config.bilevel.epochs} epochs a search{limit}, m = {config.objective.drawn_members} members a step, "
+        f"{config.bilevel.epochs} epochs a search{limit}, m = {config.objective.num_drawn} members a step, "
         f"R = {config.hypernetwork.directions} directions, batches of {config.bilevel.batch_size}: *slices* "
         f"normalises with statistics over {config.bilevel.batch_size} images of m architectures, *separate* over "
-        f"{config.bilevel.batch_size // config.objective.drawn_members} images of one. Mean ± standard deviation "
+        f"{config.bilevel.batch_size // config.objective.num_drawn} images of one. Mean ± standard deviation "
         f"over {len(seeds)} seeds, then slices minus separate. Both searches of a seed begin with the same weights "
         f"and see the same images and draws. Pool: {study.num_random} random genotypes, the same in both settings, "
         f"and up to {study.pool - study.num_random} candidates of the search. Kendall's τ is between val NLL "

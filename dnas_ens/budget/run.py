@@ -30,6 +30,9 @@ from dnas_ens.types import FloatArray, IntArray
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    from dnas_ens.run.folder import RunFolder
+
 LEDGER = "budget.json"
 #: The first network is trained for this share of the budget, and for so many steps at most.
 FIRST_SHARE, FIRST_STEPS = 0.1, 500

@@ -149,8 +149,9 @@ class HypernetworkConfig:
 class ObjectiveConfig:
     """What an architecture step minimises."""
 
-    likelihood: Literal["member", "ensemble"] = "member"
-    """Mean cross-entropy of the drawn members, or -log of their averaged probability."""
+    likelihood: Literal["member", "ensemble", "none"] = "member"
+    """Mean cross-entropy of the drawn members, or -log of their averaged probability; none: the star alone, the
+    penalties are minimised without a supernet and without an image."""
     penalty: PENALTIES = "js-pairwise"
     """Penalty on similarity between the drawn members."""
     penalty_weight: tuple[float, float] = (1.0, 20.0)
@@ -159,16 +160,18 @@ class ObjectiveConfig:
     """Weight of the distance between members and their discretisations, at the first and the last step."""
     operation_balance: tuple[float, float] = (5.0, 5.0)
     """Weight of how unevenly the cells of a type use the operations, at the first and the last step."""
-    relaxation: Literal["softmax", "gumbel-softmax"] = "softmax"
-    """How logits become mixture weights."""
+    relaxation: Literal["softmax", "gumbel-softmax", "gumbel-hard"] = "softmax"
+    """How logits become mixture weights; gumbel-hard: each step computes one drawn discrete path and trains weights and
+    architecture on the same images (GDAS)."""
     temperature: tuple[float, float] = (1.0, 0.4)
     """Temperature at the first and the last step, linear in between."""
-    drawn_members: int = 4
-    """m, members drawn for each step."""
+    drawn_members: int | None = None
+    """m, members drawn for each step; default: 4, or 1 for gumbel-hard."""
     penalty_draws: int = 32
     """Points of the paths at which distances between architectures are penalised; they need no images."""
     passes: Literal["slices", "separate"] = "slices"
-    """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes."""
+    """One pass over a batch of m slices (shared BatchNorm statistics), or m separate passes, as always for
+    gumbel-hard."""
     predictive_scale: float = 0.3
     """Distance between predictions asked for per unit of lambda (js-predictive)."""
     base_smoothing: float = 0.1
@@ -177,17 +180,29 @@ class ObjectiveConfig:
     """Draw this lambda only."""
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            positive="drawn_members penalty_draws",
-            from_zero="penalty_weight commitment operation_balance",
-        )
+        _check(self, positive="penalty_draws", from_zero="penalty_weight commitment operation_balance")
+        require(self.num_drawn > 0, f"--drawn-members is {self.drawn_members}.", "Give --drawn-members 1 or more.")
         require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
+        require(
+            self.likelihood != "none" or (self.penalty != "none" and "predictive" not in self.penalty),
+            f"Without images the penalty {self.penalty} has nothing to compare.",
+            "Give --penalty js-pairwise, js-base or edge-overlap, or leave out --likelihood none.",
+        )
         require(
             0 < self.base_smoothing < 1,
             f"--base-smoothing is {self.base_smoothing}.",
             "Give --base-smoothing between 0 and 1.",
         )
+
+    @property
+    def hard(self) -> bool:
+        """Whether each step computes discrete paths."""
+        return self.relaxation == "gumbel-hard"
+
+    @property
+    def num_drawn(self) -> int:
+        """m, members drawn for each step."""
+        return (1 if self.hard else 4) if self.drawn_members is None else self.drawn_members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +213,8 @@ class BilevelConfig:
     """Epochs over the weight half of the training images."""
     warmup_epochs: int = 2
     """First epochs that train the weights alone."""
+    star_steps: int = 500
+    """Steps of a search by the star alone (--likelihood none), which has no epochs."""
     batch_size: int = 64
     """Images of a weight step and of an architecture step."""
     learning_rate: float = 0.05
@@ -233,7 +250,7 @@ class BilevelConfig:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive="epochs batch_size learning_rate architecture_learning_rate gradient_clip",
+            positive="epochs star_steps batch_size learning_rate architecture_learning_rate gradient_clip",
             share="momentum",
             from_zero="min_learning_rate weight_decay architecture_weight_decay auxiliary_skip",
         )
@@ -258,11 +275,19 @@ class CandidateConfig:
     """How M candidates are chosen on the ensemble's validation NLL with inherited weights."""
     candidate_epochs: int = 0
     """Train every candidate this long with its inherited weights before it is scored."""
+    score_images: int | None = None
+    """Validation images that candidates are scored on; default: at most as many as the search trains weights on; 0:
+    they are not scored, and ranked by how far they lie apart."""
     replaced_edges: int = 3
     """Edges of the base replaced at random in each candidate (regime random)."""
 
     def __post_init__(self) -> None:
         _check(self, positive="members pool_size edges_per_node", from_zero="candidate_epochs replaced_edges")
+        require(
+            self.score_images is None or self.score_images >= 0,
+            f"--score-images is {self.score_images}.",
+            "Give --score-images 0 or more.",
+        )
         require(
             self.members <= self.pool_size,
             f"{self.members} members are more than the {self.pool_size} candidates they are chosen from.",
@@ -293,7 +318,17 @@ class SearchConfig:
     @property
     def recordable(self) -> bool:
         """Whether a step can be replayed as a CUDA graph: it draws nothing and reads no value from the device."""
-        return not self.bilevel.second_order and "gumbel" not in self.objective.relaxation
+        return not self.bilevel.second_order and "gumbel" not in self.objective.relaxation and self.reads_images
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether there is a likelihood; the star alone has none."""
+        return self.objective.likelihood != "none"
+
+    @property
+    def scores_candidates(self) -> bool:
+        """Whether candidates are scored with inherited weights, which the star alone does not have."""
+        return self.reads_images and self.candidates.score_images != 0
 
     def __post_init__(self) -> None:
         given = self.hypernetwork.base is not None
@@ -310,20 +345,31 @@ class SearchConfig:
                 "Give --max-lambda 1 or less.",
             )
         require(
-            self.supernet.form == "reference" or self.bilevel.layout != "contiguous",
+            self.supernet.form == "reference" or self.objective.hard or self.bilevel.layout != "contiguous",
             "The fast form of the supernet is computed channels_last.",
             "Leave --layout out, or give --form reference.",
         )
         require(
             self.bilevel.cuda_graph != "on" or self.recordable,
-            "Second-order steps and the noise of gumbel-softmax cannot be replayed as a CUDA graph.",
+            "Second-order steps, the noise of gumbel-softmax and gumbel-hard, and the star alone cannot be replayed as "
+            "a CUDA graph.",
             "Leave --cuda-graph out.",
         )
-        if self.bilevel.batch_size % self.objective.drawn_members:
+        require(
+            not (self.objective.hard and self.bilevel.second_order),
+            "With gumbel-hard one step trains weights and architecture, so that there is no second order.",
+            "Leave out --second-order or --relaxation gumbel-hard.",
+        )
+        require(
+            self.reads_images or not (self.candidates.candidate_epochs or self.candidates.score_images),
+            "The star alone has no weights that candidates could be trained or scored with.",
+            "Leave out --candidate-epochs and --score-images, or --likelihood none.",
+        )
+        num_drawn = self.objective.num_drawn
+        if self.bilevel.batch_size % num_drawn:
             raise UserError(
-                f"{self.objective.drawn_members} drawn members do not divide a batch of "
-                f"{self.bilevel.batch_size} images.",
-                f"Give --batch-size a multiple of {self.objective.drawn_members}.",
+                f"{num_drawn} drawn members do not divide a batch of {self.bilevel.batch_size} images.",
+                f"Give --batch-size a multiple of {num_drawn}.",
             )
 
 

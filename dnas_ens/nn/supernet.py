@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -42,19 +42,20 @@ class MixedOperation(nn.Module):
             build_operation(name, *shares, stride, affine=False) for name in space.operations
         )
 
-    def forward(self, features: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, features: Tensor, weights: Tensor, drawn: Sequence[bool] | None = None) -> Tensor:
         """Return sum over o of weights_o * op_o(features); channels that pass by get the sum of the weights.
 
         Args:
             features: (B, C, H, W).
             weights: (O,) for the whole batch, or (B, O) for each image its own.
+            drawn: For each operation whether it is computed; the others' weights must be 0.
         """
         active, rest = split_channels(features, self.partial_channels)
         columns = weights.reshape(-1, weights.shape[-1], 1, 1, 1).unbind(1)
         total: Tensor | None = None
-        for operation, column in zip(self.operations, columns, strict=True):
+        for index, (operation, column) in enumerate(zip(self.operations, columns, strict=True)):
             # ``none`` adds nothing, but its weight lowers the share of the others.
-            if isinstance(operation, Zero):
+            if isinstance(operation, Zero) or (drawn is not None and not drawn[index]):
                 continue
             term = operation(active)
             total = column * term if total is None else torch.addcmul(total, column, term)
@@ -84,25 +85,36 @@ class SupernetCell(nn.Module):
             for _, source in space.edges
         )
 
-    def forward(self, before_last: Tensor, last: Tensor, mixture: Tensor) -> Tensor:
+    def forward(
+        self,
+        before_last: Tensor,
+        last: Tensor,
+        mixture: Tensor,
+        drawn: Sequence[Sequence[Sequence[bool]]] | None = None,
+    ) -> Tensor:
         """Compute the cell's output.
 
         Args:
             before_last: Output of the cell before the last one, (B, C', H', W').
             last: Output of the last cell, (B, C'', H'', W'').
             mixture: (S, T, E, O) for S slices of the batch.
+            drawn: (T, E, O), which operations are computed, at least one for each node; None for all.
 
         Returns:
             (B, N * C, H, W), or (B, C, H, W) for the sum of loose ends.
         """
         weights = mixture[:, self.type_index]
+        own = None if drawn is None else drawn[self.type_index]
         # PyTorch broadcasts a single mixture over the batch.
         if len(weights) > 1:
             weights = weights.repeat_interleave(len(last) // len(weights), dim=0)
         states = preprocessed(self.preprocessing, before_last, last)
         for node_slice in self.space.node_slices:
-            incoming = range(node_slice.start, node_slice.stop)
-            terms = (self.edges[edge](states[source], weights[..., edge, :]) for source, edge in enumerate(incoming))
+            terms = (
+                self.edges[edge](states[source], weights[..., edge, :], None if own is None else own[edge])
+                for source, edge in enumerate(range(node_slice.start, node_slice.stop))
+                if own is None or any(own[edge])
+            )
             states.append(self.node(functools.reduce(operator.add, terms)))
         return self.output(states[self.space.rules.num_inputs :], weights)
 
@@ -185,7 +197,7 @@ class Supernet(nn.Module):
         self.cells = nn.ModuleList(cell_class(space, plan, partial_channels=stack.partial_channels) for plan in plans)
         self.classifier = nn.Linear(plans[-1].out_channels, stack.num_classes)
 
-    def forward(self, images: Tensor, mixture: Tensor) -> Tensor:
+    def forward(self, images: Tensor, mixture: Tensor, *, hard: bool = False) -> Tensor:
         """Classify images under given mixture weights.
 
         Args:
@@ -193,6 +205,8 @@ class Supernet(nn.Module):
             mixture: (T, E, O) non-negative weights of every (edge, operation), the same for all images; or
                 (S, T, E, O) for S slices: images [i * B/S, (i + 1) * B/S) use mixture i. BatchNorm statistics
                 are shared between the slices in training mode.
+            hard: Whether operations of weight 0 are not computed; then the weights are read from their device. For the
+                reference form.
 
         Returns:
             Logits (B, K).
@@ -202,8 +216,9 @@ class Supernet(nn.Module):
         """
         slices = per_slice(self.space, images, mixture)
         before_last = last = self.stem(images)
+        drawn = (slices != 0).any(0).tolist() if hard else None
         for cell in self.cells:
-            before_last, last = last, cell(before_last, last, slices)
+            before_last, last = last, cell(before_last, last, slices, *([drawn] if hard else []))
         logits: Tensor = self.classifier(last.mean(dim=(2, 3)))
         return logits
 

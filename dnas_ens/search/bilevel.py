@@ -32,7 +32,7 @@ def first_order_gradient(validation_loss: LossFunction, architecture: Sequence[T
     """
     loss = validation_loss()
     gradients = torch.autograd.grad(loss, list(architecture), allow_unused=True)
-    return loss.detach(), _filled(gradients, architecture)
+    return loss.detach(), filled(gradients, architecture)
 
 
 def second_order_gradient(
@@ -64,7 +64,7 @@ def second_order_gradient(
     """
     weights, architecture = list(weights), list(architecture)
     saved = [weight.detach().clone() for weight in weights]
-    gradients = _filled(torch.autograd.grad(training_loss(), weights, allow_unused=True), weights)
+    gradients = filled(torch.autograd.grad(training_loss(), weights, allow_unused=True), weights)
     buffers = momentum_buffers if momentum_buffers is not None else [None] * len(weights)
     with torch.no_grad():
         for weight, gradient, buffer in zip(weights, gradients, buffers, strict=True):
@@ -75,8 +75,8 @@ def second_order_gradient(
     try:
         loss = validation_loss()
         both = torch.autograd.grad(loss, architecture + weights, allow_unused=True)
-        direct = _filled(both[: len(architecture)], architecture)
-        vector = _filled(both[len(architecture) :], weights)
+        direct = filled(both[: len(architecture)], architecture)
+        vector = filled(both[len(architecture) :], weights)
         length = torch.stack([entry.norm() for entry in vector]).norm()
         if length == 0:
             return loss.detach(), direct
@@ -86,7 +86,7 @@ def second_order_gradient(
             with torch.no_grad():
                 for weight, original, entry in zip(weights, saved, vector, strict=True):
                     weight.copy_(original + sign * epsilon * entry)
-            sides.append(_filled(torch.autograd.grad(training_loss(), architecture, allow_unused=True), architecture))
+            sides.append(filled(torch.autograd.grad(training_loss(), architecture, allow_unused=True), architecture))
     finally:
         with torch.no_grad():
             for weight, original in zip(weights, saved, strict=True):
@@ -98,7 +98,8 @@ def second_order_gradient(
     return loss.detach(), total
 
 
-def _filled(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+def filled(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Return gradients with zeros where a parameter has none."""
     return [
         torch.zeros_like(parameter) if gradient is None else gradient
         for gradient, parameter in zip(gradients, parameters, strict=True)

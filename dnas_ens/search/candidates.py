@@ -20,6 +20,7 @@ from dnas_ens.nn.network import Network, inherit
 from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.loop import SearchLoop
+from dnas_ens.search.star import FamilyLoop
 from dnas_ens.space.genotype import Genotype, random_deviation
 from dnas_ens.training.batch_norm import recalibrate
 from dnas_ens.training.interleaving import exhaust
@@ -91,7 +92,7 @@ def drop_doubles(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 @torch.no_grad()
-def draw_pool(loop: SearchLoop) -> list[Candidate]:
+def draw_pool(loop: FamilyLoop) -> list[Candidate]:
     """Draw candidates at evenly spaced lambdas on every direction, the base first, isomorphic ones dropped.
 
     Where that leaves fewer different genotypes than members are wanted, lambda is drawn more densely.
@@ -172,19 +173,20 @@ def score(loop: SearchLoop, pool: list[Candidate], *, recipe: RetrainConfig) -> 
         recipe: Learning rate and regularisation of the optional brief training (``candidate_epochs``).
 
     Returns:
-        The candidates with their scores, and their probabilities (P, N, K) on ``val``.
+        The candidates with their scores, and their probabilities (P, N, K) on ``loop.scoring_images()``.
     """
+    images = loop.scoring_images()
     scored, probs = [], []
     genotypes = [candidate.genotype for candidate in pool]
-    networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
-    print(f"scoring {len(pool)} candidates on {len(loop.val):,} validation images", file=sys.stderr, flush=True)
+    networks = inherited_networks(loop.supernet, genotypes, loop.weight_images, augmentation=loop.augmentation)
+    print(f"scoring {len(pool)} candidates on {len(images):,} validation images", file=sys.stderr, flush=True)
     bar = tqdm(networks, total=len(pool), desc="candidates", unit="network", disable=None, leave=False)
     for candidate, network in zip(pool, bar, strict=True):
         if loop.config.candidates.candidate_epochs:
             _train_briefly(network, loop, recipe)
-        log_probs = predict_log_probs(network, loop.val, augmentation=loop.augmentation)
-        picked = log_probs.gather(1, loop.val.labels[:, None])
-        hits = (log_probs.argmax(-1) == loop.val.labels).float().mean()
+        log_probs = predict_log_probs(network, images, augmentation=loop.augmentation)
+        picked = log_probs.gather(1, images.labels[:, None])
+        hits = (log_probs.argmax(-1) == images.labels).float().mean()
         scored.append(replace(candidate, supernet_val_nll=-float(picked.mean()), supernet_val_accuracy=float(hits)))
         probs.append(log_probs.exp().cpu().numpy())
     return scored, np.stack(probs)
@@ -203,7 +205,7 @@ def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) ->
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     for _ in range(epochs):
         batches = iterate_batches(
-            loop.weight_half,
+            loop.weight_images,
             recipe.batch_size,
             generator=loop.generators["order"],
             augmentation=loop.augmentation,
@@ -243,3 +245,25 @@ def rank(probs: np.ndarray, labels: np.ndarray, selected: list[int]) -> list[int
     """
     left = len(probs) - len(set(selected))
     return [*selected, *(greedy_selection(probs, labels, num_members=left, given=selected) if left else [])]
+
+
+def spread_order(pool: list[Candidate]) -> list[int]:
+    """Put candidates that are not scored in an order that is fair to all: the next is always the one farthest off.
+
+    Always the candidate whose most similar one among those taken shares the fewest edges with it (farthest-first
+    traversal, Gonzalez 1985); of several the one of the largest lambda, then the one drawn first. With R directions and
+    large lambdas these are first the ends of the paths, one direction after the other.
+
+    Returns:
+        Positions in the pool, each once.
+    """
+    order: list[int] = []
+    nearest = [0] * len(pool)
+    left = set(range(len(pool)))
+    while left:
+        chosen = min(left, key=lambda index: (nearest[index], -(pool[index].lam or 0.0), index))
+        left.remove(chosen)
+        order.append(chosen)
+        for index in left:
+            nearest[index] = max(nearest[index], pool[index].genotype.shared_edges(pool[chosen].genotype))
+    return order

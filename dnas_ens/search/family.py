@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.search.divergence import architecture_distance, pairwise_architecture_distance
+from dnas_ens.search.hard_paths import hard_paths
 from dnas_ens.search.hypernetwork import HYPERNETWORKS
 from dnas_ens.search.relaxation import (
     discretise,
@@ -134,8 +135,8 @@ class ArchitectureFamily:
 
     @property
     def natural_temperature(self) -> float:
-        """Temperature of the natural distribution; Gumbel-softmax's own temperature concerns its samples."""
-        return 1.0 if self.config.objective.relaxation == "gumbel-softmax" else self.temperature
+        """Temperature of the natural distribution; that of the Gumbel relaxations concerns their samples."""
+        return self.temperature if self.config.objective.relaxation == "softmax" else 1.0
 
     def draw(self, num_points: int, generator: torch.Generator) -> Points:
         """Draw m points as the configuration says, on the CPU."""
@@ -170,6 +171,15 @@ class ArchitectureFamily:
             return self.distributions(points, detach_base=detach_base)
         alpha, beta = self.hypernetwork(points.lam, points.direction, detach_base=detach_base)
         noise = torch.Generator(self.device).manual_seed(noise_seed)
+        if self.config.objective.hard:
+            return hard_paths(
+                alpha,
+                beta,
+                self.space,
+                temperature=self.temperature,
+                edges_per_node=self.config.candidates.edges_per_node,
+                generator=noise,
+            )
         return gumbel_mixture(alpha, beta, self.space, temperature=self.temperature, generator=noise)
 
     def discretised(self, mixtures: Tensor) -> list[Genotype]:

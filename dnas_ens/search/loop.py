@@ -1,8 +1,9 @@
-"""The search loop: supernet weights and hypernetwork in turn, resumable after every epoch."""
+"""The search on images: supernet weights and hypernetwork in turn, or together along hard paths."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,24 +17,25 @@ from dnas_ens.errors import UserError
 from dnas_ens.nn.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search.divergence import pairwise_architecture_distance
-from dnas_ens.search.family import ArchitectureFamily
-from dnas_ens.search.relaxation import normalised_entropy
-from dnas_ens.search.steps import Batch, Schedules, SearchSteps
+from dnas_ens.search.relaxation import genotype_mixture
+from dnas_ens.search.star import STREAMS, FamilyLoop, stream
+from dnas_ens.search.steps import Batch, SearchSteps
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics
 from dnas_ens.training.step import load_optimizer, require_finite
 
-_STREAMS = ("order", "architecture_order", "augmentation", "draws")
 
-
-class SearchLoop:
-    """State and steps of one search.
+class SearchLoop(FamilyLoop):
+    """State and steps of one search on images.
 
     Args:
-        data: Images; only ``train`` (halved) and ``val`` are read.
+        data: Images; only ``train`` and ``val`` are read.
         base: A given base, if the configuration names one.
+
+    Attributes:
+        weight_images: What the weights are trained on: one half of the training images, for hard paths all of them.
+        architecture_images: What the architecture is trained on: the other half, or all of them.
     """
 
     def __init__(
@@ -44,16 +46,18 @@ class SearchLoop:
         device: torch.device | str = "cpu",
         base: Genotype | None = None,
     ) -> None:
-        self.config, self.device = config, torch.device(device)
-        self.family = ArchitectureFamily(config, base=base, device=device)
+        super().__init__(config, device=device, base=base)
         if len(data.train) < 4:
             raise UserError(
                 f"There are {len(data.train)} training images, which the search halves.",
                 "Give it at least 4 of them: 4 images a class where val and test are drawn from the same folder.",
             )
-        weight_half, architecture_half = data.search_halves(seed=config.seed)
-        self.weight_half = weight_half.to(self.device)
-        self.architecture_half = architecture_half.to(self.device)
+        hard = config.objective.hard
+        if hard:
+            self.weight_images = self.architecture_images = data.train.to(self.device)
+        else:
+            halves = data.search_halves(seed=config.seed)
+            self.weight_images, self.architecture_images = (half.to(self.device) for half in halves)
         self.val = data.val.to(self.device)
         self.augmentation = Augmentation.for_data(data, augment=config.bilevel.augment)
 
@@ -69,20 +73,18 @@ class SearchLoop:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             reference = Supernet(self.family.space, stack)
-        # Both forms start from the same weights, so that a seed means the same search.
-        self.supernet = FastSupernet.from_reference(reference) if supernet.form == "fast" else reference
-        # Separate streams, so that another batch size or number of members does not shift the others.
+        # Both forms start from the same weights, so that a seed means the same search. The fast form computes all
+        # operations of a source together, of which hard paths want few.
+        fast = supernet.form == "fast" and not hard
+        self.supernet = FastSupernet.from_reference(reference) if fast else reference
         self.generators = {
-            name: torch.Generator(self.device if name == "augmentation" else "cpu").manual_seed(
-                1000 * config.seed + index
-            )
-            for index, name in enumerate(_STREAMS)
+            name: stream(config, name, self.device if name == "augmentation" else "cpu") for name in STREAMS
         }
-        self.epoch = 0
-        self.steps_per_epoch = max(1, len(self.weight_half) // config.bilevel.batch_size)
+        self.num_epochs = config.bilevel.epochs
+        self.steps_per_epoch = max(1, len(self.weight_images) // config.bilevel.batch_size)
         bilevel = config.bilevel
         # The fast form converts its inputs to channels_last itself.
-        layouts = (PLAIN.layout,) if supernet.form == "fast" else tuple(LAYOUTS)
+        layouts = (PLAIN.layout,) if fast else tuple(LAYOUTS)
         self._open_choices = candidates(
             layout=bilevel.layout,
             precision=bilevel.precision,
@@ -103,9 +105,9 @@ class SearchLoop:
         )
 
     @property
-    def schedules(self) -> Schedules:
-        """What the schedules say for the current epoch."""
-        return Schedules(self.config, self.epoch)
+    def execution(self) -> dict[str, str | bool]:
+        """How images are computed."""
+        return self.steps.execution.to_dict()
 
     def _execute(self, execution: Execution) -> None:
         self._open_choices = [execution]
@@ -114,19 +116,20 @@ class SearchLoop:
 
     def _settle_execution(self) -> None:
         """Measure what the settings leave open: a forward and backward pass of a copy of the supernet in each way."""
-        num_members = self.config.objective.drawn_members
+        num_members = self.config.objective.num_drawn
 
         def build_step(execution: Execution) -> Callable[[], object]:
             supernet = execution.place_module(copy.deepcopy(self.supernet), self.device)
             first = slice(0, self.config.bilevel.batch_size)
-            images, _ = self._whole_slices(self.weight_half.images[first], self.weight_half.labels[first])
+            images, _ = self._whole_slices(self.weight_images.images[first], self.weight_images.labels[first])
             images = self.augmentation.normalise(images)
-            mixtures = torch.full((num_members, *self.family.space.shape), 0.1, device=self.device)
-            mixtures.requires_grad_()
+            hard = self.config.objective.hard
+            soft = torch.full((num_members, *self.family.space.shape), 0.1, device=self.device)
+            mixtures = (self._base_path() if hard else soft).requires_grad_()
 
             def step() -> None:
                 with execution.autocast(self.device):
-                    logits = supernet(execution.place(images), mixtures)
+                    logits = supernet(execution.place(images), mixtures, hard=hard)
                 supernet.zero_grad(set_to_none=True)
                 logits.float().logsumexp(-1).mean().backward()
 
@@ -137,9 +140,10 @@ class SearchLoop:
 
     def _whole_slices(self, images: Tensor, labels: Tensor) -> Batch:
         """Leave out images that do not fill a slice for each member; if there are too few images, they are repeated."""
-        num_members = self.config.objective.drawn_members
+        num_members = self.config.objective.num_drawn
         # A slice of one image that has shrunk to one pixel has no variance for BatchNorm.
-        least = 2 * num_members if self.config.objective.passes == "separate" else num_members
+        separate = self.config.objective.hard or self.config.objective.passes == "separate"
+        least = 2 * num_members if separate else num_members
         if len(labels) < least:
             turns = torch.arange(least, device=labels.device) % len(labels)
             return images[turns], labels[turns]
@@ -156,41 +160,41 @@ class SearchLoop:
             drop_last=True,
         )
 
+    def _batch_pairs(self) -> Iterator[tuple[Batch, Batch | None]]:
+        """Yield a batch for the weights and one for the architecture, None where one serves both."""
+        training = itertools.starmap(self._whole_slices, self._batches(self.weight_images, "order"))
+        if self.config.objective.hard:
+            yield from ((batch, None) for batch in training)
+        else:
+            validation = self._batches(self.architecture_images, "architecture_order")
+            yield from zip(training, itertools.starmap(self._whole_slices, validation), strict=False)
+
     def run_epoch(self, on_step: Callable[[int], None] | None = None) -> dict[str, float]:
-        """Train one epoch and return its scalars.
-
-        Args:
-            on_step: Called after every step with the number of images it used.
-
-        Raises:
-            DivergedError: If a loss, a gradient or a weight is not finite.
-        """
+        """Train one epoch; arguments, result and errors as in ``FamilyLoop``."""
         self._settle_execution()
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.steps.architecture)
         self.steps.begin_epoch(
             self.schedules,
             num_pairs=min(
                 count_batches(half, self.config.bilevel.batch_size, drop_last=True)
-                for half in (self.weight_half, self.architecture_half)
+                for half in (self.weight_images, self.architecture_images)
             ),
             with_architecture=search_architecture,
         )
         self.supernet.train()
         steps = 0
-        pairs = zip(
-            self._batches(self.weight_half, "order"),
-            self._batches(self.architecture_half, "architecture_order"),
-            strict=False,
-        )
-        for training_batch, validation_batch in pairs:
-            training_batch = self._whole_slices(*training_batch)
-            validation_batch = self._whole_slices(*validation_batch)
-            if search_architecture:
-                self.steps.architecture_step(validation_batch, training_batch)
-            self.steps.weight_step(training_batch)
+        for training_batch, validation_batch in self._batch_pairs():
+            num_images = len(training_batch[1])
+            if search_architecture and validation_batch is None:
+                self.steps.joint_step(training_batch)
+            else:
+                if search_architecture and validation_batch is not None:
+                    num_images += len(validation_batch[1])
+                    self.steps.architecture_step(validation_batch, training_batch)
+                self.steps.weight_step(training_batch)
             steps += 1
             if on_step is not None:
-                on_step(len(training_batch[1]) + (len(validation_batch[1]) if search_architecture else 0))
+                on_step(num_images)
         where = f"epoch {self.epoch + 1} of the search"
         for module in (self.supernet, self.family.hypernetwork):
             self.steps.watch.require_finite(module, where=where)
@@ -202,36 +206,35 @@ class SearchLoop:
 
     @torch.no_grad()
     def measure(self, *, num_images: int = 1000) -> dict[str, float]:
-        """Return validation accuracy, diversity, skips and entropy at the current state."""
-        hyper = self.config.hypernetwork
-        members = self.family.distributions(self.family.grid(torch.tensor([0.5 * hyper.max_lambda])))
-        distances = pairwise_architecture_distance(members, self.family.space)
-        pairs = max(1, hyper.directions * (hyper.directions - 1))
-        base = self.family.start()
-        genotype = self.family.base_genotype()
-        return {
-            "val_accuracy": accuracy_under_batch_statistics(
-                lambda images: self.supernet(images, base),
-                self.supernet,
-                self.val.drawn(num_images),
-                augmentation=self.augmentation,
-            ),
-            "member_distance": float(distances.sum()) / pairs,
-            "skips": float(max(genotype.skip_counts().values())),
-            "entropy": normalised_entropy(base.cpu(), self.family.space),
-            "temperature": self.schedules.temperature,
-        }
+        """Return validation accuracy, diversity, skips and entropy at the current state.
 
-    def should_stop(self) -> bool:
-        """Say whether a base cell holds more skip connections than allowed (DARTS+, arXiv 1909.06035)."""
-        limit = self.config.bilevel.max_skips
-        return limit is not None and max(self.family.base_genotype().skip_counts().values()) > limit
+        The accuracy is that of the relaxed base, for hard paths that of its discrete one.
+        """
+        hard = self.config.objective.hard
+        base = self._base_path() if hard else self.family.start()
+        accuracy = accuracy_under_batch_statistics(
+            lambda images: self.supernet(images, base, hard=hard),
+            self.supernet,
+            self.val.drawn(num_images),
+            augmentation=self.augmentation,
+        )
+        return {"val_accuracy": accuracy, **self.measure_family()}
+
+    def _base_path(self) -> Tensor:
+        """Return the discrete base as mixture weights (T, E, O) of 0 and 1."""
+        return genotype_mixture(self.family.base_genotype(), self.family.space).to(self.device)
+
+    def scoring_images(self) -> Split:
+        """Return the validation images that candidates are scored on."""
+        given = self.config.candidates.score_images
+        most = len(self.weight_images) if given is None else given
+        return self.val if most >= len(self.val) else self.val.drawn(most)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the rest of the search depends on."""
         return {
             "epoch": self.epoch,
-            "execution": self.steps.execution.to_dict(),
+            "execution": self.execution,
             "supernet": self.supernet.state_dict(),
             "hypernetwork": self.family.hypernetwork.state_dict(),
             "weight_optimizer": self.steps.weight_optimizer.state_dict(),

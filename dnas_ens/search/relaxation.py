@@ -13,7 +13,7 @@ from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import NONE, SKIP_CONNECT
 
-Relaxation = Literal["softmax", "gumbel-softmax"]
+Relaxation = Literal["softmax", "gumbel-softmax", "gumbel-hard"]
 
 
 def edge_probs(beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) -> Tensor:
@@ -62,11 +62,15 @@ def gumbel_mixture(
     Returns:
         (..., T, E, O), summing to 1 over each node's incoming edges and operations.
     """
-    uniform = torch.rand(alpha.shape, generator=generator, device=alpha.device, dtype=alpha.dtype)
-    tiny = torch.finfo(alpha.dtype).tiny
-    noise = -torch.log(-torch.log(uniform.clamp(tiny, 1.0 - torch.finfo(alpha.dtype).eps)))
-    operation_probs = ((alpha.log_softmax(-1) + noise) / temperature).softmax(-1)
+    operation_probs = ((alpha.log_softmax(-1) + gumbel_noise(alpha, generator)) / temperature).softmax(-1)
     return edge_probs(beta, space).unsqueeze(-1) * operation_probs
+
+
+def gumbel_noise(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw standard Gumbel noise of the shape, dtype and device of a tensor."""
+    uniform = torch.rand(like.shape, generator=generator, device=like.device, dtype=like.dtype)
+    tiny = torch.finfo(like.dtype).tiny
+    return -torch.log(-torch.log(uniform.clamp(tiny, 1.0 - torch.finfo(like.dtype).eps)))
 
 
 def add_auxiliary_skip(mixture: Tensor, space: SearchSpace, *, weight: float) -> Tensor:

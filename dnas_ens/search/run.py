@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
@@ -17,10 +19,11 @@ from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.progress import CostMeter, Progress
-from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select
+from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
 from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
+from dnas_ens.search.star import FamilyLoop, StarLoop
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
 from dnas_ens.training.step import tell_if_guessing
 
@@ -32,6 +35,16 @@ SKIP_WARNING = 2
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
 #: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
 VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
+#: Scalars in the line of an epoch, by the name they have there.
+_SHOWN = {
+    "loss": "train_loss",
+    "architecture_loss": "architecture_loss",
+    "penalty": "penalty",
+    "val_accuracy": "val_accuracy",
+    "D": "member_distance",
+    "skips": "skips",
+    "entropy": "entropy",
+}
 
 
 def run_search(
@@ -61,7 +74,11 @@ def run_search(
     if config.regime == "random":
         result = _random_deviations(config, base)
     else:
-        loop = SearchLoop(config, data, device=device, base=base)
+        loop: FamilyLoop = (
+            SearchLoop(config, data, device=device, base=base)
+            if config.reads_images
+            else StarLoop(config, device=device, base=base)
+        )
         cost = train(loop, run=run, resume=resume)
         result = conclude(loop, recipe=retrain_preset(config.preset, config.supernet.space), cost=cost)
         if run is not None:
@@ -69,7 +86,9 @@ def run_search(
     if run is not None:
         _draw_result(result, run)
         run.metrics.add_hparams(
-            to_dict(config), phase="search", metrics=["val_accuracy", "member_distance", "undecided"]
+            to_dict(config),
+            phase="search",
+            metrics=["val_accuracy"] * config.reads_images + ["member_distance", "undecided"],
         )
         # Last, because this file says that the search is finished.
         run.write_json("genotypes.json", result.to_dict())
@@ -98,13 +117,12 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     return replace(result, family=family)
 
 
-def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
+def train(loop: FamilyLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
     """Run the loop to its end, with a checkpoint after every epoch.
 
     Returns:
         The meter of what the search costs, over all its starts; it keeps running.
     """
-    config = loop.config
     store = None if run is None else run.checkpoints("search")
     before: dict[str, float] = {}
     if resume and store is not None and run is not None:
@@ -113,10 +131,10 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             loop.load_state_dict(newest[1]["loop"])
             before = newest[1]["seconds"]
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
-        run.metrics.truncate("search", step=loop.epoch * loop.steps_per_epoch)
+        run.metrics.truncate("search", step=loop.step)
     cost = CostMeter(before, gpu=loop.device.type == "cuda")
     with Progress(
-        config.bilevel.epochs,
+        loop.num_epochs,
         description="search",
         steps_per_epoch=loop.steps_per_epoch,
         initial_epoch=loop.epoch,
@@ -127,26 +145,18 @@ def train(loop: SearchLoop, *, run: RunFolder | None = None, resume: bool = Fals
             progress.step()
 
         # A resumed search stops early where it had stopped before.
-        while loop.epoch < config.bilevel.epochs and not _stops_early(loop):
+        while loop.epoch < loop.num_epochs and not _stops_early(loop):
             scalars = loop.run_epoch(on_step)
-            progress.epoch(
-                loop.epoch,
-                loss=scalars["train_loss"],
-                architecture_loss=scalars["architecture_loss"],
-                penalty=scalars["penalty"],
-                val_accuracy=scalars["val_accuracy"],
-                D=scalars["member_distance"],
-                skips=_flagged_skips(scalars["skips"]),
-                entropy=scalars["entropy"],
-            )
+            shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}
+            shown["skips"] = _flagged_skips(scalars["skips"])
+            progress.epoch(loop.epoch, **shown)
             if run is not None and store is not None:
-                step = loop.epoch * loop.steps_per_epoch
-                run.metrics.log(scalars, step=step, epoch=loop.epoch, phase="search")
+                run.metrics.log(scalars, step=loop.step, epoch=loop.epoch, phase="search")
                 store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
     return cost
 
 
-def _stops_early(loop: SearchLoop) -> bool:
+def _stops_early(loop: FamilyLoop) -> bool:
     return loop.epoch > loop.config.bilevel.warmup_epochs and loop.should_stop()
 
 
@@ -154,38 +164,39 @@ def _flagged_skips(skips: float) -> str:
     return f"{skips:.0f} (collapsing? past {SKIP_WARNING} a cell)" if skips > SKIP_WARNING else f"{skips:.0f}"
 
 
-def conclude(loop: SearchLoop, *, recipe: RetrainConfig, cost: CostMeter) -> SearchResult:
+def conclude(loop: FamilyLoop, *, recipe: RetrainConfig, cost: CostMeter) -> SearchResult:
     """Draw, score and choose candidates, and measure how lambda steers.
 
     Args:
         recipe: For the optional brief training of candidates.
         cost: The loop's meter; the scoring is counted on.
     """
-    config = loop.config
-    pool, probs = score(loop, draw_pool(loop), recipe=recipe)
-    labels = loop.val.labels.cpu().numpy()
-    selected = select(probs, labels, config.candidates)
+    config, report = loop.config, {}
+    pool = draw_pool(loop)
+    if isinstance(loop, SearchLoop):
+        report["supernet_val_accuracy"] = loop.measure(num_images=2000)["val_accuracy"]
+    if isinstance(loop, SearchLoop) and config.scores_candidates:
+        pool, probs = score(loop, pool, recipe=recipe)
+        labels = loop.scoring_images().labels.cpu().numpy()
+        selected = select(probs, labels, config.candidates)
+        ranking = rank(probs, labels, selected)
+        report["selected_val_nll"] = nll(np.mean(probs[selected], axis=0), labels)
+        tell_if_guessing(report["selected_val_nll"], probs.shape[-1], "the ensemble with inherited weights")
+        report["discretisation_gap"] = report["supernet_val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0)
+    else:
+        ranking = spread_order(pool)
     curve = diversity_curve(loop.family)
-    selected_val_nll = nll(np.mean(probs[selected], axis=0), labels)
-    tell_if_guessing(selected_val_nll, probs.shape[-1], "the ensemble with inherited weights")
-    relaxed = loop.measure(num_images=2000)
-    report = {
-        "supernet_val_accuracy": relaxed["val_accuracy"],
-        "discretisation_gap": relaxed["val_accuracy"] - (pool[0].supernet_val_accuracy or 0.0),
-        "entropy": relaxed["entropy"],
-        "selected_val_nll": selected_val_nll,
-        **cost.seconds(),
-    }
+    report["entropy"] = loop.measure_family()["entropy"]
     return SearchResult(
         config=config,
         base=loop.family.base_genotype(),
         candidates=pool,
-        ranking=rank(probs, labels, selected),
+        ranking=ranking,
         curve=curve,
         family=loop.family,
         temperature=loop.family.natural_temperature,
-        report=report,
-        execution=loop.steps.execution.to_dict(),
+        report={**report, **cost.seconds()},
+        execution=loop.execution,
     )
 
 
@@ -203,11 +214,12 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
     )
 
 
-def _write_weights(loop: SearchLoop, run: RunFolder) -> None:
+def _write_weights(loop: FamilyLoop, run: RunFolder) -> None:
     from dnas_ens.run.files import save_tensors
 
     save_tensors(run.file("hypernetwork.safetensors"), loop.family.hypernetwork.state_dict())
-    save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
+    if isinstance(loop, SearchLoop):
+        save_tensors(run.file("supernet.safetensors"), loop.supernet.state_dict())
 
 
 def _draw_result(result: SearchResult, run: RunFolder) -> None:
@@ -232,20 +244,33 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
     Memory counts weights with gradient, momentum and a copy, and ``VALUES_KEPT`` activations for each edge,
     operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
     """
+    if not config.reads_images:
+        steps = StarLoop(config).steps
+        return {"hypernetwork_parameters": _count(steps.architecture), "steps": config.bilevel.star_steps}
     loop = SearchLoop(config, data)
-    num_parameters = sum(parameter.numel() for parameter in loop.steps.weights)
-    space, stack = loop.family.space, loop.supernet.stack
+    space, stack, num_parameters = loop.family.space, loop.supernet.stack, _count(loop.steps.weights)
+    pairs = space.num_edges * len(space.operations)
+    if config.objective.hard:
+        # The drawn operations, and about as much for the preprocessing of each input as for one more.
+        drawn = config.candidates.edges_per_node
+        pairs = sum(min(drawn, node.stop - node.start) for node in space.node_slices)
+        pairs += 0 if space.rules.sums_loose_ends else space.rules.num_inputs
     side = -(-data.image_size // stack.stem_stride)
     values = 0
     for plan in stack.plan(space.name, space.num_nodes):
         if plan.cell_type == "reduction":
             side = -(-side // 2)
-        values += space.num_edges * len(space.operations) * plan.channels * side * side
+        values += pairs * plan.channels * side * side
     values //= config.supernet.partial_channels
-    kept = VALUES_KEPT[space.name][config.supernet.form] * config.bilevel.batch_size * values
+    form = "reference" if config.objective.hard else config.supernet.form
+    kept = VALUES_KEPT[space.name][form] * config.bilevel.batch_size * values
     return {
         "supernet_parameters": num_parameters,
-        "hypernetwork_parameters": sum(parameter.numel() for parameter in loop.steps.architecture),
-        "weight_steps": loop.steps_per_epoch * config.bilevel.epochs,
+        "hypernetwork_parameters": _count(loop.steps.architecture),
+        "steps": loop.steps_per_epoch * config.bilevel.epochs,
         "memory_mib": 4 * (4 * num_parameters + kept) / 2**20,
     }
+
+
+def _count(parameters: Iterable[Tensor]) -> int:
+    return sum(parameter.numel() for parameter in parameters)

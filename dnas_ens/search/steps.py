@@ -1,127 +1,50 @@
-"""The two steps of the bilevel search, for the supernet's weights and for the hypernetwork, and their schedules."""
+"""The steps of a search on images: of the supernet's weights and the hypernetwork, in turn or both at once."""
 
 from __future__ import annotations
 
-import math
+import functools
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.config import SearchConfig
 from dnas_ens.nn.execution import PLAIN, Execution, GraphedStep
 from dnas_ens.nn.supernet import Supernet
-from dnas_ens.search.bilevel import first_order_gradient, frozen, second_order_gradient
-from dnas_ens.search.family import ArchitectureFamily, Points, moved
-from dnas_ens.search.objective import (
-    discretisation_distance,
-    diversity_penalty,
-    likelihood_nll,
-    needs_same_images,
-    operation_imbalance,
-    predictive_penalty,
-)
+from dnas_ens.search.bilevel import filled, first_order_gradient, frozen, second_order_gradient
+from dnas_ens.search.family import Points, moved
+from dnas_ens.search.objective import likelihood_nll, needs_same_images, predictive_penalty
+from dnas_ens.search.penalties import PenaltySteps
 from dnas_ens.search.relaxation import add_auxiliary_skip
-from dnas_ens.training.step import FiniteWatch, build_sgd, set_learning_rate
+from dnas_ens.search.schedules import Schedules
+from dnas_ens.training.step import build_sgd, set_learning_rate
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Schedules:
-    """Values of one epoch; weights and temperature go linearly from the first architecture epoch to the last."""
-
-    config: SearchConfig
-    epoch: int
-
-    @property
-    def progress(self) -> float:
-        """Where the schedules stand, in [0, 1]: 0 in the first architecture epoch, 1 in the last and after it."""
-        warmup, epochs = self.config.bilevel.warmup_epochs, self.config.bilevel.epochs
-        return min(1.0, max(0.0, (self.epoch - warmup) / max(1, epochs - warmup - 1)))
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the relaxation."""
-        return self._between(self.config.objective.temperature)
-
-    @property
-    def penalty_weight(self) -> float:
-        """c, weight of the penalty on similarity."""
-        return self._between(self.config.objective.penalty_weight)
-
-    @property
-    def commitment(self) -> float:
-        """Weight of the distance between members and their discretisations."""
-        return self._between(self.config.objective.commitment)
-
-    @property
-    def operation_balance(self) -> float:
-        """Weight of how unevenly an architecture uses its operations."""
-        return self._between(self.config.objective.operation_balance)
-
-    @property
-    def auxiliary_skip(self) -> float:
-        """Weight of the extra skip on every edge (DARTS-, arXiv 2009.01027)."""
-        return self.config.bilevel.auxiliary_skip * (1 - self.progress)
-
-    @property
-    def learning_rate(self) -> float:
-        """Learning rate of the weights: half a cosine over all epochs."""
-        bilevel = self.config.bilevel
-        cosine = 0.5 * (1 + math.cos(math.pi * self.epoch / bilevel.epochs))
-        return bilevel.min_learning_rate + (bilevel.learning_rate - bilevel.min_learning_rate) * cosine
-
-    def _between(self, ends: tuple[float, float]) -> float:
-        return ends[0] + (ends[1] - ends[0]) * self.progress
-
-
 @dataclass(eq=False, kw_only=True)
-class SearchSteps:
-    """Supernet and family of architectures with their optimisers.
+class SearchSteps(PenaltySteps):
+    """Supernet and family of architectures with their optimisers; see ``PenaltySteps`` for what is not named here.
 
     Args:
-        family: Its hypernetwork is the architecture.
         supernet: On the family's device.
-        generator: On the CPU; every draw of a step comes from it.
-        schedules: Values of the current epoch; the loop sets them.
         execution: How the supernet is computed; ``execute`` changes it.
-
-    Attributes:
-        totals: Sums over the steps of an epoch, scalars that stay on the device.
-        watch: Whether all gradients of an epoch were finite; steps of the architecture count as well.
     """
 
-    config: SearchConfig
-    family: ArchitectureFamily
     supernet: Supernet
-    generator: torch.Generator
-    schedules: Schedules
     execution: Execution = PLAIN
-    totals: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        bilevel, device = self.config.bilevel, self.family.device
+        super().__post_init__()
+        bilevel = self.config.bilevel
         self.weights = list(self.supernet.parameters())
-        self.architecture = [p for p in self.family.hypernetwork.parameters() if p.requires_grad]
         self.weight_optimizer = build_sgd(
             self.weights,
             learning_rate=bilevel.learning_rate,
             momentum=bilevel.momentum,
             weight_decay=bilevel.weight_decay,
         )
-        self.architecture_optimizer = torch.optim.Adam(
-            self.architecture,
-            lr=bilevel.architecture_learning_rate,
-            betas=(0.5, 0.999),
-            weight_decay=bilevel.architecture_weight_decay,
-        )
-        names = ("train_loss", "architecture_loss", "penalty", "undecided", "imbalance")
-        self.totals = {name: torch.zeros((), device=device) for name in names}
-        self.watch = FiniteWatch(device)
-        self._noise_seed = 0
+        self.totals = {"train_loss": torch.zeros((), device=self.family.device), **self.totals}
         self._draws: deque[Points] = deque()
         self._seeds: deque[int] = deque()
         self.execute(self.execution)
@@ -144,21 +67,22 @@ class SearchSteps:
             num_pairs: Pairs of steps to draw for at once; further ones draw for themselves.
             with_architecture: Whether the epoch takes steps of the architecture.
         """
-        self.schedules = schedules
-        self.family.temperature = schedules.temperature
+        self.take_over(schedules)
         set_learning_rate(self.weight_optimizer, schedules.learning_rate)
-        for total in self.totals.values():
-            total.zero_()
+        self.clear_totals()
         for update in (self._update_weights, self._update_architecture):
             if isinstance(update, GraphedStep):
                 update.record_anew()
         # Drawn in the order in which steps use them, and copied to the device at once instead of several times a step.
         objective, second_order = self.config.objective, self.config.bilevel.second_order
-        architecture = ["members", "penalised"] + ["members"] * second_order
+        kinds = ["members"]
+        if with_architecture:
+            # One step serves both where paths are hard.
+            kinds = ["members", "penalised"] + ["members"] * second_order + ["members"] * (not objective.hard)
         draws = []
-        for kind in ([*architecture, "members"] if with_architecture else ["members"]) * num_pairs:
+        for kind in kinds * num_pairs:
             if kind == "members":
-                draws.append(self.family.draw(objective.drawn_members, self.generator))
+                draws.append(self.family.draw(objective.num_drawn, self.generator))
                 self._seeds.append(self._new_seed())
             else:
                 draws.append(self.family.draw(objective.penalty_draws, self.generator))
@@ -178,6 +102,22 @@ class SearchSteps:
         else:
             points = members.lam, members.direction, penalised.lam, penalised.direction
             self._update_architecture(*batch, *points)
+
+    def joint_step(self, batch: Batch) -> None:
+        """Take a step of the weights and one of the hypernetwork from one backward pass of the objective.
+
+        For hard paths, which are not recorded: what is computed depends on what was drawn.
+        """
+        members, self._noise_seed = self._draw(), self._draw_seed()
+        penalised = self._draw(self.config.objective.penalty_draws)
+        loss = self._objective(batch, members, penalised)
+        self.weight_optimizer.zero_grad(set_to_none=True)
+        gradients = torch.autograd.grad(loss, [*self.architecture, *self.weights], allow_unused=True)
+        for weight, gradient in zip(self.weights, gradients[len(self.architecture) :], strict=True):
+            weight.grad = gradient
+        self.watch.note(nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip))
+        self.weight_optimizer.step()
+        self._descend(loss.detach(), filled(gradients[: len(self.architecture)], self.architecture))
 
     # Updates take only tensors and read only what stays fixed during an epoch, so that they can be replayed.
 
@@ -222,13 +162,6 @@ class SearchSteps:
         )
         self._descend(loss, gradients)
 
-    def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(self.architecture, gradients, strict=True):
-            parameter.grad = gradient
-        self.watch.note(nn.utils.get_total_norm(gradients))
-        self.architecture_optimizer.step()
-        self.totals["architecture_loss"] += loss
-
     def member_logits(self, images: Tensor, mixtures: Tensor, *, same_images: bool) -> Tensor:
         """Return logits (m, b, K): of m slices of the batch, or of m passes over the first b = B/m images."""
         num_members = len(mixtures)
@@ -240,9 +173,10 @@ class SearchSteps:
         else:
             parts = list(images.chunk(num_members))
         with self.execution.autocast(images.device):
-            if self.config.objective.passes == "separate":
+            hard = self.config.objective.hard
+            if hard or self.config.objective.passes == "separate":
                 passes = zip(parts, weights, strict=True)
-                logits = torch.cat([self.supernet(part, weight) for part, weight in passes])
+                logits = torch.cat([self.supernet(part, weight, hard=hard) for part, weight in passes])
             else:
                 logits = self.supernet(torch.cat(parts), weights)
         # The loss needs more than bfloat16; a supernet in double precision keeps its own dtype.
@@ -264,7 +198,7 @@ class SearchSteps:
         Distances between architectures need no images, so they are penalised at many more points.
         """
         images, labels = batch
-        objective, now = self.config.objective, self.schedules
+        objective = self.config.objective
         same = needs_same_images(objective.likelihood, objective.penalty)
         mixtures = self.family.relaxed(members, noise_seed=self._noise_seed)
         logits = self.member_logits(images, mixtures, same_images=same)
@@ -274,38 +208,18 @@ class SearchSteps:
         else:
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
-        distributions = self.family.distributions(penalised, detach_base=False)
-        undecided = discretisation_distance(
-            distributions, self.family.space, edges_per_node=self.config.candidates.edges_per_node
-        ).mean()
-        self.totals["undecided"] += undecided.detach()
-        loss = loss + now.commitment * undecided
-        imbalance = operation_imbalance(distributions, self.family.space).mean()
-        self.totals["imbalance"] += imbalance.detach()
-        loss = loss + now.operation_balance * imbalance
-        if objective.penalty == "none":
-            return loss
-        penalty = diversity_penalty(
-            objective.penalty,
-            distributions=self.family.distributions(penalised, detach_base=True),
-            samples=self.family.relaxed(penalised, noise_seed=self._noise_seed + 1, detach_base=True),
-            base=self.family.compared_with(),
-            points=penalised,
-            space=self.family.space,
-        )
+        if objective.hard:
+            self.totals["train_loss"] += loss.detach()
+        predictive = None
         if "js-predictive" in objective.penalty:
-            penalty = penalty + predictive_penalty(logits, members, scale=objective.predictive_scale)
-        self.totals["penalty"] += penalty.detach()
-        return loss + now.penalty_weight * penalty
+            predictive = functools.partial(predictive_penalty, logits, members, scale=objective.predictive_scale)
+        return self._penalised(loss, penalised, predictive=predictive)
 
     def _draw(self, num_members: int | None = None) -> Points:
         if self._draws:
             return self._draws.popleft()
-        draw = self.family.draw(num_members or self.config.objective.drawn_members, self.generator)
+        draw = self.family.draw(num_members or self.config.objective.num_drawn, self.generator)
         return moved([draw], self.family.device)[0]
 
     def _draw_seed(self) -> int:
         return self._seeds.popleft() if self._seeds else self._new_seed()
-
-    def _new_seed(self) -> int:
-        return int(torch.randint(2**31, (), generator=self.generator))

@@ -79,7 +79,7 @@ def search_pair(loop: SearchLoop) -> Callable[[], None]:
     """Return a step of the architecture and one of the weights, on the first batch of the training images."""
     loop.supernet.train()
     loop.steps.begin_epoch(loop.schedules)
-    half, size = loop.weight_half, loop.config.bilevel.batch_size
+    half, size = loop.weight_images, loop.config.bilevel.batch_size
     batch = loop.augmentation.normalise(half.images[:size]), half.labels[:size]
 
     def pair() -> None:

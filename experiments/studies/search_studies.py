@@ -180,7 +180,7 @@ def inherited(loop: SearchLoop, genotypes: Iterable[Genotype], splits: Sequence[
     from dnas_ens.search.candidates import inherited_networks
     from dnas_ens.training.prediction import predict_log_probs
 
-    networks = inherited_networks(loop.supernet, genotypes, loop.weight_half, augmentation=loop.augmentation)
+    networks = inherited_networks(loop.supernet, genotypes, loop.weight_images, augmentation=loop.augmentation)
     by_network = [
         [predict_log_probs(network, split, augmentation=loop.augmentation).exp().numpy() for split in splits]
         for network in networks

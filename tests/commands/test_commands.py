@@ -377,3 +377,25 @@ def test_every_regime_of_the_guide_runs_as_written(tmp_path, monkeypatch, capsys
     found = json.loads(next(tmp_path.glob("runs/*-digits/genotypes.json")).read_text())
     base = json.loads((tmp_path / "runs/base/genotypes.json").read_text())["base"]
     assert found["base"] == base
+
+
+def test_the_star_alone_goes_the_whole_way(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    star = [*TINY, "--likelihood", "none", "--star-steps", "60", "--run-dir", "star"]
+    assert run_main(search.main, star) == 0
+    assert "inherited weights -" in capsys.readouterr().out
+    assert not (tmp_path / "star/supernet.safetensors").exists()
+    assert (tmp_path / "star/cells/diversity.svg").exists()
+    found = tmp_path / "star/genotypes.json"
+    first = json.loads(found.read_text())
+    # As if it had been interrupted before the end.
+    found.unlink()
+    for file in tmp_path.glob("star/checkpoints/search-00000002.*"):
+        file.unlink()
+    assert run_main(search.main, [*star, "--resume"]) == 0
+    again = json.loads(found.read_text())
+    assert (again["candidates"], again["ranking"]) == (first["candidates"], first["ranking"])
+    assert run_main(retrain.main, ["star", *TINY_RECIPE]) == 0
+    assert run_main(evaluate.main, ["star"]) == 0
+    assert run_main(compare.main, ["star", "--methods", "ours"]) == 0
+    assert "Does λ steer diversity?" in (tmp_path / "star/report.html").read_text()

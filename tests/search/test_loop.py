@@ -15,10 +15,10 @@ from dnas_ens.errors import UserError
 from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import write_json
 from dnas_ens.run.progress import CostMeter
-from dnas_ens.search.candidates import rank, select
+from dnas_ens.search.candidates import draw_pool, rank, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, estimate, run_search, train
-from dnas_ens.search.steps import Schedules
+from dnas_ens.search.schedules import Schedules
 
 #: Operations that cost little.
 WEIGHTLESS = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3")
@@ -29,7 +29,7 @@ def states_equal(first, second):
     return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
-@pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax"])
+@pytest.mark.parametrize("relaxation", ["softmax", "gumbel-softmax", "gumbel-hard"])
 def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_search, relaxation, tmp_path):
     config = with_fields(tiny_search, relaxation=relaxation)
     straight = SearchLoop(config, few_digits)
@@ -76,10 +76,12 @@ def test_schedules_reach_both_ends(tiny_search):
     [
         {"penalty": "js-predictive", "passes": "separate"},
         {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
+        {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble", "relaxation": "gumbel-hard"},
         {"penalty": "js-base", "second_order": True},
         {"penalty": "none", "hypernetwork": "mlp"},
         {"train_knot_positions": True, "auxiliary_skip": 1.0},
         {"relaxation": "gumbel-softmax", "drawn_members": 4},
+        {"relaxation": "gumbel-hard", "drawn_members": None},
         {"fixed_lambda": 0.3},
     ],
     ids=str,
@@ -158,7 +160,7 @@ def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_
 def test_brief_training_improves_the_candidates(few_digits, tiny_search):
     scores = []
     for epochs in (0, 6):
-        found = run_search(with_fields(tiny_search, candidate_epochs=epochs, pool_size=3), few_digits)
+        found = run_search(with_fields(tiny_search, space="darts", candidate_epochs=epochs, pool_size=3), few_digits)
         scores.append(np.mean([candidate.supernet_val_nll for candidate in found.candidates]))
     assert scores[1] < scores[0] - 0.05
 
@@ -180,6 +182,37 @@ def test_the_ranking_goes_on_from_the_chosen_by_the_ensembles_nll(selection):
         }
         assert ranking[size] == min(nlls, key=nlls.get)
     assert rank(probs, labels, [5, 4, 3, 2, 1, 0]) == [5, 4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(("given", "scored"), [(None, 48), (20, 20), (1000, 359)])
+def test_candidates_are_scored_on_no_more_images_than_asked_for(digits, few_digits, tiny_search, given, scored):
+    splits = {"train": few_digits.train, "val": digits.val, "test": digits.test}
+    data = ImageData.from_splits("more val", digits.classes, **splits, flip=False)
+    loop = SearchLoop(with_fields(tiny_search, score_images=given), data)
+    images = loop.scoring_images()
+    assert len(images) == scored
+    pool, probs = score(loop, draw_pool(loop)[:2], recipe=RetrainConfig())
+    assert probs.shape == (2, scored, 10)
+    probs = probs.astype(float)
+    expected = [log_loss(images.labels, own / own.sum(-1, keepdims=True), labels=range(10)) for own in probs]
+    assert [candidate.supernet_val_nll for candidate in pool] == pytest.approx(expected, rel=1e-5)
+
+
+def test_candidates_without_scores_are_ranked_by_how_far_they_lie_apart(few_digits, tiny_search):
+    found = run_search(with_fields(tiny_search, score_images=0), few_digits)
+    assert {candidate.supernet_val_nll for candidate in found.candidates} == {None}
+    assert "selected_val_nll" not in found.report
+    pool, ranking = found.candidates, found.ranking
+    assert sorted(ranking) == list(range(len(pool)))
+    assert pool[ranking[0]].lam == max(candidate.lam for candidate in pool)
+    for size in range(1, len(ranking)):
+        most_shared = {
+            index: max(pool[index].genotype.shared_edges(pool[taken].genotype) for taken in ranking[:size])
+            for index in ranking[size:]
+        }
+        assert most_shared[ranking[size]] == min(most_shared.values())
+    assert len(found.genotypes) == 3
+    assert repr(found).splitlines()[1].endswith("inherited weights -")
 
 
 def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
@@ -217,6 +250,8 @@ def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sort
         {"space": "darts", "channels": 4, "form": "reference"},
         {"num_cells": 5, "channels": 8},
         {"channels": 4, "form": "reference"},
+        {"channels": 8, "relaxation": "gumbel-hard"},
+        {"space": "darts", "channels": 8, "relaxation": "gumbel-hard"},
     ],
     ids=str,
 )
@@ -230,12 +265,14 @@ def test_memory_estimate_against_what_autograd_keeps(digits, fields):
         return tensor
 
     images = torch.randn(config.bilevel.batch_size, 1, 8, 8).contiguous(memory_format=torch.channels_last)
-    mixtures = loop.family.start()[None].repeat(4, 1, 1, 1)
+    hard = config.objective.hard
+    mixtures = loop.family.relaxed(loop.family.draw(1 if hard else 4, torch.Generator()), noise_seed=0)
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        logits = loop.supernet(images, mixtures)
+        logits = loop.supernet(images, mixtures.detach(), hard=hard)
     assert logits.requires_grad
     measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / 2**20
     estimated = estimate(config, digits)
-    assert measured <= estimated["memory_mib"] <= 1.6 * measured
+    # What one path keeps depends on its operations.
+    assert measured <= estimated["memory_mib"] <= (3 if hard else 1.6) * measured
     assert estimated["supernet_parameters"] == sum(p.numel() for p in loop.supernet.parameters())
-    assert estimated["weight_steps"] == 20 * (len(loop.weight_half) // 64)
+    assert estimated["steps"] == 20 * (len(loop.weight_images) // 64)

@@ -199,8 +199,8 @@ def recorded_losses(session: Session) -> None:
         loop.steps.begin_epoch(loop.schedules, num_pairs=count // 2)
         losses, before = [], [0.0, 0.0]
         batches = zip(
-            loop._batches(loop.weight_half, "order"),
-            loop._batches(loop.architecture_half, "architecture_order"),
+            loop._batches(loop.weight_images, "order"),
+            loop._batches(loop.architecture_images, "architecture_order"),
             strict=False,
         )
         for training_batch, validation_batch in itertools.islice(batches, count // 2):
