@@ -14,6 +14,14 @@ from typing import Any, Literal
 
 Kind = Literal["first", "longer", "cycle", "copy", "cell"]
 
+#: What each kind of unit is called.
+NAMES: dict[Kind, str] = {
+    "first": "first network",
+    "longer": "the best network trained longer",
+    "cycle": "a further cycle",
+    "copy": "another network of the best cell",
+    "cell": "a network of another cell",
+}
 #: A doubling of a network's epochs gains so much of its loss at first, and each further one this share of the last.
 FIRST_DOUBLING, NEXT_DOUBLING = 0.15, 0.7
 #: The second network of an ensemble gains so much of the loss; from M to M + 1 it is c / (M (M + 1)).
@@ -61,7 +69,8 @@ class Done:
     """A unit that is finished.
 
     Args:
-        unit: What was done.
+        unit: What was to be done.
+        epochs: How long it became; less than planned where time ran out.
         cost: Seconds, or epochs where the budget is one of epochs.
         alone: Calibrated NLL of its network on val, cross-fitted, nats.
         loss: That of the ensemble chosen from all networks so far.
@@ -69,6 +78,7 @@ class Done:
     """
 
     unit: Unit
+    epochs: int
     cost: float
     alone: float
     loss: float
@@ -131,7 +141,7 @@ def bases_of(history: Sequence[Done]) -> list[Base]:
         unit = done.unit
         if unit.parent is None:
             of_network[unit.number] = len(bases)
-            bases.append(Base(end=done, newest=done, epochs=unit.epochs, earlier=None, cycle_gains=()))
+            bases.append(Base(end=done, newest=done, epochs=done.epochs, earlier=None, cycle_gains=()))
             continue
         index = of_network[unit.number] = of_network[unit.parent]
         base = bases[index]
@@ -142,7 +152,7 @@ def bases_of(history: Sequence[Done]) -> list[Base]:
             bases[index] = Base(
                 end=done,
                 newest=done,
-                epochs=KEPT * base.epochs + unit.epochs,
+                epochs=KEPT * base.epochs + done.epochs,
                 earlier=(base.epochs, base.end.alone),
                 cycle_gains=(),
             )

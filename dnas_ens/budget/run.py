@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,20 +12,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 
 from dnas_ens.budget.amount import Amount
-from dnas_ens.budget.forecast import Done, Forecast, Unit, forecasts
+from dnas_ens.budget.forecast import NAMES, Done, Forecast, Unit, forecasts
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.selection import averaged_loss, greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
+from dnas_ens.metrics.calibration import calibrated_nll
+from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.nn.network import Network
 from dnas_ens.run.files import read_checked, read_json, write_json
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.members import Plan, build_training, ensemble_of, trained_network
+from dnas_ens.training.trainer import MemberTraining
 from dnas_ens.types import FloatArray, IntArray
 
 if TYPE_CHECKING:
@@ -36,11 +41,13 @@ if TYPE_CHECKING:
 LEDGER = "budget.json"
 #: The first network is trained for this share of the budget, and for so many steps at most.
 FIRST_SHARE, FIRST_STEPS = 0.1, 500
-#: Widths that are tried, as factors of the recipe's; a wider network must still afford so many epochs.
-WIDTHS = (0.5, 1, 2, 4)
+#: Networks are half as wide as the recipe says where the budget is fewer epochs than the first of these, and are
+#: doubled for as long as it is more than the second.
 NARROW_BELOW, WIDE_FROM = 8, 150
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
+#: s, how far the logarithm of an ensemble's temperature is expected to be from 0.
+LOG_TEMPERATURE_SPREAD = 0.5
 
 
 class Cells(Protocol):
@@ -73,6 +80,22 @@ def best_set(probs: FloatArray, labels: IntArray) -> list[int]:
     return order[: int(np.argmin(losses)) + 1]
 
 
+def likely_temperature(averaged: FloatArray, labels: IntArray) -> float:
+    """Return the temperature with the least N NLL(T) + (ln T)^2 / (2 s^2), a fit that takes few images for few.
+
+    Half of a small val may hold no error, and without the second term the best temperature would be 0.
+    """
+    log_probs = np.log(np.maximum(averaged, PROB_FLOOR))
+    images = np.arange(len(labels))
+
+    def cost(log_temperature: float) -> float:
+        scaled = log_probs / math.exp(log_temperature)
+        fitted = scaled[images, labels] - logsumexp(scaled, axis=1)
+        return float(-fitted.sum() + log_temperature**2 / (2 * LOG_TEMPERATURE_SPREAD**2))
+
+    return math.exp(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x)
+
+
 def cross_fitted_loss(
     probs: FloatArray, labels: IntArray, *, choose: Callable[[FloatArray, IntArray], list[int]] = best_set
 ) -> float:
@@ -85,7 +108,7 @@ def cross_fitted_loss(
     losses = []
     for fitted_on, scored_on in (halves, halves[::-1]):
         chosen = choose(probs[:, fitted_on], labels[fitted_on])
-        temperature = fit_temperature(probs[chosen][:, fitted_on].mean(axis=0, dtype=np.float64), labels[fitted_on])
+        temperature = likely_temperature(probs[chosen][:, fitted_on].mean(axis=0, dtype=np.float64), labels[fitted_on])
         averaged = probs[chosen][:, scored_on].mean(axis=0, dtype=np.float64)
         losses.append(calibrated_nll(averaged, labels[scored_on], temperature) * len(scored_on))
     return sum(losses) / len(labels)
@@ -199,21 +222,23 @@ class Spending:
 
     def _plan(self) -> Ledger:
         """Choose the width and the length of the first training from measured steps."""
-        base = self.recipe.channels
+        timed, base = self.amount.unit == "seconds", self.recipe.channels
+        affordable: dict[int, float] = {}
+
+        def afford(channels: int) -> float:
+            recipe = replace(self.recipe, channels=channels)
+            taken = self._training(Plan(genotype=self.cells.base, recipe=recipe), 0).measured_step()
+            epochs[channels] = self._steps_per_epoch * taken
+            affordable[channels] = self.amount.total / (epochs[channels] if timed else 1.0)
+            return affordable[channels]
+
         epochs: dict[int, float] = {}
-        for channels in sorted({max(4, int(factor * base) // 4 * 4) for factor in WIDTHS}):
-            self.recipe = replace(self.recipe, channels=channels)
-            seconds = self._training(Plan(genotype=self.cells.base, recipe=self.recipe), 0).measured_step()
-            epochs[channels] = self._steps_per_epoch * seconds
-        affordable = {
-            channels: self.amount.total / (taken if self.amount.unit == "seconds" else 1.0)
-            for channels, taken in epochs.items()
-        }
         chosen = base
-        if self.amount.unit == "seconds":
-            chosen = max([base, *(channels for channels, count in affordable.items() if count >= WIDE_FROM)])
-            if affordable[base] < NARROW_BELOW:
-                chosen = min(epochs)
+        if afford(base) < NARROW_BELOW and timed:
+            chosen = max(4, base // 8 * 4)
+            afford(chosen)
+        while timed and affordable[chosen] >= 2 * WIDE_FROM and afford(2 * chosen) >= WIDE_FROM:
+            chosen *= 2
         self.recipe = replace(self.recipe, channels=chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
         first = int(max(1, min(FIRST_SHARE * affordable[chosen], most)))
@@ -232,7 +257,7 @@ class Spending:
     def _steps_per_epoch(self) -> int:
         return max(1, len(self.data.train) // self.recipe.batch_size)
 
-    def _training(self, plan: Plan, number: int) -> Any:
+    def _training(self, plan: Plan, number: int) -> MemberTraining:
         return build_training(plan, self.data, number=number, device=self.device, folder=self.folder)
 
     def _plan_of(self, unit: Unit) -> Plan:
@@ -282,7 +307,7 @@ class Spending:
             return 1.0
         own = [done for done in self._ledger.done if done.unit.cell == cell]
         if own:
-            return sum(done.cost for done in own) / sum(done.unit.epochs for done in own)
+            return sum(done.cost for done in own) / sum(done.epochs for done in own)
         known = self._epoch_cost(self._ledger.done[-1].unit.cell) if self._ledger.done else self._ledger.epoch_seconds
         if cell and self._found is None:
             return known
@@ -298,20 +323,34 @@ class Spending:
         self._load(unit)
         note = read_json(self.folder / "members" / str(unit.number) / "member.json")
         if self.amount.unit == "epochs":
-            cost = float(unit.epochs)
+            cost = float(note["epochs"])
         else:
             # With what earlier processes did of it.
             cost = max(time.monotonic() - begun, float(note["wall_seconds"]))
         probs = np.stack(self._val_probs)
         alone = cross_fitted_loss(probs[-1:], self.labels)
         loss = cross_fitted_loss(probs, self.labels)
-        return Done(unit=unit, cost=cost, alone=alone, loss=loss, members=tuple(sorted(best_set(probs, self.labels))))
+        members = tuple(sorted(best_set(probs, self.labels)))
+        return Done(unit=unit, epochs=note["epochs"], cost=cost, alone=alone, loss=loss, members=members)
 
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""
         training = self._training(self._plan_of(unit), unit.number)
+        if self.amount.unit == "seconds":
+            training.on_epoch = self._ends_in_time(training)
         self._networks.append(trained_network(training, folder=self.folder, num_members=unit.number + 1))
         self._val_probs.append(training.val_probs())
+
+    def _ends_in_time(self, training: MemberTraining) -> Callable[[], None]:
+        """Return what lowers a training's epochs to those that the budget still pays for, as they are measured."""
+        begun, before = time.monotonic(), training.epoch
+
+        def lower() -> None:
+            an_epoch = (time.monotonic() - begun) / (training.epoch - before)
+            left = int((self.amount.total * (1 - RESERVE) - self._spent()) / an_epoch)
+            training.total_epochs = min(training.total_epochs, training.epoch + max(0, left))
+
+        return lower
 
     def _save(self, members: Sequence[int]) -> Ensemble:
         ensemble = ensemble_of(
@@ -323,7 +362,7 @@ class Spending:
     def _spent(self) -> float:
         """Return what is spent: the time of this process and of earlier ones, or the epochs."""
         if self.amount.unit == "epochs":
-            return float(sum(done.unit.epochs for done in self._ledger.done))
+            return float(sum(done.epochs for done in self._ledger.done))
         return self._charged + time.monotonic() - self._began
 
     def _write(self) -> None:
@@ -343,16 +382,6 @@ class Spending:
 
     def _say(self, text: str) -> None:
         print(f"budget: {text}", file=sys.stderr, flush=True)
-
-
-#: What each kind of unit is called.
-NAMES = {
-    "first": "first network",
-    "longer": "the best network trained longer",
-    "cycle": "a further cycle",
-    "copy": "another network of the best cell",
-    "cell": "a network of another cell",
-}
 
 
 def spend_budget(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 
 from tyro.conf import OmitArgPrefixes
 
@@ -106,4 +107,26 @@ def main(argv: list[str]) -> None:
         print(run.file("results.md").read_text(), end="")
         print(f"report: {write_report(run.path)}")
         print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
-        print_next(run.path, "dnas_ens.compare")
+        if command.amount is None:
+            print_next(run.path, "dnas_ens.compare")
+        else:
+            print(f"run folder: {run.path}")
+            print(f"next, to spend more: {shlex.join(_with_twice_the_budget(typed, run.path, command))}")
+
+
+def _with_twice_the_budget(typed: list[str], folder: Path, command: WholeWayCommand) -> list[str]:
+    """Return the command that goes on in the folder with a budget twice as large."""
+    flag = "--budget-epochs" if command.budget is None else "--budget"
+    amount = command.amount
+    assert amount is not None
+    twice = str(round(2 * amount.total)) + ("" if amount.unit == "epochs" else "s")
+    kept: list[str] = []
+    words = iter(typed)
+    for word in words:
+        name, _, value = word.replace("_", "-").partition("=")
+        if name in (flag, "--run-dir"):
+            if not value:
+                next(words)
+        elif word != "--resume":
+            kept.append(word)
+    return [*kept, flag, twice, "--run-dir", str(folder), "--resume"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from dnas_ens.metrics.significance import PairedDifference, paired_difference
 from dnas_ens.report.architectures import cells_section, steering_section
+from dnas_ens.report.budget import budget_section
 from dnas_ens.report.members import difference_section
 from dnas_ens.report.methods import comparison_section, our_row
 from dnas_ens.report.parts import NARROW, Report, count, duration, interval, minus, percent
@@ -31,6 +32,7 @@ def build_report(files: RunFiles) -> Report:
         results_section(files, rows, difference),
         classes_section(files),
         comparison_section(files),
+        budget_section(files),
         cells_section(files),
         steering_section(files),
         calibration_section(files),

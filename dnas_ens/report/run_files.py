@@ -43,6 +43,19 @@ FOUND = {
 }
 MEMBER = {"parameters": int, "val_accuracy?": _MAYBE, "cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}
 ENSEMBLE = {"members": [{"spec?": (dict, NoneType)}], "num_trained?": int}
+BUDGET = {
+    "budget": {"total": _NUMBER, "unit": str},
+    "channels": int,
+    "done": [
+        {
+            "unit": {"kind": str, "epochs": int, "number": int, "cell": int},
+            "cost": _NUMBER,
+            "loss": _NUMBER,
+            "alone": _NUMBER,
+            "members": [int],
+        }
+    ],
+}
 ROWS = [
     {
         "name": str,
@@ -78,6 +91,7 @@ class RunFiles:
         members: Each member's member.json, in order.
         discarded: Those of the networks that were trained for the ensemble and not chosen.
         ensemble: ensemble.json.
+        budget: budget.json.
         predictions: predictions.npz; ``averaged``, ``best`` and ``classes`` are there where it is.
         rows: results.json, or the same computed from the predictions.
         ensemble_sizes: ensemble_size.json, or the same computed from the predictions.
@@ -93,6 +107,7 @@ class RunFiles:
     members: Sequence[Mapping[str, Any]] = ()
     discarded: Sequence[Mapping[str, Any]] = ()
     ensemble: Mapping[str, Any] | None = None
+    budget: Mapping[str, Any] | None = None
     predictions: Predictions | None = None
     rows: Sequence[Mapping[str, Any]] = ()
     ensemble_sizes: Sequence[Mapping[str, Any]] = ()
@@ -128,6 +143,7 @@ class RunFiles:
             members=members,
             discarded=discarded,
             ensemble=ensemble,
+            budget=_optional(folder / "budget.json", BUDGET, None),
             predictions=predictions,
             rows=_rows(folder / "results.json", predictions),
             ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),

@@ -103,13 +103,15 @@ def member_steps(
             initial_epoch=training.epoch,
         ) as progress,
     ):
-        while training.epoch < recipe.epochs:
+        while training.epoch < training.total_epochs:
             if alone:
                 scalars = training.run_epoch(progress)
             else:
                 scalars = yield from _metered(training.epoch_steps(progress), cost)
+            if training.on_epoch is not None:
+                training.on_epoch()
             # Measured at the quarters only: the last state is the member, whatever its validation loss on the way.
-            if 4 * training.epoch // recipe.epochs > 4 * (training.epoch - 1) // recipe.epochs:
+            if 4 * training.epoch // training.total_epochs > 4 * (training.epoch - 1) // training.total_epochs:
                 measured = on_val()
                 scalars |= measured
             progress.epoch(training.epoch, **scalars)
@@ -127,6 +129,7 @@ def member_steps(
         "execution": training.execution.to_dict(),
         "seeds": vars(training.seeds),
         "parameters": training.num_parameters,
+        "epochs": training.epoch,
         **measured,
         **cost.seconds(),
     }

@@ -222,9 +222,9 @@ def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
     return recipe.drop_path * epoch / recipe.epochs
 
 
-def cosine_learning_rate(recipe: RetrainConfig, epoch: int) -> float:
-    """Return the learning rate of an epoch (from 0): half a cosine from ``learning_rate`` towards 0."""
-    return float(0.5 * recipe.learning_rate * (1 + np.cos(np.pi * epoch / recipe.epochs)))
+def cosine_learning_rate(learning_rate: float, epoch: int, epochs: int) -> float:
+    """Return the learning rate of an epoch (from 0) of several: half a cosine from ``learning_rate`` towards 0."""
+    return float(0.5 * learning_rate * (1 + np.cos(np.pi * epoch / epochs)))
 
 
 def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, begin: int) -> float:

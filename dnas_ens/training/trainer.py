@@ -54,6 +54,7 @@ class Training(Generic[Model]):
     Attributes:
         network: The module.
         epoch: Epochs done.
+        total_epochs: Those there will be, where the cosine of the learning rate ends; the recipe's unless lowered.
         execution: How the module is computed; what the recipe leaves open is measured before the first epoch.
     """
 
@@ -70,7 +71,7 @@ class Training(Generic[Model]):
         prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> None:
         self.recipe, self.seeds, self.name = recipe, seeds, name
-        self.device, self.epoch = torch.device(device), 0
+        self.device, self.epoch, self.total_epochs = torch.device(device), 0, recipe.epochs
         self._batches, self._prepare = batches, prepare
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seeds.initialisation)
@@ -198,7 +199,7 @@ class Training(Generic[Model]):
 
         self.settle_execution()
         if learning_rate is None:
-            learning_rate = cosine_learning_rate(self.recipe, self.epoch)
+            learning_rate = cosine_learning_rate(self.recipe.learning_rate, self.epoch, self.total_epochs)
         set_learning_rate(self.optimizer, learning_rate)
         if isinstance(self.network, Network):
             self._set_drop_path(self.network)
@@ -335,7 +336,12 @@ class MemberTraining(NetworkTraining[Network]):
         genotype: Also decides the space.
         recipe: Also the size of the network.
         parent: What the training goes on from, with a new optimiser; None for fresh weights.
+
+    Attributes:
+        on_epoch: Called after every epoch, and may lower ``total_epochs`` to no less than ``epoch``.
     """
+
+    on_epoch: Callable[[], object] | None = None
 
     def __init__(
         self,

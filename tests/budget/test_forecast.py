@@ -23,7 +23,14 @@ from dnas_ens.errors import UserError
 
 def done(kind, number, loss, *, alone=None, parent=None, epochs=10, cell=0):
     unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=epochs, learning_rate=0.05)
-    return Done(unit=unit, cost=float(epochs), alone=loss if alone is None else alone, loss=loss, members=(number,))
+    return Done(
+        unit=unit,
+        epochs=epochs,
+        cost=float(epochs),
+        alone=loss if alone is None else alone,
+        loss=loss,
+        members=(number,),
+    )
 
 
 class World:
@@ -49,7 +56,9 @@ class World:
             cycles = sum(each.unit.kind == "cycle" for each in self.history)
             loss = self.loss(len(bases), min(cycles, 3 * len(bases)), epochs)
             alone = self.floor + self.slope * bases[-1].epochs ** -0.5 + self.between
-            self.history[-1] = Done(unit=unit, cost=float(unit.epochs), alone=alone, loss=loss, members=(0,))
+            self.history[-1] = Done(
+                unit=unit, epochs=unit.epochs, cost=float(unit.epochs), alone=alone, loss=loss, members=(0,)
+            )
             options = forecasts(
                 self.history,
                 left=budget - spent,

@@ -55,7 +55,7 @@ def test_after_every_unit_there_is_an_ensemble_and_the_budget_is_kept(few_digits
     assert [number for number, _, _ in seen] == list(range(len(entries)))
     assert [members for _, members, _ in seen] == [len(entry["members"]) for entry in entries]
     assert np.isfinite([loss for _, _, loss in seen]).all()
-    spent = sum(entry["unit"]["epochs"] for entry in entries)
+    spent = sum(entry["epochs"] for entry in entries)
     assert 20 < spent <= 24
     assert ledger(tmp_path)["spent"] == spent
     assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
@@ -157,8 +157,12 @@ def test_who_joins_against_a_search_of_all_beginnings():
             return -scaled[np.arange(len(of)), of].mean()
 
         fitted_average, fitted_target = (averaged, target) if fitted is None else fitted
+        # The cross-fitted temperature has a normal prior on its logarithm, of deviation 0.5.
+        prior = 0.0 if fitted is None else 2.0 / len(fitted_target)
         best = minimize_scalar(
-            lambda log: at(np.exp(log), fitted_average, fitted_target), bounds=(-3, 3), method="bounded"
+            lambda log: at(np.exp(log), fitted_average, fitted_target) + prior * log**2,
+            bounds=(-3, 3),
+            method="bounded",
         )
         return at(np.exp(best.x), averaged, target)
 

@@ -81,7 +81,9 @@ def test_schedules_against_the_formulas():
     reference = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 10)
     for epoch in range(10):
-        assert cosine_learning_rate(recipe, epoch) == pytest.approx(schedule.get_last_lr()[0])
+        assert cosine_learning_rate(recipe.learning_rate, epoch, recipe.epochs) == pytest.approx(
+            schedule.get_last_lr()[0]
+        )
         reference.step()
         schedule.step()
     np.testing.assert_allclose([drop_path_at(recipe, e) for e in (0, 5, 9)], [0.0, 0.15, 0.27])

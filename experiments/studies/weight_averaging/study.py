@@ -164,7 +164,7 @@ class Study:
         from dnas_ens.training.step import cosine_learning_rate, cosine_to_constant
 
         if schedule == "cosine":
-            return cosine_learning_rate(self.recipe, epoch)
+            return cosine_learning_rate(self.recipe.learning_rate, epoch, self.recipe.epochs)
         begin = self.recipe.epochs - self.kept
         return cosine_to_constant(self.learning_rate, self.averaging_rate, epoch=epoch, begin=begin)
 
