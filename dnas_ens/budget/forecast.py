@@ -72,6 +72,7 @@ class Done:
         unit: What was to be done.
         epochs: How long it became; less than planned where time ran out.
         cost: Seconds, or epochs where the budget is one of epochs.
+        train_loss: Mean loss of its last epoch, nats; None where it is not known.
         alone: Calibrated NLL of its network on val, cross-fitted, nats.
         loss: That of the ensemble chosen from all networks so far.
         members: Numbers of the networks in it.
@@ -80,6 +81,7 @@ class Done:
     unit: Unit
     epochs: int
     cost: float
+    train_loss: float | None
     alone: float
     loss: float
     members: tuple[int, ...]
@@ -163,14 +165,18 @@ def next_doubling(base: Base) -> float:
     """Return what the next doubling of a base's epochs is expected to take off its own loss, nats.
 
     With d doublings since the earlier length that gained G together, and each gaining a share r of the one before, the
-    next gains G r^d (1 - r) / (1 - r^d).
+    next gains G r^d (1 - r) / (1 - r^d). What is left to learn limits it: it is multiplied by the loss in training as a
+    share of the loss on val, which is near 1 as long as a network learns and tends to 0 once it knows its images.
     """
+    left_to_learn = 1.0
+    if base.end.train_loss is not None:
+        left_to_learn = min(1.0, base.end.train_loss / base.end.alone)
     guess = FIRST_DOUBLING * base.end.alone
     if base.earlier is None or base.epochs <= base.earlier[0]:
-        return guess
+        return left_to_learn * guess
     left: float = NEXT_DOUBLING ** math.log2(base.epochs / base.earlier[0])
     measured = (base.earlier[1] - base.end.alone) * left * (1 - NEXT_DOUBLING) / (1 - left)
-    return max(0.0, (1 - GUESS) * measured + GUESS * guess * left)
+    return left_to_learn * max(0.0, (1 - GUESS) * measured + GUESS * guess * left)
 
 
 def gain_of_growth(base: Base, growth: float) -> float:

@@ -331,7 +331,15 @@ class Spending:
         alone = cross_fitted_loss(probs[-1:], self.labels)
         loss = cross_fitted_loss(probs, self.labels)
         members = tuple(sorted(best_set(probs, self.labels)))
-        return Done(unit=unit, epochs=note["epochs"], cost=cost, alone=alone, loss=loss, members=members)
+        return Done(
+            unit=unit,
+            epochs=note["epochs"],
+            cost=cost,
+            train_loss=note["train_loss"],
+            alone=alone,
+            loss=loss,
+            members=members,
+        )
 
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""

@@ -86,6 +86,7 @@ def member_steps(
         training.begin()
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
+    scalars: dict[str, float] = {}
 
     def on_val() -> dict[str, float]:
         # Validation time does not count as training cost: with much val and few epochs it would be most of it.
@@ -130,6 +131,7 @@ def member_steps(
         "seeds": vars(training.seeds),
         "parameters": training.num_parameters,
         "epochs": training.epoch,
+        "train_loss": scalars.get("train_loss"),
         **measured,
         **cost.seconds(),
     }

@@ -21,12 +21,13 @@ from dnas_ens.budget.forecast import (
 from dnas_ens.errors import UserError
 
 
-def done(kind, number, loss, *, alone=None, parent=None, epochs=10, cell=0):
+def done(kind, number, loss, *, alone=None, parent=None, epochs=10, cell=0, train_loss=None):
     unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=epochs, learning_rate=0.05)
     return Done(
         unit=unit,
         epochs=epochs,
         cost=float(epochs),
+        train_loss=train_loss,
         alone=loss if alone is None else alone,
         loss=loss,
         members=(number,),
@@ -57,7 +58,13 @@ class World:
             loss = self.loss(len(bases), min(cycles, 3 * len(bases)), epochs)
             alone = self.floor + self.slope * bases[-1].epochs ** -0.5 + self.between
             self.history[-1] = Done(
-                unit=unit, epochs=unit.epochs, cost=float(unit.epochs), alone=alone, loss=loss, members=(0,)
+                unit=unit,
+                epochs=unit.epochs,
+                cost=float(unit.epochs),
+                train_loss=None,
+                alone=alone,
+                loss=loss,
+                members=(0,),
             )
             options = forecasts(
                 self.history,
@@ -133,6 +140,12 @@ def test_a_doubling_is_forecast_from_the_ones_before_it():
     assert next_doubling(base) == pytest.approx((1 - GUESS) * gain * NEXT_DOUBLING**2 + GUESS * guess)
     assert gain_of_growth(base, 2.0) == pytest.approx(next_doubling(base))
     assert gain_of_growth(base, 4.0) == pytest.approx(next_doubling(base) * (1 + NEXT_DOUBLING))
+
+
+@pytest.mark.parametrize(("train_loss", "share"), [(None, 1.0), (0.6, 1.0), (0.5, 1.0), (0.1, 0.2), (0.0, 0.0)])
+def test_a_network_that_knows_its_images_has_less_to_learn(train_loss, share):
+    (base,) = bases_of([done("first", 0, 0.5, train_loss=train_loss)])
+    assert next_doubling(base) == pytest.approx(0.15 * 0.5 * share)
 
 
 def test_a_further_network_is_forecast_by_one_over_m():
