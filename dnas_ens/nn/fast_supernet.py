@@ -58,7 +58,7 @@ class FastSupernetCell(nn.Module):
         nodes: list[Tensor | None] = [None] * self.space.num_nodes
         for source, (module, edges) in enumerate(zip(self.sources, self.leaving, strict=True)):
             # Nodes are complete when their turn as a source comes: all edges lead forward.
-            features = inputs[source] if source < 2 else self._complete(nodes[source - 2])
+            features = inputs[source] if source < len(inputs) else self._complete(nodes[source - len(inputs)])
             assert isinstance(module, EdgesOfSource)
             active, rest = split_channels(features, self.partial_channels)
             own = torch.stack([weights[edge] for edge in edges], dim=1)
