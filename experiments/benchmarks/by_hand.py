@@ -11,13 +11,14 @@ ratio by hand / ours of at least 0.91, so that what the cells add is below 10 %.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from steps import NetworkOptions, some_steps
 from timing import ExecutedOptions, Side, parse_benchmark, run_benchmark, timed
 
 from dnas_ens.commands.parse import run_main
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 
 if TYPE_CHECKING:
     import torch
@@ -26,19 +27,9 @@ if TYPE_CHECKING:
     from dnas_ens.space.stack import StackSpec
 
 BY_HAND, OURS = "by hand", "ours"
-CONV, SKIP = "conv_3x3", "skip_connect"
-POINTS = {
-    "plain-cnn": {
-        "space": "efficient",
-        "normal": [[[CONV, 0]], [[SKIP, 1]], [[SKIP, 2]]],
-        "reduction": [[[CONV, 0]], [[CONV, 1]], [[SKIP, 2]]],
-    },
-    "resnet": {
-        "space": "efficient",
-        "normal": [[[CONV, 0]], [[SKIP, 0], [CONV, 1]], [[SKIP, 2]]],
-        "reduction": [[[CONV, 0]], [["conv_1x1", 0], [CONV, 1]], [[SKIP, 2]]],
-    },
-}
+#: With the stem, one convolution before the first reduction makes the pair that the plain CNN begins with.
+SIX_LAYERS = replace(PLAIN_CNN, normal=((("conv_3x3", 0),), (("skip_connect", 1),), (("skip_connect", 2),)))
+POINTS = {"plain-cnn": SIX_LAYERS, "resnet": RESNET}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +81,10 @@ def written_by_hand(network: str, stack: StackSpec) -> nn.Module:
 def build_round(side: str, options: ByHand, device: torch.device) -> Side:
     """Return the timed round of a side, with a network of its own."""
     from dnas_ens.nn.network import Network
-    from dnas_ens.space.genotype import Genotype
     from dnas_ens.space.stack import StackSpec
     from dnas_ens.training.trainer import NetworkTraining
 
-    data, point = options.images(), Genotype.from_dict(POINTS[options.network])
+    data, point = options.images(), POINTS[options.network]
     # The plain CNN halves the images three times, whatever their size.
     stack = StackSpec.for_data(
         data,

@@ -233,6 +233,8 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
     with pytest.raises(UserError, match="no hypernetwork"):
         result.sample(0.5)
+    with pytest.raises(UserError, match="of the space darts; the search is in efficient"):
+        run_search(with_fields(config, space="efficient"), few_digits)
 
 
 def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sorted(digits, tiny_search):
