@@ -23,7 +23,7 @@ from dnas_ens.run.checkpoint import CheckpointStore, first_not_finite
 from dnas_ens.run.files import read_json
 
 SEARCH = (
-    "--num-cells 1 --channels 4 --num-nodes 2 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
+    "--num-cells 1 --channels 4 --num-nodes 3 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
     "--batch-size 32 --drawn-members 2 --penalty-draws 2 --members 2 --pool-size 4 --device cpu --run-dir R"
 ).split()
 RECIPE = "R --epochs 4 --channels 4 --num-cells 1 --batch-size 32 --device cpu --workers 1".split()
@@ -226,7 +226,7 @@ def test_a_state_of_another_genotype_is_refused(folder, command, fault):
     fault["killed"]("member-0", 2)
     command("retrain", code="killed")
     found = read_json(folder / "genotypes.json")
-    node = found["candidates"][found["selected"][0]]["genotype"]["reduction"][1]
+    node = found["candidates"][found["selected"][0]]["genotype"]["reduction"][2]
     # The same operations, one from another source: every tensor has the shape it had.
     node[0][1] = next(source for source in range(3) if source not in {source for _, source in node})
     (folder / "genotypes.json").write_text(json.dumps(found))

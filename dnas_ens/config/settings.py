@@ -15,7 +15,7 @@ from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.errors import UserError
 from dnas_ens.space.search_space import SearchSpace
-from dnas_ens.space.spaces import SPACES, SpaceName, check_partial_channels
+from dnas_ens.space.spaces import SpaceName, check_partial_channels, rules_of
 
 Preset = Literal["smoke", "micro", "fast", "paper"]
 Regime = Literal["star", "optimal", "edges", "random", "hypernet", "js"]
@@ -109,7 +109,7 @@ class SupernetConfig:
     @property
     def num_channels(self) -> int:
         """C: as given, or the space's own."""
-        return SPACES[self.space].channels if self.channels is None else self.channels
+        return rules_of(self.space).channels if self.channels is None else self.channels
 
     @property
     def search_space(self) -> SearchSpace:

@@ -178,11 +178,7 @@ def genotype_mixture(genotype: Genotype, space: SearchSpace) -> Tensor:
     Raises:
         UserError: If the genotype does not live in the space.
     """
-    if genotype.space != space.name:
-        raise UserError(
-            f"The genotype is of the space {genotype.space}; the search is in {space.name}.",
-            f"Search with --space {genotype.space}.",
-        )
+    genotype.require_space(space.name)
     mixture = torch.zeros(space.shape)
     for type_index, cell_type in enumerate(space.cell_types):
         cell = genotype.cell(cell_type) if cell_type in genotype.cell_types else ()

@@ -204,6 +204,7 @@ def _random_deviations(config: SearchConfig, base: Genotype | None) -> SearchRes
     """Return the regime "random" of EdgeNES: the base with k edges replaced, nothing trained or scored."""
     if base is None:
         raise UserError("Random deviations need a base to deviate from.", "Give --base RUN/genotypes.json.")
+    base.require_space(config.supernet.space)
     operations = config.supernet.search_space.operations
     pool = deviation_pool(base, config.candidates, operations=operations, seed=config.seed)
     return SearchResult(

@@ -135,6 +135,14 @@ class Genotype:
         """Return the edges of a cell, node after node."""
         return [edge for node in self.cell(cell_type) for edge in node]
 
+    def require_space(self, space: str) -> None:
+        """Raise UserError unless it is of the space that is searched."""
+        if self.space != space:
+            raise UserError(
+                f"The genotype is of the space {self.space}; the search is in {space}.",
+                f"Search with --space {self.space}.",
+            )
+
     def skip_counts(self) -> dict[str, int]:
         """Count the skip_connect edges of each cell; many are the sign of a collapsing search."""
         return {

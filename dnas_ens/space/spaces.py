@@ -107,8 +107,8 @@ def rules_of(space: object) -> Space:
 
 
 def check_partial_channels(space: str, partial_channels: int) -> None:
-    """Raise UserError where partial channels are asked for in a space that has none."""
-    if partial_channels > 1 and rules_of(space).sums_loose_ends:
+    """Raise UserError if there is no such space, or partial channels are asked for where there are none."""
+    if rules_of(space).sums_loose_ends and partial_channels > 1:
         raise UserError(
             f"Channels do not pass by the operations of the space {space}.",
             "Leave --partial-channels out, or give --space darts.",

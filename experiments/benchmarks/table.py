@@ -24,6 +24,7 @@ TITLES = {
     "search_step": "search step, {members} members, {image_size}×{image_size}, C={channels}",
     "retraining": "retraining, {data}, C={channels}",
     "execution": "layout and precision of {step}, {data}, C={channels}",
+    "by_hand": "training step of the {network}, {data}, C={channels}",
     "floor": "search step and its floor, {image_size}×{image_size}, C={channels}",
     "side_by_side": "members side by side, {data}, C={channels}",
     "startup": "`python -m dnas_ens.search --help`",

@@ -23,6 +23,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors
 from dnas_ens.space.genotype import CELL_TYPES, Genotype, random_genotype
 from dnas_ens.space.search_space import SearchSpace
+from dnas_ens.space.spaces import SPACES
 
 OPERATIONS = ("skip_connect", "sep_conv_3x3", "max_pool_3x3")
 SPACE = SearchSpace(operations=OPERATIONS, num_nodes=2)
@@ -41,22 +42,29 @@ def never(*_):
     raise AssertionError("trained")
 
 
-def test_a_random_pool_is_seeded_distinct_and_of_the_space():
-    pool = random_pool(LARGE, 30, seed=4)
-    assert pool == random_pool(LARGE, 30, seed=4)
-    assert pool[:10] == random_pool(LARGE, 10, seed=4)
-    assert pool != random_pool(LARGE, 30, seed=5)
+@pytest.mark.parametrize(
+    ("space", "num_edges"),
+    [(LARGE, {16}), (SearchSpace(name="efficient", operations=LARGE.operations), {*range(8, 15)})],
+)
+def test_a_random_pool_is_seeded_distinct_and_of_the_space(space, num_edges):
+    pool = random_pool(space, 30, seed=4)
+    assert pool == random_pool(space, 30, seed=4)
+    assert pool[:10] == random_pool(space, 10, seed=4)
+    assert pool != random_pool(space, 30, seed=5)
     assert len({genotype.canonical_hash() for genotype in pool}) == 30
     for genotype in pool:
-        assert (genotype.num_nodes, genotype.num_edges) == (4, 16)
-        assert genotype.operations <= set(LARGE.operations) - {"none"}
+        assert (genotype.space, genotype.num_nodes) == (space.name, 4)
+        assert genotype.num_edges in num_edges
+        assert genotype.operations <= set(space.operations) - {"none"}
 
 
 def test_a_space_is_drawn_to_its_last_genotype():
     # Sources (0 | 1) x (0 | 1 | 2) of one operation make 6; the twins (0, 1) and (1, 0) are one network.
     twins = SearchSpace(operations=("a",), num_nodes=2, cell_types=("normal",))
-    # One node that takes both inputs, each with one of two operations: 4 genotypes.
-    for space, edges_per_node, size in ((TINY, 2, 4), (twins, 1, 5)):
+    # One node that takes both inputs, each with one of two operations: 4 genotypes. The second node of a cell of one
+    # input takes the input, the first node or both: 3.
+    chain = SearchSpace(name="efficient", operations=("a",), num_nodes=2, cell_types=("normal",))
+    for space, edges_per_node, size in ((TINY, 2, 4), (twins, 1, 5), (chain, 2, 3)):
         assert len(set(random_pool(space, size, seed=0, edges_per_node=edges_per_node))) == size
         with pytest.raises(UserError, match=f"only {size} are different"):
             random_pool(space, size + 1, seed=0, edges_per_node=edges_per_node)
@@ -140,10 +148,16 @@ def edits(parent, child):
     return found
 
 
-@given(st.integers(0), st.integers(1, 5), st.integers(1, 3), st.sampled_from([("normal",), CELL_TYPES]))
-def test_a_mutant_is_valid_and_one_edit_away(seed, num_nodes, edges_per_node, cell_types):
+@given(
+    st.integers(0),
+    st.integers(1, 5),
+    st.integers(1, 3),
+    st.sampled_from([("normal",), CELL_TYPES]),
+    st.sampled_from(sorted(SPACES)),
+)
+def test_a_mutant_is_valid_and_one_edit_away(seed, num_nodes, edges_per_node, cell_types, space):
     generator = np.random.default_rng(seed)
-    sizes = {"num_nodes": num_nodes, "edges_per_node": edges_per_node, "cell_types": cell_types}
+    sizes = {"num_nodes": num_nodes, "edges_per_node": edges_per_node, "cell_types": cell_types, "space": space}
     parent = random_genotype(generator, operations=OPERATIONS, **sizes)
     child = mutate(parent, operations=("none", *OPERATIONS), generator=generator)
     # The constructor validates; through JSON, so that nothing is taken over unchecked.

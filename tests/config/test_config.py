@@ -83,6 +83,7 @@ INFINITE = float("inf")
         (RetrainConfig(), {"drop_path": 1.0}, "--drop-path is 1.0", "such a value"),
         (RetrainConfig(), {"cutout": -1}, "--cutout is -1", "0 or more"),
         (SearchConfig(), {"partial_channels": 2}, "of the space efficient", "give --space darts"),
+        (SearchConfig(), {"space": "dense"}, "no space 'dense'", "efficient, darts"),
         (SearchConfig(), {"stem_stride": 0}, "--stem-stride is 0", "above 0"),
         (SearchConfig(), {"chanels": 4}, "no field 'chanels'", "Did you mean channels?"),
         (RetrainConfig(), {"xyzzy": 4}, "no field 'xyzzy'", "There are num_cells, channels"),

@@ -87,6 +87,7 @@ TINY_NETWORK = "--channels 2 --num-cells 1 --batch-size 8"
             ["ours", "contiguous float32", "channels_last bfloat16", "contiguous bfloat16"],
             "contiguous float32 / ours",
         ),
+        ("by_hand", "--network resnet --channels 2 --batch-size 8 --batches 1", ["by hand", "ours"], "by hand / ours"),
         (
             # Three steps are more than the epoch of two batches.
             "side_by_side",

@@ -121,7 +121,7 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
     run.mkdir()
     # Channels are the preset's.
     recipe = {"num_cells": 1, "epochs": 2}
-    search = {"preset": "micro", "data": {"data": "digits", "limit_train": 200}}
+    search = {"preset": "micro", "data": {"data": "digits", "limit_train": 200}, "supernet": {"space": "darts"}}
     (run / "config.json").write_text(json.dumps({"search": search, "retrain": recipe}))
     (run / "genotypes.json").write_text(json.dumps({"candidates": cells, "selected": [2, 0, 1]}))
     fingerprint = load_data("digits", limit_train=200).fingerprint

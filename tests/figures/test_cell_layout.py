@@ -10,17 +10,20 @@ from scipy.optimize import minimize
 
 from dnas_ens.figures.cell_layout import layout_cell
 from dnas_ens.figures.style import spread
+from dnas_ens.space.cells import loose_ends
 from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.spaces import SPACES
 
 
 @settings(max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 3))
-def test_layouts_keep_their_promises(seed, num_nodes, edges_per_node):
-    genotype = tiny.genotype(seed, num_nodes=num_nodes, edges_per_node=edges_per_node, cell_types=("normal",))
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 3), st.sampled_from(sorted(SPACES)))
+def test_layouts_keep_their_promises(seed, num_nodes, edges_per_node, space):
+    sizes = {"num_nodes": num_nodes, "edges_per_node": edges_per_node, "space": space}
+    genotype = tiny.genotype(seed, cell_types=("normal",), **sizes)
     layout = layout_cell(genotype.to_graph("normal"), label_width=80.0)
     boxes = [*layout.nodes.values(), *layout.labels.values()]
-    assert set(layout.nodes) == set(range(num_nodes + 3))
-    assert len(layout.paths) == len(layout.labels) + num_nodes
+    assert set(layout.nodes) == set(range(genotype.rules.num_inputs + num_nodes + 1))
+    assert len(layout.paths) == len(layout.labels) + len(loose_ends(genotype.normal, genotype.rules))
     for box in boxes:
         assert box.width / 2 <= box.x <= layout.width - box.width / 2 + 1e-6
         assert box.height / 2 - 1e-6 <= box.y <= layout.height - box.height / 2 + 1e-6
@@ -28,7 +31,7 @@ def test_layouts_keep_their_promises(seed, num_nodes, edges_per_node):
         apart_x = abs(one.x - other.x) - (one.width + other.width) / 2
         apart_y = abs(one.y - other.y) - (one.height + other.height) / 2
         assert max(apart_x, apart_y) > 5
-    assert layout.nodes[0].y < layout.nodes[1].y
+    assert layout.nodes[0].y < layout.nodes[1].y or space == "efficient"
     for (source, target), points in layout.paths.items():
         end = layout.labels.get((source, target), layout.nodes[target])
         assert points[0] == layout.nodes[source].right
@@ -44,7 +47,7 @@ def test_layouts_keep_their_promises(seed, num_nodes, edges_per_node):
 
 def test_long_edges_run_straight():
     graph = networkx.DiGraph()
-    for node, role in enumerate(("input0", "input1", *["intermediate"] * 3, "output")):
+    for node, role in enumerate(("before_last", "last", *["intermediate"] * 3, "output")):
         graph.add_node(node, role=role)
     graph.add_edges_from([(1, 2), (2, 3), (3, 4), (0, 4)], operation="a")
     graph.add_edges_from([(2, 5), (3, 5), (4, 5)], operation=None)

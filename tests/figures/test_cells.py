@@ -16,6 +16,7 @@ from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.spaces import DARTS_OPERATIONS
 
 NAMES = DARTS_OPERATIONS
+EFFICIENT = "conv_3x3 depthwise_conv_3x3 dilated_conv_3x3 max_pool_3x3 skip_connect"
 LONG_NAME = "a_custom_operation_of_a_very_long_name_9x9"
 CASES = {
     "chain": Genotype(reduction=tuple(((NAMES[n + 3], 0), (NAMES[n], n + 1)) for n in range(4))),
@@ -23,6 +24,7 @@ CASES = {
     "one node": Genotype(normal=((("skip_connect", 1),),)),
     "long name": Genotype(normal=(((LONG_NAME, 0), ("none", 1)),) * 2),
     "six nodes": tiny.genotype(3, num_nodes=6, cell_types=("normal", "reduction")),
+    "one input": tiny.genotype(0, space="efficient", num_nodes=4, cell_types=("normal", "reduction")),
 }
 
 
@@ -69,13 +71,16 @@ def test_every_operation_and_node_is_named_and_nothing_overlaps(genotype):
     figure = draw_genotype(genotype, title="Member 3: λ = 0.50, direction 2")
     assert_nothing_overlaps(figure)
     for cell_type, axis in zip(genotype.cell_types, figure.axes, strict=True):
-        ends = {"node-0": "$c_{k-2}$", "node-1": "$c_{k-1}$", f"node-{genotype.num_nodes + 2}": "$c_k$"}
-        expected = {"title": f"{cell_type.capitalize()} cell", "concat": "concat", **ends}
+        inputs = {"darts": ["$c_{k-2}$", "$c_{k-1}$"], "efficient": ["$c_{k-1}$"]}[genotype.space]
+        first, how = len(inputs), {"darts": "concat", "efficient": "sum"}[genotype.space]
+        ends = {f"node-{index}": text for index, text in enumerate(inputs)}
+        ends |= {f"node-{genotype.num_nodes + first}": "$c_k$", how: how}
+        expected = {"title": f"{cell_type.capitalize()} cell", **ends}
         for index, node in enumerate(genotype.cell(cell_type)):
-            expected[f"node-{index + 2}"] = str(index)
+            expected[f"node-{index + first}"] = str(index)
             for name, source in node:
                 read = re.sub(r"(\d)x\1", r"\1×\1", name).replace("_", " ")
-                expected[f"edge-{source}-{index + 2}"] = read
+                expected[f"edge-{source}-{index + first}"] = read
         found = {text.get_gid().removeprefix(f"{cell_type}-"): text.get_text() for text in axis.texts}
         assert found == expected
 
@@ -84,8 +89,8 @@ def test_colours():
     colours = {text.get_gid(): text.get_color() for text in draw_genotype(CASES["one node"]).axes[0].texts}
     # An input that nothing takes is drawn faintly.
     assert colours["normal-node-0"] != colours["normal-node-1"] == colours["normal-node-3"]
-    names = "sep_conv_3x3 dil_conv_3x3 max_pool_3x3 skip_connect other"
-    assert len({operation_colour(name) for name in names.split()}) == 5
+    for names in ("sep_conv_3x3 dil_conv_3x3 max_pool_3x3 skip_connect other", EFFICIENT):
+        assert len({operation_colour(name) for name in names.split()}) == 5
     assert operation_colour("max_pool_3x3") == operation_colour("avg_pool_3x3")
 
 

@@ -1,6 +1,7 @@
 """The efficient space against networks written by hand: the plain CNN and a ResNet are points of it."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,21 +13,12 @@ from dnas_ens.nn.reference_models.small_networks import SixLayerCNN
 from dnas_ens.nn.supernet import looseness
 from dnas_ens.search.relaxation import genotype_mixture
 from dnas_ens.space.cells import loose_ends
-from dnas_ens.space.genotype import Genotype
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import EFFICIENT_OPERATIONS, SPACES
 
-CONV, SKIP = "conv_3x3", "skip_connect"
-PLAIN_CNN = {
-    "space": "efficient",
-    "normal": [[[CONV, 0]], [[SKIP, 1]], [[SKIP, 2]]],
-    "reduction": [[[CONV, 0]], [[CONV, 1]], [[SKIP, 2]]],
-}
-RESNET = {
-    "space": "efficient",
-    "normal": [[[CONV, 0]], [[SKIP, 0], [CONV, 1]]],
-    "reduction": [[[CONV, 0]], [["conv_1x1", 0], [CONV, 1]]],
-}
+#: With the stem, one convolution before the first reduction makes the pair that the plain CNN begins with.
+SIX_LAYERS = replace(PLAIN_CNN, normal=((("conv_3x3", 0),), (("skip_connect", 1),), (("skip_connect", 2),)))
 
 
 class Block(nn.Module):
@@ -57,12 +49,12 @@ class ResNet(nn.Module):
 
 @pytest.mark.parametrize(
     ("cells", "stem_stride", "by_hand"),
-    [(PLAIN_CNN, 2, lambda: SixLayerCNN(width=4, in_channels=1, num_classes=3)), (RESNET, 1, ResNet)],
+    [(SIX_LAYERS, 2, lambda: SixLayerCNN(width=4, in_channels=1, num_classes=3)), (RESNET, 1, ResNet)],
     ids=["plain CNN", "ResNet"],
 )
 def test_networks_written_by_hand_are_points_of_the_space(cells, stem_stride, by_hand):
     torch.manual_seed(0)
-    network = Network(Genotype.from_dict(cells), stack(3, stem_stride=stem_stride)).double()
+    network = Network(cells, stack(3, stem_stride=stem_stride)).double()
     other = by_hand().double()
     # Both have their layers in the same order.
     network.load_state_dict(dict(zip(network.state_dict(), other.state_dict().values(), strict=True)))

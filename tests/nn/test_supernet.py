@@ -160,8 +160,9 @@ def test_spec_rebuilds_the_network(space, last):
             Network.from_spec(wrong)
 
 
-def test_auxiliary_logits_in_training_only():
-    network = Network(genotype(cell_types=CELL_TYPES), stack(3, num_classes=7), auxiliary=True)
+@pytest.mark.parametrize("space", SPACES)
+def test_auxiliary_logits_in_training_only(space):
+    network = Network(genotype(space=space, cell_types=CELL_TYPES), stack(3, num_classes=7), auxiliary=True)
     images = torch.randn(3, 1, 8, 8)
     logits, auxiliary = network.forward_with_auxiliary(images)
     assert logits.shape == auxiliary.shape == (3, 7)

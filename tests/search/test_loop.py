@@ -19,6 +19,7 @@ from dnas_ens.search.candidates import draw_pool, rank, score, select
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.run import conclude, estimate, run_search, train
 from dnas_ens.search.schedules import Schedules
+from dnas_ens.space.spaces import SPACES
 
 #: Operations that cost little.
 WEIGHTLESS = ("none", "skip_connect", "max_pool_3x3", "avg_pool_3x3")
@@ -136,8 +137,11 @@ def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
     run_search(with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits)
 
 
-def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_search):
+@pytest.mark.parametrize("space", SPACES)
+def test_chosen_members_are_different_and_greedy_on_the_scores(few_digits, tiny_search, space):
+    tiny_search = with_fields(tiny_search, space=space)
     result = run_search(tiny_search, few_digits)
+    assert {genotype.space for genotype in result.genotypes} == {space}
     canonical = {genotype.canonical() for genotype in result.genotypes}
     assert len(canonical) == len(result.genotypes) == 3
     # The first chosen is the best single candidate.
@@ -229,6 +233,8 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
     with pytest.raises(UserError, match="no hypernetwork"):
         result.sample(0.5)
+    with pytest.raises(UserError, match="of the space darts; the search is in efficient"):
+        run_search(with_fields(config, space="efficient"), few_digits)
 
 
 def test_validation_is_measured_in_batches_of_all_classes_where_images_come_sorted(digits, tiny_search):
