@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         if command.amount is None:
-            result = run_search(config, data, device=device, run=run, resume=command.resume)
+            result = run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
             train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
         else:
             spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)

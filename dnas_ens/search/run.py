@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from dnas_ens.config.presets import retrain_preset
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
+from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
@@ -24,7 +25,10 @@ from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.star import FamilyLoop, StarLoop
+from dnas_ens.search.step_time import StepTimes, measured_step_times
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
+from dnas_ens.space.search_space import stack_cell_types
+from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.step import tell_if_guessing
 
 if TYPE_CHECKING:
@@ -35,6 +39,8 @@ SKIP_WARNING = 2
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
 #: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
 VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
+#: What the members' operations take, so that a resumed search goes on with the same figures.
+_STEP_TIME = "step_time.json"
 #: Scalars in the line of an epoch, by the name they have there.
 _SHOWN = {
     "loss": "train_loss",
@@ -44,6 +50,7 @@ _SHOWN = {
     "D": "member_distance",
     "skips": "skips",
     "entropy": "entropy",
+    "step_ms": "step_ms",
 }
 
 
@@ -55,6 +62,7 @@ def run_search(
     run: RunFolder | None = None,
     resume: bool = False,
     base: Genotype | None = None,
+    recipe: RetrainConfig | None = None,
 ) -> SearchResult:
     """Search, choose the members, and write both to the run folder if there is one.
 
@@ -62,6 +70,7 @@ def run_search(
         data: Images; ``test`` is not read.
         resume: Whether to continue from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
+        recipe: How members will be trained; by default as the preset says.
 
     Raises:
         UserError: If base, operations or candidates do not fit.
@@ -74,13 +83,13 @@ def run_search(
     if config.regime == "random":
         result = _random_deviations(config, base)
     else:
-        loop: FamilyLoop = (
-            SearchLoop(config, data, device=device, base=base)
-            if config.reads_images
-            else StarLoop(config, device=device, base=base)
-        )
+        recipe = recipe or retrain_preset(config.preset, config.supernet.space)
+        options: dict[str, Any] = {"device": device, "base": base}
+        if config.objective.step_time_weight > 0:
+            options["step_times"] = _step_times(config, data, recipe, device=device, run=run)
+        loop: FamilyLoop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
         cost = train(loop, run=run, resume=resume)
-        result = conclude(loop, recipe=retrain_preset(config.preset, config.supernet.space), cost=cost)
+        result = conclude(loop, recipe=recipe, cost=cost)
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
@@ -115,6 +124,42 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     family.hypernetwork.load_state_dict(load_tensors(file))
     family.temperature = result.temperature
     return replace(result, family=family)
+
+
+def _step_times(
+    config: SearchConfig, data: ImageData, recipe: RetrainConfig, *, device: torch.device | str, run: RunFolder | None
+) -> StepTimes:
+    """Measure what the members' operations take on the device, or read it where the run has measured it before."""
+    supernet = config.supernet
+    space, edges_per_node = supernet.search_space, config.candidates.edges_per_node
+    if run is not None and run.file(_STEP_TIME).exists():
+        return StepTimes.from_dict(run.read_json(_STEP_TIME), space=space, edges_per_node=edges_per_node)
+    # A search of one cell finds no cells for the recipe's stack.
+    searched = set(stack_cell_types(recipe.num_cells)) <= set(space.cell_types)
+    num_cells = recipe.num_cells if searched else supernet.num_cells
+    device = torch.device(device)
+    times = measured_step_times(
+        space,
+        StackSpec.for_data(
+            data, space=space.name, num_cells=num_cells, channels=recipe.channels, stem_stride=recipe.stem_stride
+        ),
+        image_size=data.image_size,
+        batch_size=recipe.batch_size,
+        edges_per_node=edges_per_node,
+        execution=execution_candidates(
+            layout=recipe.layout, precision=recipe.precision, device=device, cuda_graph=recipe.cuda_graph
+        )[0],
+        device=device,
+    )
+    print(
+        f"measured {len(times.places)} operations at their places: a step of the uniform mixture would take "
+        f"{times.uniform():.1f} ms, {times.rest:.1f} ms of it whatever is chosen",
+        file=sys.stderr,
+        flush=True,
+    )
+    if run is not None:
+        run.write_json(_STEP_TIME, times.to_dict())
+    return times
 
 
 def train(loop: FamilyLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
