@@ -39,8 +39,11 @@ def test_lambda_steers_without_any_image(star):
     assert again.to_dict()["candidates"] == found.to_dict()["candidates"]
     assert again.ranking == found.ranking
     assert other.genotypes != found.genotypes
-    count = sum(parameter.numel() for parameter in found.hypernetwork.parameters() if parameter.requires_grad)
-    assert estimate(star, NoData()) == {"hypernetwork_parameters": count, "steps": 120}
+    types, edges, operations = star.supernet.search_space.shape
+    # The base and K - 1 steps on each of R paths, operation and edge logits of each.
+    paths = star.hypernetwork.directions * (star.hypernetwork.num_knots - 1)
+    parameters = (1 + paths) * types * edges * (operations + 1)
+    assert estimate(star, NoData()) == {"hypernetwork_parameters": parameters, "steps": 120}
 
 
 def test_a_resumed_star_is_bit_equal_and_its_last_round_may_be_short(star):
