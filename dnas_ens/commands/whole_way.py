@@ -84,14 +84,15 @@ def main(argv: list[str]) -> None:
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
     from dnas_ens.run.machine import resolve_device
-    from dnas_ens.search.run import estimate, run_search
+    from dnas_ens.search.cost import search_facts
+    from dnas_ens.search.run import run_search
     from dnas_ens.training.members import train_members
 
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
     require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
     if command.dry_run:
-        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
+        print_resolved(config, search_facts(config, recipe, data, device=device))
         print_resolved(recipe, {"members": config.candidates.members})
         return
     typed = [*PROG.split(), *argv]
