@@ -18,6 +18,7 @@ from dnas_ens.commands.options import (
 )
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import SearchConfig
+from dnas_ens.config.presets import retrain_preset
 
 PROG = "python -m dnas_ens.search"
 DESCRIPTION = (
@@ -39,13 +40,16 @@ def main(argv: list[str]) -> None:
     command = parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.run.machine import resolve_device
-    from dnas_ens.search.run import estimate, run_search
+    from dnas_ens.search.cost import search_facts
+    from dnas_ens.search.run import run_search
 
     config, device = command.search, resolve_device(command.device)
     require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
     if command.dry_run:
-        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
+        print_resolved(
+            config, search_facts(config, retrain_preset(config.preset, config.supernet.space), data, device=device)
+        )
         return
     typed = [*PROG.split(), *argv]
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):

@@ -84,21 +84,22 @@ def main(argv: list[str]) -> None:
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
     from dnas_ens.run.machine import resolve_device
-    from dnas_ens.search.run import estimate, run_search
+    from dnas_ens.search.cost import search_facts
+    from dnas_ens.search.run import run_search
     from dnas_ens.training.members import train_members
 
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
     require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
     if command.dry_run:
-        print_resolved(config, {} if config.regime == "random" else estimate(config, data))
+        print_resolved(config, search_facts(config, recipe, data, device=device))
         print_resolved(recipe, {"members": config.candidates.members})
         return
     typed = [*PROG.split(), *argv]
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         if command.amount is None:
-            result = run_search(config, data, device=device, run=run, resume=command.resume)
+            result = run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
             train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
         else:
             spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)

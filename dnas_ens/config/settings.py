@@ -160,6 +160,9 @@ class ObjectiveConfig:
     """Weight of the distance between members and their discretisations, at the first and the last step."""
     operation_balance: tuple[float, float] = (5.0, 5.0)
     """Weight of how unevenly the cells of a type use the operations, at the first and the last step."""
+    step_time_weight: float = 0.0
+    """Weight of the expected time of a member's training step, as a share of that of the uniform mixture. Above 0,
+    every operation is measured on the device first. The operation balance works against it."""
     relaxation: Literal["softmax", "gumbel-softmax", "gumbel-hard"] = "softmax"
     """How logits become mixture weights; gumbel-hard: each step computes one drawn discrete path and trains weights and
     architecture on the same images (GDAS)."""
@@ -180,7 +183,7 @@ class ObjectiveConfig:
     """Draw this lambda only."""
 
     def __post_init__(self) -> None:
-        _check(self, positive="penalty_draws", from_zero="penalty_weight commitment operation_balance")
+        _check(self, positive="penalty_draws", from_zero="penalty_weight commitment operation_balance step_time_weight")
         require(self.num_drawn > 0, f"--drawn-members is {self.drawn_members}.", "Give --drawn-members 1 or more.")
         require(min(self.temperature) > 0, "A temperature of 0 divides by it.", "Give --temperature above 0.")
         require(

@@ -6,7 +6,7 @@ import itertools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TypeVar
@@ -24,6 +24,8 @@ AUTO, MEASURED = "auto", "measured"
 _WARM_UP, _ROUNDS = 5, 5
 
 Module = TypeVar("Module", bound=nn.Module)
+#: What is timed, such as an execution.
+Choice = TypeVar("Choice", bound=Hashable)
 
 
 class GraphedStep:
@@ -245,18 +247,24 @@ def fastest(
 
 
 def step_seconds(
-    choices: Sequence[Execution],
-    build_step: Callable[[Execution], Callable[[], object]],
+    choices: Iterable[Choice],
+    build_step: Callable[[Choice], Callable[[], object]],
     *,
     device: torch.device,
     rounds: int = _ROUNDS,
-) -> Mapping[Execution, float]:
-    """Return the median seconds of a step in each way, all timed in turn; arguments and errors as for ``fastest``."""
-    steps: dict[Execution, Callable[[], object]] = {}
+    warm_up: int = _WARM_UP,
+) -> Mapping[Choice, float]:
+    """Return the median seconds of each choice's step, all timed in turn; arguments and errors as for ``fastest``.
+
+    Args:
+        warm_up: Steps before them; too few for CUDA graphs below the default.
+    """
+    choices = list(choices)
+    steps: dict[Choice, Callable[[], object]] = {}
     for choice in choices:
         try:
             steps[choice] = build_step(choice)
-            for _ in range(_WARM_UP):
+            for _ in range(warm_up):
                 steps[choice]()
             _wait_for(device)
         except RuntimeError as error:
@@ -265,7 +273,7 @@ def step_seconds(
             if choice == choices[-1] and not steps:
                 raise
             print(f"{choice} does not run here: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
-    taken: dict[Execution, list[float]] = {choice: [] for choice in steps}
+    taken: dict[Choice, list[float]] = {choice: [] for choice in steps}
     for _ in range(rounds):
         for choice, step in steps.items():
             _wait_for(device)

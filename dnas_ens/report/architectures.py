@@ -1,4 +1,4 @@
-"""Sections on the architectures: every member's cells, and how lambda steers them."""
+"""Sections on the architectures: every member's cells, how lambda steers them, and what their steps cost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from dnas_ens.figures.cells import draw_genotype, operation_label
 from dnas_ens.figures.plots import plot_diversity_curve
+from dnas_ens.report.methods import draw_cost
 from dnas_ens.report.parts import NARROW, Picture, Section, count
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.space.genotype import Genotype
@@ -111,3 +112,52 @@ def steering_section(files: RunFiles) -> Section | None:
     )
     text = "<p>The search learns paths of architectures away from a base: λ asks how far from it each should lie.</p>"
     return Section(name="steering", title="Does λ steer diversity?", text=text, pictures=[picture])
+
+
+def step_time_section(files: RunFiles) -> Section | None:
+    """Validation loss against the expected time of a step, of trained members, else of all scored candidates."""
+    found = files.found or {}
+    timed = {
+        Genotype.from_dict(each["genotype"]).canonical(): each
+        for each in found.get("candidates", [])
+        if each.get("expected_step_ms") is not None
+    }
+    cells = [genotype.canonical() for genotype in files.genotypes]
+    pairs = zip(cells, files.members, strict=False)
+    points = [
+        (timed[cell]["expected_step_ms"], member["val_nll"], f"member {index}")
+        for index, (cell, member) in enumerate(pairs)
+        if cell in timed and member.get("val_nll") is not None
+    ]
+    trained = len(points) > 1
+    if not trained:
+        names = {cell: f"member {index}" for index, cell in enumerate(cells)}
+        points = [
+            (each["expected_step_ms"], each["supernet_val_nll"], names.get(cell, ""))
+            for cell, each in timed.items()
+            if each.get("supernet_val_nll") is not None
+        ]
+    if len(points) < 2:
+        return None
+    cost, loss, labels = zip(*points, strict=True)
+    weights = "trained from scratch" if trained else "with the supernet’s weights"
+    kind = "members" if trained else "candidates"
+    picture = Picture(
+        name="step-time",
+        title="NLL on validation images against the time of a step",
+        caption=f"The {kind}, {weights}. The time of a training step is the sum of what each operation took at its "
+        "place when it was measured before the search. No network is both faster and better than one on the line.",
+        description=f"Scatter plot of {len(points)} {kind}: step times from {min(cost):.1f} to {max(cost):.1f} "
+        f"milliseconds, losses from {min(loss):.3f} to {max(loss):.3f} nats.",
+        figure=draw_cost(
+            cost,
+            loss,
+            labels=labels,
+            ours=[bool(label) for label in labels],
+            x_label="expected time of a training step, ms",
+            y_label="NLL on val, nats",
+        ),
+        shape="wide",
+    )
+    text = "<p>The search asked for networks that earn their seconds: a cheap step, and little loss.</p>"
+    return Section(name="step-time", title="What does a step cost?", text=text, pictures=[picture])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dnas_ens.metrics.significance import PairedDifference, paired_difference
-from dnas_ens.report.architectures import cells_section, steering_section
+from dnas_ens.report.architectures import cells_section, steering_section, step_time_section
 from dnas_ens.report.budget import budget_section
 from dnas_ens.report.members import difference_section
 from dnas_ens.report.methods import comparison_section, our_row
@@ -35,6 +35,7 @@ def build_report(files: RunFiles) -> Report:
         budget_section(files),
         cells_section(files),
         steering_section(files),
+        step_time_section(files),
         calibration_section(files),
         size_section(files),
         difference_section(files),

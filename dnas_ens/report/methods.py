@@ -120,24 +120,23 @@ def draw_cost(
     labels: Sequence[str],
     ours: Sequence[bool],
     intervals: Sequence[tuple[float, float] | None] = (),
+    x_label: str = "CPU seconds of training, search included",
+    y_label: str = "calibrated NLL, nats",
 ) -> Figure:
-    """Draw calibrated NLL against training cost, a numbered point a method, with the frontier of the best.
+    """Draw a loss against a cost, a labelled point a method, with the frontier of the best.
 
     Args:
         seconds: P costs, above 0.
-        losses: P calibrated NLLs.
-        labels: Label of each point.
+        losses: P losses.
+        labels: Label of each point; empty for none.
         ours: Which points are this run's own.
         intervals: An interval of the loss or None for each point; empty for none at all.
+        x_label: What the cost is, as ``y_label`` says what the loss is.
+        y_label: See ``x_label``.
     """
     cost, loss = np.asarray(seconds, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     width = 2 * panels.WIDTH - 40
-    figure, axis = panels.panel(
-        x_label="CPU seconds of training, search included",
-        y_label="calibrated NLL, nats",
-        width=width,
-        height=290,
-    )
+    figure, axis = panels.panel(x_label=x_label, y_label=y_label, width=width, height=290)
     axis.grid(visible=True, axis="x", color=style.GRID_COLOUR, linewidth=0.8)
     frontier = frontier_of(cost, loss)
     axis.step(cost[frontier], loss[frontier], where="post", color=style.LINE_COLOUR, linewidth=1.2, gid="frontier")
@@ -157,7 +156,9 @@ def draw_cost(
     axis.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=panels.STEPS))
     axis.margins(y=0.1)
     placer = panels.LabelPlacer(axis, np.column_stack([cost, loss]))
-    for index in sorted(range(len(labels)), key=lambda each: (not ours[each], each not in frontier)):
+    for index in sorted(
+        filter(labels.__getitem__, range(len(labels))), key=lambda each: (not ours[each], each not in frontier)
+    ):
         half = panels.half_width(labels[index], bold=ours[index])
         beside = [(half + 7, 0.0), (-half - 7, 0.0), (0.0, 11.0), (0.0, -11.0)]
         above = [(half - 4, 11.0), (4 - half, 11.0), (half - 4, -12.0), (4 - half, -12.0)]

@@ -27,7 +27,7 @@ FOUND = {
     "candidates": [
         {
             "genotype": dict,
-            **dict.fromkeys(("lam?", "distance_to_base?"), _MAYBE),
+            **dict.fromkeys(("lam?", "distance_to_base?", "supernet_val_nll?", "expected_step_ms?"), _MAYBE),
             **dict.fromkeys(("direction?", "shared_edges?"), (int, NoneType)),
         }
     ],
@@ -41,7 +41,13 @@ FOUND = {
     ),
     "report?": ({"cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}, NoneType),
 }
-MEMBER = {"parameters": int, "val_accuracy?": _MAYBE, "cpu_seconds?": _MAYBE, "gpu_seconds?": _MAYBE}
+MEMBER = {
+    "parameters": int,
+    "val_accuracy?": _MAYBE,
+    "val_nll?": _MAYBE,
+    "cpu_seconds?": _MAYBE,
+    "gpu_seconds?": _MAYBE,
+}
 ENSEMBLE = {"members": [{"spec?": (dict, NoneType)}], "num_trained?": int}
 BUDGET = {
     "budget": {"total": _NUMBER, "unit": str},

@@ -42,6 +42,7 @@ class Candidate:
         shared_edges: (node, edge, operation) triples shared with the base.
         supernet_val_nll: Validation NLL with inherited weights, nats; None if it was not scored.
         supernet_val_accuracy: Validation accuracy with inherited weights, in [0, 1].
+        expected_step_ms: What a training step is expected to take; None if operations were not measured.
     """
 
     genotype: Genotype
@@ -51,6 +52,7 @@ class Candidate:
     shared_edges: int = 0
     supernet_val_nll: float | None = None
     supernet_val_accuracy: float | None = None
+    expected_step_ms: float | None = None
 
     def cells(self) -> list[str]:
         """Return lambda, direction, D to the base, shared edges and validation NLL as text; - for what there is not."""
@@ -67,6 +69,7 @@ class Candidate:
         return (
             f"lambda {lam}, direction {direction}, D to base {distance}, {shared} edges shared with the base, "
             f"val NLL with inherited weights {val_nll}"
+            + ("" if self.expected_step_ms is None else f", expected step {self.expected_step_ms:.1f} ms")
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -119,6 +122,7 @@ def draw_pool(loop: FamilyLoop) -> list[Candidate]:
                 direction=int(points.direction[index]),
                 distance_to_base=float(distances[index]),
                 shared_edges=genotype.shared_edges(base),
+                expected_step_ms=None if loop.step_times is None else loop.step_times.of(genotype),
             )
             for index, genotype in enumerate(family.discretised(mixtures))
         )

@@ -21,15 +21,16 @@ def hard_paths(
 ) -> Tensor:
     """Draw discrete architectures from the natural distribution, with a straight-through gradient.
 
-    Every node n draws k of its (edge, operation) pairs, at most one an edge, as it keeps k when discretised: the
-    largest of s(e, o) = log p_n(e, o) + Gumbel noise (the Gumbel top-k trick, arXiv 1903.06059; ``none`` is left
-    out). The value is 1 on the drawn pairs and exactly 0 elsewhere. The gradient is that of k softmax(s / t).
+    Every node n draws k of its (edge, operation) pairs, at most one an edge: the largest of
+    s(e, o) = log p_n(e, o) + Gumbel noise (the Gumbel top-k trick, arXiv 1903.06059; ``none`` is left out). k is what
+    the discretisation of softmax(s) keeps. The value is 1 on the drawn pairs and exactly 0 elsewhere. The gradient is
+    that of k softmax(s / t).
 
     Args:
         alpha: (..., T, E, O) operation logits.
         beta: (..., T, E) edge logits.
         temperature: t > 0.
-        edges_per_node: k; a node with fewer edges draws one pair on each.
+        edges_per_node: The most that k can be; a node with fewer edges draws one pair on each at most.
 
     Returns:
         (..., T, E, O).
@@ -40,13 +41,13 @@ def hard_paths(
         never = torch.tensor([name == NONE for name in space.operations], device=scores.device)
         scores = scores.masked_fill(never, -torch.inf)
     drawn = nearest_discrete(_node_softmax(scores.detach(), space), space, edges_per_node=edges_per_node) > 0
-    relaxed = _node_softmax(scores / temperature, space)
-    kept = [
-        min(edges_per_node, node.stop - node.start) for node in space.node_slices for _ in range(node.start, node.stop)
+    drawn = drawn.to(alpha.dtype)
+    counts = [
+        drawn[..., node, :].sum((-2, -1), keepdim=True).expand_as(drawn[..., node, :]) for node in space.node_slices
     ]
-    relaxed = relaxed * torch.tensor(kept, device=relaxed.device, dtype=relaxed.dtype).unsqueeze(-1)
+    relaxed = torch.cat(counts, dim=-2) * _node_softmax(scores / temperature, space)
     # The bracket is exactly 0, so that the drawn weights are exactly 1.
-    return drawn.to(alpha.dtype) + (relaxed - relaxed.detach())
+    return drawn + (relaxed - relaxed.detach())
 
 
 def _node_softmax(scores: Tensor, space: SearchSpace) -> Tensor:

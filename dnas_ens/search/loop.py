@@ -20,7 +20,6 @@ from dnas_ens.nn.supernet import Supernet
 from dnas_ens.search.relaxation import genotype_mixture
 from dnas_ens.search.star import STREAMS, FamilyLoop, stream
 from dnas_ens.search.steps import Batch, SearchSteps
-from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics
 from dnas_ens.training.step import load_optimizer, require_finite
@@ -31,22 +30,15 @@ class SearchLoop(FamilyLoop):
 
     Args:
         data: Images; only ``train`` and ``val`` are read.
-        base: A given base, if the configuration names one.
+        **options: device, base and step_times, as for ``FamilyLoop``.
 
     Attributes:
         weight_images: What the weights are trained on: one half of the training images, for hard paths all of them.
         architecture_images: What the architecture is trained on: the other half, or all of them.
     """
 
-    def __init__(
-        self,
-        config: SearchConfig,
-        data: ImageData,
-        *,
-        device: torch.device | str = "cpu",
-        base: Genotype | None = None,
-    ) -> None:
-        super().__init__(config, device=device, base=base)
+    def __init__(self, config: SearchConfig, data: ImageData, **options: Any) -> None:
+        super().__init__(config, **options)
         if len(data.train) < 4:
             raise UserError(
                 f"There are {len(data.train)} training images, which the search halves.",
@@ -101,6 +93,7 @@ class SearchLoop(FamilyLoop):
             supernet=self.supernet,
             generator=self.generators["draws"],
             schedules=self.schedules,
+            step_times=self.step_times,
             execution=execution,
         )
 

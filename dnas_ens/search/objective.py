@@ -9,7 +9,7 @@ with target_ij = max(lam_i, lam_j) on different directions and |lam_i - lam_j| o
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +21,10 @@ from dnas_ens.search.divergence import (
     pairwise_architecture_distance,
     pairwise_predictive_distance,
 )
+from dnas_ens.search.family import Points
 from dnas_ens.search.relaxation import nearest_discrete
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import NONE
-
-if TYPE_CHECKING:
-    # A family draws hard paths, which are discretised as the objective does.
-    from dnas_ens.search.family import Points
 
 Likelihood = Literal["member", "ensemble", "none"]
 Penalty = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"]

@@ -13,6 +13,7 @@ from dnas_ens.search.bilevel import first_order_gradient
 from dnas_ens.search.family import ArchitectureFamily, Points, moved
 from dnas_ens.search.objective import discretisation_distance, diversity_penalty, operation_imbalance
 from dnas_ens.search.schedules import Schedules
+from dnas_ens.search.step_time import StepTimes
 from dnas_ens.training.step import FiniteWatch
 
 
@@ -24,6 +25,7 @@ class PenaltySteps:
         family: Its hypernetwork is the architecture.
         generator: On the CPU; every draw of a step comes from it.
         schedules: Values of the current epoch; the loop sets them.
+        step_times: What a training step takes, if the search looks for cheap ones.
 
     Attributes:
         totals: Sums over the steps of an epoch, scalars that stay on the device.
@@ -34,6 +36,7 @@ class PenaltySteps:
     family: ArchitectureFamily
     generator: torch.Generator
     schedules: Schedules
+    step_times: StepTimes | None = None
     totals: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +50,9 @@ class PenaltySteps:
         )
         names = ("architecture_loss", "penalty", "undecided", "imbalance")
         self.totals = {name: torch.zeros((), device=device) for name in names}
+        if self.step_times is not None:
+            self.totals["step_ms"] = torch.zeros((), device=device)
+            self._uniform_ms = self.step_times.uniform()
         self.watch = FiniteWatch(device)
         self._noise_seed = 0
 
@@ -69,7 +75,7 @@ class PenaltySteps:
         self._descend(*first_order_gradient(lambda: self._penalised(zero, penalised), self.architecture))
 
     def _penalised(self, loss: Tensor, penalised: Points, *, predictive: Callable[[], Tensor] | None = None) -> Tensor:
-        """Return a loss + w1 * commitment + w2 * operation balance + c * the penalty on similarity.
+        """Return a loss + w1 * commitment + w2 * operation balance + w3 * step time + c * the penalty on similarity.
 
         Args:
             loss: The likelihood's part, a scalar.
@@ -86,6 +92,10 @@ class PenaltySteps:
         imbalance = operation_imbalance(distributions, self.family.space).mean()
         self.totals["imbalance"] += imbalance.detach()
         loss = loss + now.operation_balance * imbalance
+        if self.step_times is not None:
+            step_ms = self.step_times.expected(distributions).mean()
+            self.totals["step_ms"] += step_ms.detach()
+            loss = loss + objective.step_time_weight * step_ms / self._uniform_ms
         if objective.penalty == "none":
             return loss
         natural = self.family.distributions(penalised, detach_base=True)

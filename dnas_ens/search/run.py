@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
@@ -17,13 +15,16 @@ from dnas_ens.config.presets import retrain_preset
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
+from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
+from dnas_ens.search.cost import member_stack
 from dnas_ens.search.family import ArchitectureFamily, diversity_curve
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.star import FamilyLoop, StarLoop
+from dnas_ens.search.step_time import StepTimes, measured_step_times
 from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
 from dnas_ens.training.step import tell_if_guessing
 
@@ -32,9 +33,8 @@ if TYPE_CHECKING:
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
-#: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
-#: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
-VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
+#: What the members' operations take, so that a resumed search goes on with the same figures.
+_STEP_TIME = "step_time.json"
 #: Scalars in the line of an epoch, by the name they have there.
 _SHOWN = {
     "loss": "train_loss",
@@ -44,6 +44,7 @@ _SHOWN = {
     "D": "member_distance",
     "skips": "skips",
     "entropy": "entropy",
+    "step_ms": "step_ms",
 }
 
 
@@ -55,6 +56,7 @@ def run_search(
     run: RunFolder | None = None,
     resume: bool = False,
     base: Genotype | None = None,
+    recipe: RetrainConfig | None = None,
 ) -> SearchResult:
     """Search, choose the members, and write both to the run folder if there is one.
 
@@ -62,6 +64,7 @@ def run_search(
         data: Images; ``test`` is not read.
         resume: Whether to continue from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
+        recipe: How members will be trained; by default as the preset says.
 
     Raises:
         UserError: If base, operations or candidates do not fit.
@@ -74,13 +77,13 @@ def run_search(
     if config.regime == "random":
         result = _random_deviations(config, base)
     else:
-        loop: FamilyLoop = (
-            SearchLoop(config, data, device=device, base=base)
-            if config.reads_images
-            else StarLoop(config, device=device, base=base)
-        )
+        recipe = recipe or retrain_preset(config.preset, config.supernet.space)
+        options: dict[str, Any] = {"device": device, "base": base}
+        if config.objective.step_time_weight > 0:
+            options["step_times"] = _step_times(config, data, recipe, device=device, run=run)
+        loop: FamilyLoop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
         cost = train(loop, run=run, resume=resume)
-        result = conclude(loop, recipe=retrain_preset(config.preset, config.supernet.space), cost=cost)
+        result = conclude(loop, recipe=recipe, cost=cost)
         if run is not None:
             _write_weights(loop, run)
     if run is not None:
@@ -115,6 +118,37 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     family.hypernetwork.load_state_dict(load_tensors(file))
     family.temperature = result.temperature
     return replace(result, family=family)
+
+
+def _step_times(
+    config: SearchConfig, data: ImageData, recipe: RetrainConfig, *, device: torch.device | str, run: RunFolder | None
+) -> StepTimes:
+    """Measure what the members' operations take on the device, or read it where the run has measured it before."""
+    supernet = config.supernet
+    space, edges_per_node = supernet.search_space, config.candidates.edges_per_node
+    if run is not None and run.file(_STEP_TIME).exists():
+        return StepTimes.from_dict(run.read_json(_STEP_TIME), space=space, edges_per_node=edges_per_node)
+    device = torch.device(device)
+    times = measured_step_times(
+        space,
+        member_stack(config, recipe, data),
+        image_size=data.image_size,
+        batch_size=recipe.batch_size,
+        edges_per_node=edges_per_node,
+        execution=execution_candidates(
+            layout=recipe.layout, precision=recipe.precision, device=device, cuda_graph=recipe.cuda_graph
+        )[0],
+        device=device,
+    )
+    print(
+        f"measured {len(times.places)} operations at their places: a step of the uniform mixture would take "
+        f"{times.uniform():.1f} ms, {times.rest:.1f} ms of it whatever is chosen",
+        file=sys.stderr,
+        flush=True,
+    )
+    if run is not None:
+        run.write_json(_STEP_TIME, times.to_dict())
+    return times
 
 
 def train(loop: FamilyLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
@@ -237,41 +271,3 @@ def _draw_result(result: SearchResult, run: RunFolder) -> None:
         figure = result.plot()
         save_svg(figure, run.file("cells/diversity.svg"), title="How lambda steers diversity")
         run.metrics.add_figure("diversity", figure, step=0, phase="search")
-
-
-def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
-    """Return what a search will take, without running it: parameters, steps and an estimate of memory.
-
-    Memory counts weights with gradient, momentum and a copy, and ``VALUES_KEPT`` activations for each edge,
-    operation, channel and pixel of a step's images; the interpreter and its libraries come on top.
-    """
-    if not config.reads_images:
-        steps = StarLoop(config).steps
-        return {"hypernetwork_parameters": _count(steps.architecture), "steps": config.bilevel.star_steps}
-    loop = SearchLoop(config, data)
-    space, stack, num_parameters = loop.family.space, loop.supernet.stack, _count(loop.steps.weights)
-    pairs = space.num_edges * len(space.operations)
-    if config.objective.hard:
-        # The drawn operations, and about as much for the preprocessing of each input as for one more.
-        drawn = config.candidates.edges_per_node
-        pairs = sum(min(drawn, node.stop - node.start) for node in space.node_slices)
-        pairs += 0 if space.rules.sums_loose_ends else space.rules.num_inputs
-    side = -(-data.image_size // stack.stem_stride)
-    values = 0
-    for plan in stack.plan(space.name, space.num_nodes):
-        if plan.cell_type == "reduction":
-            side = -(-side // 2)
-        values += pairs * plan.channels * side * side
-    values //= config.supernet.partial_channels
-    form = "reference" if config.objective.hard else config.supernet.form
-    kept = VALUES_KEPT[space.name][form] * config.bilevel.batch_size * values
-    return {
-        "supernet_parameters": num_parameters,
-        "hypernetwork_parameters": _count(loop.steps.architecture),
-        "steps": loop.steps_per_epoch * config.bilevel.epochs,
-        "memory_mib": 4 * (4 * num_parameters + kept) / 2**20,
-    }
-
-
-def _count(parameters: Iterable[Tensor]) -> int:
-    return sum(parameter.numel() for parameter in parameters)

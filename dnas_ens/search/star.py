@@ -18,6 +18,7 @@ from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.penalties import PenaltySteps
 from dnas_ens.search.relaxation import normalised_entropy
 from dnas_ens.search.schedules import Schedules
+from dnas_ens.search.step_time import StepTimes
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.step import require_finite
 
@@ -37,6 +38,7 @@ class FamilyLoop(ABC):
 
     Args:
         base: A given base, if the configuration names one.
+        step_times: For ``step_time_weight``; without them its term is left out.
 
     Attributes:
         epoch: Epochs done.
@@ -48,9 +50,15 @@ class FamilyLoop(ABC):
     steps_per_epoch: int
 
     def __init__(
-        self, config: SearchConfig, *, device: torch.device | str = "cpu", base: Genotype | None = None
+        self,
+        config: SearchConfig,
+        *,
+        device: torch.device | str = "cpu",
+        base: Genotype | None = None,
+        step_times: StepTimes | None = None,
     ) -> None:
         self.config, self.device = config, torch.device(device)
+        self.step_times = None if step_times is None else step_times.to(self.device)
         self.family = ArchitectureFamily(config, base=base, device=device)
         self.epoch = 0
 
@@ -113,16 +121,21 @@ class StarLoop(FamilyLoop):
     """The star alone: ``star_steps`` steps of the hypernetwork on the penalties, in rounds of `STEPS_A_ROUND`.
 
     The schedules run over the steps: weights and temperature are at their last values in the last one.
+
+    Args:
+        **options: device, base and step_times, as for ``FamilyLoop``.
     """
 
-    def __init__(
-        self, config: SearchConfig, *, device: torch.device | str = "cpu", base: Genotype | None = None
-    ) -> None:
-        super().__init__(config, device=device, base=base)
+    def __init__(self, config: SearchConfig, **options: Any) -> None:
+        super().__init__(config, **options)
         self.steps_per_epoch = min(STEPS_A_ROUND, config.bilevel.star_steps)
         self.num_epochs = -(-config.bilevel.star_steps // self.steps_per_epoch)
         self.steps = PenaltySteps(
-            config=config, family=self.family, generator=stream(config, "draws"), schedules=self.schedules
+            config=config,
+            family=self.family,
+            generator=stream(config, "draws"),
+            schedules=self.schedules,
+            step_times=self.step_times,
         )
 
     @property

@@ -16,6 +16,9 @@ from dnas_ens.data.dataset import Split
 from dnas_ens.errors import UserError
 from dnas_ens.training.prediction import evaluation_batches, evaluation_mode
 
+#: Training images that BatchNorm's statistics are recomputed from.
+CALIBRATION_IMAGES = 2048
+
 
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
@@ -48,7 +51,9 @@ def accuracy_under_batch_statistics(
     return float(hits) / len(split)
 
 
-def recalibrate(model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = 2048) -> None:
+def recalibrate(
+    model: nn.Module, split: Split, *, augmentation: Augmentation, num_images: int = CALIBRATION_IMAGES
+) -> None:
     """Recompute BatchNorm's running statistics as plain averages over training images.
 
     Args:

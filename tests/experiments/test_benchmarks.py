@@ -252,3 +252,30 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     assert 100 < line["peak_memory_mib"] < 100_000
     assert f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} |" in printed
     assert output.with_suffix(".md").read_text() == printed
+
+
+def test_expected_step_times_are_compared_with_measured_ones(benchmark, tmp_path):
+    output = tmp_path / "lines.jsonl"
+    tiny = "--setting digits --channels 2 --num-cells 1 --batch-size 4 --networks 3 --rounds 1 --warmup 0"
+    stdout, stderr = benchmark("step_time", *tiny.split(), "--output", output)
+    result = check_line(stdout, output, name="step_time")
+    ranks = (sorted(range(3), key=result[name].__getitem__) for name in ("expected_ms", "measured_ms"))
+    assert (next(ranks) == next(ranks)) == (result["spearman"] == 1.0)
+    assert min(result["expected_ms"] + result["measured_ms"]) > 0
+    assert "3 networks of" in stderr
+
+
+def test_the_cost_of_a_search_is_tabled(benchmark, load, tmp_path, monkeypatch, read_lines):
+    script = load("search_cost")
+    tiny = {"num_cells": 1, "channels": 2, "num_nodes": 2, "batch_size": 16, "epochs": 3}
+    monkeypatch.setattr(script, "SIZES", {"smoke": (40, 20, 8, 1)})
+    monkeypatch.setattr(script, "KINDS", {"soft": tiny, "star": {**tiny, "likelihood": "none"}})
+    output = tmp_path / "cost"
+    printed, stderr = benchmark("search_cost", "--presets", "smoke", "--spaces", "darts", "--output", output)
+    assert printed == f"wrote {output}.md\n"
+    assert "smoke, darts, star: " in stderr
+    (line,) = read_lines(output.with_suffix(".jsonl"))
+    assert [row["search"] for row in line["rows"]] == ["soft", "star"]
+    assert [row["scoring_share"] > 0 for row in line["rows"]] == [True, False]
+    text = output.with_suffix(".md").read_text()
+    assert text.count("| smoke | darts | ") == 2

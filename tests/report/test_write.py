@@ -160,3 +160,21 @@ def test_search_alone_by_the_command(make_run, predictions, capsys):
     assert capsys.readouterr().out == f"report: {folder}/report.html\n"
     assert (folder / "report.html").read_text("utf-8") == source
     assert len(list((folder / "tensorboard/report").iterdir())) == 1
+
+
+@pytest.mark.parametrize(("evaluated", "said"), [(True, "The members, trained"), (False, "The candidates, with the")])
+def test_the_front_of_step_times_is_of_trained_members_or_else_of_candidates(make_run, predictions, evaluated, said):
+    folder = make_run(predictions(3, 40, 3), evaluated=evaluated)
+    found = read_json(folder / "genotypes.json")
+    for index, candidate in enumerate(found["candidates"]):
+        candidate |= {"expected_step_ms": 20.0 + index, "supernet_val_nll": 2.0 - index}
+    write_json(folder / "genotypes.json", found)
+    page, _ = read(folder)
+    assert "What does a step cost?" in page.titles()
+    assert said in page.text
+    assert (folder / "figures/step-time.svg").exists()
+    # Candidates that were not scored have no place on it.
+    for candidate in found["candidates"]:
+        candidate["supernet_val_nll"] = None
+    write_json(folder / "genotypes.json", found)
+    assert ("What does a step cost?" in read(folder)[0].titles()) is evaluated

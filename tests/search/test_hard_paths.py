@@ -8,7 +8,7 @@ from dnas_ens.config.fields import with_fields
 from dnas_ens.search.hard_paths import hard_paths
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.objective import edge_overlap_penalty
-from dnas_ens.search.relaxation import gumbel_noise
+from dnas_ens.search.relaxation import discretise, genotype_mixture, gumbel_noise
 from dnas_ens.space.search_space import SearchSpace
 
 SPACE = SearchSpace(num_nodes=2, operations=("none", "skip_connect", "sep_conv_3x3"))
@@ -36,6 +36,21 @@ def test_each_node_draws_its_edges_once_and_never_none(edges_per_node):
     assert float(paths.sum(-1).max()) == 1.0
     for node in SPACE.node_slices:
         assert set(paths[:, :, node].sum((-2, -1)).unique().tolist()) == {min(edges_per_node, node.stop - node.start)}
+
+
+def test_where_nodes_may_keep_fewer_edges_a_path_keeps_what_its_sample_is_nearest_to():
+    space = SearchSpace(name="efficient", num_nodes=3, operations=("none", "skip_connect", "conv_3x3"))
+    alpha, beta = (part.requires_grad_() for part in logits(space, 200))
+    generator = torch.Generator().manual_seed(0)
+    paths = hard_paths(alpha, beta, space, temperature=0.5, edges_per_node=2, generator=generator)
+    counts = torch.stack([paths[..., node, :].sum((-2, -1)) for node in space.node_slices], dim=-1)
+    assert set(counts[..., 0].unique().tolist()) == {1.0}
+    assert set(counts[..., 1:].unique().tolist()) == {1.0, 2.0}
+    # The gradient of a node's sum is zero whatever k: that of k times a softmax.
+    gradients = torch.autograd.grad(paths.sum(), (alpha, beta))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-12
+    found = discretise(paths[0].detach(), space, edges_per_node=2)
+    assert torch.equal(genotype_mixture(found, space).double(), paths[0].detach())
 
 
 def test_pairs_are_drawn_as_the_natural_distribution_says():
@@ -102,7 +117,6 @@ def test_a_step_trains_weights_and_paths_on_all_training_images(few_digits, tiny
 def test_penalties_read_the_natural_distributions(few_digits, tiny_search):
     config = with_fields(
         tiny_search,
-        space="darts",
         relaxation="gumbel-hard",
         penalty="edge-overlap",
         base="given.json",
@@ -110,7 +124,7 @@ def test_penalties_read_the_natural_distributions(few_digits, tiny_search):
         operation_balance=(0.0, 0.0),
         penalty_weight=(3.0, 3.0),
     )
-    loop = SearchLoop(config, few_digits, base=genotype())
+    loop = SearchLoop(config, few_digits, base=genotype(space="efficient"))
     points = loop.family.grid(torch.tensor([0.2, 0.8]))
     natural, edges = loop.family.distributions(points), loop.family.given_edges
     expected = 3 * edge_overlap_penalty(natural, edges, points.lam, loop.family.space)

@@ -16,8 +16,9 @@ from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import write_json
 from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.candidates import draw_pool, rank, score, select
+from dnas_ens.search.cost import estimate
 from dnas_ens.search.loop import SearchLoop
-from dnas_ens.search.run import conclude, estimate, run_search, train
+from dnas_ens.search.run import conclude, run_search, train
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.space.spaces import SPACES
 

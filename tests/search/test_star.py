@@ -9,7 +9,8 @@ from scipy.stats import spearmanr
 from torch.utils._pytree import tree_leaves
 
 from dnas_ens.config.fields import with_fields
-from dnas_ens.search.run import estimate, run_search
+from dnas_ens.search.cost import estimate
+from dnas_ens.search.run import run_search
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import StarLoop
 
