@@ -112,7 +112,10 @@ def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.rando
             slots = [(node, position) for node, edges in enumerate(cell) for position in range(len(edges))]
             for node, position in _shuffled(slots, generator):
                 num_sources = genotype.rules.num_inputs + node
-                for edge in _shuffled(_other_edges(cell[node], position, num_sources, kind, names), generator):
+                others = _other_edges(cell[node], position, num_sources, kind, names)
+                if kind == "source" and genotype.rules.reads_previous and cell[node][position][1] == num_sources - 1:
+                    continue
+                for edge in _shuffled(others, generator):
                     changed: dict[str, Any] = {cell_type: _with_edge(cell, node, position, edge)}
                     child = replace(genotype, **changed)
                     if child.canonical() != parent:

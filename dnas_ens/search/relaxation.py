@@ -101,8 +101,9 @@ def add_auxiliary_skip(mixture: Tensor, space: SearchSpace, *, weight: float) ->
 def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) -> Genotype:
     """Keep the strongest edges of every node, each with its best operation other than ``none``.
 
-    Strength of an edge: softmax(beta)_e * max over o of softmax(alpha_e)_o, that is the largest entry of the
-    mixture on the edge (DARTS, arXiv 1806.09055, with PC-DARTS's edge weights).
+    Where nodes read the one before them, that edge is kept whatever its strength. Strength of an edge:
+    softmax(beta)_e * max over o of softmax(alpha_e)_o, that is the largest entry of the mixture on the edge (DARTS,
+    arXiv 1806.09055, with PC-DARTS's edge weights).
 
     Args:
         mixture: (T, E, O) natural distribution.
@@ -120,7 +121,7 @@ def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) 
     for type_index, cell_type in enumerate(space.cell_types):
         nodes = []
         for node in space.node_slices:
-            scores = strength[type_index, node]
+            scores = _always_kept(strength[type_index, node], space)
             count = int(counts[type_index, node].sum())
             kept = scores.argsort(descending=True, stable=True)[:count].sort().values.tolist()
             nodes.append(
@@ -135,8 +136,9 @@ def discretise(mixture: Tensor, space: SearchSpace, *, edges_per_node: int = 2) 
 def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: int) -> Tensor:
     """Return the distributions of the discretised architectures: uniform over the pairs a node keeps.
 
-    The pairs are those of the strongest edges, each with its best operation other than ``none``. Where a node may keep
-    fewer edges, it keeps the number whose uniform distribution has the least Jensen-Shannon divergence from its own.
+    The pairs are those of the strongest edges, each with its best operation other than ``none``; where nodes read the
+    one before them, that edge is always among them. Where a node may keep fewer edges, it keeps the number whose
+    uniform distribution has the least Jensen-Shannon divergence from its own.
 
     Args:
         mixtures: (..., T, E, O) natural distributions.
@@ -153,13 +155,22 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
     nodes = []
     for node in space.node_slices:
         uniform = []
+        ranked = _always_kept(strength[..., node], space)
         for count in space.rules.edge_counts(edges_per_node, node.stop - node.start):
-            kept = strength[..., node].topk(count, dim=-1).indices
+            kept = ranked.topk(count, dim=-1).indices
             share = torch.zeros_like(strength[..., node]).scatter(-1, kept, 1.0 / count)
             pairs = torch.zeros_like(mixtures[..., node, :])
             uniform.append(pairs.scatter_(-1, best[..., node].unsqueeze(-1), share.unsqueeze(-1)))
         nodes.append(_nearest(mixtures[..., node, :].detach(), uniform))
     return torch.cat(nodes, dim=-2)
+
+
+def _always_kept(strength: Tensor, space: SearchSpace) -> Tensor:
+    """Return a node's strengths (..., e), each at most 1, that of an edge which is always kept above all others."""
+    if not space.rules.reads_previous:
+        return strength
+    # The sources of a node are in order: the last one is the node before it.
+    return torch.cat([strength[..., :-1], strength[..., -1:] + 2.0], dim=-1)
 
 
 def _nearest(distributions: Tensor, choices: list[Tensor]) -> Tensor:

@@ -349,7 +349,8 @@ def random_genotype(
 ) -> Genotype:
     """Draw a genotype: every node takes distinct sources and an operation for each, all uniformly.
 
-    Where nodes may keep fewer edges than they are allowed, the number is drawn too, uniformly.
+    Where nodes may keep fewer edges than they are allowed, the number is drawn too, uniformly; where they read the node
+    before them, that is one of their sources.
 
     Args:
         generator: The source of randomness.
@@ -371,7 +372,9 @@ def random_genotype(
     def draw_node(num_sources: int) -> Node:
         counts = rules.edge_counts(edges_per_node, num_sources)
         count = counts[int(generator.integers(len(counts)))] if rules.keeps_fewer_edges else counts[0]
-        sources = generator.choice(num_sources, size=count, replace=False)
+        always = [num_sources - 1] if rules.reads_previous else []
+        others = generator.choice(num_sources - len(always), size=count - len(always), replace=False)
+        sources = [*others, *always]
         return tuple((names[int(generator.integers(len(names)))], int(source)) for source in sorted(sources))
 
     for cell_type in cell_types:
@@ -411,10 +414,13 @@ def random_deviation(
 
     def deviated(node: Node, num_sources: int) -> Node:
         marks = [next(replaced) for _ in node]
-        taken = {source for (_, source), mark in zip(node, marks, strict=True) if not mark}
+        fixed = {num_sources - 1} if genotype.rules.reads_previous else set()
+        taken = fixed | {source for (_, source), mark in zip(node, marks, strict=True) if not mark}
         edges = list(node)
         for position in (position for position, mark in enumerate(marks) if mark):
             free = [source for source in range(num_sources) if source not in taken]
+            if node[position][1] in fixed:
+                free = [node[position][1]]
             new = [(name, source) for source in free for name in names if (name, source) not in node]
             edges[position] = new[int(generator.integers(len(new)))]
             taken.add(edges[position][1])

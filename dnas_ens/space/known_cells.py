@@ -6,10 +6,11 @@ from dnas_ens.space.genotype import Genotype
 
 _CONV, _SKIP = "conv_3x3", "skip_connect"
 
-#: Two 3x3 convolutions a cell, as in VGG (arXiv 1409.1556) with BatchNorm.
+#: With three cells and a stem of stride 2 this is `dnas_ens.nn.reference_models.SixLayerCNN`: 3x3 convolutions,
+#: one in a normal cell and two in a reduction cell (as in VGG, arXiv 1409.1556, with BatchNorm).
 PLAIN_CNN = Genotype(
     space="efficient",
-    normal=((("conv_3x3", 0),), ((_CONV, 1),), ((_SKIP, 2),)),
+    normal=(((_CONV, 0),), ((_SKIP, 1),), ((_SKIP, 2),)),
     reduction=(((_CONV, 0),), ((_CONV, 1),), ((_SKIP, 2),)),
 )
 #: A residual block (arXiv 1512.03385), with a projection where the size changes.

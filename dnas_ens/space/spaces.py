@@ -49,6 +49,8 @@ class Space:
         channels: C of a search, likewise.
         keeps_fewer_edges: Whether a node may keep fewer edges than it is allowed, down to one; else it keeps exactly
             so many, or all it has.
+        reads_previous: Whether every node of a cell that is searched or drawn reads the node before it, so that cells
+            are deep: a supernet prefers nodes that all read the input, since they learn first.
         sums_loose_ends: Whether the output is the sum of the nodes that no other node reads, C channels wide; else
             all N nodes are concatenated, N * C channels.
         stem_channels: Channels of the stem's output, as a multiple of C.
@@ -60,6 +62,7 @@ class Space:
     num_nodes: int
     channels: int
     keeps_fewer_edges: bool
+    reads_previous: bool
     sums_loose_ends: bool
     stem_channels: int
     stem_strides: tuple[int, ...]
@@ -82,6 +85,7 @@ SPACES: dict[str, Space] = {
         num_nodes=3,
         channels=16,
         keeps_fewer_edges=True,
+        reads_previous=True,
         sums_loose_ends=True,
         stem_channels=1,
         stem_strides=(1, 2, 4),
@@ -92,6 +96,7 @@ SPACES: dict[str, Space] = {
         num_nodes=4,
         channels=8,
         keeps_fewer_edges=False,
+        reads_previous=False,
         sums_loose_ends=False,
         stem_channels=3,
         stem_strides=(1, 4),

@@ -255,9 +255,11 @@ def test_random_genotypes_of_the_efficient_space_draw_their_numbers_of_edges():
     small = {"operations": ("a", "b"), "num_nodes": 2, "cell_types": ("normal",), "space": "efficient"}
     generator = np.random.default_rng(0)
     nodes = Counter(random_genotype(generator, **small).normal[1] for _ in range(2400))
-    # One edge or two, each in half of the draws: 4 nodes of one edge and 4 of both, 300 of each expected.
-    assert Counter(map(len, nodes)) == {1: 4, 2: 4}
-    assert 220 < min(nodes.values()) < max(nodes.values()) < 380
+    # The node before it always, and in half of the draws the input too: 600 of 2 nodes and 300 of 4 expected.
+    assert Counter(map(len, nodes)) == {1: 2, 2: 4}
+    assert all(1 in {source for _, source in node} for node in nodes)
+    for count, low, high in ((1, 520, 680), (2, 220, 380)):
+        assert all(low < drawn < high for node, drawn in nodes.items() if len(node) == count)
 
 
 def test_genotypes_of_other_spaces_are_stored_with_their_name():

@@ -1,0 +1,475 @@
+"""What is worth most at equal seconds? Ours by budget beside what people would take, each at its best split.
+
+    python experiments/budgets.py --workers 2
+
+For every regime and seed each method may spend 3 or 4 budgets of CPU seconds, search and discarded networks included,
+on one thread. Ours is `python -m dnas_ens --budget`: one run for each budget, its seconds the whole command's but for
+the evaluation. Every other method trains networks of several lengths, and takes at each budget the split (length,
+number of networks, cycles, all or the best on val) that is best on val: in hindsight, which ours does not have. Test
+images are read once, by what val has chosen.
+
+Written down before it was run (docs/log.md): the rows, the budgets, and what would count as shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.cells import StarCells
+from dnas_ens.budget.run import Spending, best_set, cross_fitted_loss
+from dnas_ens.commands.parse import parse
+from dnas_ens.compare.records import Record, Records
+from dnas_ens.compare.report import markdown_table, provenance
+from dnas_ens.compare.study import RESULTS, Task, require_positive, run_missing, run_script, write_study
+from dnas_ens.compare.tables import sentences, stacked
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import search_preset
+from dnas_ens.data import ImageData, load_data
+from dnas_ens.figures.style import CYCLE, MARKERS, font, new_figure, style_axis
+from dnas_ens.metrics.calibration import per_image_calibrated_nll
+from dnas_ens.metrics.significance import mean_and_deviation
+from dnas_ens.nn.network import Network
+from dnas_ens.run.files import with_ending
+from dnas_ens.run.machine import environment
+from dnas_ens.search.run import run_search
+from dnas_ens.space.genotype import Genotype, random_genotype
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
+from dnas_ens.space.spaces import SPACES
+from dnas_ens.training.prediction import predict_log_probs
+from dnas_ens.training.trainer import MemberTraining, Parent
+from dnas_ens.training.workers import worker_pool
+
+PROG = "python experiments/budgets.py"
+OURS = "ours by budget"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime:
+    """Images and what may be spent on them.
+
+    Args:
+        budgets: CPU seconds, rising.
+        lengths: Epochs that the other methods train a network for.
+        copies: Networks they train of each length.
+    """
+
+    data: str
+    budgets: tuple[float, ...]
+    lengths: tuple[int, ...]
+    copies: tuple[int, ...]
+    limit_train: int | None = None
+    image_size: int | None = None
+    augment: bool = True
+
+    def load(self, seed: int) -> ImageData:
+        """Return the images; the seed draws the subset and the splits."""
+        return load_data(self.data, limit_train=self.limit_train, image_size=self.image_size, seed=seed)
+
+
+REGIMES = {
+    "digits": Regime(data="digits", budgets=(8, 20, 50), lengths=(15, 40, 100), copies=(6, 6, 4)),
+    "fashion-mnist-14px-2k": Regime(
+        data="fashion-mnist",
+        limit_train=2000,
+        image_size=14,
+        budgets=(15, 40, 100),
+        lengths=(40, 80, 240),
+        copies=(5, 7, 2),
+    ),
+    "fashion-mnist-28px-10k": Regime(
+        data="fashion-mnist", limit_train=10_000, budgets=(40, 120), lengths=(20, 60), copies=(3, 2)
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network: CPU seconds of its training, and its probabilities on val and test."""
+
+    seconds: float
+    val: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A way to spend: its seconds, in words, and the networks in it."""
+
+    seconds: float
+    spent: str
+    networks: Sequence[Trained]
+
+    def val(self) -> np.ndarray:
+        """Return the probabilities on val, (M, N, K)."""
+        return np.stack([network.val for network in self.networks])
+
+
+class Bench:
+    """Trains networks of one regime and seed, and measures what they cost."""
+
+    def __init__(self, regime: Regime, seed: int) -> None:
+        self.regime, self.seed = regime, seed
+        self.data = regime.load(seed)
+        self.recipe = RetrainConfig(augment=regime.augment, seed=1000 + seed)
+        self.labels = self.data.val.labels.numpy()
+        self._number = 0
+
+    def train(
+        self, genotype: Genotype, epochs: int, *, cycles: int = 0, cycle_epochs: int = 0, **fields: Any
+    ) -> list[Trained]:
+        """Train a network, and cycles that go on from it; return the ends, the base first."""
+        found: list[Trained] = []
+        state: dict[str, torch.Tensor] = {}
+        for cycle in range(cycles + 1):
+            recipe = replace(self.recipe, epochs=cycle_epochs if cycle else epochs, **fields)
+            parent = Parent(self._number - 1, functools.partial(dict, state)) if cycle else None
+            training = MemberTraining(genotype, self.data, recipe, index=self._number, parent=parent)
+            self._number += 1
+            start = time.process_time()
+            training.begin()
+            while training.epoch < recipe.epochs:
+                training.run_epoch()
+            seconds = time.process_time() - start
+            state = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+            found.append(self.predicted(training.network, seconds))
+        return found
+
+    def predicted(self, network: Network, seconds: float) -> Trained:
+        """Predict val and test."""
+        from dnas_ens.data.batches import Augmentation
+
+        augmentation = Augmentation.for_data(self.data, augment=False)
+        val, test = (
+            predict_log_probs(network.eval(), split, augmentation=augmentation).exp().numpy()
+            for split in (self.data.val, self.data.test)
+        )
+        return Trained(seconds=seconds, val=val, test=test)
+
+
+def splits_of(networks: Sequence[Trained], *, epochs: int, fixed: float, choose: bool = False) -> Iterator[Split]:
+    """Yield the first M networks, all of them or the best set of them on val."""
+    for count in range(1, len(networks) + 1):
+        first = networks[:count]
+        seconds = fixed + sum(network.seconds for network in first)
+        yield Split(seconds=seconds, spent=f"{count} × {epochs}", networks=first)
+        if choose and count > 2:
+            yield Split(seconds=seconds, spent=f"best of {count} × {epochs}", networks=first)
+
+
+def copies_of(bench: Bench, genotype: Genotype, *, fixed: float = 0.0) -> list[Split]:
+    """Networks of one cell: copies of every length, and a base with cycles of a fifth of it."""
+    found: list[Split] = []
+    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
+        networks = [network for _ in range(copies) for network in bench.train(genotype, epochs)]
+        found += splits_of(networks, epochs=epochs, fixed=fixed)
+    epochs = bench.regime.lengths[-2]
+    ends = bench.train(genotype, epochs, cycles=10, cycle_epochs=max(1, epochs // 5))
+    for count in range(2, len(ends) + 1):
+        seconds = fixed + sum(end.seconds for end in ends[:count])
+        for last in {2, 3, 5, count}:
+            if last <= count:
+                spent = f"last {last} of {epochs} + {count - 1} × {max(1, epochs // 5)}"
+                found.append(Split(seconds=seconds, spent=spent, networks=ends[count - last : count]))
+    return found
+
+
+def plain_cnn(bench: Bench) -> list[Split]:
+    """The plain CNN that one would write without a search."""
+    return copies_of(bench, PLAIN_CNN)
+
+
+def resnet(bench: Bench) -> list[Split]:
+    """A ResNet of the same size."""
+    return copies_of(bench, RESNET)
+
+
+def random_cells(bench: Bench, *, space: str = "efficient") -> list[Split]:
+    """Random cells of the space, all of them (Random-NES) or the best on val (NES-RS, arXiv 2006.08573)."""
+    generator = np.random.default_rng(bench.seed)
+    rules = SPACES[space]
+    found: list[Split] = []
+    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
+        networks = []
+        for _ in range(copies):
+            genotype = random_genotype(
+                generator, operations=rules.operations, num_nodes=rules.num_nodes, edges_per_node=2, space=space
+            )
+            networks += bench.train(genotype, epochs)
+        found += splits_of(networks, epochs=epochs, fixed=0.0, choose=True)
+    return found
+
+
+def star_cells(bench: Bench) -> list[Split]:
+    """Cells by the star alone, its paths leaving a residual block; no likelihood has been looked at."""
+    start = time.process_time()
+    config = with_fields(search_preset("smoke"), seed=bench.seed, likelihood="none", max_lambda=0.3)
+    genotypes = run_search(config, bench.data, base=RESNET).ranked(max(bench.regime.copies))
+    fixed = time.process_time() - start
+    found: list[Split] = []
+    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
+        networks = [network for genotype in genotypes[:copies] for network in bench.train(genotype, epochs)]
+        found += splits_of(networks, epochs=epochs, fixed=fixed, choose=True)
+    return found
+
+
+def searched(bench: Bench) -> tuple[SearchConfig, Genotype, list[Genotype], float]:
+    """Search by hard paths; return the configuration, the base, the ranked cells and the CPU seconds."""
+    start = time.process_time()
+    config = with_fields(search_preset("smoke"), seed=bench.seed)
+    found = run_search(config, bench.data)
+    return config, found.base, found.ranked(), time.process_time() - start
+
+
+def best_found_cell(bench: Bench) -> list[Split]:
+    """A deep ensemble of the best single cell found: the search, its cells trained to find the best, copies of it."""
+    _, base, genotypes, fixed = searched(bench)
+    found = copies_of(bench, base, fixed=fixed)
+    epochs = bench.regime.lengths[0]
+    pool = [bench.train(genotype, epochs)[0] for genotype in genotypes]
+    losses = [cross_fitted_loss(network.val[None], bench.labels) for network in pool]
+    best = genotypes[int(np.argmin(losses))]
+    fixed += sum(network.seconds for network in pool)
+    for epochs, copies in zip(bench.regime.lengths[1:], bench.regime.copies[1:], strict=True):
+        networks = [network for _ in range(copies) for network in bench.train(best, epochs)]
+        for split in splits_of(networks, epochs=epochs, fixed=fixed):
+            found.append(replace(split, spent=f"best cell, {split.spent}"))
+    return found
+
+
+METHODS: dict[str, Callable[[Bench], list[Split]]] = {
+    "plain CNN": plain_cnn,
+    "ResNet": resnet,
+    "deep ensemble of the best found cell": best_found_cell,
+    "random cells": random_cells,
+    "random cells, darts": functools.partial(random_cells, space="darts"),
+    "cells by the star alone": star_cells,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """Options of the study."""
+
+    regimes: tuple[str, ...] = tuple(REGIMES)
+    """Which regimes to run."""
+    methods: tuple[str, ...] = (OURS, *METHODS)
+    """Which methods to run."""
+    first_seed: int = 0
+    """The first seed."""
+    seeds: int = 5
+    """How many seeds."""
+    workers: int = 1
+    """Units side by side, each on one CPU core."""
+    output: Path = RESULTS / "budgets"
+    """Where tables, plots and figures go: OUTPUT-REGIME.md and .png, OUTPUT.jsonl."""
+
+    def __post_init__(self) -> None:
+        for name in self.regimes:
+            require(name in REGIMES, f"There is no regime {name!r}.", f"Choose from {', '.join(REGIMES)}.")
+        for name in self.methods:
+            known = (OURS, *METHODS)
+            require(name in known, f"There is no method {name!r}.", f"Choose from {', '.join(known)}.")
+        require_positive(self, "seeds", "workers")
+
+    def arrays(self, record: Record) -> Path:
+        """Return where the losses of a unit are."""
+        name = f"{record['regime']}-{record['method'].replace(' ', '-').replace(',', '')}-{record['seed']}.npz"
+        return self.output.parent / f"{self.output.name}-losses" / name
+
+
+def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np.ndarray]]:
+    """Run one method in one regime; return its figures and per-image losses at every budget."""
+    torch.set_num_threads(1)
+    name, method = condition
+    regime = REGIMES[name]
+    bench = Bench(regime, seed)
+    start = time.process_time()
+    if method == OURS:
+        chosen: list[Split | None] = [our_split(bench, budget) for budget in regime.budgets]
+    else:
+        splits = METHODS[method](bench)
+        chosen = [best_within(splits, budget, bench.labels) for budget in regime.budgets]
+    rows, losses = [], {}
+    test_labels = bench.data.test.labels.numpy()
+    for budget, split in zip(regime.budgets, chosen, strict=True):
+        if split is None:
+            rows.append({"budget": budget, "spent": "costs more in itself"})
+            continue
+        test = np.stack([network.test for network in split.networks]).mean(axis=0, dtype=np.float64)
+        val = split.val().mean(axis=0, dtype=np.float64)
+        of_images = per_image_calibrated_nll(val, bench.labels, test, test_labels)
+        losses[f"{budget:g}"] = of_images.astype(np.float32)
+        rows.append(
+            {
+                "budget": budget,
+                "spent": split.spent,
+                "cpu_seconds": split.seconds,
+                "networks": len(split.networks),
+                "accuracy": float((test.argmax(axis=1) == test_labels).mean()),
+                "calibrated_nll": float(of_images.mean()),
+            }
+        )
+    record = {
+        "regime": name,
+        "method": method,
+        "seed": seed,
+        "budgets": list(regime.budgets),
+        "rows": rows,
+        "seconds": time.process_time() - start,
+        "revision": environment([])["git_revision"],
+    }
+    return record, losses
+
+
+def best_within(splits: Sequence[Split], budget: float, labels: np.ndarray) -> Split | None:
+    """Return the split within the budget that is best on val; of those that choose, what they choose."""
+    best, least = None, np.inf
+    for split in splits:
+        if split.seconds > budget:
+            continue
+        probs = split.val()
+        if split.spent.startswith("best of"):
+            loss = cross_fitted_loss(probs, labels)
+        else:
+            loss = cross_fitted_loss(probs, labels, choose=lambda given, _: list(range(len(given))))
+        if loss < least:
+            best, least = split, loss
+    if best is not None and best.spent.startswith("best of"):
+        best = replace(best, networks=[best.networks[index] for index in best_set(best.val(), labels)])
+    return best
+
+
+def our_split(bench: Bench, budget: float) -> Split:
+    """Spend a budget as the command does; its seconds are those of all it did."""
+    config = with_fields(search_preset("smoke"), seed=bench.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.process_time()
+        cells = StarCells(config, bench.data)
+        spending = Spending(bench.data, bench.recipe, amount=Amount(total=budget), cells=cells, folder=Path(folder))
+        ensemble = spending.run()
+        seconds = time.process_time() - start
+        spent = ", ".join(f"{done.unit.kind} {done.epochs}" for done in spending.history)
+    networks = [bench.predicted(member, 0.0) for member in ensemble.members]  # type: ignore[arg-type]
+    return Split(seconds=seconds, spent=spent, networks=networks)
+
+
+def page(study: Study, records: Records, regime: str) -> str:
+    """Return the tables of a regime and the differences from ours at every budget, as Markdown."""
+    of_method = {
+        method: [record for record in records if (record["regime"], record["method"]) == (regime, method)]
+        for method in (OURS, *METHODS)
+    }
+    methods = [method for method, found in of_method.items() if found]
+    text = ""
+    for position, budget in enumerate(REGIMES[regime].budgets):
+        lines, losses = [], {}
+        for method in methods:
+            rows = [record["rows"][position] for record in of_method[method]]
+            if any("calibrated_nll" not in row for row in rows):
+                lines.append([method, str(len(rows)), "costs more in itself", "", ""])
+                continue
+            lines.append(
+                [
+                    method,
+                    str(len(rows)),
+                    mean_and_deviation([row["calibrated_nll"] for row in rows], digits=4),
+                    mean_and_deviation([100 * row["accuracy"] for row in rows], digits=2),
+                    mean_and_deviation([row["cpu_seconds"] for row in rows], digits=0),
+                    "; ".join(dict.fromkeys(row["spent"] for row in rows)) if method != OURS else "by val, see below",
+                ]
+            )
+            seeds = [record["seed"] for record in of_method[method]]
+            losses[method] = {seed: records.arrays((regime, method, seed))[f"{budget:g}"] for seed in seeds}
+        header = ["method", "seeds", "calibrated NLL", "accuracy, %", "CPU s", "splits taken"]
+        text += f"## {budget:g} CPU seconds\n\n{markdown_table(header, lines, text_columns=(0, 5))}\n"
+        if OURS in losses:
+            common = sorted(set.intersection(*(set(found) for found in losses.values())))
+            text += (
+                sentences({name: stacked([found[seed] for seed in common]) for name, found in losses.items()}) + "\n"
+            )
+    ours = of_method.get(OURS, [])
+    text += "## What ours was spent on\n\n" + "".join(
+        f"- seed {record['seed']}, {row['budget']:g} s: {row['spent']}; {row['networks']} networks join\n"
+        for record in ours
+        for row in record["rows"]
+    )
+    return text
+
+
+def plot(records: Records, regime: str, path: Path) -> None:
+    """Draw the mean calibrated NLL of every method against the budget."""
+    figure = new_figure(560, 340)
+    axis = figure.subplots()
+    methods = dict.fromkeys(record["method"] for record in records if record["regime"] == regime)
+    for method, colour, marker in zip(methods, CYCLE, MARKERS, strict=False):
+        rows = [record["rows"] for record in records if (record["regime"], record["method"]) == (regime, method)]
+        points = [
+            (cells[0]["budget"], np.mean([cell["calibrated_nll"] for cell in cells]))
+            for cells in zip(*rows, strict=True)
+            if all("calibrated_nll" in cell for cell in cells)
+        ]
+        if points:
+            axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=method, linewidth=1.6)
+    axis.set_xscale("log")
+    axis.set_xticks(REGIMES[regime].budgets, [f"{budget:g}" for budget in REGIMES[regime].budgets], minor=False)
+    axis.minorticks_off()
+    style_axis(axis, x_label="CPU seconds in all", y_label="calibrated NLL on test, nats")
+    axis.legend(frameon=False, prop=font(9))
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str]) -> None:
+    """Run the study."""
+    study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
+    records = Records(
+        with_ending(study.output, ".jsonl"),
+        key=("regime", "method", "seed"),
+        settings=lambda record: {"budgets": list(REGIMES[record["regime"]].budgets)},
+        arrays=study.arrays,
+    )
+    conditions = [(regime, method) for regime in study.regimes for method in study.methods]
+    seeds = range(study.first_seed, study.first_seed + study.seeds)
+    tasks: dict[Hashable, Task] = {
+        (*condition, seed): functools.partial(run_one, condition, seed) for seed in seeds for condition in conditions
+    }
+    with worker_pool(study.workers) as pool:
+        run_missing(
+            records,
+            tasks,
+            pool=pool,
+            said=lambda record: (
+                f"{record['regime']}, {record['method']}, seed {record['seed']}: "
+                + ", ".join(
+                    f"{row.get('calibrated_nll', np.nan):.4f} for {row['budget']:g} s" for row in record["rows"]
+                )
+                + f" ({record['seconds']:.0f} s)"
+            ),
+        )
+    for regime in study.regimes:
+        revisions = sorted({str(record["revision"]) for record in records if record["regime"] == regime})
+        output = with_ending(study.output, f"-{regime}")
+        text = (
+            f"# What is worth most at equal seconds? ({regime})\n\n"
+            + provenance(environment([*PROG.split(), *argv]), hardware="no GPU, one thread a unit")
+            + f" Revisions of all runs: {', '.join(revisions)}.\n\n"
+            "Mean ± standard deviation over seeds of search, training and split. Every method but ours takes the split "
+            "that val prefers in hindsight, and pays for that split alone; ours pays for all it tried.\n\n"
+            + page(study, records, regime)
+        )
+        write_study(output, text, figure=functools.partial(plot, records, regime))
+
+
+if __name__ == "__main__":
+    run_script(main)
