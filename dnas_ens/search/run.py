@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -79,10 +80,11 @@ def run_search(
     else:
         recipe = recipe or retrain_preset(config.preset, config.supernet.space)
         options: dict[str, Any] = {"device": device, "base": base}
+        trial = CostMeter(gpu=torch.device(device).type == "cuda")
         if config.objective.step_time_weight > 0:
             options["step_times"] = _step_times(config, data, recipe, device=device, run=run)
         loop: FamilyLoop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
-        cost = train(loop, run=run, resume=resume)
+        cost = train(loop, run=run, resume=resume, spent=trial.seconds())
         result = conclude(loop, recipe=recipe, cost=cost)
         if run is not None:
             _write_weights(loop, run)
@@ -151,14 +153,23 @@ def _step_times(
     return times
 
 
-def train(loop: FamilyLoop, *, run: RunFolder | None = None, resume: bool = False) -> CostMeter:
+def train(
+    loop: FamilyLoop,
+    *,
+    run: RunFolder | None = None,
+    resume: bool = False,
+    spent: Mapping[str, float] | None = None,
+) -> CostMeter:
     """Run the loop to its end, with a checkpoint after every epoch.
+
+    Args:
+        spent: Seconds of what went before a search that begins, as ``CostMeter`` has them.
 
     Returns:
         The meter of what the search costs, over all its starts; it keeps running.
     """
     store = None if run is None else run.checkpoints("search")
-    before: dict[str, float] = {}
+    before = dict(spent or {})
     if resume and store is not None and run is not None:
         newest = store.load_newest()
         if newest is not None:
