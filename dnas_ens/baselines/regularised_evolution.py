@@ -27,13 +27,12 @@ from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.run.files import as_json, read_json, write_json
-from dnas_ens.space.genotype import Cell, Edge, Genotype, Node
+from dnas_ens.space.genotype import Genotype, Node
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.types import FloatArray
 
 T = TypeVar("T")
-Kind = Literal["operation", "source"]
-KINDS: tuple[Kind, ...] = ("operation", "source")
+Kind = Literal["operation", "source", "number"]
 STATE = "evolution.json"
 EVALUATIONS = "evaluations"
 #: Validation NLLs are rounded to single precision at most.
@@ -89,34 +88,44 @@ class Individual:
     val_nll: float
 
 
-def mutate(genotype: Genotype, *, operations: Sequence[str], generator: np.random.Generator) -> Genotype:
+def mutate(
+    genotype: Genotype, *, operations: Sequence[str], generator: np.random.Generator, edges_per_node: int = 2
+) -> Genotype:
     """Change one edge of one cell, as regularised evolution does (Real et al., arXiv 1802.01548).
 
     Drawn uniformly, one after the other: whether an operation or a source (there: hidden state) changes, the cell,
     the edge, and what it changes to. What is not possible is passed over: a source can only become one that its
     node does not take yet. A change that gives the parent back under another numbering of its nodes does not count
-    and is passed over. The identity, which the paper allows at a low rate, is not among the mutations.
+    and is passed over. The identity, which the paper allows at a low rate, is not among the mutations. Where nodes may
+    keep fewer edges than they are allowed, a third kind of change takes the edge away or gives its node another one.
+
+    Args:
+        edges_per_node: Most edges a node may be given.
 
     Returns:
         A valid genotype that differs from the parent in exactly one edge, and there in the operation or in the
-        source but not in both, and that is not isomorphic to it.
+        source but not in both, or in that the edge is only in one of them; and that is not isomorphic to it.
 
     Raises:
         UserError: No edge can change: there is only one operation, and every node takes all its sources.
     """
-    parent = genotype.canonical()
+    parent, rules = genotype.canonical(), genotype.rules
     names = [name for name in dict.fromkeys(operations) if name != "none"]
-    for kind in _shuffled(KINDS, generator):
+    kinds: tuple[Kind, ...] = ("operation", "source")
+    if rules.keeps_fewer_edges:
+        kinds = (*kinds, "number")
+    for kind in _shuffled(kinds, generator):
         for cell_type in _shuffled(genotype.cell_types, generator):
             cell = genotype.cell(cell_type)
             slots = [(node, position) for node, edges in enumerate(cell) for position in range(len(edges))]
             for node, position in _shuffled(slots, generator):
-                num_sources = genotype.rules.num_inputs + node
-                others = _other_edges(cell[node], position, num_sources, kind, names)
-                if kind == "source" and genotype.rules.reads_previous and cell[node][position][1] == num_sources - 1:
-                    continue
-                for edge in _shuffled(others, generator):
-                    changed: dict[str, Any] = {cell_type: _with_edge(cell, node, position, edge)}
+                num_sources = rules.num_inputs + node
+                most = max(rules.edge_counts(edges_per_node, num_sources))
+                # The edge from the node before it stays one.
+                stays = rules.reads_previous and cell[node][position][1] == num_sources - 1
+                others = _other_nodes(cell[node], position, num_sources, kind, names, most, stays=stays)
+                for other in _shuffled(others, generator):
+                    changed: dict[str, Any] = {cell_type: (*cell[:node], other, *cell[node + 1 :])}
                     child = replace(genotype, **changed)
                     if child.canonical() != parent:
                         return child
@@ -130,19 +139,23 @@ def _shuffled(items: Sequence[T], generator: np.random.Generator) -> Iterator[T]
     return (items[index] for index in generator.permutation(len(items)))
 
 
-def _other_edges(node: Node, position: int, num_sources: int, kind: Kind, names: Sequence[str]) -> list[Edge]:
-    """List what one edge of a node can become by a change of a kind."""
+def _other_nodes(
+    node: Node, position: int, num_sources: int, kind: Kind, names: Sequence[str], most: int, *, stays: bool
+) -> list[Node]:
+    """List what a node can become by a change of a kind to one of its edges; it has ``most`` edges at most.
+
+    An edge that stays neither goes nor leaves its source.
+    """
     operation, source = node[position]
-    if kind == "operation":
-        return [(name, source) for name in names if name != operation]
+    before, after = node[:position], node[position + 1 :]
     taken = {other for _, other in node}
-    return [(operation, other) for other in range(num_sources) if other not in taken]
-
-
-def _with_edge(cell: Cell, node: int, position: int, edge: Edge) -> Cell:
-    edges = cell[node]
-    changed = (*edges[:position], edge, *edges[position + 1 :])
-    return (*cell[:node], changed, *cell[node + 1 :])
+    free = [other for other in range(num_sources) if other not in taken]
+    if kind == "operation":
+        return [(*before, (name, source), *after) for name in names if name != operation]
+    if kind == "source":
+        return [] if stays else [(*before, (operation, other), *after) for other in free]
+    fewer = [(*before, *after)] if len(node) > 1 and not stays else []
+    return fewer + [(*node, (name, other)) for other in free for name in names if len(node) < most]
 
 
 class RegularisedEvolution:
@@ -217,7 +230,12 @@ class RegularisedEvolution:
         else:
             generator = np.random.default_rng([self.config.seed, index])
             parent = self.choose_parent(generator)
-            genotype = mutate(self.history[parent].genotype, operations=self.space.operations, generator=generator)
+            genotype = mutate(
+                self.history[parent].genotype,
+                operations=self.space.operations,
+                generator=generator,
+                edges_per_node=self.config.edges_per_node,
+            )
         individual = self._add(genotype, parent)
         if self.folder is not None:
             files = [

@@ -3,6 +3,7 @@
 import json
 import math
 from collections import Counter
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -162,8 +163,16 @@ def test_a_mutant_is_valid_and_one_edit_away(seed, num_nodes, edges_per_node, ce
     child = mutate(parent, operations=("none", *OPERATIONS), generator=generator)
     # The constructor validates; through JSON, so that nothing is taken over unchecked.
     assert Genotype.from_dict(child.to_dict()) == child
-    [((operation, source), (new_operation, new_source))] = edits(parent, child)
-    assert (operation == new_operation) != (source == new_source)
+    if child.num_edges == parent.num_edges:
+        [((operation, source), (new_operation, new_source))] = edits(parent, child)
+        assert (operation == new_operation) != (source == new_source)
+    else:
+        assert space == "efficient"
+        nodes = [
+            (set(b), set(a)) for kind in cell_types for b, a in zip(parent.cell(kind), child.cell(kind), strict=True)
+        ]
+        assert sum(len(before ^ after) for before, after in nodes) == 1
+        assert all(1 <= len(after) <= max(2, len(before)) for before, after in nodes)
     assert child.operations <= set(OPERATIONS)
     assert child.canonical() != parent.canonical()
 
@@ -186,6 +195,19 @@ def test_every_neighbour_is_reached_with_the_rates_by_hand():
     for mutant, share in shares.items():
         # Within five standard deviations.
         assert abs(counts[mutant] - share * draws) < 5 * (draws * share * (1 - share)) ** 0.5
+
+
+def test_an_evolution_reaches_the_whole_space_of_one_input():
+    # Node 0 has one edge; node 1 one of two, or both, in any operations: 2 * (2 + 2 + 4) cells, all from any other.
+    generator, todo, found = np.random.default_rng(0), [Genotype(normal=((("a", 0),),) * 2, space="efficient")], set()
+    while todo:
+        parent = todo.pop()
+        if parent not in found:
+            found.add(parent)
+            children = {mutate(parent, operations=("a", "b"), generator=generator) for _ in range(60)}
+            sort = [[tuple(sorted(node, key=itemgetter(1))) for node in child.normal] for child in children]
+            todo += [Genotype(normal=tuple(nodes), space="efficient") for nodes in sort]
+    assert len(found) == 16
 
 
 def test_a_renumbering_is_no_mutation():
