@@ -43,7 +43,7 @@ LEDGER = "budget.json"
 FIRST_SHARE, FIRST_STEPS = 0.1, 500
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than the first of these, and are
 #: doubled for as long as it is more than the second.
-NARROW_BELOW, WIDE_FROM = 8, 150
+NARROW_BELOW, WIDE_FROM = 8, 80
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 #: s, how far the logarithm of an ensemble's temperature is expected to be from 0.
@@ -237,7 +237,7 @@ class Spending:
         if afford(base) < NARROW_BELOW and timed:
             chosen = max(4, base // 8 * 4)
             afford(chosen)
-        while timed and affordable[chosen] >= 2 * WIDE_FROM and afford(2 * chosen) >= WIDE_FROM:
+        while timed and affordable[chosen] >= 1.5 * WIDE_FROM and afford(2 * chosen) >= WIDE_FROM:
             chosen *= 2
         self.recipe = replace(self.recipe, channels=chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
@@ -344,6 +344,7 @@ class Spending:
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""
         training = self._training(self._plan_of(unit), unit.number)
+        training.val_measurements = 1
         if self.amount.unit == "seconds":
             training.on_epoch = self._ends_in_time(training)
         self._networks.append(trained_network(training, folder=self.folder, num_members=unit.number + 1))

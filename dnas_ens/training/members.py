@@ -111,8 +111,9 @@ def member_steps(
                 scalars = yield from _metered(training.epoch_steps(progress), cost)
             if training.on_epoch is not None:
                 training.on_epoch()
-            # Measured at the quarters only: the last state is the member, whatever its validation loss on the way.
-            if 4 * training.epoch // training.total_epochs > 4 * (training.epoch - 1) // training.total_epochs:
+            # Not at every epoch: the last state is the member, whatever its validation loss on the way.
+            times, total = training.val_measurements, training.total_epochs
+            if times * training.epoch // total > times * (training.epoch - 1) // total:
                 measured = on_val()
                 scalars |= measured
             progress.epoch(training.epoch, **scalars)

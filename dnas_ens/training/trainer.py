@@ -277,6 +277,7 @@ class NetworkTraining(Training[Model]):
         execution: Execution | None = None,
     ) -> None:
         self.index, self.num_classes, self._fingerprint = index, data.num_classes, data.fingerprint
+        self._val_probs: tuple[int, np.ndarray] | None = None
         self.train_split, self.val = data.train.to(device), data.val.to(device)
         self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
         self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
@@ -306,8 +307,16 @@ class NetworkTraining(Training[Model]):
         return self.augmentation.normalise(first.images), first.labels
 
     def val_probs(self) -> np.ndarray:
-        """Return probabilities (N, K) on the validation images, computed in float32."""
-        return predict_log_probs(self.network, self.val, augmentation=self.augmentation).exp().cpu().numpy()
+        """Return probabilities (N, K) on the validation images, computed in float32; once for an epoch's weights."""
+        if self._val_probs is None or self._val_probs[0] != self.epoch or self.epoch == 0:
+            log_probs = predict_log_probs(self.network, self.val, augmentation=self.augmentation)
+            self._val_probs = self.epoch, log_probs.exp().cpu().numpy()
+        return self._val_probs[1]
+
+    def branch_off(self, state: Mapping[str, Any]) -> None:
+        """Continue from the weights, momentum and epoch of a state, with its own order and augmentation."""
+        self._val_probs = None
+        super().branch_off(state)
 
     def identity(self) -> dict[str, Any]:
         """Return what a state of this training depends on: network, recipe and images, ready for JSON."""
@@ -338,9 +347,11 @@ class MemberTraining(NetworkTraining[Network]):
         parent: What the training goes on from, with a new optimiser; None for fresh weights.
 
     Attributes:
+        val_measurements: How often val is measured during a training, evenly spread, the last time at its end.
         on_epoch: Called after every epoch, and may lower ``total_epochs`` to no less than ``epoch``.
     """
 
+    val_measurements: int = 4
     on_epoch: Callable[[], object] | None = None
 
     def __init__(
