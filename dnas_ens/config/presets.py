@@ -58,6 +58,8 @@ PRESET_COSTS: dict[str, str] = {
 }
 #: The published methods search the space of DARTS.
 _DARTS: dict[str, Any] = {"space": "darts"}
+#: Hard paths cost a fraction of soft ones where a step is cheap; and there is no need to hold operations in balance.
+_EFFICIENT: dict[str, Any] = {"relaxation": "gumbel-hard", "operation_balance": (0.0, 0.0)}
 #: Both terms are this project's own.
 _PUBLISHED: dict[str, Any] = {"commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)}
 _ONE_MEMBER = {"members": 1, "pool_size": 1}
@@ -119,7 +121,10 @@ def search_preset(
     given: dict[str, dict[str, Any]] = {"hypernetwork": {"base": base}}
     if space is not None:
         given["supernet"] = {"space": space}
-    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], given):
+    by_space: dict[str, dict[str, Any]] = {}
+    if regime == "star" and (space or plain.supernet.space) == "efficient":
+        by_space["objective"] = _EFFICIENT
+    for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], by_space, given):
         for name, values in changes.items():
             sections[name] = dataclasses.replace(sections.get(name, getattr(plain, name)), **values)
     # The names were checked above; a literal type cannot tell.

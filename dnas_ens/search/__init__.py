@@ -29,7 +29,8 @@ def search(
     Args:
         data: What ``load_data`` takes.
         members: M, members of the ensemble; default: the configuration's.
-        config: The configuration; default: the preset "smoke".
+        config: The configuration; default: that of the preset "smoke", or of the preset, regime and space among the
+            overrides.
         base: A given base's genotype, for the regimes that compare with one.
         device: auto, cpu, cuda or cuda:N.
         **overrides: Any field of the configuration by its own name, such as ``epochs=10``.
@@ -40,15 +41,18 @@ def search(
     Raises:
         UserError: If a name, a value or the data do not fit.
     """
-    from dnas_ens.config import SearchConfig
     from dnas_ens.config.fields import with_fields
+    from dnas_ens.config.presets import search_preset
     from dnas_ens.data import load_data
     from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.run import run_search
 
     if members is not None:
         overrides["members"] = members
-    chosen = with_fields(config or SearchConfig(), **overrides)
+    if config is None:
+        names = {name: overrides.pop(name) for name in ("preset", "regime") if name in overrides}
+        config = search_preset(**names, space=overrides.get("space"))
+    chosen = with_fields(config, **overrides)
     loaded = load_data(
         data,
         data_root=chosen.data.data_root,

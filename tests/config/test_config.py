@@ -36,7 +36,11 @@ def test_regimes_are_the_published_ones():
     # The published ones do without this project's own terms.
     for objective in (optimal.objective, js.objective, hypernet.objective):
         assert objective.commitment == objective.operation_balance == (0.0, 0.0)
-    assert min(star.objective.commitment[1], star.objective.operation_balance[1]) > 0
+    assert star.objective.commitment[1] > 0
+    # Cheap steps are searched by hard paths, heavy ones by soft ones with operations in balance.
+    assert (star.objective.relaxation, star.objective.operation_balance[1]) == ("gumbel-hard", 0.0)
+    darts = search_preset("smoke", space="darts").objective
+    assert (darts.relaxation, darts.operation_balance[1]) == ("softmax", 5.0)
 
 
 @pytest.mark.parametrize(
