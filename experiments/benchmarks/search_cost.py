@@ -87,9 +87,6 @@ def random_images(preset: str) -> ImageData:
 
 def measure(options: Cost) -> list[dict[str, Any]]:
     """Predict the cost of every search."""
-    from dnas_ens.run.machine import keep_freed_memory
-
-    keep_freed_memory()
     import torch
 
     from dnas_ens.search.cost import search_cost
