@@ -28,8 +28,8 @@ from dnas_ens.training.step import TrainingStep, build_sgd
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
 #: supernet with a margin: measured were 2.3 to 2.4 and 3.7 to 4.1 (darts), 1.5 to 1.7 (efficient).
 VALUES_KEPT = {"darts": {"fast": 3, "reference": 5}, "efficient": {"fast": 2, "reference": 2}}
-#: A step whose time, as an eighth of its images predicts it, is longer than so many seconds is not tried whole.
-LONGEST_STEP = 0.5
+#: A step that may take more seconds than this is not tried whole, and one that takes more than that is tried once.
+LONGEST_STEP, LONG_STEP = 4.0, 0.5
 #: Random cells whose steps are timed for a member's.
 MEMBERS = 3
 #: Steps of each kind that are timed.
@@ -109,7 +109,7 @@ class SearchCost:
         return self.search_seconds / (self.member_steps * self.seconds["member"])
 
     def __str__(self) -> str:
-        shown = f"{self.trainings:.1f}" if self.trainings >= 0.1 else f"{self.trainings:.2f}"
+        shown = f"{self.trainings:.1f}" if self.trainings >= 1 else f"{self.trainings:.1g}"
         return f"{shown} trainings of a member, as a few measured steps predict"
 
 
@@ -126,7 +126,7 @@ def member_stack(config: SearchConfig, recipe: RetrainConfig, data: ImageData) -
 def search_cost(
     config: SearchConfig, recipe: RetrainConfig, data: ImageData, *, device: torch.device | str = "cpu"
 ) -> SearchCost:
-    """Predict the cost of a search from a few measured steps of each kind, in about five seconds on a CPU.
+    """Predict the cost of a search from a few measured steps of each kind, in seconds where steps do not take seconds.
 
     The optional brief training of candidates counts as that many more passes, forward and backward; what is left open
     to a trial is taken unmeasured, and nothing is recorded as a CUDA graph.
@@ -170,7 +170,8 @@ def _seconds(loop: FamilyLoop, kind: str) -> float:
     """Measure one piece of work of a loop that is thrown away afterwards."""
     if isinstance(loop, StarLoop):
         loop.steps.take_over(loop.schedules)
-        return _median(loop.steps.penalty_step, loop.device)
+        loop.steps.penalty_step()
+        return statistics.median(_seconds_of(loop.steps.penalty_step, loop.device) for _ in range(ROUNDS))
     assert isinstance(loop, SearchLoop)
     loop.supernet.train()
     loop.steps.begin_epoch(loop.schedules)
@@ -202,7 +203,7 @@ def _scoring_seconds(loop: SearchLoop, batch: Batch) -> float:
 
 
 def _member_seconds(loop: FamilyLoop, recipe: RetrainConfig, data: ImageData) -> float:
-    """Measure a member's step, the mean over some random cells."""
+    """Measure a member's step, the mean over some random cells, of long steps over one."""
     device = loop.device
     execution = candidates(layout=recipe.layout, precision=recipe.precision, device=device)[0]
     augmentation = Augmentation.for_data(data, augment=False)
@@ -220,6 +221,8 @@ def _member_seconds(loop: FamilyLoop, recipe: RetrainConfig, data: ImageData) ->
         )
         step = TrainingStep(network, optimizer, recipe, execution=execution)
         taken.append(_step_seconds(lambda part, step=step: step(*part), batch, device))  # type: ignore[misc]
+        if taken[-1] > LONG_STEP:
+            break
     return statistics.fmean(taken)
 
 
@@ -230,23 +233,27 @@ def _random_network(loop: FamilyLoop, stack: StackSpec) -> Network:
 
 
 def _step_seconds(step: Callable[[Batch], object], batch: Batch, device: torch.device, *, least: int = 2) -> float:
-    """Return the seconds of a step on a batch, predicted from an eighth of it where the whole takes long."""
-    images, labels = batch
-    few = max(least, len(labels) // 8)
-    part = images[:few], labels[:few]
-    predicted = _median(lambda: step(part), device, rounds=1) * len(labels) / len(part[1])
-    return predicted if predicted > LONGEST_STEP else _median(lambda: step(batch), device)
+    """Return the seconds of a step on a batch; where that may take long, parts of the batch predict it."""
+
+    def seconds(count: int) -> float:
+        return _seconds_of(lambda: step((batch[0][:count], batch[1][:count])), device)
+
+    size = len(batch[1])
+    few = min(size, max(least, size // 8))
+    seconds(few)
+    part = seconds(few)
+    if part * size / few > LONGEST_STEP:
+        # Every step also takes a time that does not grow with its images.
+        return part + max(0.0, seconds(2 * few) - part) * (size - few) / few
+    whole = seconds(size)
+    return whole if whole > LONG_STEP else statistics.median(seconds(size) for _ in range(ROUNDS))
 
 
-def _median(step: Callable[[], object], device: torch.device, *, rounds: int = ROUNDS) -> float:
-    """Return the median seconds of a step's rounds, after one that is not counted."""
-    taken = []
-    for _ in range(1 + rounds):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        start = time.perf_counter()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken[1:])
+def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -4,9 +4,9 @@
 
 For every preset, space and kind of search it measures a few steps of the search and of members of random cells in one
 process and predicts the rest: steps of the search and the scoring of its candidates over the steps of one training.
-Images are random ones of the preset's sizes, so that no data set is needed; where a step takes long, an eighth of its
-images is measured. Writes OUTPUT.md and a line to OUTPUT.jsonl. Two minutes on one CPU core for the first two presets,
-ten for all.
+Images are random ones of the preset's sizes, so that no data set is needed; where a step takes long, parts of its batch
+predict it. Writes OUTPUT.md and a line to OUTPUT.jsonl. A minute on one CPU core for the first two presets, five for
+all.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     )
     return head + "".join(
         f"| {row['preset']} | {row['space']} | {row['search']} | {row['member_ms']:,.1f} | {row['step_ms']:,.1f} | "
-        f"{100 * row['scoring_share']:.0f} | {row['trainings']:{'.2f' if row['trainings'] < 0.1 else '.1f'}} |\n"
+        f"{100 * row['scoring_share']:.0f} | {row['trainings']:{'.1g' if row['trainings'] < 1 else '.1f'}} |\n"
         for row in rows
     )
 
