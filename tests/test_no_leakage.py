@@ -15,7 +15,7 @@ from dnas_ens.evaluate.predictions import predict_splits
 from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.metrics.calibration import cross_fit
 
-RECIPE = {"num_cells": 1, "channels": 4, "epochs": 4, "batch_size": 16}
+RECIPE = {"num_cells": 1, "channels": 8, "epochs": 8, "batch_size": 16}
 FIGURES = ("accuracy", "nll", "calibrated_nll", "brier", "aurc")
 
 

@@ -22,9 +22,9 @@ def hard_paths(
     """Draw discrete architectures from the natural distribution, with a straight-through gradient.
 
     Every node n draws k of its (edge, operation) pairs, at most one an edge: the largest of
-    s(e, o) = log p_n(e, o) + Gumbel noise (the Gumbel top-k trick, arXiv 1903.06059; ``none`` is left out). k is what
-    the discretisation of softmax(s) keeps. The value is 1 on the drawn pairs and exactly 0 elsewhere. The gradient is
-    that of k softmax(s / t).
+    s(e, o) = log p_n(e, o) + Gumbel noise (the Gumbel top-k trick, arXiv 1903.06059; ``none`` is left out). k, and an
+    edge that is always kept, are as in the discretisation of softmax(s). The value is 1 on the drawn pairs and exactly
+    0 elsewhere. The gradient is that of k softmax(s / t).
 
     Args:
         alpha: (..., T, E, O) operation logits.
