@@ -17,6 +17,8 @@ from dnas_ens.space.known_cells import RESNET
 if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
 
+#: How far the cells lie from the base at most: further ones take longer and are worse alone (docs/log.md).
+MAX_LAMBDA = 0.3
 #: Seconds of a search by the star alone (docs/method.md), which needs no image.
 STAR_SECONDS = 5.0
 
@@ -37,13 +39,16 @@ class StarCells:
         device: torch.device | str = "cpu",
         run: RunFolder | None = None,
     ) -> None:
+        by_hand = config.supernet.space == "efficient" and config.supernet.operations is None
         objective = replace(config.objective, likelihood="none")
         candidates = replace(config.candidates, candidate_epochs=0, score_images=None)
-        self._config = replace(config, objective=objective, candidates=candidates)
+        hypernetwork = config.hypernetwork
+        if by_hand:
+            hypernetwork = replace(hypernetwork, max_lambda=min(MAX_LAMBDA, hypernetwork.max_lambda))
+        self._config = replace(config, objective=objective, candidates=candidates, hypernetwork=hypernetwork)
         self._data, self._device, self._run = data, device, run
         self.count = config.candidates.members
         self._found: list[Genotype] | None = None
-        by_hand = config.supernet.space == "efficient" and config.supernet.operations is None
         self.setup_seconds = STAR_SECONDS if by_hand else 0.0
         self._begins_from = RESNET if by_hand else None
         self.base = RESNET if by_hand else self.find()[0]
