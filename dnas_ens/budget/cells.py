@@ -1,4 +1,4 @@
-"""Where a budget's cells are from: a hand-made one to begin with, and a search around it once others are wanted."""
+"""Where a budget's cells are from: hand-made ones to begin with, and a search around one once others are wanted."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dnas_ens.config import SearchConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.space.known_cells import RESNET
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 
 if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
@@ -24,7 +24,9 @@ STAR_SECONDS = 5.0
 
 
 class StarCells:
-    """The cells of a search by the star alone, whose paths leave a residual block; in another space a learnt base.
+    """A plain CNN, a residual block, and cells by the star alone, whose paths leave the block.
+
+    In another space, or with other operations, there is nothing by hand, and the paths leave a learnt base.
 
     Args:
         config: What kind of search; its likelihood is left out.
@@ -47,18 +49,19 @@ class StarCells:
             hypernetwork = replace(hypernetwork, max_lambda=min(MAX_LAMBDA, hypernetwork.max_lambda))
         self._config = replace(config, objective=objective, candidates=candidates, hypernetwork=hypernetwork)
         self._data, self._device, self._run = data, device, run
-        self.count = config.candidates.members
+        self.count = config.candidates.members + 1
         self._found: list[Genotype] | None = None
         self.setup_seconds = STAR_SECONDS if by_hand else 0.0
         self._begins_from = RESNET if by_hand else None
-        self.base = RESNET if by_hand else self.find()[0]
+        self.known: Sequence[Genotype] = [PLAIN_CNN, RESNET] if by_hand else self.find()[:1]
 
     def find(self) -> Sequence[Genotype]:
-        """Search, and return the base and the other cells."""
+        """Search, and return the known cells and the others."""
         if self._found is None:
             result = run_search(
                 self._config, self._data, device=self._device, run=self._run, resume=True, base=self._begins_from
             )
             others = [genotype for genotype in result.genotypes if genotype.canonical() != result.base.canonical()]
-            self._found = [result.base, *others][: self.count]
+            known = [PLAIN_CNN, RESNET] if self._begins_from else [result.base]
+            self._found = [*known, *others][: self.count]
         return self._found

@@ -39,7 +39,7 @@ LONGEST_GROWTH = 4
 #: Weight of a first guess beside a measured doubling, whose noise is that of one network's loss.
 GUESS = 0.25
 #: A new network may be this much shorter than the others where the budget ends.
-SHORTEST = 0.5
+SHORTEST = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,32 +248,54 @@ def forecasts(
     used = {base.end.unit.cell for base in bases}
     if fresh := [cell for cell in range(num_cells) if cell not in used]:
         new_network("cell", fresh[0], setup=setup_cost)
+    if longer := _longer(best, history, left=left, cost=epoch_cost(best.end.unit.cell), num_bases=len(bases)):
+        add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
+        if len(bases) == 1 and found and found[-1].unit.kind == "longer":
+            # What is left is worth most once the network is longer.
+            return found[-1:]
+    # The first cycle of a base is expected to bring what the guess and those of the other bases say.
+    firsts = [FIRST_CYCLE * loss / len(bases), *(base.cycle_gains[0] for base in bases if base.cycle_gains)]
     for base in bases:
-        gains = base.cycle_gains
-        expected = (sum(gains[-2:]) / len(gains[-2:]) if gains else FIRST_CYCLE * loss / len(bases)) * (
-            NEXT_CYCLE if gains else 1.0
-        )
+        latest = base.cycle_gains[-2:]
+        expected = NEXT_CYCLE * sum(latest) / len(latest) if latest else sum(firsts) / len(firsts)
         epochs = min(max(1, round(CYCLE_EPOCHS * base.epochs)), int(left / epoch_cost(base.end.unit.cell)))
         if epochs:
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
-    other = found[0].rate if found else 0.0
-    if longer := _longer(best, len(bases), left=left, cost=epoch_cost(best.end.unit.cell), other=other):
-        add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
-    found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found
 
 
-def _longer(base: Base, num_bases: int, *, left: float, cost: float, other: float) -> tuple[float, float] | None:
-    """Return by how many epochs to lengthen a base and the gain: as far as it gains more than others would."""
-    most = min(left / cost, (LONGEST_GROWTH - 1) * base.epochs)
-    # A rest that is too short for anything else goes along.
-    if left / cost - most < SHORTEST * most:
-        most = left / cost
-    lengths = [share * most for share in (0.25, 0.5, 0.75, 1.0)]
-    options = [
-        (length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases)
-        for length in map(math.floor, lengths)
+def _longer(
+    base: Base, history: Sequence[Done], *, left: float, cost: float, num_bases: int
+) -> tuple[float, float] | None:
+    """Return by how many epochs to lengthen a base and the gain, looking ahead to the end of the budget.
+
+    Lengthening by x of the R epochs left makes the base L' = KEPT L + x long; the R - x that remain buy
+    M - 1 = (R - x) / L' more networks of that length, or cycles worth as much for their cost. The least
+    (loss - gain of growth) * (1 - s (1 - 1 / M)) decides, s being what an endless ensemble gains of the loss. With
+    several bases lengthening one helps the ensemble by its share alone.
+    """
+    epochs_left = left / cost
+    share = max(0.0, network_constant(history, "copy") / history[-1].loss)
+
+    def final(length: float) -> float:
+        longer = KEPT * base.epochs + length if length else base.epochs
+        loss = base.end.alone - gain_of_growth(base, longer / base.epochs) / num_bases
+        networks = num_bases + (epochs_left - length) / longer
+        return loss * (1 - share * (1 - 1 / networks))
+
+    lengths = [
+        length
+        for length in (math.floor(tenth * epochs_left / 10) for tenth in range(1, 11))
         if KEPT + length / base.epochs > 1
     ]
-    return max(options, key=lambda option: option[1] - other * option[0] * cost, default=None)
+    if not lengths:
+        return None
+    length = min(lengths, key=final)
+    if final(length) >= final(0):
+        return None
+    # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
+    most = math.floor((LONGEST_GROWTH - KEPT) * base.epochs)
+    if length > most and epochs_left - most >= SHORTEST * most:
+        length = most
+    return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

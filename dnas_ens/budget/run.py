@@ -42,8 +42,8 @@ LEDGER = "budget.json"
 #: The first network is trained for this share of the budget, and for so many steps at most.
 FIRST_SHARE, FIRST_STEPS = 0.1, 500
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than the first of these, and are
-#: doubled for as long as it is more than the second.
-NARROW_BELOW, WIDE_FROM = 8, 80
+#: doubled for as long as it is more than the second and more than so many steps.
+NARROW_BELOW, WIDE_FROM, WIDE_FROM_STEPS = 8, 80, 2500
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 #: s, how far the logarithm of an ensemble's temperature is expected to be from 0.
@@ -54,17 +54,17 @@ class Cells(Protocol):
     """Where the budget's cells are from.
 
     Attributes:
-        base: The cell to begin with.
-        count: How many there are in all, the base included.
+        known: Those that need no search, the cheapest first.
+        count: How many there are in all, the known ones included.
         setup_seconds: What finding the others is expected to take.
     """
 
-    base: Genotype
+    known: Sequence[Genotype]
     count: int
     setup_seconds: float
 
     def find(self) -> Sequence[Genotype]:
-        """Return all cells, the base first; called once, when another than the base is wanted."""
+        """Return all cells, the known ones first; called once, when another is wanted."""
 
 
 def best_set(probs: FloatArray, labels: IntArray) -> list[int]:
@@ -120,6 +120,7 @@ class Ledger:
 
     Args:
         channels: C of all networks.
+        first_cell: The cell of the first network, by its position.
         first_epochs: Length of the first training.
         epoch_seconds: Of the base cell, measured before it began.
         done: Finished units.
@@ -128,6 +129,7 @@ class Ledger:
     """
 
     channels: int
+    first_cell: int
     first_epochs: int
     epoch_seconds: float
     done: list[Done]
@@ -149,10 +151,18 @@ class Ledger:
     @classmethod
     def read(cls, path: Path) -> Ledger:
         """Read what `write` wrote."""
-        form = {"channels": int, "first_epochs": int, "epoch_seconds": float, "done": [dict], "spent": (int, float)}
+        form = {
+            "channels": int,
+            "first_cell": int,
+            "first_epochs": int,
+            "epoch_seconds": float,
+            "done": [dict],
+            "spent": (int, float),
+        }
         found: dict[str, Any] = read_checked(path, form)
         return cls(
             channels=found["channels"],
+            first_cell=found["first_cell"],
             first_epochs=found["first_epochs"],
             epoch_seconds=found["epoch_seconds"],
             done=[Done.from_dict(entry) for entry in found["done"]],
@@ -221,37 +231,41 @@ class Spending:
         return self._ledger.done
 
     def _plan(self) -> Ledger:
-        """Choose the width and the length of the first training from measured steps."""
-        timed, base = self.amount.unit == "seconds", self.recipe.channels
-        affordable: dict[int, float] = {}
+        """Choose the first cell, the width and the length of the first training from measured steps."""
+        timed = self.amount.unit == "seconds"
+        chosen, cell = self.recipe.channels, 0
+        epochs: dict[tuple[int, int], float] = {}
 
-        def afford(channels: int) -> float:
-            recipe = replace(self.recipe, channels=channels)
-            taken = self._training(Plan(genotype=self.cells.base, recipe=recipe), 0).measured_step()
-            epochs[channels] = self._steps_per_epoch * taken
-            affordable[channels] = self.amount.total / (epochs[channels] if timed else 1.0)
-            return affordable[channels]
+        def affordable(channels: int, cell: int) -> float:
+            if (channels, cell) not in epochs:
+                recipe = replace(self.recipe, channels=channels)
+                training = self._training(Plan(genotype=self.cells.known[cell], recipe=recipe), 0)
+                epochs[channels, cell] = self._steps_per_epoch * training.measured_step()
+            return self.amount.total / (epochs[channels, cell] if timed else 1.0)
 
-        epochs: dict[int, float] = {}
-        chosen = base
-        if afford(base) < NARROW_BELOW and timed:
-            chosen = max(4, base // 8 * 4)
-            afford(chosen)
-        while timed and affordable[chosen] >= 1.5 * WIDE_FROM and afford(2 * chosen) >= WIDE_FROM:
+        enough = max(WIDE_FROM, WIDE_FROM_STEPS / self._steps_per_epoch)
+        if timed and affordable(chosen, cell) < NARROW_BELOW:
+            chosen = max(4, chosen // 8 * 4)
+        while affordable(chosen, cell) >= 1.3 * enough and cell + 1 < len(self.cells.known):
+            if affordable(chosen, cell + 1) < enough:
+                break
+            cell += 1
+        while timed and affordable(chosen, cell) >= 1.5 * enough and affordable(2 * chosen, cell) >= enough:
             chosen *= 2
-        self.recipe = replace(self.recipe, channels=chosen)
+        self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen, cell)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
-        first = int(max(1, min(FIRST_SHARE * affordable[chosen], most)))
-        if affordable[chosen] < 1:
+        first = int(max(1, min(FIRST_SHARE * count, most)))
+        taken = epochs[chosen, cell]
+        if count < 1:
             raise UserError(
-                f"An epoch takes {epochs[chosen]:.0f} s, which is more than the budget.",
-                f"Give --budget {2 * epochs[chosen] + 1:.0f}s or more, or fewer images by --limit-train.",
+                f"An epoch takes {taken:.0f} s, which is more than the budget.",
+                f"Give --budget {2 * taken + 1:.0f}s or more, or fewer images by --limit-train.",
             )
         self._say(
-            f"an epoch of {len(self.data.train):,} images takes {epochs[chosen]:.2f} s with C={chosen}; the budget is "
-            f"about {affordable[chosen]:,.0f} epochs, the first training {first}"
+            f"an epoch of {len(self.data.train):,} images takes {taken:.2f} s with C={chosen}; the budget is "
+            f"about {count:,.0f} epochs, the first training {first}"
         )
-        return Ledger(channels=chosen, first_epochs=first, epoch_seconds=epochs[chosen], done=[])
+        return Ledger(channels=chosen, first_cell=cell, first_epochs=first, epoch_seconds=taken, done=[])
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -270,8 +284,8 @@ class Spending:
         return Plan(genotype=self._cell(unit.cell), recipe=recipe, parent=unit.parent)
 
     def _cell(self, index: int) -> Genotype:
-        if index == 0:
-            return self.cells.base
+        if index < len(self.cells.known):
+            return self.cells.known[index]
         if self._found is None:
             self._found = self.cells.find()
         return self._found[index]
@@ -281,7 +295,7 @@ class Spending:
             return Unit(
                 kind="first",
                 number=0,
-                cell=0,
+                cell=self._ledger.first_cell,
                 parent=None,
                 epochs=self._ledger.first_epochs,
                 learning_rate=self.recipe.learning_rate,
@@ -309,7 +323,7 @@ class Spending:
         if own:
             return sum(done.cost for done in own) / sum(done.epochs for done in own)
         known = self._epoch_cost(self._ledger.done[-1].unit.cell) if self._ledger.done else self._ledger.epoch_seconds
-        if cell and self._found is None:
+        if cell >= len(self.cells.known) and self._found is None:
             return known
         if cell not in self._step_seconds:
             recipe = replace(self.recipe, channels=self._ledger.channels)

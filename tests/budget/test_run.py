@@ -22,7 +22,7 @@ class Given:
     setup_seconds = 0.0
 
     def __init__(self, *genotypes):
-        self.base, self.count, self._all = genotypes[0], len(genotypes), list(genotypes)
+        self.known, self.count, self._all = genotypes[:1], len(genotypes), list(genotypes)
         self.asked = 0
 
     def find(self):
