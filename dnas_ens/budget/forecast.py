@@ -210,6 +210,7 @@ def forecasts(
     epoch_cost: Callable[[int], float],
     num_cells: int,
     learning_rate: float,
+    enough: float = 0.0,
     setup_cost: float = 0.0,
 ) -> list[Forecast]:
     """Return what could come next, the best first.
@@ -220,6 +221,7 @@ def forecasts(
         epoch_cost: Gives the cost of an epoch of the cell of a number.
         num_cells: How many cells there are, or can be.
         learning_rate: Where every cosine begins.
+        enough: Epochs up to which a network certainly learns, so that it may become so long at once.
         setup_cost: What finding the other cells costs, until they are found.
 
     Returns:
@@ -248,7 +250,8 @@ def forecasts(
     used = {base.end.unit.cell for base in bases}
     if fresh := [cell for cell in range(num_cells) if cell not in used]:
         new_network("cell", fresh[0], setup=setup_cost)
-    if longer := _longer(best, history, left=left, cost=epoch_cost(best.end.unit.cell), num_bases=len(bases)):
+    cost = epoch_cost(best.end.unit.cell)
+    if longer := _longer(best, history, left=left, cost=cost, num_bases=len(bases), enough=enough):
         add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
         if len(bases) == 1 and found and found[-1].unit.kind == "longer":
             # What is left is worth most once the network is longer.
@@ -266,7 +269,7 @@ def forecasts(
 
 
 def _longer(
-    base: Base, history: Sequence[Done], *, left: float, cost: float, num_bases: int
+    base: Base, history: Sequence[Done], *, left: float, cost: float, num_bases: int, enough: float
 ) -> tuple[float, float] | None:
     """Return by how many epochs to lengthen a base and the gain, looking ahead to the end of the budget.
 
@@ -295,7 +298,7 @@ def _longer(
     if final(length) >= final(0):
         return None
     # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
-    most = math.floor((LONGEST_GROWTH - KEPT) * base.epochs)
+    most = math.floor(max(LONGEST_GROWTH * base.epochs, enough) - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
     return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

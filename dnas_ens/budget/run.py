@@ -243,14 +243,15 @@ class Spending:
                 epochs[channels, cell] = self._steps_per_epoch * training.measured_step()
             return self.amount.total / (epochs[channels, cell] if timed else 1.0)
 
-        enough = max(WIDE_FROM, WIDE_FROM_STEPS / self._steps_per_epoch)
+        enough = self._enough
         if timed and affordable(chosen, cell) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
-        while affordable(chosen, cell) >= 1.3 * enough and cell + 1 < len(self.cells.known):
-            if affordable(chosen, cell + 1) < enough:
+        # The next cell must leave room for cycles, and a wider network for others beside it.
+        while cell + 1 < len(self.cells.known) and affordable(chosen, cell) >= 1.5 * enough:
+            if affordable(chosen, cell + 1) < 1.5 * enough:
                 break
             cell += 1
-        while timed and affordable(chosen, cell) >= 1.5 * enough and affordable(2 * chosen, cell) >= enough:
+        while timed and affordable(chosen, cell) >= 3 * enough and affordable(2 * chosen, cell) >= 2 * enough:
             chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen, cell)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
@@ -266,6 +267,11 @@ class Spending:
             f"about {count:,.0f} epochs, the first training {first}"
         )
         return Ledger(channels=chosen, first_cell=cell, first_epochs=first, epoch_seconds=taken, done=[])
+
+    @property
+    def _enough(self) -> float:
+        """Epochs that a network should have before it is made wider or has company."""
+        return max(WIDE_FROM, WIDE_FROM_STEPS / self._steps_per_epoch)
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -312,6 +318,7 @@ class Spending:
             epoch_cost=self._epoch_cost,
             num_cells=len(self._found) if self._found is not None else self.cells.count,
             learning_rate=self.recipe.learning_rate,
+            enough=self._enough,
             setup_cost=self.cells.setup_seconds if timed and self._found is None else 0.0,
         )
 
