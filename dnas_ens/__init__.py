@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 # Bound before any submodule of the same name is looked up, so that de.search is the function.
+from dnas_ens.budget import spend
 from dnas_ens.evaluate import evaluate
 from dnas_ens.lazy import lazy_names
 from dnas_ens.retrain import retrain
@@ -27,4 +28,4 @@ if TYPE_CHECKING:
     from dnas_ens.space.genotype import Genotype
 
 __version__ = "0.1.0"
-__getattr__, __dir__, __all__ = lazy_names(__name__, "evaluate", "retrain", "search")
+__getattr__, __dir__, __all__ = lazy_names(__name__, "evaluate", "retrain", "search", "spend")

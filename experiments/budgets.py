@@ -26,7 +26,8 @@ import torch
 
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.cells import StarCells
-from dnas_ens.budget.run import Spending, best_set, cross_fitted_loss
+from dnas_ens.budget.choice import best_set, cross_fitted_loss
+from dnas_ens.budget.run import Spending
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.report import markdown_table, provenance

@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 
 from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.choice import best_set, cross_fitted_loss, likely_temperature
 from dnas_ens.budget.forecast import NAMES, Done, Forecast, Unit, forecasts
+from dnas_ens.budget.ledger import LEDGER, Ledger
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data.dataset import ImageData
-from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.ensemble import Ensemble
-from dnas_ens.ensembles.selection import averaged_loss, greedy_selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.calibration import calibrated_nll
-from dnas_ens.metrics.scores import PROB_FLOOR
 from dnas_ens.nn.network import Network
-from dnas_ens.run.files import read_checked, read_json, write_json
+from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.members import Plan, build_training, ensemble_of, trained_network
 from dnas_ens.training.trainer import MemberTraining
-from dnas_ens.types import FloatArray, IntArray
-
-if TYPE_CHECKING:
-    pass
+from dnas_ens.types import FloatArray
 
 if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
 
-LEDGER = "budget.json"
 #: The first network is trained for this share of the budget, and for so many steps at most.
 FIRST_SHARE, FIRST_STEPS = 0.1, 500
-#: Networks are half as wide as the recipe says where the budget is fewer epochs than the first of these, and are
-#: doubled for as long as it is more than the second and more than so many steps.
-NARROW_BELOW, WIDE_FROM, WIDE_FROM_STEPS = 8, 80, 2500
+#: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
+NARROW_BELOW = 8
+#: Epochs and steps that a network should have before it is made wider or has company.
+ENOUGH_EPOCHS, ENOUGH_STEPS = 80, 2500
+#: A dearer cell must leave room for so many networks of that length, and one twice as wide for so many: cycles and
+#: several narrow networks are worth more than a wide one.
+COMPANY, WIDE = 2, 5
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
-#: s, how far the logarithm of an ensemble's temperature is expected to be from 0.
-LOG_TEMPERATURE_SPREAD = 0.5
 
 
 class Cells(Protocol):
@@ -65,110 +58,6 @@ class Cells(Protocol):
 
     def find(self) -> Sequence[Genotype]:
         """Return all cells, the known ones first; called once, when another is wanted."""
-
-
-def best_set(probs: FloatArray, labels: IntArray) -> list[int]:
-    """Choose who joins: of the greedy order by NLL (arXiv 2006.08573) the beginning with the least calibrated NLL.
-
-    Args:
-        probs: Probabilities of the networks (P, N, K).
-        labels: (N,).
-    """
-    order = greedy_selection(probs, labels, num_members=len(probs))
-    sums = np.cumsum(probs[order], axis=0, dtype=np.float64)
-    losses = [averaged_loss(total / count, labels, "calibrated_nll") for count, total in enumerate(sums, start=1)]
-    return order[: int(np.argmin(losses)) + 1]
-
-
-def likely_temperature(averaged: FloatArray, labels: IntArray) -> float:
-    """Return the temperature with the least N NLL(T) + (ln T)^2 / (2 s^2), a fit that takes few images for few.
-
-    Half of a small val may hold no error, and without the second term the best temperature would be 0.
-    """
-    log_probs = np.log(np.maximum(averaged, PROB_FLOOR))
-    images = np.arange(len(labels))
-
-    def cost(log_temperature: float) -> float:
-        scaled = log_probs / math.exp(log_temperature)
-        fitted = scaled[images, labels] - logsumexp(scaled, axis=1)
-        return float(-fitted.sum() + log_temperature**2 / (2 * LOG_TEMPERATURE_SPREAD**2))
-
-    return math.exp(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x)
-
-
-def cross_fitted_loss(
-    probs: FloatArray, labels: IntArray, *, choose: Callable[[FloatArray, IntArray], list[int]] = best_set
-) -> float:
-    """Return the calibrated NLL of the networks that ``choose`` takes, chosen and calibrated on the other half of val.
-
-    Choosing and fitting on the images that are scored would make every further network look like a gain
-    (cross-fitting, arXiv 1608.00060).
-    """
-    halves = alternating_halves(labels)
-    losses = []
-    for fitted_on, scored_on in (halves, halves[::-1]):
-        chosen = choose(probs[:, fitted_on], labels[fitted_on])
-        temperature = likely_temperature(probs[chosen][:, fitted_on].mean(axis=0, dtype=np.float64), labels[fitted_on])
-        averaged = probs[chosen][:, scored_on].mean(axis=0, dtype=np.float64)
-        losses.append(calibrated_nll(averaged, labels[scored_on], temperature) * len(scored_on))
-    return sum(losses) / len(labels)
-
-
-@dataclass(kw_only=True)
-class Ledger:
-    """What a budget has been spent on, as budget.json holds it.
-
-    Args:
-        channels: C of all networks.
-        first_cell: The cell of the first network, by its position.
-        first_epochs: Length of the first training.
-        epoch_seconds: Of the base cell, measured before it began.
-        done: Finished units.
-        coming: The unit in progress; None between two.
-        spent: Of the budget.
-    """
-
-    channels: int
-    first_cell: int
-    first_epochs: int
-    epoch_seconds: float
-    done: list[Done]
-    coming: Unit | None = None
-    spent: float = 0.0
-
-    def write(self, path: Path, amount: Amount) -> None:
-        """Write it, with what the budget is."""
-        write_json(
-            path,
-            {
-                "budget": vars(amount),
-                **vars(self),
-                "done": [done.to_dict() for done in self.done],
-                "coming": None if self.coming is None else vars(self.coming),
-            },
-        )
-
-    @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """Read what `write` wrote."""
-        form = {
-            "channels": int,
-            "first_cell": int,
-            "first_epochs": int,
-            "epoch_seconds": float,
-            "done": [dict],
-            "spent": (int, float),
-        }
-        found: dict[str, Any] = read_checked(path, form)
-        return cls(
-            channels=found["channels"],
-            first_cell=found["first_cell"],
-            first_epochs=found["first_epochs"],
-            epoch_seconds=found["epoch_seconds"],
-            done=[Done.from_dict(entry) for entry in found["done"]],
-            coming=None if found.get("coming") is None else Unit(**found["coming"]),
-            spent=found["spent"],
-        )
 
 
 class Spending:
@@ -246,12 +135,11 @@ class Spending:
         enough = self._enough
         if timed and affordable(chosen, cell) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
-        # The next cell must leave room for cycles, and a wider network for others beside it.
-        while cell + 1 < len(self.cells.known) and affordable(chosen, cell) >= 1.5 * enough:
-            if affordable(chosen, cell + 1) < 1.5 * enough:
+        while cell + 1 < len(self.cells.known) and affordable(chosen, cell) >= COMPANY * enough:
+            if affordable(chosen, cell + 1) < COMPANY * enough:
                 break
             cell += 1
-        while timed and affordable(chosen, cell) >= 3 * enough and affordable(2 * chosen, cell) >= 2 * enough:
+        while timed and affordable(chosen, cell) >= 2 * WIDE * enough and affordable(2 * chosen, cell) >= WIDE * enough:
             chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen, cell)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
@@ -271,7 +159,7 @@ class Spending:
     @property
     def _enough(self) -> float:
         """Epochs that a network should have before it is made wider or has company."""
-        return max(WIDE_FROM, WIDE_FROM_STEPS / self._steps_per_epoch)
+        return max(ENOUGH_EPOCHS, ENOUGH_STEPS / self._steps_per_epoch)
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -383,8 +271,11 @@ class Spending:
         return lower
 
     def _save(self, members: Sequence[int]) -> Ensemble:
+        probs = np.stack([self._val_probs[number] for number in members])
         ensemble = ensemble_of(
-            [self._networks[number] for number in members], [self._val_probs[number] for number in members], self.data
+            [self._networks[number] for number in members],
+            temperature=likely_temperature(probs.mean(axis=0, dtype=np.float64), self.labels),
+            data=self.data,
         )
         ensemble.save(self.folder, overwrite=True, numbers=members, num_trained=len(self._networks))
         return ensemble

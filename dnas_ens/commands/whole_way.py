@@ -91,6 +91,9 @@ def main(argv: list[str]) -> None:
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
     require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
+    if command.dry_run and command.amount is not None:
+        print_resolved(recipe, {"budget": command.amount.shown(0.0)})
+        return
     if command.dry_run:
         print_resolved(config, search_facts(config, recipe, data, device=device))
         print_resolved(recipe, {"members": config.candidates.members})

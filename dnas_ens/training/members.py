@@ -259,7 +259,9 @@ def train_members(
         val_probs.append(training.val_probs())
     labels = data.val.labels.cpu().numpy()
     chosen = joining(val_probs, labels, networks_each=recipe.cycles + 1)
-    ensemble = ensemble_of([networks[number] for number in chosen], [val_probs[number] for number in chosen], data)
+    averaged = np.mean(np.stack([val_probs[number] for number in chosen]).astype(np.float64), axis=0)
+    temperature = fit_temperature(averaged, labels)
+    ensemble = ensemble_of([networks[number] for number in chosen], temperature=temperature, data=data)
     if folder is not None:
         trained = {"num_trained": len(plans)} if recipe.cycles else {}
         ensemble.save(folder, overwrite=True, numbers=chosen, **trained)
@@ -294,14 +296,10 @@ def build_training(
     )
 
 
-def ensemble_of(networks: Sequence[Network], val_probs: Sequence[FloatArray], data: ImageData) -> Ensemble:
-    """Return the equally weighted ensemble of networks, its temperature fitted on their probabilities on val."""
-    averaged = np.mean(np.stack(val_probs).astype(np.float64), axis=0)
+def ensemble_of(networks: Sequence[Network], *, temperature: float, data: ImageData) -> Ensemble:
+    """Return the equally weighted ensemble of networks that classify the images of a data set."""
     return Ensemble(
-        list(networks),
-        temperature=fit_temperature(averaged, data.val.labels.cpu().numpy()),
-        classes=data.classes,
-        preprocessing=Preprocessing.of(data),
+        list(networks), temperature=temperature, classes=data.classes, preprocessing=Preprocessing.of(data)
     ).eval()
 
 

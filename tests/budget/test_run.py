@@ -6,8 +6,10 @@ import torch
 from scipy.optimize import minimize_scalar
 from tiny import genotype
 
+import dnas_ens as de
 from dnas_ens.budget.amount import Amount
-from dnas_ens.budget.run import Spending, best_set, cross_fitted_loss
+from dnas_ens.budget.choice import best_set, cross_fitted_loss
+from dnas_ens.budget.run import Spending
 from dnas_ens.config import RetrainConfig
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
@@ -136,6 +138,13 @@ def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, c
     assert "budget: an epoch of" in said
     assert "calibrated NLL on val" in said
     assert "of 0:06 spent" in said
+
+
+def test_from_python(few_digits, tmp_path):
+    ensemble = de.spend(few_digits, 6, folder=tmp_path, channels=4, batch_size=16, device="cpu")
+    assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
+    assert 4 < ledger(tmp_path)["spent"] <= 6
+    assert ensemble.predict_probs(few_digits.test.images).shape == (len(few_digits.test), 10)
 
 
 def test_a_budget_below_an_epoch_is_refused(few_digits, tmp_path):

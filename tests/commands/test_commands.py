@@ -273,6 +273,63 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     assert "parameters a member" in capsys.readouterr().out
 
 
+BUDGET = "--limit-train 96 --retrain.channels 4 --retrain.batch-size 16 --device cpu".split()
+
+
+def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_main(whole_way.main, [*BUDGET, "--budget-epochs", "12"]) == 0
+    out, err = capsys.readouterr()
+    assert "budget: first network: ensemble of 1, calibrated NLL on val" in err
+    assert "| ensemble " in out
+    folder = tmp_path / "runs/001-digits"
+    assert "Where the budget went" in (folder / "report.html").read_text()
+    spent = json.loads((folder / "budget.json").read_text())["spent"]
+    assert 8 < spent <= 12
+    costs = [json.loads(path.read_text())["cpu_seconds"] for path in folder.glob("members/*/member.json")]
+    row = json.loads((folder / "results.json").read_text())[-1]
+    assert row["train_seconds"] == pytest.approx(sum(costs), rel=0.01)
+    following = shlex.split(re.search(r"next, to spend more: (.*)", out)[1])
+    assert following[-5:] == ["--budget-epochs", "24", "--run-dir", "runs/001-digits", "--resume"]
+    assert run_main(whole_way.main, following[3:]) == 0
+    assert 12 < json.loads((folder / "budget.json").read_text())["spent"] <= 24
+    # It is an ensemble like any other.
+    assert run_main(evaluate.main, ["runs/001-digits"]) == 0
+
+
+def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
+    process = start("-m", "dnas_ens", *BUDGET, "--budget", "10m", "--run-dir", "bought", cwd=tmp_path)
+    said = ""
+    while "budget: the best network" not in said and "budget: another" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(signal.SIGINT)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "holds the best ensemble so far" in rest
+    assert "--run-dir bought --resume" in rest
+    assert run_main(evaluate.main, [str(tmp_path / "bought")]) == 0
+    assert "| ensemble " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause", "remedy"),
+    [
+        (["--budget", "soon"], "'soon' is no time", "90s, 30m"),
+        (["--budget", "5m", "--budget-epochs", "3"], "A budget of time and one of epochs", "--budget or"),
+        (["--budget-epochs", "0"], "--budget-epochs is 0", "1 or more"),
+        (["--budget", "0.001s"], "more than the budget", "or more, or fewer images"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_budgets_that_cannot_be(tmp_path, monkeypatch, capsys, arguments, cause, remedy):
+    monkeypatch.chdir(tmp_path)
+    said = refused(whole_way.main, [*BUDGET, *arguments], capsys)
+    assert cause in said[0]
+    assert remedy in said[1]
+
+
 def write_photos(folder, shades, count, shape=(8, 8, 3)):
     generator = np.random.default_rng(0)
     for label, shade in shades.items():

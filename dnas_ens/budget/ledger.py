@@ -1,0 +1,70 @@
+"""budget.json: what a budget was spent on, and what is in progress."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.forecast import Done, Unit
+from dnas_ens.run.files import read_checked, write_json
+
+LEDGER = "budget.json"
+
+
+@dataclass(kw_only=True)
+class Ledger:
+    """What a budget has been spent on, as budget.json holds it.
+
+    Args:
+        channels: C of all networks.
+        first_cell: The cell of the first network, by its position.
+        first_epochs: Length of the first training.
+        epoch_seconds: Of the base cell, measured before it began.
+        done: Finished units.
+        coming: The unit in progress; None between two.
+        spent: Of the budget.
+    """
+
+    channels: int
+    first_cell: int
+    first_epochs: int
+    epoch_seconds: float
+    done: list[Done]
+    coming: Unit | None = None
+    spent: float = 0.0
+
+    def write(self, path: Path, amount: Amount) -> None:
+        """Write it, with what the budget is."""
+        write_json(
+            path,
+            {
+                "budget": vars(amount),
+                **vars(self),
+                "done": [done.to_dict() for done in self.done],
+                "coming": None if self.coming is None else vars(self.coming),
+            },
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Ledger:
+        """Read what `write` wrote."""
+        form = {
+            "channels": int,
+            "first_cell": int,
+            "first_epochs": int,
+            "epoch_seconds": float,
+            "done": [dict],
+            "spent": (int, float),
+        }
+        found: dict[str, Any] = read_checked(path, form)
+        return cls(
+            channels=found["channels"],
+            first_cell=found["first_cell"],
+            first_epochs=found["first_epochs"],
+            epoch_seconds=found["epoch_seconds"],
+            done=[Done.from_dict(entry) for entry in found["done"]],
+            coming=None if found.get("coming") is None else Unit(**found["coming"]),
+            spent=found["spent"],
+        )
