@@ -386,7 +386,7 @@ def page(study: Study, records: Records, regime: str) -> str:
         for method in methods:
             rows = [record["rows"][position] for record in of_method[method]]
             if any("calibrated_nll" not in row for row in rows):
-                lines.append([method, str(len(rows)), "costs more in itself", "", ""])
+                lines.append([method, str(len(rows)), "costs more in itself", "", "", ""])
                 continue
             lines.append(
                 [

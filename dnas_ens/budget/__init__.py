@@ -48,10 +48,8 @@ def spend(
     from dnas_ens.data import load_data
     from dnas_ens.run.machine import resolve_device
 
-    if isinstance(budget, str):
-        amount = Amount(total=parse_time(budget))
-    else:
-        amount = Amount(total=float(budget), unit="epochs")
+    timed = isinstance(budget, str)
+    amount = Amount(total=parse_time(str(budget))) if timed else Amount(total=float(budget), unit="epochs")
     loaded, chosen = load_data(data), resolve_device(device)
     cells = StarCells(search_preset(), loaded, device=chosen)
     recipe = with_fields(RetrainConfig(), **overrides)
