@@ -24,7 +24,8 @@ from dnas_ens.run.files import read_json
 
 SEARCH = (
     "--num-cells 1 --channels 4 --num-nodes 3 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
-    "--batch-size 32 --drawn-members 2 --penalty-draws 2 --members 2 --pool-size 4 --device cpu --run-dir R"
+    "--batch-size 32 --drawn-members 2 --penalty-draws 2 --members 2 --pool-size 4 --relaxation softmax --device cpu "
+    "--run-dir R"
 ).split()
 RECIPE = "R --epochs 4 --channels 4 --num-cells 1 --batch-size 32 --device cpu --workers 1".split()
 COMMANDS = {"search": (search.main, SEARCH), "retrain": (retrain.main, RECIPE)}

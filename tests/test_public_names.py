@@ -9,7 +9,7 @@ import torch
 
 import dnas_ens as de
 
-PUBLIC = "Ensemble Genotype ImageData Split UserError evaluate load load_data retrain search".split()
+PUBLIC = "Ensemble Genotype ImageData Split UserError evaluate load load_data retrain search spend".split()
 
 
 def run(script):

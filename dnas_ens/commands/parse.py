@@ -224,8 +224,7 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
             return 1
         return _told(unwritable(Path(error.filename or "a file"), error), debug=debug)
     except KeyboardInterrupt as interrupt:
-        notes = getattr(interrupt, "__notes__", [])
-        print(f"interrupted; {notes[0] if notes else go_on}", file=sys.stderr)
+        print(f"interrupted; {'; '.join(getattr(interrupt, '__notes__', [])) or go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
         traceback.print_exc()

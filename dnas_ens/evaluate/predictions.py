@@ -250,9 +250,10 @@ def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:
     if len(notes[0]) == len(members) and all("cpu_seconds" in note for note in notes[0]):
         costs["train_cpu_seconds"] = [float(note["cpu_seconds"]) for note in notes[0]]
         costs["train_gpu_seconds"] = [float(note.get("gpu_seconds", 0.0)) for note in notes[0]]
-    if (folder / "genotypes.json").exists():
-        report = read_json(folder / "genotypes.json").get("report") or {}
+    searched = folder / "genotypes.json"
+    if searched.exists() or notes[1]:
         # Random deviations of a given base are drawn, not searched: their report is empty.
+        report = (read_json(searched).get("report") or {}) if searched.exists() else {}
         # Networks that were trained and not chosen belong to the search for the members.
         for kind in ("cpu_seconds", "gpu_seconds"):
             costs[f"search_{kind}"] = sum(float(each.get(kind, 0.0)) for each in (report, *notes[1]))

@@ -306,7 +306,7 @@ def steps_on_meta(config):
     ids=str,
 )
 def test_no_step_of_the_search_mixes_host_and_device(fields, limits):
-    weights, architecture = steps_on_meta(with_fields(search_preset("fast"), **fields))
+    weights, architecture = steps_on_meta(with_fields(search_preset("fast", space="darts"), **fields))
     assert not weights.waiting + architecture.waiting
     assert not limits or (weights.count < limits[0] and architecture.count < limits[1])
     with _Operations() as operations:
