@@ -51,15 +51,20 @@ _RETRAIN_PRESETS: dict[str, dict[str, Any]] = {
 _DARTS_CHANNELS = {"micro": 8}
 #: What each preset costs, as measured or, where it says so, estimated.
 PRESET_COSTS: dict[str, str] = {
-    "smoke": "digits, about two minutes on two CPU cores",
-    "micro": "10,000 Fashion-MNIST images, about half an hour on one CPU core",
+    "smoke": "digits, less than a minute on two CPU cores",
+    "micro": "10,000 Fashion-MNIST images, minutes on a CPU (darts: half an hour)",
     "fast": "Fashion-MNIST or CIFAR-sized images, one GPU, minutes a member (estimated)",
     "paper": "the published DARTS settings, one GPU, about a day a member (estimated)",
 }
 #: The published methods search the space of DARTS.
 _DARTS: dict[str, Any] = {"space": "darts"}
 #: Hard paths cost a fraction of soft ones where a step is cheap; and there is no need to hold operations in balance.
-_EFFICIENT: dict[str, Any] = {"relaxation": "gumbel-hard", "operation_balance": (0.0, 0.0)}
+_EFFICIENT: dict[str, dict[str, Any]] = {
+    "objective": {"relaxation": "gumbel-hard", "operation_balance": (0.0, 0.0)},
+    # A search shall cost at most two trainings of a member.
+    "candidates": {"score_images": 1000},
+}
+_EFFICIENT_EPOCHS = {"smoke": 12}
 #: Both terms are this project's own.
 _PUBLISHED: dict[str, Any] = {"commitment": (0.0, 0.0), "operation_balance": (0.0, 0.0)}
 _ONE_MEMBER = {"members": 1, "pool_size": 1}
@@ -123,7 +128,8 @@ def search_preset(
         given["supernet"] = {"space": space}
     by_space: dict[str, dict[str, Any]] = {}
     if regime == "star" and (space or plain.supernet.space) == "efficient":
-        by_space["objective"] = _EFFICIENT
+        epochs = {"bilevel": {"epochs": _EFFICIENT_EPOCHS[preset]}} if preset in _EFFICIENT_EPOCHS else {}
+        by_space = _EFFICIENT | epochs
     for changes in (_SEARCH_PRESETS[preset], _REGIMES[regime], by_space, given):
         for name, values in changes.items():
             sections[name] = dataclasses.replace(sections.get(name, getattr(plain, name)), **values)
