@@ -364,9 +364,9 @@ class SearchConfig:
             "Leave out --second-order or --relaxation gumbel-hard.",
         )
         require(
-            self.reads_images or not (self.candidates.candidate_epochs or self.candidates.score_images),
-            "The star alone has no weights that candidates could be trained or scored with.",
-            "Leave out --candidate-epochs and --score-images, or --likelihood none.",
+            self.reads_images or not self.candidates.candidate_epochs,
+            "The star alone has no weights that candidates could be trained with.",
+            "Leave out --candidate-epochs, or --likelihood none.",
         )
         num_drawn = self.objective.num_drawn
         if self.bilevel.batch_size % num_drawn:

@@ -74,7 +74,7 @@ INFINITE = float("inf")
         (SearchConfig(), {"relaxation": "gumbel-hard", "second_order": True}, "no second order", "--second-order"),
         (SearchConfig(), {"relaxation": "gumbel-hard", "drawn_members": 7}, "7 drawn members do not", "multiple of 7"),
         (SearchConfig(), {"likelihood": "none", "penalty": "js-predictive"}, "nothing to compare", "js-pairwise"),
-        (SearchConfig(), {"likelihood": "none", "score_images": 9}, "no weights", "--score-images"),
+        (SearchConfig(), {"likelihood": "none", "candidate_epochs": 9}, "no weights", "--candidate-epochs"),
         (SearchConfig(), {"score_images": -1}, "--score-images is -1", "0 or more"),
         (SearchConfig(), {"drawn_members": 0}, "--drawn-members is 0", "1 or more"),
         (SearchConfig(), {"epochs": 0}, "--epochs is 0", "above 0"),
