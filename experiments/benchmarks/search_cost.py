@@ -38,14 +38,8 @@ SIZES = {
 #: What each kind of search changes in its preset.
 KINDS: dict[str, dict[str, Any]] = {
     "as the preset has it": {},
-    "5 epochs": {"epochs": 5, "warmup_epochs": 1},
-    "5 epochs, hard paths": {"epochs": 5, "warmup_epochs": 1, "relaxation": "gumbel-hard"},
-    "5 epochs, hard paths, not scored": {
-        "epochs": 5,
-        "warmup_epochs": 1,
-        "relaxation": "gumbel-hard",
-        "score_images": 0,
-    },
+    "hard paths, not scored": {"relaxation": "gumbel-hard", "operation_balance": (0.0, 0.0), "score_images": 0},
+    "soft paths": {"relaxation": "softmax"},
     "the star alone": {"likelihood": "none"},
 }
 
@@ -97,7 +91,7 @@ def measure(options: Cost) -> list[dict[str, Any]]:
         data = random_images(preset)
         for space in options.spaces:
             for kind, fields in KINDS.items():
-                config = with_fields(search_preset(preset), space=space, **fields)
+                config = with_fields(search_preset(preset, space=space), **fields)
                 cost = search_cost(config, retrain_preset(preset, space), data, device=torch.device(options.device))
                 pair = sum(cost.seconds.get(name, 0.0) for name in ("weights", "architecture"))
                 step = cost.seconds.get("penalties", cost.seconds.get("joint", pair))
