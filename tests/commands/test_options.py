@@ -28,7 +28,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(configure):
     assert (recipe.epochs, recipe.channels) == (2, 16)
     assert configure("--space darts", file)[1].channels == 8
     search, recipe = configure("--preset=smoke", file)
-    assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("smoke", 5, 20)
+    assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("smoke", 5, 12)
     assert recipe.channels == 16
     file = {"search": {"regime": "hypernet", "hypernetwork": {"base": "theirs.json"}}}
     search, _ = configure("", file)
