@@ -8,6 +8,7 @@ from typing import Any
 
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.forecast import Done, Unit
+from dnas_ens.errors import UserError
 from dnas_ens.run.files import read_checked, write_json
 
 LEDGER = "budget.json"
@@ -48,9 +49,10 @@ class Ledger:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """Read what `write` wrote."""
+    def read(cls, path: Path, amount: Amount) -> Ledger:
+        """Read what `write` wrote; UserError if it was a budget of the other unit."""
         form = {
+            "budget": {"unit": str},
             "channels": int,
             "first_cell": int,
             "first_epochs": int,
@@ -59,6 +61,11 @@ class Ledger:
             "spent": (int, float),
         }
         found: dict[str, Any] = read_checked(path, form)
+        if found["budget"]["unit"] != amount.unit:
+            raise UserError(
+                f"{path} holds a budget of {found['budget']['unit']}, and one of {amount.unit} was given.",
+                "Go on with the same kind: --budget for a time, --budget-epochs for epochs.",
+            )
         return cls(
             channels=found["channels"],
             first_cell=found["first_cell"],

@@ -88,7 +88,7 @@ class Spending:
         self._step_seconds: dict[int, float] = {}
         self._began = time.monotonic()
         file = folder / LEDGER
-        self._ledger = Ledger.read(file) if file.exists() else self._plan()
+        self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
         self._charged = self._ledger.spent
 
     def run(self, on_unit: Callable[[Done], object] | None = None) -> Ensemble:
@@ -103,7 +103,12 @@ class Spending:
         while (unit := self._ledger.coming or self._decide()) is not None:
             self._ledger.coming = unit
             self._write()
-            done = self._do(unit)
+            try:
+                done = self._do(unit)
+            except BaseException:
+                # What was spent on it counts.
+                self._write()
+                raise
             self._ledger.done.append(done)
             self._ledger.coming = None
             ensemble = self._save(done.members)
@@ -261,10 +266,14 @@ class Spending:
 
     def _ends_in_time(self, training: MemberTraining) -> Callable[[], None]:
         """Return what lowers a training's epochs to those that the budget still pays for, as they are measured."""
-        begun, before = time.monotonic(), training.epoch
+        seen: list[tuple[float, int]] = []
 
         def lower() -> None:
-            an_epoch = (time.monotonic() - begun) / (training.epoch - before)
+            seen.append((time.monotonic(), training.epoch))
+            if len(seen) < 2:
+                return
+            (began, first), (now, latest) = seen[0], seen[-1]
+            an_epoch = (now - began) / (latest - first)
             left = int((self.amount.total * (1 - RESERVE) - self._spent()) / an_epoch)
             training.total_epochs = min(training.total_epochs, training.epoch + max(0, left))
 

@@ -116,6 +116,8 @@ def test_a_finished_budget_can_be_raised(few_digits, tmp_path):
     assert after["done"][: len(before)] == before
     assert 8 < after["spent"] <= 14
     assert after["budget"]["total"] == 14
+    with pytest.raises(UserError, match="a budget of epochs, and one of seconds"):
+        Spending(few_digits, RECIPE, amount=Amount(total=60.0), cells=Given(genotype(0)), folder=tmp_path)
 
 
 def test_other_cells_are_looked_for_once_and_only_when_one_is_wanted(few_digits, tmp_path):
