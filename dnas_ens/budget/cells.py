@@ -43,7 +43,8 @@ class StarCells:
     ) -> None:
         by_hand = config.supernet.space == "efficient" and config.supernet.operations is None
         objective = replace(config.objective, likelihood="none")
-        candidates = replace(config.candidates, candidate_epochs=0, score_images=None)
+        # One member, so that a search that finds few different cells is none that fails.
+        candidates = replace(config.candidates, candidate_epochs=0, score_images=None, members=1)
         hypernetwork = config.hypernetwork
         if by_hand:
             hypernetwork = replace(hypernetwork, max_lambda=min(MAX_LAMBDA, hypernetwork.max_lambda))
@@ -61,7 +62,10 @@ class StarCells:
             result = run_search(
                 self._config, self._data, device=self._device, run=self._run, resume=True, base=self._begins_from
             )
-            others = [genotype for genotype in result.genotypes if genotype.canonical() != result.base.canonical()]
             known = [PLAIN_CNN, RESNET] if self._begins_from else [result.base]
-            self._found = [*known, *others][: self.count]
+            there = {genotype.canonical() for genotype in known}
+            ranked = result.ranked(len(result.ranking))
+            self._found = [*known, *(genotype for genotype in ranked if genotype.canonical() not in there)][
+                : self.count
+            ]
         return self._found

@@ -200,6 +200,10 @@ class Spending:
                 learning_rate=self.recipe.learning_rate,
             )
         options = self._forecasts()
+        if options and self._found is None and options[0].unit.cell >= len(self.cells.known):
+            # What is found decides once more: there may be fewer cells than were expected, or dearer ones.
+            self._found = self.cells.find()
+            options = self._forecasts()
         return options[0].unit if options else None
 
     def _forecasts(self) -> list[Forecast]:
@@ -222,14 +226,14 @@ class Spending:
         own = [done for done in self._ledger.done if done.unit.cell == cell]
         if own:
             return sum(done.cost for done in own) / sum(done.epochs for done in own)
-        known = self._epoch_cost(self._ledger.done[-1].unit.cell) if self._ledger.done else self._ledger.epoch_seconds
+        known = self._epoch_cost(self._ledger.first_cell)
         if cell >= len(self.cells.known) and self._found is None:
             return known
         if cell not in self._step_seconds:
             recipe = replace(self.recipe, channels=self._ledger.channels)
             plan = Plan(genotype=self._cell(cell), recipe=recipe)
             self._step_seconds[cell] = self._training(plan, 0).measured_step()
-        # What an epoch takes beside its steps is as much as it was for the base.
+        # What an epoch takes beside its steps is as much as it was for the first cell, whose steps were measured too.
         return known * self._step_seconds[cell] * self._steps_per_epoch / self._ledger.epoch_seconds
 
     def _do(self, unit: Unit) -> Done:
