@@ -2,7 +2,7 @@
 
     python experiments/budgets.py --workers 2
 
-For every regime and seed each method may spend 3 or 4 budgets of CPU seconds, search and discarded networks included,
+For every regime and seed each method may spend 2 or 3 budgets of CPU seconds, search and discarded networks included,
 on one thread. Ours is `python -m dnas_ens --budget`: one run for each budget, its seconds the whole command's but for
 the evaluation. Every other method trains networks of several lengths, and takes at each budget the split (length,
 number of networks, cycles, all or the best on val) that is best on val: in hindsight, which ours does not have. Test
@@ -14,12 +14,12 @@ Written down before it was run (docs/log.md): the rows, the budgets, and what wo
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.report import markdown_table, provenance
 from dnas_ens.compare.study import RESULTS, Task, require_positive, run_missing, run_script, write_study
 from dnas_ens.compare.tables import sentences, stacked
-from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.data import ImageData, load_data
@@ -61,14 +61,13 @@ class Regime:
 
     Args:
         budgets: CPU seconds, rising.
-        lengths: Epochs that the other methods train a network for.
-        copies: Networks they train of each length.
+        trainings: Epochs, channels and most networks from fresh weights of every training that the other methods try.
+            Each goes on by cycles of a fifth of its epochs, as far as the largest budget reaches.
     """
 
     data: str
     budgets: tuple[float, ...]
-    lengths: tuple[int, ...]
-    copies: tuple[int, ...]
+    trainings: tuple[tuple[int, int, int], ...]
     limit_train: int | None = None
     image_size: int | None = None
     augment: bool = True
@@ -80,19 +79,36 @@ class Regime:
 
 REGIMES = {
     # All of digits leave no error to tell methods by.
-    "digits-200": Regime(data="digits", limit_train=200, budgets=(5, 15, 40), lengths=(40, 100, 250), copies=(5, 5, 2)),
+    "digits-200": Regime(
+        data="digits",
+        limit_train=200,
+        budgets=(15, 40),
+        trainings=((60, 16, 3), (120, 16, 5), (250, 16, 5), (500, 16, 2), (250, 32, 2)),
+    ),
     "fashion-mnist-14px-2k": Regime(
         data="fashion-mnist",
         limit_train=2000,
         image_size=14,
         budgets=(15, 40, 100),
-        lengths=(40, 80, 240),
-        copies=(5, 5, 1),
+        trainings=((40, 16, 1), (60, 16, 2), (80, 16, 5), (120, 16, 2), (80, 32, 2)),
+    ),
+    "fashion-mnist-14px-2k-plain": Regime(
+        data="fashion-mnist",
+        limit_train=2000,
+        image_size=14,
+        augment=False,
+        budgets=(15, 40),
+        trainings=((8, 16, 20), (12, 16, 12), (24, 16, 5), (8, 32, 10), (12, 32, 6)),
     ),
     "fashion-mnist-28px-10k": Regime(
-        data="fashion-mnist", limit_train=10_000, budgets=(40, 120), lengths=(20, 60), copies=(3, 2)
+        data="fashion-mnist",
+        limit_train=10_000,
+        budgets=(40, 120),
+        trainings=((15, 16, 2), (25, 16, 3), (50, 16, 1), (25, 32, 1)),
     ),
 }
+#: Cycles that a network goes on by at most.
+MOST_CYCLES = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +143,12 @@ class Bench:
         self.labels = self.data.val.labels.numpy()
         self._number = 0
 
-    def train(
-        self, genotype: Genotype, epochs: int, *, cycles: int = 0, cycle_epochs: int = 0, **fields: Any
-    ) -> list[Trained]:
-        """Train a network, and cycles that go on from it; return the ends, the base first."""
-        found: list[Trained] = []
+    def trained(self, genotype: Genotype, epochs: int, channels: int) -> Iterator[Trained]:
+        """Train a network, and yield it and the end of every cycle that goes on from the one before, without end."""
         state: dict[str, torch.Tensor] = {}
-        for cycle in range(cycles + 1):
-            recipe = replace(self.recipe, epochs=cycle_epochs if cycle else epochs, **fields)
+        for cycle in itertools.count():
+            length = max(1, epochs // 5) if cycle else epochs
+            recipe = replace(self.recipe, epochs=length, channels=channels)
             parent = Parent(self._number - 1, functools.partial(dict, state)) if cycle else None
             training = MemberTraining(genotype, self.data, recipe, index=self._number, parent=parent)
             self._number += 1
@@ -144,8 +158,7 @@ class Bench:
                 training.run_epoch()
             seconds = time.process_time() - start
             state = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
-            found.append(self.predicted(training.network, seconds))
-        return found
+            yield self.predicted(training.network, seconds)
 
     def predicted(self, network: Network, seconds: float) -> Trained:
         """Predict val and test."""
@@ -159,41 +172,75 @@ class Bench:
         return Trained(seconds=seconds, val=val, test=test)
 
 
-def splits_of(networks: Sequence[Trained], *, epochs: int, fixed: float, choose: bool = False) -> Iterator[Split]:
-    """Yield the first M networks, all of them or the best set of them on val."""
-    for count in range(1, len(networks) + 1):
-        first = networks[:count]
-        seconds = fixed + sum(network.seconds for network in first)
-        yield Split(seconds=seconds, spent=f"{count} × {epochs}", networks=first)
-        if choose and count > 2:
-            yield Split(seconds=seconds, spent=f"best of {count} × {epochs}", networks=first)
+def splits(
+    bench: Bench,
+    genotypes: Iterator[Genotype],
+    *,
+    fixed: float = 0.0,
+    choose: bool = False,
+    seconds_per_epoch: float = 0.0,
+    trainings: Sequence[tuple[int, int, int]] | None = None,
+) -> list[Split]:
+    """Return every split of a grid that the largest budget pays for.
 
+    One is a length, a width, K networks from fresh weights with H cycles each, and how many ends of each are taken.
 
-def copies_of(bench: Bench, genotype: Genotype, *, fixed: float = 0.0) -> list[Split]:
-    """Networks of one cell: copies of every length, and a base with cycles of a fifth of it."""
+    Args:
+        genotypes: One for every network from fresh weights.
+        fixed: Seconds spent before.
+        choose: Whether the best set on val is a split too.
+        seconds_per_epoch: What an epoch is known to take, so that nothing is trained that costs too much.
+        trainings: Instead of the regime's.
+    """
     found: list[Split] = []
-    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
-        networks = [network for _ in range(copies) for network in bench.train(genotype, epochs)]
-        found += splits_of(networks, epochs=epochs, fixed=fixed)
-    epochs = bench.regime.lengths[-2]
-    ends = bench.train(genotype, epochs, cycles=6, cycle_epochs=max(1, epochs // 5))
-    for count in range(2, len(ends) + 1):
-        seconds = fixed + sum(end.seconds for end in ends[:count])
-        for last in {2, 3, 5, count}:
-            if last <= count:
-                spent = f"last {last} of {epochs} + {count - 1} × {max(1, epochs // 5)}"
-                found.append(Split(seconds=seconds, spent=spent, networks=ends[count - last : count]))
+    most = bench.regime.budgets[-1] - fixed
+    for epochs, channels, copies in trainings or bench.regime.trainings:
+        chains: list[list[Trained]] = []
+        while len(chains) < copies and (len(chains) + 1) * epochs * seconds_per_epoch <= most:
+            training = bench.trained(next(genotypes), epochs, channels)
+            chains.append([next(training)])
+            seconds_per_epoch = _seconds(chains, 0) / (len(chains) * epochs)
+            # Further cycles of a network are of use only where those before it have as many, and all are paid for.
+            while len(chains[-1]) <= MOST_CYCLES and all(len(chain) > len(chains[-1]) for chain in chains[:-1]):
+                if _seconds(chains, len(chains[-1])) > most:
+                    break
+                chains[-1].append(next(training))
+        for count in range(1, len(chains) + 1):
+            for cycles in range(min(len(chain) for chain in chains[:count])):
+                ends = [chain[: cycles + 1] for chain in chains[:count]]
+                seconds = fixed + _seconds(ends, cycles)
+                spent = f"{count} × {epochs}" + (f" + {cycles} × {max(1, epochs // 5)}" if cycles else "")
+                spent += f", C={channels}" if channels != bench.recipe.channels else ""
+                for last in sorted({1, 2, 3, cycles + 1}):
+                    if last > cycles + 1:
+                        continue
+                    networks = [end for chain in ends for end in chain[-last:]]
+                    taken = spent if last == cycles + 1 else f"last {last} of {spent}"
+                    found.append(Split(seconds=seconds, spent=taken, networks=networks))
+                if choose and count > 2 and not cycles:
+                    networks = [end for chain in ends for end in chain]
+                    found.append(Split(seconds=seconds, spent=f"best of {spent}", networks=networks))
     return found
+
+
+def _seconds(chains: Sequence[Sequence[Trained]], cycles: int) -> float:
+    """Return what networks with so many cycles each took; a cycle that was not trained counts as those that were."""
+    total = 0.0
+    for chain in chains:
+        ends = chain[: cycles + 1]
+        a_cycle = ends[-1].seconds if len(ends) > 1 else chain[0].seconds / 5
+        total += sum(end.seconds for end in ends) + (cycles + 1 - len(ends)) * a_cycle
+    return total
 
 
 def plain_cnn(bench: Bench) -> list[Split]:
     """The plain CNN that one would write without a search."""
-    return copies_of(bench, PLAIN_CNN)
+    return splits(bench, itertools.repeat(PLAIN_CNN))
 
 
 def resnet(bench: Bench) -> list[Split]:
     """A ResNet of the same size."""
-    return copies_of(bench, RESNET)
+    return splits(bench, itertools.repeat(RESNET))
 
 
 def random_cells(bench: Bench, *, space: str = "efficient") -> list[Split]:
@@ -204,19 +251,17 @@ def random_cells(bench: Bench, *, space: str = "efficient") -> list[Split]:
     """
     generator = np.random.default_rng(bench.seed)
     rules = SPACES[space]
-    found: list[Split] = []
-    heavy = space == "darts"
-    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
-        if heavy:
-            epochs, copies = epochs // 4, min(copies, 2)
-        networks = []
-        for _ in range(copies):
-            genotype = random_genotype(
+
+    def drawn() -> Iterator[Genotype]:
+        while True:
+            yield random_genotype(
                 generator, operations=rules.operations, num_nodes=rules.num_nodes, edges_per_node=2, space=space
             )
-            networks += bench.train(genotype, epochs, channels=8 if heavy else bench.recipe.channels)
-        found += splits_of(networks, epochs=epochs, fixed=0.0, choose=True)
-    return found
+
+    trainings = bench.regime.trainings
+    if space == "darts":
+        trainings = tuple((epochs // 4, channels // 2, min(copies, 2)) for epochs, channels, copies in trainings)
+    return splits(bench, drawn(), choose=True, trainings=trainings)
 
 
 def star_cells(bench: Bench) -> list[Split]:
@@ -225,34 +270,24 @@ def star_cells(bench: Bench) -> list[Split]:
     cells = StarCells(with_fields(search_preset("smoke"), seed=bench.seed), bench.data)
     genotypes = cells.find()
     fixed = time.process_time() - start
-    found: list[Split] = []
-    for epochs, copies in zip(bench.regime.lengths, bench.regime.copies, strict=True):
-        networks = [network for genotype in genotypes[:copies] for network in bench.train(genotype, epochs)]
-        found += splits_of(networks, epochs=epochs, fixed=fixed, choose=True)
-    return found
-
-
-def searched(bench: Bench) -> tuple[SearchConfig, Genotype, list[Genotype], float]:
-    """Search by hard paths; return the configuration, the base, the ranked cells and the CPU seconds."""
-    start = time.process_time()
-    config = with_fields(search_preset("smoke"), seed=bench.seed)
-    found = run_search(config, bench.data)
-    return config, found.base, found.ranked(), time.process_time() - start
+    return splits(bench, itertools.cycle(genotypes), fixed=fixed, choose=True)
 
 
 def best_found_cell(bench: Bench) -> list[Split]:
-    """A deep ensemble of the best single cell found: the search, its cells trained to find the best, copies of it."""
-    _, base, genotypes, fixed = searched(bench)
-    found = copies_of(bench, base, fixed=fixed)
-    epochs = bench.regime.lengths[0]
-    pool = [bench.train(genotype, epochs)[0] for genotype in genotypes]
-    losses = [cross_fitted_loss(network.val[None], bench.labels) for network in pool]
-    best = genotypes[int(np.argmin(losses))]
+    """A deep ensemble of the best single cell found: its base, or the best of its cells, each trained to find it."""
+    start = time.process_time()
+    result = run_search(with_fields(search_preset("smoke"), seed=bench.seed), bench.data)
+    genotypes = result.ranked()
+    fixed = time.process_time() - start
+    found = splits(bench, itertools.repeat(result.base), fixed=fixed)
+    epochs, channels, _ = bench.regime.trainings[0]
+    pool = [next(bench.trained(genotype, epochs, channels)) for genotype in genotypes]
+    best = int(np.argmin([cross_fitted_loss(network.val[None], bench.labels) for network in pool]))
     fixed += sum(network.seconds for network in pool)
-    epochs = bench.regime.lengths[1]
-    networks = [network for _ in range(bench.regime.copies[1] - 1) for network in bench.train(best, epochs)]
-    for split in splits_of(networks, epochs=epochs, fixed=fixed):
-        found.append(replace(split, spent=f"best cell, {split.spent}"))
+    copies = splits(
+        bench, itertools.repeat(genotypes[best]), fixed=fixed, seconds_per_epoch=pool[best].seconds / epochs
+    )
+    found += [replace(split, spent=f"best cell, {split.spent}") for split in copies]
     return found
 
 
@@ -307,8 +342,7 @@ def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np
     if method == OURS:
         chosen: list[Split | None] = [our_split(bench, budget) for budget in regime.budgets]
     else:
-        splits = METHODS[method](bench)
-        chosen = [best_within(splits, budget, bench.labels) for budget in regime.budgets]
+        chosen = best_within(METHODS[method](bench), regime.budgets, bench.labels)
     rows, losses = [], {}
     test_labels = bench.data.test.labels.numpy()
     for budget, split in zip(regime.budgets, chosen, strict=True):
@@ -341,22 +375,23 @@ def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np
     return record, losses
 
 
-def best_within(splits: Sequence[Split], budget: float, labels: np.ndarray) -> Split | None:
-    """Return the split within the budget that is best on val; of those that choose, what they choose."""
-    best, least = None, np.inf
-    for split in splits:
-        if split.seconds > budget:
-            continue
-        probs = split.val()
+def best_within(grid: Sequence[Split], budgets: Sequence[float], labels: np.ndarray) -> list[Split | None]:
+    """Return the split within each budget that is best on val; of those that choose, what they choose."""
+    affordable = sorted((split for split in grid if split.seconds <= budgets[-1]), key=lambda split: split.seconds)
+    losses = []
+    for split in affordable:
         if split.spent.startswith("best of"):
-            loss = cross_fitted_loss(probs, labels)
+            losses.append(cross_fitted_loss(split.val(), labels))
         else:
-            loss = cross_fitted_loss(probs, labels, choose=lambda given, _: list(range(len(given))))
-        if loss < least:
-            best, least = split, loss
-    if best is not None and best.spent.startswith("best of"):
-        best = replace(best, networks=[best.networks[index] for index in best_set(best.val(), labels)])
-    return best
+            losses.append(cross_fitted_loss(split.val(), labels, choose=lambda given, _: list(range(len(given)))))
+    found: list[Split | None] = []
+    for budget in budgets:
+        within = [loss for split, loss in zip(affordable, losses, strict=True) if split.seconds <= budget]
+        best = affordable[int(np.argmin(within))] if within else None
+        if best is not None and best.spent.startswith("best of"):
+            best = replace(best, networks=[best.networks[index] for index in best_set(best.val(), labels)])
+        found.append(best)
+    return found
 
 
 def our_split(bench: Bench, budget: float) -> Split:

@@ -11,8 +11,8 @@ from scipy.special import logsumexp
 
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.selection import averaged_loss, greedy_selection
-from dnas_ens.metrics.calibration import calibrated_nll
-from dnas_ens.metrics.scores import PROB_FLOOR
+from dnas_ens.metrics.calibration import tempered
+from dnas_ens.metrics.scores import PROB_FLOOR, per_image_nll
 from dnas_ens.types import FloatArray, IntArray
 
 #: s, how far the logarithm of an ensemble's temperature is expected to be from 0.
@@ -48,19 +48,26 @@ def likely_temperature(averaged: FloatArray, labels: IntArray) -> float:
     return math.exp(minimize_scalar(cost, bounds=(-3.0, 3.0), method="bounded").x)
 
 
-def cross_fitted_loss(
+def cross_fitted_losses(
     probs: FloatArray, labels: IntArray, *, choose: Callable[[FloatArray, IntArray], list[int]] = best_set
-) -> float:
-    """Return the calibrated NLL of the networks that ``choose`` takes, chosen and calibrated on the other half of val.
+) -> FloatArray:
+    """Return the calibrated NLL of every val image by the networks that ``choose`` takes on the other half of val.
 
     Choosing and fitting on the images that are scored would make every further network look like a gain
     (cross-fitting, arXiv 1608.00060).
     """
     halves = alternating_halves(labels)
-    losses = []
+    losses = np.empty(len(labels))
     for fitted_on, scored_on in (halves, halves[::-1]):
         chosen = choose(probs[:, fitted_on], labels[fitted_on])
         temperature = likely_temperature(probs[chosen][:, fitted_on].mean(axis=0, dtype=np.float64), labels[fitted_on])
         averaged = probs[chosen][:, scored_on].mean(axis=0, dtype=np.float64)
-        losses.append(calibrated_nll(averaged, labels[scored_on], temperature) * len(scored_on))
-    return sum(losses) / len(labels)
+        losses[scored_on] = per_image_nll.of(tempered(averaged, temperature), labels[scored_on])
+    return losses
+
+
+def cross_fitted_loss(
+    probs: FloatArray, labels: IntArray, *, choose: Callable[[FloatArray, IntArray], list[int]] = best_set
+) -> float:
+    """Return the mean of `cross_fitted_losses`."""
+    return float(cross_fitted_losses(probs, labels, choose=choose).mean())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Kind = Literal["first", "longer", "cycle", "copy", "cell"]
@@ -30,11 +30,14 @@ SECOND_NETWORK = 0.05
 UNTRIED = 1.2
 #: A cycle gains so much of the loss, and each further one of the same base this share of the last.
 FIRST_CYCLE, NEXT_CYCLE = 0.015, 0.8
+#: What of it is left where the base is saturated: a network that knows its images finds little new by going on.
+SATURATED_CYCLE = 0.3
 #: Epochs of a cycle as a share of its base's.
 CYCLE_EPOCHS = 0.2
 #: A cosine that goes on from the full rate forgets a part: L epochs and then x are worth KEPT * L + x in one go.
 KEPT = 0.7
-#: A network becomes at most so many times as long at once, so that a wrong forecast is noticed.
+#: A network becomes at most so many times as long at once, so that a wrong forecast is noticed; less where it is nearly
+#: saturated.
 LONGEST_GROWTH = 4
 #: Weight of a first guess beside a measured doubling, whose noise is that of one network's loss.
 GUESS = 0.25
@@ -76,6 +79,9 @@ class Done:
         alone: Calibrated NLL of its network on val, cross-fitted, nats.
         loss: That of the ensemble chosen from all networks so far.
         members: Numbers of the networks in it.
+        alone_error: Standard error over val images of what its network gained on the one it goes on from, nats; 0 where
+            there is none.
+        error: The same of what the ensemble gained.
     """
 
     unit: Unit
@@ -85,6 +91,8 @@ class Done:
     alone: float
     loss: float
     members: tuple[int, ...]
+    alone_error: float = 0.0
+    error: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -124,7 +132,7 @@ class Base:
         newest: Its newest unit, from which it goes on.
         epochs: What its units but the cycles are worth in one go; see `KEPT`.
         earlier: Epochs and loss alone before the unit ``end``; None where that is the first one.
-        cycle_gains: What each cycle has gained for the ensemble.
+        cycle_gains: What each cycle has gained for the ensemble, as far as val can tell (see `believed`).
     """
 
     end: Done
@@ -134,12 +142,20 @@ class Base:
     cycle_gains: tuple[float, ...]
 
 
+def believed(measured: float, guess: float, error: float) -> float:
+    """Return what to believe of a gain that was guessed and then measured with an error.
+
+    The posterior mean g + (m - g) g^2 / (g^2 + e^2) for a normal gain whose mean and deviation are the guess: with many
+    val images the measurement, with few ones the guess.
+    """
+    return guess + (measured - guess) * guess**2 / max(guess**2 + error**2, 1e-12)
+
+
 def bases_of(history: Sequence[Done]) -> list[Base]:
     """Return the bases, in the order they were begun in."""
     bases: list[Base] = []
     of_network: dict[int, int] = {}
     for position, done in enumerate(history):
-        gain = history[position - 1].loss - done.loss if position else 0.0
         unit = done.unit
         if unit.parent is None:
             of_network[unit.number] = len(bases)
@@ -148,8 +164,10 @@ def bases_of(history: Sequence[Done]) -> list[Base]:
         index = of_network[unit.number] = of_network[unit.parent]
         base = bases[index]
         if unit.kind == "cycle":
-            gains = (*base.cycle_gains, gain)
-            bases[index] = Base(end=base.end, newest=done, epochs=base.epochs, earlier=base.earlier, cycle_gains=gains)
+            before = history[position - 1].loss
+            guess = cycle_guess(base, before, num_bases=len(bases))
+            gains = (*base.cycle_gains, believed(before - done.loss, guess, done.error))
+            bases[index] = replace(base, newest=done, cycle_gains=gains)
         else:
             bases[index] = Base(
                 end=done,
@@ -161,22 +179,36 @@ def bases_of(history: Sequence[Done]) -> list[Base]:
     return bases
 
 
+def cycle_guess(base: Base, loss: float, *, num_bases: int) -> float:
+    """Return what the next cycle of a base is expected to gain for the ensemble before any was measured."""
+    saturation = SATURATED_CYCLE + (1 - SATURATED_CYCLE) * left_to_learn(base.end)
+    return saturation * FIRST_CYCLE * NEXT_CYCLE ** len(base.cycle_gains) * loss / num_bases
+
+
+def left_to_learn(done: Done) -> float:
+    """Return the factor by which saturation lowers what a longer training gains, in [0, 1].
+
+    The loss on val is that in training and a gap, and a longer training takes off the one and adds to the other: so it
+    is (training - gap) / val, near 1 as long as a network learns, and 0 once half of the loss on val is gap.
+    """
+    if done.train_loss is None:
+        return 1.0
+    return min(1.0, max(0.0, 2 * done.train_loss / done.alone - 1))
+
+
 def next_doubling(base: Base) -> float:
     """Return what the next doubling of a base's epochs is expected to take off its own loss, nats.
 
     With d doublings since the earlier length that gained G together, and each gaining a share r of the one before, the
-    next gains G r^d (1 - r) / (1 - r^d). What is left to learn limits it: it is multiplied by the loss in training as a
-    share of the loss on val, which is near 1 as long as a network learns and tends to 0 once it knows its images.
+    next gains G r^d (1 - r) / (1 - r^d).
     """
-    left_to_learn = 1.0
-    if base.end.train_loss is not None:
-        left_to_learn = min(1.0, base.end.train_loss / base.end.alone)
     guess = FIRST_DOUBLING * base.end.alone
     if base.earlier is None or base.epochs <= base.earlier[0]:
-        return left_to_learn * guess
+        return left_to_learn(base.end) * guess
     left: float = NEXT_DOUBLING ** math.log2(base.epochs / base.earlier[0])
-    measured = (base.earlier[1] - base.end.alone) * left * (1 - NEXT_DOUBLING) / (1 - left)
-    return left_to_learn * max(0.0, (1 - GUESS) * measured + GUESS * guess * left)
+    in_one = (1 - left) / (1 - NEXT_DOUBLING)
+    gain = believed(base.earlier[1] - base.end.alone, FIRST_DOUBLING * base.earlier[1] * in_one, base.end.alone_error)
+    return left_to_learn(base.end) * max(0.0, (1 - GUESS) * gain * left / in_one + GUESS * guess * left)
 
 
 def gain_of_growth(base: Base, growth: float) -> float:
@@ -193,11 +225,12 @@ def network_constant(history: Sequence[Done], kind: Kind) -> float:
     """
     found: dict[Kind, list[float]] = {"copy": [], "cell": []}
     bases = 1
+    guess = 2 * SECOND_NETWORK * history[-1].loss
     for before, done in itertools.pairwise(history):
         if done.unit.parent is None:
-            found[done.unit.kind].append((before.loss - done.loss) * bases * (bases + 1))
+            scale = bases * (bases + 1)
+            found[done.unit.kind].append(believed((before.loss - done.loss) * scale, guess, done.error * scale))
             bases += 1
-    guess = 2 * SECOND_NETWORK * history[-1].loss
     own, others = found[kind], [gain for gains in found.values() for gain in gains]
     mean = sum([guess, *(own or others)]) / (1 + len(own or others))
     return max(0.0, mean if own or not others else UNTRIED * mean)
@@ -257,10 +290,13 @@ def forecasts(
             # What is left is worth most once the network is longer.
             return found[-1:]
     # The first cycle of a base is expected to bring what the guess and those of the other bases say.
-    firsts = [FIRST_CYCLE * loss / len(bases), *(base.cycle_gains[0] for base in bases if base.cycle_gains)]
+    firsts = [base.cycle_gains[0] for base in bases if base.cycle_gains]
     for base in bases:
         latest = base.cycle_gains[-2:]
-        expected = NEXT_CYCLE * sum(latest) / len(latest) if latest else sum(firsts) / len(firsts)
+        if latest:
+            expected = NEXT_CYCLE * sum(latest) / len(latest)
+        else:
+            expected = sum([cycle_guess(base, loss, num_bases=len(bases)), *firsts]) / (1 + len(firsts))
         epochs = min(max(1, round(CYCLE_EPOCHS * base.epochs)), int(left / epoch_cost(base.end.unit.cell)))
         if epochs:
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
@@ -298,7 +334,8 @@ def _longer(
     if final(length) >= final(0):
         return None
     # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
-    most = math.floor(max(LONGEST_GROWTH * base.epochs, enough) - KEPT * base.epochs)
+    growth = 1 + (LONGEST_GROWTH - 1) * left_to_learn(base.end)
+    most = math.floor(max(growth * base.epochs, enough) - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
     return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dnas_ens.budget.amount import Amount
-from dnas_ens.budget.choice import best_set, cross_fitted_loss, likely_temperature
+from dnas_ens.budget.choice import best_set, cross_fitted_losses, likely_temperature
 from dnas_ens.budget.forecast import NAMES, Done, Forecast, Unit, forecasts
 from dnas_ens.budget.ledger import LEDGER, Ledger
 from dnas_ens.config import RetrainConfig, SearchConfig
@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 FIRST_SHARE, FIRST_STEPS = 0.1, 500
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
 NARROW_BELOW = 8
-#: Epochs and steps that a network should have before it is made wider or has company.
-ENOUGH_EPOCHS, ENOUGH_STEPS = 80, 2500
+#: Epochs and steps that a network should have before it is made wider or has company, with augmentation and without:
+#: images that never change are soon known.
+ENOUGH = {True: (80, 2500), False: (12, 400)}
 #: A dearer cell must leave room for so many networks of that length, and one twice as wide for so many: cycles and
 #: several narrow networks are worth more than a wide one.
 COMPANY, WIDE = 2, 5
@@ -164,7 +165,8 @@ class Spending:
     @property
     def _enough(self) -> float:
         """Epochs that a network should have before it is made wider or has company."""
-        return max(ENOUGH_EPOCHS, ENOUGH_STEPS / self._steps_per_epoch)
+        epochs, steps = ENOUGH[self.recipe.augment]
+        return max(epochs, steps / self._steps_per_epoch)
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -246,17 +248,23 @@ class Spending:
             # With what earlier processes did of it.
             cost = max(time.monotonic() - begun, float(note["wall_seconds"]))
         probs = np.stack(self._val_probs)
-        alone = cross_fitted_loss(probs[-1:], self.labels)
-        loss = cross_fitted_loss(probs, self.labels)
-        members = tuple(sorted(best_set(probs, self.labels)))
+        alone = cross_fitted_losses(probs[-1:], self.labels)
+        losses = cross_fitted_losses(probs, self.labels)
+        parent, alone_error, error = unit.parent, 0.0, 0.0
+        if parent is not None:
+            alone_error = _standard_error(cross_fitted_losses(probs[parent : parent + 1], self.labels) - alone)
+        if len(probs) > 1:
+            error = _standard_error(cross_fitted_losses(probs[:-1], self.labels) - losses)
         return Done(
             unit=unit,
             epochs=note["epochs"],
             cost=cost,
             train_loss=note["train_loss"],
-            alone=alone,
-            loss=loss,
-            members=members,
+            alone=float(alone.mean()),
+            loss=float(losses.mean()),
+            members=tuple(sorted(best_set(probs, self.labels))),
+            alone_error=alone_error,
+            error=error,
         )
 
     def _load(self, unit: Unit) -> None:
@@ -316,6 +324,10 @@ class Spending:
 
     def _say(self, text: str) -> None:
         print(f"budget: {text}", file=sys.stderr, flush=True)
+
+
+def _standard_error(differences: FloatArray) -> float:
+    return float(differences.std(ddof=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
 
 
 def spend_budget(
