@@ -400,7 +400,14 @@ def our_split(bench: Bench, budget: float) -> Split:
     with tempfile.TemporaryDirectory() as folder:
         start = time.process_time()
         cells = StarCells(config, bench.data)
-        spending = Spending(bench.data, bench.recipe, amount=Amount(total=budget), cells=cells, folder=Path(folder))
+        spending = Spending(
+            bench.data,
+            bench.recipe,
+            amount=Amount(total=budget),
+            cells=cells,
+            folder=Path(folder),
+            clock=time.process_time,
+        )
         ensemble = spending.run()
         seconds = time.process_time() - start
         spent = ", ".join(f"{done.unit.kind} {done.epochs}" for done in spending.history)

@@ -41,7 +41,7 @@ KEPT = 0.7
 LONGEST_GROWTH = 4
 #: Weight of a first guess beside a measured doubling, whose noise is that of one network's loss.
 GUESS = 0.25
-#: A new network may be this much shorter than the others where the budget ends.
+#: A new network, or a cycle, may be this much shorter than others where the budget ends.
 SHORTEST = 0.4
 
 
@@ -297,8 +297,10 @@ def forecasts(
             expected = NEXT_CYCLE * sum(latest) / len(latest)
         else:
             expected = sum([cycle_guess(base, loss, num_bases=len(bases)), *firsts]) / (1 + len(firsts))
-        epochs = min(max(1, round(CYCLE_EPOCHS * base.epochs)), int(left / epoch_cost(base.end.unit.cell)))
-        if epochs:
+        wanted = max(1, round(CYCLE_EPOCHS * base.epochs))
+        epochs = min(wanted, int(left / epoch_cost(base.end.unit.cell)))
+        # A cycle of a few steps ends worse than it began.
+        if epochs >= SHORTEST * wanted:
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found

@@ -20,7 +20,6 @@ class Ledger:
 
     Args:
         channels: C of all networks.
-        first_cell: The cell of the first network, by its position.
         first_epochs: Length of the first training.
         epoch_seconds: Of the base cell, measured before it began.
         done: Finished units.
@@ -29,7 +28,6 @@ class Ledger:
     """
 
     channels: int
-    first_cell: int
     first_epochs: int
     epoch_seconds: float
     done: list[Done]
@@ -54,7 +52,6 @@ class Ledger:
         form = {
             "budget": {"unit": str},
             "channels": int,
-            "first_cell": int,
             "first_epochs": int,
             "epoch_seconds": float,
             "done": [dict],
@@ -68,7 +65,6 @@ class Ledger:
             )
         return cls(
             channels=found["channels"],
-            first_cell=found["first_cell"],
             first_epochs=found["first_epochs"],
             epoch_seconds=found["epoch_seconds"],
             done=[Done.from_dict(entry) for entry in found["done"]],

@@ -37,9 +37,9 @@ NARROW_BELOW = 8
 #: Epochs and steps that a network should have before it is made wider or has company, with augmentation and without:
 #: images that never change are soon known.
 ENOUGH = {True: (80, 2500), False: (12, 400)}
-#: A dearer cell must leave room for so many networks of that length, and one twice as wide for so many: cycles and
-#: several narrow networks are worth more than a wide one.
-COMPANY, WIDE = 2, 5
+#: Twice the width must leave room for so many networks of that length: cycles and several narrow networks are worth
+#: more than a wide one.
+WIDE = 5
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 
@@ -68,6 +68,7 @@ class Spending:
         recipe: How networks are trained; its epochs and cycles are not read, and its channels are where widths begin.
         amount: The budget.
         cells: Where cells are from.
+        clock: Gives the seconds that a budget of time is of; ``time.process_time`` for those of the CPU.
     """
 
     def __init__(
@@ -79,7 +80,9 @@ class Spending:
         cells: Cells,
         folder: Path,
         device: torch.device | str = "cpu",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.data, self.recipe, self.amount, self.cells = data, recipe.of_base(), amount, cells
         self.folder, self.device = folder, torch.device(device)
         self.labels = data.val.labels.cpu().numpy()
@@ -87,10 +90,10 @@ class Spending:
         self._networks: list[Network] = []
         self._val_probs: list[FloatArray] = []
         self._step_seconds: dict[int, float] = {}
-        self._began = time.monotonic()
+        self._began = clock()
         file = folder / LEDGER
         self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
-        self._charged = self._ledger.spent
+        self._charged, self._goes_on = self._ledger.spent, self._ledger.coming
 
     def run(self, on_unit: Callable[[Done], object] | None = None) -> Ensemble:
         """Spend what is left of the budget and return the ensemble.
@@ -126,31 +129,27 @@ class Spending:
         return self._ledger.done
 
     def _plan(self) -> Ledger:
-        """Choose the first cell, the width and the length of the first training from measured steps."""
+        """Choose the width and the length of the first training from measured steps; its cell is the cheapest."""
         timed = self.amount.unit == "seconds"
-        chosen, cell = self.recipe.channels, 0
-        epochs: dict[tuple[int, int], float] = {}
+        chosen = self.recipe.channels
+        epochs: dict[int, float] = {}
 
-        def affordable(channels: int, cell: int) -> float:
-            if (channels, cell) not in epochs:
+        def affordable(channels: int) -> float:
+            if channels not in epochs:
                 recipe = replace(self.recipe, channels=channels)
-                training = self._training(Plan(genotype=self.cells.known[cell], recipe=recipe), 0)
-                epochs[channels, cell] = self._steps_per_epoch * training.measured_step()
-            return self.amount.total / (epochs[channels, cell] if timed else 1.0)
+                training = self._training(Plan(genotype=self.cells.known[0], recipe=recipe), 0)
+                epochs[channels] = self._steps_per_epoch * training.measured_step()
+            return self.amount.total / (epochs[channels] if timed else 1.0)
 
         enough = self._enough
-        if timed and affordable(chosen, cell) < NARROW_BELOW:
+        if timed and affordable(chosen) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
-        while cell + 1 < len(self.cells.known) and affordable(chosen, cell) >= COMPANY * enough:
-            if affordable(chosen, cell + 1) < COMPANY * enough:
-                break
-            cell += 1
-        while timed and affordable(chosen, cell) >= 2 * WIDE * enough and affordable(2 * chosen, cell) >= WIDE * enough:
+        while timed and affordable(chosen) >= 2 * WIDE * enough and affordable(2 * chosen) >= WIDE * enough:
             chosen *= 2
-        self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen, cell)
+        self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
         first = int(max(1, min(FIRST_SHARE * count, most)))
-        taken = epochs[chosen, cell]
+        taken = epochs[chosen]
         if count < 1:
             raise UserError(
                 f"An epoch takes {taken:.0f} s, which is more than the budget.",
@@ -160,7 +159,7 @@ class Spending:
             f"an epoch of {len(self.data.train):,} images takes {taken:.2f} s with C={chosen}; the budget is "
             f"about {count:,.0f} epochs, the first training {first}"
         )
-        return Ledger(channels=chosen, first_cell=cell, first_epochs=first, epoch_seconds=taken, done=[])
+        return Ledger(channels=chosen, first_epochs=first, epoch_seconds=taken, done=[])
 
     @property
     def _enough(self) -> float:
@@ -196,7 +195,7 @@ class Spending:
             return Unit(
                 kind="first",
                 number=0,
-                cell=self._ledger.first_cell,
+                cell=0,
                 parent=None,
                 epochs=self._ledger.first_epochs,
                 learning_rate=self.recipe.learning_rate,
@@ -228,7 +227,7 @@ class Spending:
         own = [done for done in self._ledger.done if done.unit.cell == cell]
         if own:
             return sum(done.cost for done in own) / sum(done.epochs for done in own)
-        known = self._epoch_cost(self._ledger.first_cell)
+        known = self._epoch_cost(0)
         if cell >= len(self.cells.known) and self._found is None:
             return known
         if cell not in self._step_seconds:
@@ -239,14 +238,16 @@ class Spending:
         return known * self._step_seconds[cell] * self._steps_per_epoch / self._ledger.epoch_seconds
 
     def _do(self, unit: Unit) -> Done:
-        begun = time.monotonic()
+        begun = self.clock()
         self._load(unit)
         note = read_json(self.folder / "members" / str(unit.number) / "member.json")
         if self.amount.unit == "epochs":
             cost = float(note["epochs"])
         else:
-            # With what earlier processes did of it.
-            cost = max(time.monotonic() - begun, float(note["wall_seconds"]))
+            cost = self.clock() - begun
+            if unit is self._goes_on:
+                # With what earlier processes did of it.
+                cost = max(cost, float(note["wall_seconds"]))
         probs = np.stack(self._val_probs)
         alone = cross_fitted_losses(probs[-1:], self.labels)
         losses = cross_fitted_losses(probs, self.labels)
@@ -281,7 +282,7 @@ class Spending:
         seen: list[tuple[float, int]] = []
 
         def lower() -> None:
-            seen.append((time.monotonic(), training.epoch))
+            seen.append((self.clock(), training.epoch))
             if len(seen) < 2:
                 return
             (began, first), (now, latest) = seen[0], seen[-1]
@@ -305,7 +306,7 @@ class Spending:
         """Return what is spent: the time of this process and of earlier ones, or the epochs."""
         if self.amount.unit == "epochs":
             return float(sum(done.epochs for done in self._ledger.done))
-        return self._charged + time.monotonic() - self._began
+        return self._charged + self.clock() - self._began
 
     def _write(self) -> None:
         self._ledger.spent = self._spent()

@@ -149,10 +149,10 @@ def test_a_search_that_finds_no_other_cell_is_no_failure(few_digits, tmp_path):
     assert {entry["unit"]["cell"] for entry in ledger(tmp_path)["done"]} == {0}
 
 
-def test_a_training_is_shortened_to_what_the_time_pays_for(few_digits, tmp_path, monkeypatch):
+def test_a_training_is_shortened_to_what_the_time_pays_for(few_digits, tmp_path):
     clock = [0.0]
-    begun = Spending(few_digits, RECIPE, amount=Amount(total=100.0), cells=Given(genotype(0)), folder=tmp_path)
-    monkeypatch.setattr("dnas_ens.budget.run.time.monotonic", lambda: begun._began + clock[0])
+    amount, cells = Amount(total=100.0), Given(genotype(0))
+    begun = Spending(few_digits, RECIPE, amount=amount, cells=cells, folder=tmp_path, clock=lambda: clock[0])
     training = SimpleNamespace(epoch=0, total_epochs=50)
     lower = begun._ends_in_time(training)
     for taken in (4.0, 10.0, 10.0, 10.0):
