@@ -90,7 +90,7 @@ REGIMES = {
         limit_train=2000,
         image_size=14,
         budgets=(15, 40, 100),
-        trainings=((40, 16, 1), (60, 16, 2), (80, 16, 5), (120, 16, 2), (80, 32, 2)),
+        trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2)),
     ),
     "fashion-mnist-14px-2k-plain": Regime(
         data="fashion-mnist",

@@ -289,21 +289,62 @@ def forecasts(
         if len(bases) == 1 and found and found[-1].unit.kind == "longer":
             # What is left is worth most once the network is longer.
             return found[-1:]
-    # The first cycle of a base is expected to bring what the guess and those of the other bases say.
-    firsts = [base.cycle_gains[0] for base in bases if base.cycle_gains]
-    for base in bases:
-        latest = base.cycle_gains[-2:]
-        if latest:
-            expected = NEXT_CYCLE * sum(latest) / len(latest)
-        else:
-            expected = sum([cycle_guess(base, loss, num_bases=len(bases)), *firsts]) / (1 + len(firsts))
+    cycles = [(_next_cycle(base, bases, loss), base) for base in bases]
+    # A cycle is cheap, and would be taken until a further network, which is worth more, no longer fits.
+    spare = left
+    if found and found[0].unit.parent is None:
+        new = max((each for each in found if each.unit.parent is None), key=lambda each: each.rate)
+        spare -= _kept_for_networks(
+            left,
+            cost=usual * epoch_cost(new.unit.cell),
+            constant=network_constant(history, new.unit.kind),
+            num_bases=len(bases),
+            next_cycles=[expected for expected, _ in cycles],
+        )
+    for expected, base in cycles:
         wanted = max(1, round(CYCLE_EPOCHS * base.epochs))
-        epochs = min(wanted, int(left / epoch_cost(base.end.unit.cell)))
+        epochs = min(wanted, int(spare / epoch_cost(base.end.unit.cell)))
         # A cycle of a few steps ends worse than it began.
         if epochs >= SHORTEST * wanted:
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found
+
+
+def _next_cycle(base: Base, bases: Sequence[Base], loss: float) -> float:
+    """Return what the next cycle of a base is expected to gain, nats.
+
+    The first one is expected to bring what the guess and those of the other bases say.
+    """
+    if latest := base.cycle_gains[-2:]:
+        return NEXT_CYCLE * sum(latest) / len(latest)
+    firsts = [other.cycle_gains[0] for other in bases if other.cycle_gains]
+    return sum([cycle_guess(base, loss, num_bases=len(bases)), *firsts]) / (1 + len(firsts))
+
+
+def _kept_for_networks(
+    left: float, *, cost: float, constant: float, num_bases: int, next_cycles: Sequence[float]
+) -> float:
+    """Return how much of what is left is worth most if it is kept for further networks of a cost.
+
+    Of the plans "k networks, then cycles of all of them with the rest", k = 0, 1, 2, ..., the best. The last network
+    may be shorter, as in `forecasts`; n cycles of a base gain g (1 - r^n) / (1 - r), g its next one and r `NEXT_CYCLE`.
+    """
+    mean = sum(next_cycles) / len(next_cycles)
+
+    def of_cycles(rest: float, bases: int) -> float:
+        each = rest / (CYCLE_EPOCHS * cost * bases)
+        # The gain of a cycle for the ensemble falls with the number of its bases.
+        return float(mean * num_bases * (1 - NEXT_CYCLE**each) / (1 - NEXT_CYCLE))
+
+    best, kept = of_cycles(left, num_bases), 0.0
+    gain, spent, bases = 0.0, 0.0, num_bases
+    while (share := min(1.0, (left - spent) / cost)) >= SHORTEST:
+        gain += constant / (bases * (bases + 1)) * share**2
+        spent, bases = spent + share * cost, bases + 1
+        if gain + of_cycles(left - spent, bases) > best:
+            best, kept = gain + of_cycles(left - spent, bases), spent
+    return kept
 
 
 def _longer(

@@ -36,7 +36,7 @@ FIRST_SHARE, FIRST_STEPS = 0.1, 500
 NARROW_BELOW = 8
 #: Epochs and steps that a network should have before it is made wider or has company, with augmentation and without:
 #: images that never change are soon known.
-ENOUGH = {True: (80, 2500), False: (12, 400)}
+ENOUGH = {True: (120, 3700), False: (12, 400)}
 #: Twice the width must leave room for so many networks of that length: cycles and several narrow networks are worth
 #: more than a wide one.
 WIDE = 5

@@ -230,3 +230,17 @@ def test_a_saturated_network_is_expected_to_gain_less_by_a_cycle():
     learning, saturated = (bases_of([done("first", 0, 0.5, train_loss=train)])[0] for train in (0.5, 0.1))
     assert cycle_guess(learning, 0.5, num_bases=1) == pytest.approx(FIRST_CYCLE * 0.5)
     assert cycle_guess(saturated, 0.5, num_bases=2) == pytest.approx(SATURATED_CYCLE * FIRST_CYCLE * 0.5 / 2)
+
+
+@pytest.mark.parametrize(
+    ("left", "found"),
+    [(30, {"cycle"}), (100, {"copy", "cell"}), (109, {"copy", "cell", "cycle"}), (125, {"copy", "cell", "cycle"})],
+)
+def test_room_is_kept_for_a_network_that_is_worth_more_than_cycles(left, found):
+    """A saturated network of 100 epochs: another gains 0.0225, five cycles of 20 epochs 0.0067 at most."""
+    history = [done("first", 0, 0.45, epochs=100, train_loss=0.1)]
+    options = forecasts(history, left=left, epoch_cost=lambda cell: 1.0, num_cells=4, learning_rate=0.05)
+    assert {option.unit.kind for option in options} == found
+    cycles = [option.unit.epochs for option in options if option.unit.kind == "cycle"]
+    # A cycle gets what the network leaves, unless that is too short for one.
+    assert cycles == ([20] if left in (30, 125) else [9] if left == 109 else [])
