@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dnas_ens.data import ImageData, Split, load_data
     from dnas_ens.ensembles import Ensemble, load
     from dnas_ens.errors import UserError
+    from dnas_ens.estimator import EnsembleSearchClassifier
     from dnas_ens.space.genotype import Genotype
 
 __version__ = "0.1.0"

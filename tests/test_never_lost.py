@@ -73,12 +73,14 @@ def fault():
 
         monkeypatch.setattr(torch.optim.SGD, "step", with_nan)
 
-    def killed_after_saving(name, step):
-        save = CheckpointStore.save
+    def killed_after_saving(name, times):
+        save, count = CheckpointStore.save, 0
 
         def and_die(self, at, state):
+            nonlocal count
             save(self, at, state)
-            if (self.name, at) == (name, step):
+            count += self.name == name
+            if count == times:
                 raise Killed
 
         monkeypatch.setattr(CheckpointStore, "save", and_die)

@@ -9,7 +9,10 @@ import torch
 
 import dnas_ens as de
 
-PUBLIC = "Ensemble Genotype ImageData Split UserError evaluate load load_data retrain search spend".split()
+PUBLIC = [
+    *("Ensemble", "EnsembleSearchClassifier", "Genotype", "ImageData", "Split", "UserError"),
+    *("evaluate", "load", "load_data", "retrain", "search", "spend"),
+]
 
 
 def run(script):

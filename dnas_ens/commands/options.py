@@ -78,7 +78,7 @@ def file_sections(path: Path | None, *, only: str | None = None) -> dict[str, An
     from dnas_ens.run.files import read_json
 
     parts = {"search", "retrain"}
-    values = {} if path is None else read_json(path)
+    values = {} if path is None else read_json(path, by_hand=True)
     if only is not None and not (isinstance(values, dict) and values.keys() & parts):
         return {only: values}
     if not isinstance(values, dict) or values.keys() - parts:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import functools
+import glob
 import io
+import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -16,12 +20,13 @@ from dnas_ens.commands.parse import parse
 from dnas_ens.config import require
 
 if TYPE_CHECKING:
+    from dnas_ens.ensembles.cascade import Cascade
+    from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.ensembles.preprocessing import Preprocessing
 
 PROG = "python -m dnas_ens.predict"
+#: Columns that are always there, and their order.
 COLUMNS = ("path", "label", "probability", "entropy", "mutual_information", "votes")
-#: Written to six digits.
-ROUNDED = ("probability", "entropy", "mutual_information")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +36,21 @@ class PredictCommand:
     folder: Positional[Path]
     """Run folder whose members are trained, or a folder an ensemble was saved in."""
     images: Positional[tuple[Path, ...]]
-    """Image files, and folders of them, with the folders inside."""
+    """Image files, folders of them with the folders inside, and patterns such as "photos/*.jpg"."""
     output: Path | None = None
-    """CSV file for the rows; default: they are printed as CSV."""
+    """File for the rows: JSON lines where its name ends in .jsonl, else CSV; default: they are printed as CSV."""
+    top_k: int = 1
+    """Name so many of the most probable classes, each with its probability."""
+    abstain_below: float | None = None
+    """Leave the label empty where its probability is below this."""
+    coverage: float | None = None
+    """Add the set of classes that holds the right one with this probability, such as 0.9, on average over pictures
+    like those of val (split conformal prediction). Needs an evaluated run."""
+    cascade: bool = False
+    """Ask one member after the other until the ensemble is sure, which saves most of the work. Needs an evaluated
+    run."""
+    cascade_loss: float = 0.0
+    """How much of the accuracy on val a cascade may lose."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     batch_size: int = 256
@@ -60,6 +77,13 @@ def main(argv: list[str]) -> None:
     from dnas_ens.run.machine import resolve_device
 
     require(command.batch_size > 0, f"--batch-size is {command.batch_size}.", "Give --batch-size 1 or more.")
+    require(command.top_k > 0, f"--top-k is {command.top_k}.", "Give --top-k 1 or more.")
+    sure_from = command.abstain_below
+    require(
+        sure_from is None or 0 <= sure_from <= 1,
+        f"--abstain-below is {sure_from}.",
+        "Give a probability from 0 to 1.",
+    )
     paths = image_files(command.images)
     ensemble = Ensemble.load(command.folder).to(resolve_device(command.device))
     preprocessing = ensemble.preprocessing
@@ -69,24 +93,94 @@ def main(argv: list[str]) -> None:
         GIVE_PREPROCESSING,
     )
     assert preprocessing is not None
-    written, classified, skipped = io.StringIO(), 0, 0
+    threshold, cascade = fitted_on_val(command, ensemble)
+    predicted = functools.partial(
+        ensemble.predict, batch_size=command.batch_size, top_k=command.top_k, threshold=threshold, cascade=cascade
+    )
+    written, classified, skipped, abstained, asked = io.StringIO(), 0, 0, 0, 0
     target = written if command.output is not None else sys.stdout
-    writer = csv.DictWriter(target, COLUMNS, lineterminator="\n")
+    as_json = command.output is not None and command.output.suffix == ".jsonl"
+    writer = csv.DictWriter(target, columns_of(command), lineterminator="\n")
+    began = time.perf_counter()
     with tqdm(total=len(paths), desc="predicting", unit="image", disable=None, leave=False) as bar:
         for start in range(0, len(paths), command.batch_size):
             chunk = paths[start : start + command.batch_size]
             readable = readable_of(chunk, preprocessing) if command.skip_bad_images else chunk
-            rows = ensemble.predict(readable, batch_size=command.batch_size) if readable else []
-            if not classified + skipped:
-                writer.writeheader()
-            writer.writerows({**row, **{name: f"{row[name]:.6g}" for name in ROUNDED}} for row in rows)
+            rows = predicted(readable) if readable else []
+            for row in rows:
+                asked += row.get("asked", ensemble.num_members)
+                if sure_from is not None and row["probability"] < sure_from:
+                    row["label"], abstained = None, abstained + 1
+            if as_json:
+                target.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            else:
+                if not classified + skipped:
+                    writer.writeheader()
+                writer.writerows(map(flat, rows))
             classified, skipped = classified + len(rows), skipped + len(chunk) - len(readable)
             bar.update(len(chunk))
-    left_out = f", {skipped} left out" if skipped else ""
-    print(f"{classified} images classified by {ensemble.num_members} members{left_out}", file=sys.stderr)
+    seconds = time.perf_counter() - began
+    parts = [f"{classified} images classified by {ensemble.num_members} members"]
+    parts += [f"{asked / classified:.2f} of them asked on average"] if cascade is not None and classified else []
+    parts += [f"{abstained} without a label"] if sure_from is not None else []
+    parts += [f"{skipped} left out"] if skipped else []
+    print(f"{', '.join(parts)}; {classified / seconds:.0f} images/s", file=sys.stderr)
     if command.output is not None:
         write_atomic(command.output, written.getvalue().encode())
         print(f"wrote {command.output}", file=sys.stderr)
+
+
+def fitted_on_val(command: PredictCommand, ensemble: Ensemble) -> tuple[float | None, Cascade | None]:
+    """Fit what the options need on the stored predictions of val: the threshold of sets, and the cascade."""
+    if command.coverage is None and not command.cascade:
+        return None, None
+    from dnas_ens.ensembles.cascade import fit_cascade
+    from dnas_ens.evaluate.run import stored_predictions
+    from dnas_ens.metrics.calibration import tempered
+    from dnas_ens.metrics.conformal import conformal_threshold
+
+    found = stored_predictions(command.folder)
+    require(
+        len(found.val_probs) == ensemble.num_members,
+        f"{command.folder} was evaluated with {len(found.val_probs)} members and has {ensemble.num_members}.",
+        f"Evaluate it again: python -m dnas_ens.evaluate {command.folder}",
+    )
+    threshold = cascade = None
+    if command.cascade:
+        cascade = fit_cascade(
+            found.val_probs, found.val_labels, weights=found.weights, accuracy_loss=command.cascade_loss
+        )
+    if command.coverage is not None:
+        probs, _ = ensemble.averaged(found.val_probs, cascade)
+        threshold = conformal_threshold(
+            tempered(probs, float(ensemble.temperature)), found.val_labels, command.coverage
+        )
+    return threshold, cascade
+
+
+def columns_of(command: PredictCommand) -> list[str]:
+    """Return the columns of the CSV."""
+    names = list(COLUMNS)
+    for place in range(2, command.top_k + 1):
+        names += [f"label_{place}", f"probability_{place}"]
+    return names + ["set"] * (command.coverage is not None) + ["asked"] * command.cascade
+
+
+def flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as the CSV has it: numbers to six digits, the classes of a set divided by "|"."""
+    found = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
+    for place, (name, probability) in enumerate(found.pop("top", [])[1:], start=2):
+        found |= {f"label_{place}": name, f"probability_{place}": f"{probability:.6g}"}
+    if "set" in found:
+        found["set"] = "|".join(found["set"])
+    return found
+
+
+def _matching(given: Iterable[Path]) -> Iterable[Path]:
+    """Yield paths, and of patterns, which not every shell replaces, what they match."""
+    for path in given:
+        matches = [] if path.exists() else sorted(glob.glob(str(path), recursive=True))
+        yield from map(Path, matches) if matches else (path,)
 
 
 def image_files(given: Sequence[Path]) -> list[Path]:
@@ -99,7 +193,7 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
     require(bool(given), "No image was given.", "Name image files, or a folder of them.")
     found: list[Path] = []
-    for path in given:
+    for path in _matching(given):
         require(path.exists(), f"{path} does not exist.", "Name image files, or a folder of them.")
         inside = [path]
         if path.is_dir():

@@ -408,6 +408,9 @@ class RetrainConfig:
     """Side of the square cut out of training images, in pixels; 0 cuts none."""
     augment: bool = True
     """Pad-crop and, where it keeps the meaning, flip the training images."""
+    balance: Literal["none", "sampling", "weights"] = "none"
+    """Where some classes have few images: draw images so that all classes come equally often, or weigh the loss so that
+    they count equally."""
     cycles: int = 0
     """Further networks of each member: cosine cycles that go on from its end, each kept where it ends. How many of the
     last ones join the ensemble is chosen on val."""

@@ -206,17 +206,37 @@ def iterate_batches(
 
 
 def epoch_indices(
-    split: Split, batch_size: int, *, generator: torch.Generator, drop_last: bool = False
+    split: Split, batch_size: int, *, generator: torch.Generator, drop_last: bool = False, balanced: bool = False
 ) -> Iterator[torch.Tensor]:
     """Yield the indices of the images of each batch of an epoch in random order; see `iterate_batches`.
 
-    int64 (B,) each, on the split's device.
+    Args:
+        balanced: Draw every image with replacement, with a probability of 1 / (K n) where its class, one of K that
+            occur, has n images.
+
+    Yields:
+        int64 (B,), on the split's device.
     """
     num_batches = count_batches(split, batch_size, drop_last=drop_last)
     if generator.device.type != "cpu":
         raise UserError(f"The order's generator is on {generator.device}.", "Give a torch.Generator on the CPU.")
-    order = torch.randperm(len(split), generator=generator).to(split.labels.device)
+    if balanced:
+        weights = class_weights(split.labels.cpu())[split.labels.cpu()]
+        order = torch.multinomial(weights, len(split), replacement=True, generator=generator)
+    else:
+        order = torch.randperm(len(split), generator=generator)
+    order = order.to(split.labels.device)
     yield from order.split(batch_size)[:num_batches]
+
+
+def class_weights(labels: torch.Tensor) -> torch.Tensor:
+    """Return weights of classes, N / (K n) for a class with n of N labels (N,) where K classes occur; else 0.
+
+    Their mean over the labels is 1 (scikit-learn's "balanced").
+    """
+    counts = torch.bincount(labels)
+    weights = len(labels) / (counts.count_nonzero() * counts.clamp_min(1))
+    return torch.where(counts > 0, weights, 0.0)
 
 
 def count_batches(split: Split, batch_size: int, *, drop_last: bool = False) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from dnas_ens.data.decoded import DecodedPictures
 from dnas_ens.data.images import (
     FOREIGN_EXTENSIONS,
     LabelledImages,
@@ -49,7 +50,11 @@ _logger = logging.getLogger(__name__)
 
 
 def load_folder(
-    root: str | os.PathLike[str], *, image_size: int | None = None, skip_bad_images: bool = False
+    root: str | os.PathLike[str],
+    *,
+    image_size: int | None = None,
+    skip_bad_images: bool = False,
+    cache: Path | None = None,
 ) -> LabelledImages:
     """Read every image below `root`.
 
@@ -64,6 +69,7 @@ def load_folder(
         image_size: Side in pixels: the short side is resized and the centre cropped. None takes the
             median of the images' short sides, but 64 at most, and says what becomes of the images.
         skip_bad_images: Leave unreadable images out with a warning, instead of refusing the folder.
+        cache: Folder for decoded images, where reading takes long; None to keep none.
 
     Returns:
         The images in the order train, val, test; in a split by class and path.
@@ -97,7 +103,9 @@ def load_folder(
     side = image_size
     if side is None:
         side = common_side([size for size in sizes if size is not None] or [(1, 1)])
-    pictures, readable, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images)
+    decoded = DecodedPictures(cache, root, image_size=side)
+    pictures, readable, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images, decoded=decoded)
+    decoded.keep([paths[index] for index in readable], pictures)
     kept_labels = np.asarray(labels, dtype=np.int64)[readable]
     kept_parts = np.asarray(part_of)[readable]
     counts = {}
@@ -320,19 +328,19 @@ def _size_of(path: str) -> tuple[int, int] | None:
 
 
 def _decode_all(
-    paths: list[str], *, image_size: int, skip_bad_images: bool
+    paths: list[str], *, image_size: int, skip_bad_images: bool, decoded: DecodedPictures
 ) -> tuple[list[Picture], list[int], list[str]]:
     """Decode in threads; the pictures, the indices of their paths, and the paths left out."""
 
     def decode_some(some: list[str]) -> list[Picture | Exception]:
-        return [decode_or_error(path, image_size=image_size) for path in some]
+        return [decoded.find(path) or decode_or_error(path, image_size=image_size) for path in some]
 
     chunks = [paths[start : start + _FILES_AT_A_TIME] for start in range(0, len(paths), _FILES_AT_A_TIME)]
     results: list[Picture | Exception] = []
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=None, leave=False) as bar:
-        for decoded in in_threads(decode_some, chunks):
-            results += decoded
-            bar.update(len(decoded))
+        for some in in_threads(decode_some, chunks):
+            results += some
+            bar.update(len(some))
     good = {index: result for index, result in enumerate(results) if not isinstance(result, Exception)}
     bad = {paths[index]: result for index, result in enumerate(results) if isinstance(result, Exception)}
     if bad:

@@ -79,7 +79,8 @@ def load_data(
         data: One of `SOURCE_NAMES`; the path of a folder ROOT/<class>/* or ROOT/{train,val?,test?}/<class>/*,
             or its name below `data_root`; a map-style torch Dataset of (image, label); or `ImageData`,
             which is returned as it is, except for `limit_train` and `flip`.
-        data_root: Where named data sets are kept; default $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
+        data_root: Where named data sets are kept, and decoded images of folders that take long to read; default
+            $DNAS_ENS_DATA, else ~/.cache/dnas_ens/data.
         limit_train: Keep a stratified subset of so many training images; val and test are unchanged.
         image_size: Side in pixels: the short side is resized and the centre cropped. None keeps a named
             data set's own; for folders and Datasets it takes the median of the images' short sides, but 64
@@ -116,7 +117,7 @@ def load_data(
             source, own = load_source(data, root, image_size=image_size, download=download), False
         else:
             folder = find_folder(data, data_root=root)
-            source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images)
+            source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images, cache=root / "decoded")
     return _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
 
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
+from dnas_ens.ensembles.cascade import Cascade, members_asked
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, as_pixels, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature, tempered
+from dnas_ens.metrics.conformal import prediction_sets
 from dnas_ens.metrics.diversity import entropy, evaluate_members, mutual_information, normalise_weights
 from dnas_ens.metrics.scores import PROB_FLOOR, nll
 from dnas_ens.nn.network import Network
@@ -233,29 +235,80 @@ class Ensemble(nn.Module):
 
     def _batch_probs(self, batches: Iterable[Tensor], device: torch.device | str | None) -> npt.NDArray[np.float32]:
         """Return the members' probabilities (M, N, K) of batches of images (B, C, H, W); see `predict_probs`."""
-        if device is not None:
-            self.to(resolve_device(device) if isinstance(device, str) else device)
-        # Faster for our convolutions; a module that flattens its input with a view would fail.
-        only_networks = all(isinstance(member, Network) for member in self.members)
-        layout = torch.channels_last if only_networks else torch.contiguous_format
-        parts = []
+        self._move(device)
         with evaluation_mode(self), torch.inference_mode():
-            for batch in batches:
-                inputs = batch.to(self.weights.device)
-                if self.preprocessing is not None and inputs.dtype == torch.uint8:
-                    inputs = normalise(inputs, mean=self.preprocessing.mean, std=self.preprocessing.std)
-                inputs = inputs.contiguous(memory_format=layout)
-                parts.append(self.member_probs(inputs).float().cpu())
+            parts = [self.member_probs(self._inputs(batch)).float().cpu() for batch in batches]
         if not parts:
             raise no_batches("evaluation")
         probs: npt.NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
         broken = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
         if len(broken):
-            raise UserError(
-                f"Member {broken[0]} predicts probabilities that are not finite.",
-                "Train it again, with a lower learning rate if it diverged, or leave it out.",
-            )
+            raise _not_finite(int(broken[0]))
         return probs
+
+    def _move(self, device: torch.device | str | None) -> None:
+        if device is not None:
+            self.to(resolve_device(device) if isinstance(device, str) else device)
+
+    def _inputs(self, batch: Tensor) -> Tensor:
+        """Return a batch as the members take it: normalised, on their device."""
+        # Faster for our convolutions; a module that flattens its input with a view would fail.
+        only_networks = all(isinstance(member, Network) for member in self.members)
+        inputs = batch.to(self.weights.device)
+        if self.preprocessing is not None and inputs.dtype == torch.uint8:
+            inputs = normalise(inputs, mean=self.preprocessing.mean, std=self.preprocessing.std)
+        return inputs.contiguous(memory_format=torch.channels_last if only_networks else torch.contiguous_format)
+
+    def cascade_probs(
+        self,
+        images: Split | Tensor | npt.NDArray[Any],
+        cascade: Cascade,
+        *,
+        batch_size: int = EVALUATION_BATCH,
+        device: torch.device | str | None = None,
+    ) -> tuple[npt.NDArray[np.float32], IntArray]:
+        """Ask the members in turn until the cascade is sure; other arguments and errors as for `predict_probs`.
+
+        Returns:
+            The members' probabilities (M, N, K), NaN where a member was not asked, and how many were asked for each
+            image, (N,).
+        """
+        pixels = as_pixels(images)
+        check_images(pixels, self.preprocessing)
+        _check_batch_size(batch_size)
+        self._move(device)
+        parts, counts = [], []
+        with evaluation_mode(self), torch.inference_mode():
+            for batch in pixels.split(batch_size):
+                probs, asked = self._cascaded(self._inputs(batch), cascade.threshold)
+                parts.append(probs)
+                counts.append(asked)
+        if not parts:
+            raise no_batches("evaluation")
+        return np.concatenate(parts, axis=1), np.concatenate(counts)
+
+    def _cascaded(self, inputs: Tensor, threshold: float) -> tuple[npt.NDArray[np.float32], IntArray]:
+        """Do what `cascade_probs` does for one batch of inputs."""
+        shares = self._shares()
+        unsure = np.arange(len(inputs))
+        asked: IntArray = np.full(len(inputs), self.num_members)
+        probs: npt.NDArray[np.float32] | None = None
+        for index, member in enumerate(self.members):
+            some = inputs if index == 0 else inputs[torch.from_numpy(unsure).to(inputs.device)]
+            found, self.outputs[index] = class_probs(member, some, name=f"Member {index}", outputs=self.outputs[index])
+            if probs is None:
+                probs = np.full((self.num_members, len(inputs), found.shape[1]), np.nan, dtype=np.float32)
+            if not bool(found.isfinite().all()):
+                raise _not_finite(index)
+            probs[index, unsure] = found.float().cpu().numpy()
+            averaged = np.tensordot(shares[: index + 1], probs[: index + 1, unsure].astype(np.float64), axes=1)
+            sure = averaged.max(axis=1) >= threshold * shares[: index + 1].sum()
+            asked[unsure[sure]] = index + 1
+            unsure = unsure[~sure]
+            if not len(unsure):
+                break
+        assert probs is not None
+        return probs, asked
 
     def evaluate(
         self,
@@ -292,6 +345,9 @@ class Ensemble(nn.Module):
         *,
         batch_size: int = EVALUATION_BATCH,
         device: torch.device | str | None = None,
+        top_k: int = 1,
+        threshold: float | None = None,
+        cascade: Cascade | None = None,
     ) -> list[dict[str, Any]]:
         """Classify image files.
 
@@ -299,11 +355,17 @@ class Ensemble(nn.Module):
             paths: Image files.
             batch_size: Images in memory at once; see `predict_probs`.
             device: See `predict_probs`.
+            top_k: How many of the most probable classes to name.
+            threshold: Probability from which on a class is in an image's set, of
+                `dnas_ens.metrics.conformal.conformal_threshold`; None for no sets.
+            cascade: When to ask no further members, of `dnas_ens.ensembles.cascade.fit_cascade`; None to ask all.
 
         Returns:
             One dict a path, in order: ``path``; ``label``, the class name (the index as text where names are
             unknown); its ``probability`` in [0, 1]; ``entropy`` of the prediction and ``mutual_information``
-            between it and the member, in nats; ``votes``, how many members find this class most probable.
+            between it and the member, in nats; ``votes``, how many members find this class most probable. With
+            ``top_k`` above 1 ``top``, pairs of class and probability; with a threshold ``set``, the classes in it;
+            with a cascade ``asked``, how many members were asked, which entropy, information and votes are of.
 
         Raises:
             UserError: A path instead of a list, a file that is not an image, or no preprocessing.
@@ -323,33 +385,45 @@ class Ensemble(nn.Module):
         for start in range(0, len(paths), batch_size):
             chunk = paths[start : start + batch_size]
             images = torch.stack(list(in_threads(read, chunk)))
-            rows += self._labelled(chunk, self.predict_probs(images, batch_size=batch_size, device=device))
+            if cascade is None:
+                probs = self.predict_probs(images, batch_size=batch_size, device=device)
+                asked = np.full(len(chunk), self.num_members)
+            else:
+                probs, asked = self.cascade_probs(images, cascade, batch_size=batch_size, device=device)
+            found: dict[int, dict[str, Any]] = {}
+            for count in np.unique(asked):
+                images_of = np.flatnonzero(asked == count)
+                labelled = self._labelled(probs[:count, images_of], top_k=top_k, threshold=threshold)
+                found |= zip(images_of, labelled, strict=True)
+            for index, path in enumerate(chunk):
+                more = {} if cascade is None else {"asked": int(asked[index])}
+                rows.append({"path": str(path), **found[index], **more})
         return rows
 
-    def _labelled(self, paths: Sequence[str | Path], probs: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-        """The rows of `predict` for N files and the members' probabilities (M, N, K)."""
-        averaged = tempered(self._averaged(probs), float(self.temperature))
-        labels = averaged.argmax(axis=1)
-        columns = zip(
-            paths,
-            labels,
-            averaged.max(axis=1),
-            entropy(averaged),
-            mutual_information(probs, self._shares()),
-            (probs.argmax(axis=2) == labels).sum(axis=0),
-            strict=True,
-        )
-        return [
-            {
-                "path": str(path),
-                "label": str(label) if self.classes is None else self.classes[label],
-                "probability": float(probability),
-                "entropy": float(uncertainty),
-                "mutual_information": float(information),
-                "votes": int(votes),
+    def _labelled(
+        self, probs: npt.NDArray[np.float32], *, top_k: int, threshold: float | None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of `predict` for the probabilities (m, N, K) of the first m members."""
+        shares = normalise_weights(self._shares()[: len(probs)], len(probs))
+        averaged = tempered(np.tensordot(shares, probs.astype(np.float64), axes=1), float(self.temperature))
+        names = self.classes or [str(index) for index in range(averaged.shape[1])]
+        best = np.argsort(-averaged, axis=1, kind="stable")[:, : max(1, top_k)]
+        sets = None if threshold is None else prediction_sets(averaged, threshold)
+        uncertainty, information = entropy(averaged), mutual_information(probs, shares)
+        votes = (probs.argmax(axis=2) == best[:, 0]).sum(axis=0)
+        for image, classes in enumerate(best):
+            row = {
+                "label": names[classes[0]],
+                "probability": float(averaged[image, classes[0]]),
+                "entropy": float(uncertainty[image]),
+                "mutual_information": float(information[image]),
+                "votes": int(votes[image]),
             }
-            for path, label, probability, uncertainty, information, votes in columns
-        ]
+            if top_k > 1:
+                row["top"] = [(names[index], float(averaged[image, index])) for index in classes]
+            if sets is not None:
+                row["set"] = [names[index] for index in np.flatnonzero(sets[image])]
+            yield row
 
     def _labelled_probs(
         self, data: Split | Batches, *, batch_size: int, device: torch.device | str | None
@@ -379,6 +453,28 @@ class Ensemble(nn.Module):
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
         return normalise_weights(self.weights.double().cpu().numpy(), self.num_members)
+
+    def averaged(
+        self, member_probs: npt.NDArray[np.floating], cascade: Cascade | None = None
+    ) -> tuple[FloatArray, IntArray]:
+        """Average stored probabilities of the members, before the temperature.
+
+        Args:
+            member_probs: (M, N, K).
+            cascade: Whose members are averaged; None for all of them.
+
+        Returns:
+            Class probabilities (N, K), and how many members they are of (N,).
+        """
+        shares = self._shares()
+        asked = np.full(member_probs.shape[1], self.num_members)
+        if cascade is not None:
+            asked = members_asked(member_probs.astype(np.float64), shares, cascade.threshold)
+        mask = np.arange(self.num_members)[:, None] < asked
+        weights = shares[:, None] * mask
+        weights = weights / weights.sum(axis=0)
+        found: FloatArray = np.einsum("mn,mnk->nk", weights, member_probs.astype(np.float64))
+        return found, asked
 
     def _averaged(self, probs: npt.NDArray[np.float32]) -> FloatArray:
         """Average the members' probabilities (M, N, K) in double precision, before the temperature."""
@@ -511,6 +607,13 @@ def _as_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
         raise UserError(f"The classes are {classes!r}.", "Give a list of names as text, one a class.")
     return tuple(str(name) for name in names)
+
+
+def _not_finite(member: int) -> UserError:
+    return UserError(
+        f"Member {member} predicts probabilities that are not finite.",
+        "Train it again, with a lower learning rate if it diverged, or leave it out.",
+    )
 
 
 def _check_batch_size(batch_size: int) -> None:

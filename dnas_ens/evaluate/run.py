@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
+from dnas_ens.evaluate.decisions import decisions, decisions_markdown
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
-from dnas_ens.evaluate.tables import result_rows, to_csv, to_markdown
+from dnas_ens.evaluate.tables import ensemble_row, result_rows, to_csv, to_markdown
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
 from dnas_ens.run.files import write_atomic, write_json
 
@@ -59,11 +60,15 @@ def _source(folder: Path, data: ImageData) -> str:
 
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Evaluate the ensemble of a folder and write its tables.
+    """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables.
 
     Returns:
         The rows; see ``result_rows``.
     """
+    from dnas_ens.ensembles.storage import MANIFEST
+
+    if (folder / "distilled" / MANIFEST).exists():
+        predict_folder(folder / "distilled", data, device=device)
     return write_results(folder, predict_folder(folder, data, device=device))
 
 
@@ -91,12 +96,17 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
 
     Returns:
         The rows; see ``result_rows``. That of the ensemble, the last, has ``recall_per_class`` too, by class name, None
-        for a class without test images.
+        for a class without test images, and what `decisions` returns.
     """
     rows = result_rows(predictions)
     figures = ClassFigures.of(predictions)
     rows[-1]["recall_per_class"] = {row.name: row.recall if row.num_images else None for row in figures.rows}
-    write_tables(folder, rows, below=f"\n{figures.to_markdown()}")
+    if (distilled := folder / "distilled" / "predictions.npz").exists():
+        rows.insert(-1, ensemble_row("distilled", Predictions.load(distilled)))
+    found = decisions(predictions)
+    sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
+    rows[-1] |= found
+    write_tables(folder, rows, below=f"\n{sentences}\n{figures.to_markdown()}")
     curve = ensemble_size_curve(
         predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
     )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import re
+import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.errors import DivergedError, UserError
-from dnas_ens.run.files import tensors_to_bytes, write_atomic
+from dnas_ens.run.files import safetensors_metadata, tensors_to_bytes, write_atomic
 
 if TYPE_CHECKING:
     import torch
 
 _FORMAT = "dnas_ens-state-1"
+#: Seconds of an epoch that a crash may cost: a state between two steps is saved when the last one is older.
+SECONDS_BETWEEN_STATES = 60.0
 
 
 class CheckpointStore:
@@ -129,6 +133,29 @@ class CheckpointStore:
                 (self.folder / name).unlink(missing_ok=True)
 
 
+class RegularStates:
+    """Saves states at the ends of epochs, and between two steps where the last one is `SECONDS_BETWEEN_STATES` old.
+
+    Args:
+        save: Saves the state as it is now.
+    """
+
+    def __init__(self, save: Callable[[], object]) -> None:
+        self._save, self._last = save, time.monotonic()
+
+    def after_epoch(self) -> None:
+        """Save."""
+        self._save()
+        self._last = time.monotonic()
+
+    def after_step(self, *, done: int, of: int) -> None:
+        """Save if it is time, after so many steps of an epoch of so many; the state after the last the epoch saves."""
+        if done < of and time.monotonic() - self._last >= SECONDS_BETWEEN_STATES:
+            # What is not finite is told at the end of the epoch, with the step that it began at.
+            with contextlib.suppress(DivergedError):
+                self.after_epoch()
+
+
 def first_not_finite(state: Any, name: str = "") -> str:
     """Return the dotted name of the first tensor of a nested state that holds NaN or infinity; empty if none does."""
     import torch
@@ -203,8 +230,7 @@ def _state_from_bytes(data: bytes) -> Any:
         tensors = load(data)
     except SafetensorError as error:
         raise ValueError(str(error)) from error
-    # safetensors checks the header; its metadata is then the only part it does not hand out from bytes.
-    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    metadata = safetensors_metadata(data)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"it is not a saved state of the format {_FORMAT}")
     return _decode(json.loads(metadata["structure"]), tensors)

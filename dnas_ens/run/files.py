@@ -1,8 +1,9 @@
-"""Reading and writing files: atomically, JSON as standard JSON, tensors as safetensors.
+"""Reading and writing files: atomically, JSON as standard JSON, tensors as safetensors, each with its own SHA-256.
 
 The save protocol is that of torch.distributed.checkpoint and Lightning: write a temporary file in the same folder,
-flush, fsync, rename over the target, fsync the folder. Nothing is pickled, so loading a file runs no code. torch is
-imported where it is used.
+flush, fsync, rename over the target, fsync the folder. Nothing is pickled, so loading a file runs no code. The hash of
+a file's content is in the file, so that no crash can part the two, and every reader verifies it; a file without one,
+such as one written by hand, is taken as it is. torch is imported where it is used.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Stands for a field that is not there.
 ABSENT = object()
+#: Field of a JSON object, and of the metadata of tensors, that holds the SHA-256 of the rest.
+DIGEST = "content_sha256"
+_HASH = re.compile("[0-9a-f]{64}")
 #: Names of temporary files: `.<name>.<eight hexadecimal digits>.tmp`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
@@ -89,22 +93,63 @@ def write_atomic(path: Path, data: bytes) -> None:
 def write_json(path: Path, obj: Any) -> None:
     """Write a JSON file atomically, indented; tuples become lists, paths strings, and NumPy scalars numbers.
 
+    An object gets a last field `DIGEST`, the SHA-256 of the rest in its shortest form with sorted keys.
+
     Raises:
         ValueError: NaN or an infinity is in it, which JSON cannot express.
     """
     try:
-        text = json.dumps(obj, indent=2, allow_nan=False, ensure_ascii=False, default=_plain)
+        plain = as_json(obj)
+        if obj and isinstance(plain, dict):
+            plain = {**plain, DIGEST: _json_digest(plain)}
+        text = json.dumps(plain, indent=2, ensure_ascii=False)
     except ValueError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
     write_atomic(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; UserError if it is missing or is not valid JSON."""
+def read_json(path: Path, *, by_hand: bool = False) -> Any:
+    """Read a JSON file, without its `DIGEST`.
+
+    Args:
+        by_hand: Whether it may have been edited.
+
+    Raises:
+        UserError: It is missing, is no valid JSON, or was changed since it was written.
+    """
     try:
-        return json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
+        value = json.loads(Path(path).read_bytes(), parse_constant=_refuse_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from error
+    return verified(value, path, by_hand=by_hand)
+
+
+def verified(value: Any, path: Path, *, by_hand: bool = False) -> Any:
+    """Return what JSON of a file holds, checked by its `DIGEST` and without it; see `read_json`."""
+    if not (isinstance(value, dict) and value):
+        return value
+    name, last = list(value.items())[-1]
+    try:
+        if DIGEST not in value and isinstance(last, str) and _HASH.fullmatch(last):
+            # A damage may have made another name of it.
+            rest = {key: part for key, part in value.items() if key != name}
+            return rest if _json_digest(rest) == last else value
+        stored = value.pop(DIGEST, None)
+        unharmed = stored is None or by_hand or stored == _json_digest(value)
+    except RecursionError as error:
+        raise unreadable(path, error) from error
+    if not unharmed:
+        raise UserError(
+            f"{path} is not as it was written: its SHA-256 differs.",
+            f"It was damaged or edited. Restore it from a copy; if you edited it, take its field {DIGEST} out.",
+        )
+    return value
+
+
+def _json_digest(value: dict[str, Any]) -> str:
+    """Return the hash of an object whatever its layout."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_checked(path: Path, form: object) -> Any:
@@ -195,19 +240,43 @@ def tensors_to_bytes(tensors: Mapping[str, torch.Tensor], *, metadata: dict[str,
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], *, metadata: dict[str, str] | None = None) -> None:
-    """Write tensors, such as a module's state_dict, atomically to one .safetensors file."""
-    write_atomic(path, tensors_to_bytes(tensors, metadata=metadata))
+    """Write tensors, such as a module's state_dict, atomically to one .safetensors file, with their SHA-256."""
+    digest = _digest_of(tensors, metadata)
+    write_atomic(path, tensors_to_bytes(tensors, metadata={**(metadata or {}), DIGEST: digest}))
 
 
 def load_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, torch.Tensor]:
-    """Read the tensors of one .safetensors file; UserError if it is missing or is none."""
+    """Read the tensors of one .safetensors file; UserError if it is missing, damaged or is none."""
+    tensors, _ = load_tensors_and_text(path)
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def load_tensors_and_text(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read the tensors of one .safetensors file and the text beside them; see `load_tensors`."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     try:
-        return load_file(path, device=str(device))
+        content = Path(path).read_bytes()
+        tensors = load(content)
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error) from error
+    metadata = safetensors_metadata(content)
+    stored = metadata.pop(DIGEST, None)
+    if stored is not None and stored != _digest_of(tensors, metadata):
+        raise unreadable(path, "it is not as it was written: its SHA-256 differs")
+    return tensors, metadata
+
+
+def _digest_of(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None) -> str:
+    return hashlib.sha256(tensors_to_bytes(tensors, metadata=metadata or None)).hexdigest()
+
+
+def safetensors_metadata(content: bytes) -> dict[str, str]:
+    """Return the text beside the tensors of a .safetensors file that was found valid."""
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    found: dict[str, str] = header.get("__metadata__") or {}
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -72,6 +72,7 @@ class SearchLoop(FamilyLoop):
         self.generators = {
             name: stream(config, name, self.device if name == "augmentation" else "cpu") for name in STREAMS
         }
+        self._between: tuple[dict[str, Any], Tensor] | None = None
         self.num_epochs = config.bilevel.epochs
         self.steps_per_epoch = max(1, len(self.weight_images) // config.bilevel.batch_size)
         bilevel = config.bilevel
@@ -151,6 +152,7 @@ class SearchLoop(FamilyLoop):
             augmentation=self.augmentation,
             augmentation_generator=self.generators["augmentation"],
             drop_last=True,
+            first_batch=self.steps_done,
         )
 
     def _batch_pairs(self) -> Iterator[tuple[Batch, Batch | None]]:
@@ -166,6 +168,7 @@ class SearchLoop(FamilyLoop):
         """Train one epoch; arguments, result and errors as in ``FamilyLoop``."""
         self._settle_execution()
         search_architecture = self.epoch >= self.config.bilevel.warmup_epochs and bool(self.steps.architecture)
+        self._starts = {name: self.generators[name].get_state() for name in ("order", "architecture_order", "draws")}
         self.steps.begin_epoch(
             self.schedules,
             num_pairs=min(
@@ -175,7 +178,8 @@ class SearchLoop(FamilyLoop):
             with_architecture=search_architecture,
         )
         self.supernet.train()
-        steps = 0
+        if self._between is not None:
+            self._go_on(*self._between)
         for training_batch, validation_batch in self._batch_pairs():
             num_images = len(training_batch[1])
             if search_architecture and validation_batch is None:
@@ -185,17 +189,24 @@ class SearchLoop(FamilyLoop):
                     num_images += len(validation_batch[1])
                     self.steps.architecture_step(validation_batch, training_batch)
                 self.steps.weight_step(training_batch)
-            steps += 1
+            self.steps_done += 1
             if on_step is not None:
                 on_step(num_images)
         where = f"epoch {self.epoch + 1} of the search"
         for module in (self.supernet, self.family.hypernetwork):
             self.steps.watch.require_finite(module, where=where)
-        scalars = {name: float(total) / max(1, steps) for name, total in self.steps.totals.items()}
+        scalars = {name: float(total) / max(1, self.steps_done) for name, total in self.steps.totals.items()}
         require_finite(scalars, where=where)
         self.epoch += 1
+        self.steps_done = 0
         self.family.temperature = self.schedules.temperature
         return scalars | self.measure()
+
+    def _go_on(self, between: dict[str, Any], draws: Tensor) -> None:
+        """Go back to the middle of the epoch that has just begun, past the draws that were used."""
+        self._between, self.steps_done = None, between["steps"]
+        self.steps.load_sums(between["sums"])
+        self.generators["draws"].set_state(draws.cpu())
 
     @torch.no_grad()
     def measure(self, *, num_images: int = 1000) -> dict[str, float]:
@@ -224,9 +235,13 @@ class SearchLoop(FamilyLoop):
         return self.val if most >= len(self.val) else self.val.drawn(most)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the rest of the search depends on."""
+        """Return everything that the rest of the search depends on, also between two steps of an epoch."""
+        between = None
+        if self.steps_done:
+            between = {"steps": self.steps_done, "starts": self._starts, "sums": self.steps.sums()}
         return {
             "epoch": self.epoch,
+            "between": between,
             "execution": self.execution,
             "supernet": self.supernet.state_dict(),
             "hypernetwork": self.family.hypernetwork.state_dict(),
@@ -245,5 +260,11 @@ class SearchLoop(FamilyLoop):
         self.steps.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
         # Last, because a recorded step holds the tensors of the optimisers.
         self._execute(Execution(**state["execution"]))
+        self._between, self.steps_done = None, 0
+        starts = state["generators"]
+        if state["between"] is not None:
+            # The epoch begins once more with the same order and draws.
+            self._between = state["between"], state["generators"]["draws"]
+            starts = state["generators"] | state["between"]["starts"]
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name].cpu())
+            generator.set_state(starts[name].cpu())

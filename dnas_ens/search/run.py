@@ -18,6 +18,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
+from dnas_ens.run.checkpoint import RegularStates
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
 from dnas_ens.search.cost import member_stack
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Skip connections in a cell past which a search is suspected of collapse (DARTS+, arXiv 1909.06035).
 SKIP_WARNING = 2
+#: Steps of the weights below which a search has learnt next to nothing: half of what the smallest preset has.
+FEW_STEPS = 100
 #: What the members' operations take, so that a resumed search goes on with the same figures.
 _STEP_TIME = "step_time.json"
 #: Scalars in the line of an epoch, by the name they have there.
@@ -84,6 +87,8 @@ def run_search(
         if config.objective.step_time_weight > 0:
             options["step_times"] = _step_times(config, data, recipe, device=device, run=run)
         loop: FamilyLoop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
+        if config.reads_images:
+            _tell_steps(loop.num_epochs * loop.steps_per_epoch)
         cost = train(loop, run=run, resume=resume, spent=trial.seconds())
         result = conclude(loop, recipe=recipe, cost=cost)
         if run is not None:
@@ -98,6 +103,15 @@ def run_search(
         # Last, because this file says that the search is finished.
         run.write_json("genotypes.json", result.to_dict())
     return result
+
+
+def _tell_steps(steps: int) -> None:
+    """Say how many steps a search has, and that too few find cells by chance."""
+    few = (
+        f": so few that its cells are hardly better than random ones. More --epochs or a smaller --batch-size give "
+        f"{FEW_STEPS} or more; --likelihood none needs no images"
+    )
+    print(f"the search has {steps:,} steps{few if steps < FEW_STEPS else ''}", file=sys.stderr, flush=True)
 
 
 def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> SearchResult | None:
@@ -185,9 +199,17 @@ def train(
         initial_epoch=loop.epoch,
     ) as progress:
 
+        def save() -> None:
+            if store is not None:
+                store.save(loop.step + loop.steps_done, {"loop": loop.state_dict(), "seconds": cost.seconds()})
+
+        states = RegularStates(save)
+
         def on_step(num_images: int) -> None:
             progress.count_images(num_images)
             progress.step()
+            if loop.steps_done:
+                states.after_step(done=loop.steps_done, of=loop.steps_per_epoch)
 
         # A resumed search stops early where it had stopped before.
         while loop.epoch < loop.num_epochs and not _stops_early(loop):
@@ -195,9 +217,9 @@ def train(
             shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}
             shown["skips"] = _flagged_skips(scalars["skips"])
             progress.epoch(loop.epoch, **shown)
-            if run is not None and store is not None:
+            if run is not None:
                 run.metrics.log(scalars, step=loop.step, epoch=loop.epoch, phase="search")
-                store.save(loop.epoch, {"loop": loop.state_dict(), "seconds": cost.seconds()})
+            states.after_epoch()
     return cost
 
 

@@ -44,10 +44,12 @@ class FamilyLoop(ABC):
         epoch: Epochs done.
         num_epochs: Epochs of the whole search.
         steps_per_epoch: Steps of an epoch.
+        steps_done: Steps done of the epoch in progress, where a state can be taken between two steps; 0 elsewhere.
     """
 
     num_epochs: int
     steps_per_epoch: int
+    steps_done: int = 0
 
     def __init__(
         self,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +89,20 @@ class SearchSteps(PenaltySteps):
             else:
                 draws.append(self.family.draw(objective.penalty_draws, self.generator))
         self._draws.extend(moved(draws, self.family.device))
+
+    def sums(self) -> dict[str, Any]:
+        """Return what an epoch has summed up, and how many of its draws are left."""
+        left = {"draws": len(self._draws), "seeds": len(self._seeds)}
+        return {"totals": self.totals, "watch": self.watch.state_dict(), "left": left}
+
+    def load_sums(self, sums: Mapping[str, Any]) -> None:
+        """Go back to saved sums in an epoch that has just begun."""
+        for name, total in self.totals.items():
+            total.copy_(sums["totals"][name])
+        self.watch.load_state_dict(sums["watch"])
+        for queue, left in ((self._draws, sums["left"]["draws"]), (self._seeds, sums["left"]["seeds"])):
+            while len(queue) > left:
+                queue.popleft()
 
     def weight_step(self, batch: Batch) -> None:
         """Take a step of the weights on the loss of drawn members."""

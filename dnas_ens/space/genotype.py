@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import read_checked, unreadable
+from dnas_ens.run.files import read_checked, unreadable, verified
 from dnas_ens.space.cells import (
     CELL_PATTERN,
     CELL_TYPES,
@@ -278,6 +278,7 @@ def load_genotype(path: str | Path) -> Genotype:
         raise UserError(f"Cannot read the genotype {file}: {error.strerror or error}.", remedy) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"The genotype {file} is not JSON: {error}.", remedy) from error
+    value = verified(value, file)
     if isinstance(value, dict) and "base" in value:
         value = value["base"].get("genotype") if isinstance(value["base"], dict) else value["base"]
     try:

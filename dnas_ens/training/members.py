@@ -25,7 +25,7 @@ from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.nn.execution import Execution
 from dnas_ens.nn.network import Network
-from dnas_ens.run.checkpoint import CheckpointStore
+from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
 from dnas_ens.run.files import (
     as_json,
     first_difference,
@@ -75,6 +75,7 @@ def member_steps(
     phase = f"member-{index}"
     before: dict[str, float] = {}
     identity = training.identity()
+    newest = None
     if store is not None and log is not None:
         if (newest := store.load_newest()) is not None:
             _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
@@ -82,7 +83,7 @@ def member_steps(
             before = newest[1]["seconds"]
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
-    if training.epoch == 0:
+    if newest is None:
         training.begin()
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
@@ -95,6 +96,19 @@ def member_steps(
         cost.resume()
         return {"val_accuracy": accuracy(probs, labels), "val_nll": nll(probs, labels)}
 
+    def steps_taken() -> int:
+        return training.epoch * training.steps_per_epoch + training.steps_done
+
+    def save() -> None:
+        if store is not None:
+            state = {"training": training.state_dict(), "seconds": cost.seconds()}
+            store.save(steps_taken(), {**state, "identity": identity})
+
+    states = RegularStates(save)
+
+    def on_step() -> None:
+        states.after_step(done=training.steps_done, of=training.steps_per_epoch)
+
     with (
         nullcontext() if log is None else closing(log),
         Progress(
@@ -106,9 +120,9 @@ def member_steps(
     ):
         while training.epoch < training.total_epochs:
             if alone:
-                scalars = training.run_epoch(progress)
+                scalars = training.run_epoch(progress, on_step=on_step)
             else:
-                scalars = yield from _metered(training.epoch_steps(progress), cost)
+                scalars = yield from _metered(training.epoch_steps(progress, on_step=on_step), cost)
             if training.on_epoch is not None:
                 training.on_epoch()
             # Not at every epoch: the last state is the member, whatever its validation loss on the way.
@@ -117,11 +131,9 @@ def member_steps(
                 measured = on_val()
                 scalars |= measured
             progress.epoch(training.epoch, **scalars)
-            if store is not None and log is not None:
-                step = training.epoch * training.steps_per_epoch
-                log.log(scalars, step=step, epoch=training.epoch, phase=phase)
-                state = {"training": training.state_dict(), "seconds": cost.seconds()}
-                store.save(training.epoch, {**state, "identity": identity})
+            if log is not None:
+                log.log(scalars, step=steps_taken(), epoch=training.epoch, phase=phase)
+            states.after_epoch()
     # A resumed run that finds all epochs done has not measured anything yet.
     measured = measured or on_val()
     tell_if_guessing(measured["val_nll"], training.num_classes, f"member {index}")

@@ -84,6 +84,15 @@ class FiniteWatch:
         self._all_finite = torch.ones((), dtype=torch.int64, device=device)
         self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what was noted since the last check."""
+        return {"all_finite": self._all_finite, "good_steps": self._good_steps}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go back to a saved state."""
+        self._all_finite.copy_(state["all_finite"])
+        self._good_steps.copy_(state["good_steps"])
+
     def note(self, norm: Tensor) -> None:
         """Note a step's gradient norm, before its update."""
         self._all_finite.mul_(torch.isfinite(norm))
@@ -120,6 +129,8 @@ class TrainingStep:
         execution: How the network is computed; a recording lasts as long as this object.
         prepare: Makes images and labels of a step's tensors; None takes them as they are.
         generators: What ``prepare`` and the network draw from on the device, besides its default generator.
+        class_weights: Weight of each class (K,) in the loss, which is then divided by the sum of the weights of its
+            images; None for equal ones.
     """
 
     def __init__(
@@ -131,7 +142,9 @@ class TrainingStep:
         execution: Execution = PLAIN,
         prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
         generators: Iterable[torch.Generator] = (),
+        class_weights: Tensor | None = None,
     ) -> None:
+        self._class_weights = class_weights
         self.network, self.optimizer, self.recipe, self.execution = network, optimizer, recipe, execution
         self.device = next(network.parameters()).device
         self._prepare = prepare
@@ -144,7 +157,10 @@ class TrainingStep:
         self._run = execution.graphed(self._step, self.device, generators=generators)
 
     def __call__(self, *tensors: Tensor) -> int:
-        """Take a step on images (B, C, H, W) and labels (B,), or what ``prepare`` makes them of; returns B."""
+        """Take a step on images (B, C, H, W) and labels (B,), or what ``prepare`` makes them of; returns B.
+
+        Probabilities (B, K) may stand for labels.
+        """
         self._run(*tensors)
         count = len(tensors[-1])
         self._num_images += count
@@ -167,10 +183,24 @@ class TrainingStep:
         self.optimizer.step()
         # Kept on the device: reading them here would make a GPU wait at every step.
         self._total_loss.add_(nll.detach() * len(labels))
-        self._hits.add_((logits.argmax(-1) == labels).sum())
+        classes = labels if labels.ndim == 1 else labels.argmax(-1)
+        self._hits.add_((logits.argmax(-1) == classes).sum())
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=self.recipe.label_smoothing)
+        smoothing, weights = self.recipe.label_smoothing, self._class_weights
+        return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums since the last call of ``scalars``."""
+        sums = {"loss": self._total_loss, "hits": self._hits, "images": self._num_images}
+        return {**sums, "watch": self._watch.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to saved sums, in place, because a recorded step holds the tensors."""
+        self._total_loss.copy_(state["loss"])
+        self._hits.copy_(state["hits"])
+        self._num_images = state["images"]
+        self._watch.load_state_dict(state["watch"])
 
     def scalars(self, *, where: str = "the training") -> dict[str, float]:
         """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import to_dict
-from dnas_ens.data.batches import Augmentation, count_batches, epoch_indices
+from dnas_ens.data.batches import Augmentation, class_weights, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import Execution, candidates, fastest, step_seconds
 from dnas_ens.nn.network import Network
@@ -50,10 +50,12 @@ class Training(Generic[Model]):
         execution: How the module is computed, where that is settled; None for what the recipe says.
         prepare: Makes images (B, ...) and labels (B,) of a step's tensors, and is recorded with the step; None takes
             the tensors as they are.
+        class_weights: As ``TrainingStep`` takes them.
 
     Attributes:
         network: The module.
         epoch: Epochs done.
+        steps_done: Steps done of the epoch in progress; 0 between two epochs.
         total_epochs: Those there will be, where the cosine of the learning rate ends; the recipe's unless lowered.
         execution: How the module is computed; what the recipe leaves open is measured before the first epoch.
     """
@@ -69,8 +71,9 @@ class Training(Generic[Model]):
         device: torch.device | str = "cpu",
         execution: Execution | None = None,
         prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
-        self.recipe, self.seeds, self.name = recipe, seeds, name
+        self.recipe, self.seeds, self.name, self._class_weights = recipe, seeds, name, class_weights
         self.device, self.epoch, self.total_epochs = torch.device(device), 0, recipe.epochs
         self._batches, self._prepare = batches, prepare
         with torch.random.fork_rng(devices=[]):
@@ -92,6 +95,8 @@ class Training(Generic[Model]):
         self.order = torch.Generator().manual_seed(seeds.order)
         self.augmentation_generator = torch.Generator(self.device).manual_seed(seeds.augmentation)
         self._drop_path_generator = torch.Generator(self.device)
+        self.steps_done = 0
+        self._between: Mapping[str, Any] | None = None
         self._step = self._new_step()
 
     @property
@@ -120,6 +125,7 @@ class Training(Generic[Model]):
             execution=self.execution,
             prepare=self._prepare,
             generators=[self.augmentation_generator, self._drop_path_generator],
+            class_weights=self._class_weights,
         )
 
     def _execute(self, execution: Execution) -> None:
@@ -191,6 +197,7 @@ class Training(Generic[Model]):
         """
 
         def after_step(num_images: int) -> None:
+            self.steps_done += 1
             if progress is not None:
                 progress.count_images(num_images)
                 progress.step()
@@ -203,7 +210,10 @@ class Training(Generic[Model]):
         set_learning_rate(self.optimizer, learning_rate)
         if isinstance(self.network, Network):
             self._set_drop_path(self.network)
+        self._order_before = self.order.get_state()
         batches = self._batches(self.order, self.augmentation_generator)
+        if self._between is not None:
+            self._go_on(batches, self._between)
         where = f"epoch {self.epoch + 1} of {self.name}"
         scalars = yield from training_steps(self._step, batches, on_step=after_step, where=where)
         if isinstance(self.network, Network):
@@ -211,7 +221,18 @@ class Training(Generic[Model]):
             self.network.drop_path_generator = None
         require_finite(scalars, where=where)
         self.epoch += 1
+        self.steps_done = 0
         return {**scalars, "learning_rate": learning_rate}
+
+    def _go_on(self, batches: Iterator[tuple[Tensor, ...]], between: Mapping[str, Any]) -> None:
+        """Go back to the middle of the epoch whose batches have just begun, past those that were trained on."""
+        self._between, self.steps_done = None, between["steps"]
+        for _ in range(self.steps_done):
+            next(batches)
+        set_learning_rate(self.optimizer, between["learning_rate"])
+        self.augmentation_generator.set_state(between["augmentation"].cpu())
+        self._drop_path_generator.set_state(between["drop_path"].cpu())
+        self._step.load_state_dict(between["sums"])
 
     def _set_drop_path(self, network: Network) -> None:
         network.drop_path_generator = self._drop_path_generator.manual_seed(self._epoch_seed())
@@ -230,13 +251,27 @@ class Training(Generic[Model]):
         return self.seeds.augmentation + 1 + self.epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that the rest of the training depends on; it changes with the training."""
+        """Return everything that the rest of the training depends on; it changes with the training.
+
+        Between two steps of an epoch too, except for what is drawn from torch's global generator.
+        """
+        between = None
+        if self.steps_done:
+            between = {
+                "steps": self.steps_done,
+                "learning_rate": self.learning_rate,
+                "augmentation": self.augmentation_generator.get_state(),
+                "drop_path": self._drop_path_generator.get_state(),
+                "sums": self._step.state_dict(),
+            }
         return {
             "epoch": self.epoch,
+            "between": between,
             "execution": self.execution.to_dict(),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "order": self.order.get_state(),
+            # In the middle of an epoch its order is drawn again.
+            "order": self._order_before if self.steps_done else self.order.get_state(),
             "augmentation": self.augmentation_generator.get_state(),
         }
 
@@ -245,6 +280,7 @@ class Training(Generic[Model]):
         self.branch_off(state)
         self.order.set_state(state["order"].cpu())
         self.augmentation_generator.set_state(state["augmentation"].cpu())
+        self._between, self.steps_done = state["between"], 0
 
     def branch_off(self, state: Mapping[str, Any]) -> None:
         """Continue from the weights, momentum and epoch of a state, with its own order and augmentation."""
@@ -283,13 +319,19 @@ class NetworkTraining(Training[Model]):
         self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
 
         def batches(order: torch.Generator, _: torch.Generator) -> Iterator[tuple[Tensor]]:
-            indices = epoch_indices(self.train_split, recipe.batch_size, generator=order, drop_last=True)
+            indices = epoch_indices(
+                self.train_split,
+                recipe.batch_size,
+                generator=order,
+                drop_last=True,
+                balanced=recipe.balance == "sampling",
+            )
             return ((index,) for index in indices)
 
         # Gathering and augmenting are part of the step, so that a CUDA graph records them too.
         def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
-            images, labels = self.train_split.images[index], self.train_split.labels[index]
-            return self.augmentation(images, self.augmentation_generator), labels
+            images = self.augmentation(self.train_split.images[index], self.augmentation_generator)
+            return images, self.targets(images, index)
 
         super().__init__(
             build,
@@ -300,7 +342,19 @@ class NetworkTraining(Training[Model]):
             device=device,
             execution=execution,
             prepare=prepare,
+            class_weights=self._weights_of_classes(recipe),
         )
+
+    def _weights_of_classes(self, recipe: RetrainConfig) -> Tensor | None:
+        if recipe.balance != "weights":
+            return None
+        found = class_weights(self.train_split.labels)
+        # Classes without a training image have a logit all the same.
+        return torch.cat([found, found.new_zeros(self.num_classes - len(found))])
+
+    def targets(self, images: Tensor, index: Tensor) -> Tensor:
+        """Return what a step's augmented images (B, C, H, W) of the training split are to become: their labels."""
+        return self.train_split.labels[index]
 
     def _trial_batch(self) -> tuple[Tensor, Tensor]:
         first = self.train_split.subset(torch.arange(min(self.recipe.batch_size, len(self.train_split))))

@@ -21,7 +21,7 @@ from dnas_ens.baselines import (
     random_pool,
 )
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import load_tensors
+from dnas_ens.run.files import load_tensors, read_json
 from dnas_ens.space.genotype import CELL_TYPES, Genotype, random_genotype
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import SPACES
@@ -298,7 +298,7 @@ def test_an_interrupted_evolution_goes_on_where_it_stopped(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             evolve(limit)
     # The state is behind the last evaluation, as after a kill between the two writes.
-    state = json.loads((tmp_path / "evolution.json").read_text())
+    state = read_json(tmp_path / "evolution.json")
     (tmp_path / "evolution.json").write_text(json.dumps({**state, "history": state["history"][:-1]}))
     resumed = evolve()
     assert trained == list(range(9))

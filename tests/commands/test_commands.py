@@ -20,8 +20,10 @@ import torch
 from PIL import Image
 
 import dnas_ens as de
-from dnas_ens.commands import compare, evaluate, predict, retrain, search, whole_way
+from dnas_ens.commands import compare, distil, evaluate, predict, retrain, search, whole_way
 from dnas_ens.commands.parse import run_main
+from dnas_ens.run.checkpoint import CheckpointStore
+from dnas_ens.run.files import read_json
 
 TINY = (
     "--num-cells 1 --channels 2 --num-nodes 2 --directions 3 --epochs 3 --warmup-epochs 1 --limit-train 96 "
@@ -115,7 +117,7 @@ def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path
     folder = tmp_path / "grown"
     shutil.copytree(finished[0], folder)
     resumed = ["grown", "--resume", *TINY_RECIPE, "--members"]
-    found = json.loads((folder / "genotypes.json").read_text())
+    found = read_json(folder / "genotypes.json")
     assert found["ranking"][:3] == found["selected"]
     images = torch.zeros(2, 1, 8, 8)
     chosen = de.load(folder).member_probs(images)
@@ -198,6 +200,91 @@ def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits, monk
     assert [int(row["votes"]) for row in rows] == votes.tolist()
 
 
+def test_a_distilled_network_stands_beside_the_ensemble(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished[0], "R")
+    assert run_main(distil.main, ["R", "--epochs", "2", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    found = re.search(r"the ensemble of 3 ([\d.]+), member (\d) ([\d.]+), the network distilled .* ([\d.]+)\n", printed)
+    notes = [read_json(tmp_path / f"R/members/{index}/member.json") for index in range(3)]
+    best = min(range(3), key=lambda index: notes[index]["val_nll"])
+    assert int(found[2]) == best
+    assert float(found[3]) == pytest.approx(notes[best]["val_nll"], abs=1e-4)
+    student = de.load("R/distilled")
+    assert student.num_members == 1
+    assert student.members[0].spec() == notes[best]["spec"]
+    assert "already" in refused(distil.main, ["R"], capsys)[0]
+    before = (tmp_path / f"R/distilled/members/{best}/model.safetensors").read_bytes()
+    assert run_main(distil.main, ["R", "--epochs", "2", "--device", "cpu", "--resume"]) == 0
+    assert (tmp_path / f"R/distilled/members/{best}/model.safetensors").read_bytes() == before
+    assert run_main(evaluate.main, ["R", "--device", "cpu"]) == 0
+    names = [row["name"] for row in read_json(tmp_path / "R/results.json")]
+    assert names[-2:] == ["distilled", "ensemble"]
+    assert run_main(evaluate.main, ["R", "--from-predictions"]) == 0
+    assert [row["name"] for row in read_json(tmp_path / "R/results.json")] == names
+    assert "Member 3 was asked for" in refused(distil.main, ["R", "--member", "3", "--resume"], capsys)[0]
+
+
+def test_predict_names_more_classes_sets_and_abstains(finished, tmp_path, digits, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_dir, _ = finished
+    (tmp_path / "pictures").mkdir()
+    for index in range(40):
+        Image.fromarray(digits.test.images[index, 0].numpy()).save(tmp_path / f"pictures/{index:02d}.png")
+    ensemble = de.load(run_dir)
+    with np.load(run_dir / "predictions.npz") as arrays:
+        val_probs, val_labels = arrays["val_probs"].astype(float), arrays["val_labels"]
+
+    def tempered(probs):
+        scaled = probs.mean(axis=0) ** (1 / float(ensemble.temperature))
+        return scaled / scaled.sum(axis=1, keepdims=True)
+
+    of_right = np.sort(tempered(val_probs)[np.arange(len(val_labels)), val_labels])[::-1]
+    threshold = of_right[int(np.ceil((len(val_labels) + 1) * 0.8)) - 1]
+    probs = tempered(ensemble.predict_probs(digits.test.images[:40]).astype(float))
+    limit = f"{np.median(probs.max(axis=1)):.5f}"
+    command = [str(run_dir), "pictures/*.png", "--top-k", "3", "--coverage", "0.8", "--abstain-below", limit]
+    assert run_main(predict.main, [*command, "--output", "rows.jsonl"]) == 0
+    err = capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for row, each in zip(rows, probs, strict=True):
+        order = np.argsort(-each)
+        assert [name for name, _ in row["top"]] == [str(label) for label in order[:3]]
+        assert [share for _, share in row["top"]] == pytest.approx(each[order[:3]], abs=1e-4)
+        assert row["label"] == (str(order[0]) if each.max() >= float(limit) else None)
+        assert row["set"] == [str(k) for k in range(10) if each[k] >= threshold or k == order[0]]
+    left = sum(row["label"] is None for row in rows)
+    assert left == 20
+    assert f"40 images classified by 3 members, {left} without a label; " in err
+    assert "images/s" in err
+    # The same as CSV.
+    assert run_main(predict.main, command) == 0
+    table = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["set"] for row in table] == ["|".join(row["set"]) for row in rows]
+    assert [row["label_3"] for row in table] == [row["top"][2][0] for row in rows]
+
+
+def test_predict_by_a_cascade_asks_fewer_members(finished, tmp_path, digits, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_dir, _ = finished
+    (tmp_path / "pictures").mkdir()
+    for index in range(60):
+        Image.fromarray(digits.test.images[index, 0].numpy()).save(tmp_path / f"pictures/{index:02d}.png")
+    command = [str(run_dir), "pictures", "--cascade", "--cascade-loss", "0.1", "--coverage", "0.9"]
+    assert run_main(predict.main, command) == 0
+    printed, err = capsys.readouterr()
+    rows = list(csv.DictReader(printed.splitlines()))
+    asked = np.array([int(row["asked"]) for row in rows])
+    assert f"{asked.mean():.2f} of them asked on average" in err
+    assert 1 <= asked.mean() < 3
+    assert all(int(row["votes"]) <= int(row["asked"]) for row in rows)
+    # A folder that was not evaluated has nothing to fit on.
+    de.load(run_dir).save(tmp_path / "saved")
+    cause, remedy = refused(predict.main, ["saved", "pictures", "--cascade"], capsys)
+    assert "saved/predictions.npz" in cause or "no predictions" in cause
+    assert "evaluate" in remedy
+
+
 def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for given, cause in {
@@ -205,6 +292,9 @@ def test_predict_refuses_what_it_cannot_classify(finished, tmp_path, monkeypatch
         "nowhere.png": "nowhere.png does not exist",
         ".": ". holds no images",
         ". --batch-size 0": "--batch-size is 0",
+        ". --top-k 0": "--top-k is 0",
+        ". --abstain-below 1.5": "--abstain-below is 1.5",
+        "*.jpg": "*.jpg does not exist",
     }.items():
         assert cause in refused(predict.main, [str(finished[0]), *given.split()], capsys)[0]
 
@@ -225,7 +315,7 @@ def test_nothing_is_overwritten(finished, monkeypatch, capsys):
 def test_an_interrupted_search_resumes_to_the_same_genotypes(finished, tmp_path):
     run_dir, _ = finished
     process = start("-m", "dnas_ens.search", *TINY, cwd=tmp_path)
-    while process.poll() is None and not list(tmp_path.glob("runs/001-*/checkpoints/search-00000001.json")):
+    while process.poll() is None and not list(tmp_path.glob("runs/001-*/checkpoints/search-*.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -447,7 +537,8 @@ def test_the_star_alone_goes_the_whole_way(tmp_path, monkeypatch, capsys):
     first = json.loads(found.read_text())
     # As if it had been interrupted before the end.
     found.unlink()
-    for file in tmp_path.glob("star/checkpoints/search-00000002.*"):
+    newest = CheckpointStore(tmp_path / "star/checkpoints", name="search").steps()[-1]
+    for file in tmp_path.glob(f"star/checkpoints/search-{newest:08d}.*"):
         file.unlink()
     assert run_main(search.main, [*star, "--resume"]) == 0
     again = json.loads(found.read_text())

@@ -20,6 +20,7 @@ from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
 from dnas_ens.metrics.ensemble_size import deep_ensemble_equivalent
+from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
 
 #: A search and a training of seconds.
@@ -50,10 +51,6 @@ def compare(*arguments):
     return printed.getvalue()
 
 
-def read(file):
-    return json.loads(file.read_text())
-
-
 def table_of(output):
     with output.with_suffix(".csv").open() as file:
         return list(csv.DictReader(file))
@@ -66,7 +63,7 @@ def runs(tmp_path_factory):
         with contextlib.redirect_stdout(io.StringIO()):
             whole_way([*TINY, "--run-dir", str(folder / seed), "--seed", seed, "--retrain.seed", seed])
         # A search that is worth three trainings, however fast this machine is just now: the others have room to grow.
-        found = read(folder / seed / "genotypes.json")
+        found = read_json(folder / seed / "genotypes.json")
         found["report"]["cpu_seconds"] = 3 * statistics.mean(seconds_of(folder / seed, ""))
         (folder / seed / "genotypes.json").write_text(json.dumps(found))
     return [folder / "0", folder / "1"]
@@ -76,7 +73,7 @@ def runs(tmp_path_factory):
 def finished(runs):
     """A run in whose own folder all methods were compared, the record of it, and what was printed."""
     printed = compare(runs[0], "--epochs-grid", 2, 4)
-    return runs[0], read(runs[0] / "comparison.json"), printed
+    return runs[0], read_json(runs[0] / "comparison.json"), printed
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +81,7 @@ def both(runs):
     """Two runs as seeds of one configuration: where it was written, the record, and what was printed."""
     output = runs[0].parent / "out"
     printed = compare(*runs, "--methods", "base-cell", "random-cells", "--output", output)
-    return output, read(output.with_suffix(".json")), printed
+    return output, read_json(output.with_suffix(".json")), printed
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +91,7 @@ def grown(finished):
     output = run.parent / "grown"
     methods = ("base-cell", "best-cell", "random-cells")
     printed = compare(run, "--methods", *methods, "--members-grid", 3, "--output", output)
-    return run, read(output.with_suffix(".json")), printed
+    return run, read_json(output.with_suffix(".json")), printed
 
 
 def folder_of(run, method):
@@ -104,7 +101,7 @@ def folder_of(run, method):
 def seconds_of(run, *methods):
     """CPU seconds of the networks of some methods, in the order of their training; "" is ours."""
     return [
-        read(member)["cpu_seconds"]
+        read_json(member)["cpu_seconds"]
         for method in methods
         for member in sorted(
             (folder_of(run, method) / "members").glob("*/member.json"), key=lambda file: int(file.parent.name)
@@ -113,7 +110,7 @@ def seconds_of(run, *methods):
 
 
 def search_seconds(folder):
-    return read(folder / "genotypes.json")["report"]["cpu_seconds"]
+    return read_json(folder / "genotypes.json")["report"]["cpu_seconds"]
 
 
 def predictions_of(run, *methods):
@@ -207,18 +204,20 @@ def test_costs_hold_every_search_and_every_network(finished):
 
 def test_further_searches_and_the_evolution_are_what_they_are_called(finished):
     run, _, _ = finished
-    configs = [read(run / "baselines" / "darts-ens" / f"search-{index}" / "config.json")["search"] for index in (0, 1)]
-    own = read(run / "config.json")["search"]
+    configs = [
+        read_json(run / "baselines" / "darts-ens" / f"search-{index}" / "config.json")["search"] for index in (0, 1)
+    ]
+    own = read_json(run / "config.json")["search"]
     for config in configs:
         assert (config["objective"]["penalty"], config["objective"]["fixed_lambda"]) == ("none", 0)
         assert all(config[part] == own[part] for part in ("bilevel", "supernet", "data"))
     assert len({config["seed"] for config in [*configs, own]}) == 3
-    history = read(run / "baselines" / "nes-re" / "evolution.json")["history"]
+    history = read_json(run / "baselines" / "nes-re" / "evolution.json")["history"]
     parents = [entry["parent"] for entry in history]
     assert (parents[:2], len(parents)) == ([None, None], 3)
     assert parents[2] in (0, 1)
     for index, entry in enumerate(history):
-        member = read(run / "baselines" / "nes-re" / "members" / str(index) / "member.json")
+        member = read_json(run / "baselines" / "nes-re" / "members" / str(index) / "member.json")
         assert Genotype.from_dict(member["spec"]["genotype"]) == Genotype.from_dict(entry["genotype"])
 
 
@@ -245,7 +244,7 @@ def test_options_have_other_epochs_where_asked(finished):
     assert split(OURS) == {(1, 2), (2, 2), (1, 4)}
     # Twice as long, half as many of three, rounded up.
     assert split(RANDOM) == {(1, 2), (2, 2), (3, 2), (1, 4), (2, 4)}
-    assert read(run / "baselines/random-cells-epochs-4/members/0/member.json")["recipe"]["epochs"] == 4
+    assert read_json(run / "baselines/random-cells-epochs-4/members/0/member.json")["recipe"]["epochs"] == 4
     # All members at the recipe's epochs are the row of the table.
     whole = next(one for one in record["options"] if (one["name"], one["members"], one["epochs"]) == (OURS, 2, 2))
     for figure in ("accuracy", "calibrated_nll", "cpu_seconds"):
@@ -254,8 +253,8 @@ def test_options_have_other_epochs_where_asked(finished):
 
 def test_members_beyond_the_chosen_are_the_next_of_the_ranking(grown):
     run, record, _ = grown
-    found = read(run / "genotypes.json")
-    member = read(run / "baselines/ours-more/members/0/member.json")
+    found = read_json(run / "genotypes.json")
+    member = read_json(run / "baselines/ours-more/members/0/member.json")
     assert member["spec"]["genotype"] == found["candidates"][found["ranking"][2]]["genotype"]
     seconds, stored = seconds_of(run, "", "ours-more"), predictions_of(run, "", "ours-more")
     options = options_of(record, OURS)
@@ -313,7 +312,7 @@ def test_an_ensemble_that_has_grown_is_ours_with_all_its_members_and_their_cost(
     recipe = "--num-cells 2 --channels 2 --epochs 2 --batch-size 48 --seed 1 --device cpu --workers 1"
     retrain([str(run), "--resume", "--members", "3", *recipe.split()])
     compare(run, "--methods", "ours")
-    record = read(run / "comparison.json")
+    record = read_json(run / "comparison.json")
     row = row_of(record, OURS, seed=1)
     seconds = seconds_of(run, "")
     assert (row["networks"], len(seconds)) == (3, 3)
@@ -335,7 +334,7 @@ def test_what_is_finished_is_not_trained_again(finished, both):
     assert {file: file.stat().st_mtime_ns for file in run.rglob("metrics.jsonl")} == before
     rows = {row["name"]: row for row in record["rows"]}
     # What a row is worth is read off from the base cell's curve, which may have grown since.
-    for row in read(again.with_suffix(".json"))["rows"]:
+    for row in read_json(again.with_suffix(".json"))["rows"]:
         for field in ("accuracy", "nll", "calibrated_nll", "cpu_seconds", "networks"):
             assert row[field] == rows[row["name"]][field]
     assert "over 359 test images (paired bootstrap) of one search seed" in again.with_suffix(".md").read_text()
@@ -363,7 +362,7 @@ def test_runs_that_are_not_alike_are_refused(runs, tmp_path):
         shutil.copy(runs[0] / name, copy)
 
     def changed(name, change):
-        content = read(copy / name)
+        content = read_json(copy / name)
         change(content)
         (copy / name).write_text(json.dumps(content))
 

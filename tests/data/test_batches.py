@@ -6,9 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chisquare
+from sklearn.utils.class_weight import compute_class_weight
 
 from dnas_ens.data import Augmentation, Split, count_batches, iterate_batches
-from dnas_ens.data.batches import normalise
+from dnas_ens.data.batches import class_weights, epoch_indices, normalise
 from dnas_ens.errors import UserError
 
 IDENTITY = {"mean": (0.0,), "std": (1 / 255,)}  # leaves pixels as they are
@@ -162,3 +163,20 @@ def test_augmentation_out_of_range(wrong):
 def test_the_order_is_drawn_on_the_cpu():
     with pytest.raises(UserError, match="generator is on cuda"):
         next(iterate_batches(numbered(4).to("cuda"), 5, generator=torch.Generator("cuda")))
+
+
+def test_balanced_epochs_draw_every_class_equally_often():
+    labels = torch.tensor([0] * 90 + [2] * 9 + [3])
+    split = Split(torch.zeros(100, 1, 1, 1, dtype=torch.uint8), labels)
+    counts = torch.zeros(4)
+    for epoch in range(200):
+        indices = epoch_indices(split, 10, generator=seeded(epoch), balanced=True)
+        drawn = torch.cat(list(indices))
+        assert len(drawn) == 100
+        counts += torch.bincount(labels[drawn], minlength=4)
+    assert counts[1] == 0
+    # Three classes that occur, a third each: a chi-squared test of 20,000 draws.
+    assert chisquare(counts[[0, 2, 3]].numpy()).pvalue > 1e-4
+    assert class_weights(labels).tolist() == pytest.approx([100 / 270, 0.0, 100 / 27, 100 / 3])
+    balanced = compute_class_weight("balanced", classes=np.array([0, 2, 3]), y=labels.numpy())
+    assert class_weights(labels)[[0, 2, 3]].numpy() == pytest.approx(balanced)

@@ -9,6 +9,7 @@ from torch import nn
 
 from dnas_ens.ensembles.ensemble import Ensemble, load
 from dnas_ens.errors import UserError
+from dnas_ens.run.files import read_json
 
 IMAGES = torch.randn(5, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -40,7 +41,7 @@ def test_own_members_are_rebuilt(weights, tmp_path, own_network):
     assert torch.equal(loaded(IMAGES), ensemble.eval()(IMAGES))
     assert torch.equal(loaded.weights, ensemble.weights)
     assert loaded.preprocessing is None
-    saved = json.loads((tmp_path / "ensemble.json").read_text())
+    saved = read_json(tmp_path / "ensemble.json")
     assert [entry["file"] for entry in saved["members"]] == [f"members/{i}/model.safetensors" for i in range(3)]
     assert saved["members"][1]["spec"] == ensemble.members[1].spec()
     # A hand-written manifest loads too.
@@ -89,7 +90,7 @@ def test_state_that_is_no_tensor_is_refused_by_name(tmp_path):
 def changed(folder, **fields):
     """Load a folder after a change of its manifest: of fields, or of those of member 1 and of its spec."""
     manifest = folder / "ensemble.json"
-    saved = json.loads(manifest.read_text())
+    saved = read_json(manifest)
     entry = saved["members"][1]
     entry |= fields.pop("member", {})
     entry["spec"] |= fields.pop("spec", {})

@@ -1,4 +1,3 @@
-import json
 import re
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.shift import ShiftOptions, ShiftPredictions, predict_shift
 from dnas_ens.evaluate.shift_tables import shift_markdown, shift_tables
 from dnas_ens.nn.reference_models import reference_model
+from dnas_ens.run.files import read_json
 from dnas_ens.run.folder import RunFolder
 
 
@@ -44,7 +44,7 @@ def test_the_files_hold_what_they_should(digits, tmp_path, monkeypatch, capsys):
     np.testing.assert_array_equal(stored.labels, digits.test.labels)
     expected = ensemble.predict_probs(corrupt(digits.test.images, "rotation", 5))
     np.testing.assert_array_equal(stored.probs[3], expected)
-    written = json.loads((run_dir / "shift.json").read_text())
+    written = read_json(run_dir / "shift.json")
     assert written == shift_tables(clean, stored)
     averaged = np.average(expected, axis=0, weights=[0.75, 0.25])
     last = next(row for row in written["corruptions"][9:] if (row["row"], row["severity"]) == ("ensemble", 5))

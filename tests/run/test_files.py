@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import torch
 
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import (
+    DIGEST,
     as_json,
     load_tensors,
     read_checked,
@@ -140,3 +143,61 @@ def test_only_our_own_temporary_files_are_leftovers(tmp_path):
     remove_leftovers(tmp_path)
     assert not any(file.exists() for file in ours)
     assert all(file.exists() for file in others)
+
+
+def test_no_flipped_bit_of_a_json_file_goes_unseen(tmp_path):
+    value = {"temperature": 1.25, "members": [{"file": "a", "weights": [0.5, 0.5]}], "none": None}
+    path = tmp_path / "a.json"
+    write_json(path, value)
+    content = path.read_bytes()
+    shortest = '{"members":[{"file":"a","weights":[0.5,0.5]}],"none":null,"temperature":1.25}'
+    assert json.loads(content)[DIGEST] == hashlib.sha256(shortest.encode()).hexdigest()
+    told = 0
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            assert read_json(path) == value
+        except UserError:
+            told += 1
+    # All but those in the name of the field itself, and of spaces that become others.
+    assert told > 8 * (len(content) - len(DIGEST) - 2) - content.count(b" ") - content.count(b"\n")
+
+
+def test_files_written_by_hand_need_no_hash_and_edited_ones_say_so(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    write_json(path, {"a": 1, "b": 2})
+    path.write_text(path.read_text().replace(": 1", ": 3"))
+    with pytest.raises(UserError, match=r"a\.json is not as it was written") as told:
+        read_json(path)
+    assert f"take its field {DIGEST} out" in told.value.remedy
+    assert read_json(path, by_hand=True) == {"a": 3, "b": 2}
+    content = json.loads(path.read_text())
+    del content[DIGEST]
+    path.write_text(json.dumps(content))
+    assert read_json(path) == {"a": 3, "b": 2}
+    # Another layout of the same content is no change.
+    write_json(path, {"a": 1, "b": [2.5, "ü"]})
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    assert read_json(path) == {"a": 1, "b": [2.5, "ü"]}
+
+
+def test_no_flipped_bit_of_tensors_goes_unseen(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int64)}
+    save_tensors(path, tensors, metadata={"format": "pt"})
+    content = path.read_bytes()
+    for position in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = load_tensors(path)
+        except UserError:
+            continue
+        # Not told where only the name of the hash, or of the text that holds it, was hit.
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensors[name]) for name in tensors)

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 
 import numpy as np
 import pytest
@@ -51,6 +52,39 @@ def test_resumed_search_is_bit_equal_to_an_uninterrupted_one(few_digits, tiny_se
     assert states_equal(resumed.state_dict(), straight.state_dict())
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"relaxation": "softmax"},
+        {"relaxation": "gumbel-softmax", "second_order": True},
+        {"relaxation": "gumbel-hard"},
+    ],
+)
+def test_a_search_resumed_between_two_steps_is_bit_equal(few_digits, tiny_search, fields, tmp_path):
+    config = with_fields(tiny_search, **fields)
+    straight = SearchLoop(config, few_digits)
+    scalars = [straight.run_epoch() for _ in range(3)]
+    assert straight.steps_per_epoch > 1
+    stopped = SearchLoop(config, few_digits)
+
+    # A new process at every step, in warm-up and after it.
+    def stop(num_images):
+        if stopped.steps_done < stopped.steps_per_epoch:
+            raise KeyboardInterrupt
+
+    store, found = CheckpointStore(tmp_path), []
+    while stopped.epoch < 3:
+        try:
+            found.append(stopped.run_epoch(stop))
+        except KeyboardInterrupt:
+            store.save(stopped.step + stopped.steps_done, stopped.state_dict())
+            torch.manual_seed(999)  # the global stream must not matter
+            stopped = SearchLoop(config, few_digits)
+            stopped.load_state_dict(store.load_newest()[1])
+    assert found == scalars
+    assert states_equal(stopped.state_dict(), straight.state_dict())
+
+
 def picture_data(num_images, size):
     images = torch.randint(256, (num_images, 1, size, size), dtype=torch.uint8)
     few = Split(images, torch.arange(num_images) % 2)
@@ -65,6 +99,18 @@ def test_fewer_images_than_drawn_members_are_searched(tiny_search, num_images, s
     assert len(result.genotypes) == 3
     with pytest.raises(UserError, match="3 training images, which the search halves"):
         run_search(tiny_search, picture_data(3, 8))
+
+
+@pytest.mark.parametrize(("epochs", "few"), [(1, True), (60, False)])
+def test_a_search_of_few_steps_says_so(few_digits, tiny_search, monkeypatch, capsys, epochs, few):
+    monkeypatch.setattr(importlib.import_module("dnas_ens.search.run"), "train", lambda *_, **__: CostMeter())
+    config = with_fields(tiny_search, epochs=epochs, warmup_epochs=0)
+    steps = epochs * SearchLoop(config, few_digits).steps_per_epoch
+    assert (steps < 100) == few
+    run_search(config, few_digits)
+    told = capsys.readouterr().err
+    assert f"the search has {steps:,} steps" in told
+    assert ("hardly better than random ones" in told) == few
 
 
 def test_schedules_reach_both_ends(tiny_search):

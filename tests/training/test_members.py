@@ -17,9 +17,12 @@ from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import DivergedError, UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 from dnas_ens.nn.network import Network
+from dnas_ens.run import checkpoint
+from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import load_tensors
 from dnas_ens.training.members import plan_members, train_in_turns, train_member, train_members
-from dnas_ens.training.trainer import MemberTraining
+from dnas_ens.training.step import TrainingStep
+from dnas_ens.training.trainer import MemberTraining, Parent
 
 RECIPE = RetrainConfig(num_cells=1, channels=4, epochs=4, batch_size=16, drop_path=0.2, cutout=3, auxiliary_weight=0.4)
 
@@ -44,10 +47,10 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
 
     run_epoch = begun.run_epoch
 
-    def dies_in_third(progress=None):
+    def dies_in_third(progress=None, **options):
         if begun.epoch == 2:
             raise KeyboardInterrupt
-        return run_epoch(progress)
+        return run_epoch(progress, **options)
 
     begun.run_epoch = dies_in_third
     with pytest.raises(KeyboardInterrupt):
@@ -57,6 +60,37 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
     network, resumed = train_member(again, folder=tmp_path)
     assert same(expected.state_dict(), network.state_dict())
     assert resumed["val_nll"] == description["val_nll"]
+    assert [line["epoch"] for line in logged(tmp_path, 1)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@pytest.mark.parametrize("step", [1, 5, 11, 12, 13])
+def test_a_training_interrupted_between_two_steps_goes_on_there(few_digits, tmp_path, monkeypatch, step, goes_on):
+    weights = MemberTraining(genotype(), few_digits, RECIPE, index=7).network.state_dict()
+    parent = Parent(0, lambda: weights) if goes_on else None
+    expected, description = train_member(MemberTraining(genotype(), few_digits, RECIPE, index=1, parent=parent))
+    begun = MemberTraining(genotype(), few_digits, RECIPE, index=1, parent=parent)
+    steps = begun.steps_per_epoch
+    taken, call = 0, TrainingStep.__call__
+
+    def counted(self, *tensors):
+        nonlocal taken
+        taken += 1
+        if taken == step + 1:
+            raise KeyboardInterrupt
+        return call(self, *tensors)
+
+    monkeypatch.setattr(TrainingStep, "__call__", counted)
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_STATES", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train_member(begun, folder=tmp_path)
+    assert CheckpointStore(tmp_path / "checkpoints", name="member-1").load_newest()[0] == step
+    monkeypatch.setattr(checkpoint, "SECONDS_BETWEEN_STATES", 60.0)
+    again = MemberTraining(genotype(), few_digits, RECIPE, index=1, parent=parent)
+    network, resumed = train_member(again, folder=tmp_path)
+    assert taken == 1 + RECIPE.epochs * steps
+    assert same(expected.state_dict(), network.state_dict())
+    assert (resumed["val_nll"], resumed["train_loss"]) == (description["val_nll"], description["train_loss"])
     assert [line["epoch"] for line in logged(tmp_path, 1)] == [1, 2, 3, 4]
 
 
@@ -230,7 +264,8 @@ def test_an_interrupted_cycle_goes_on_to_the_same_networks(few_digits, tmp_path)
     expected = train_members([genotype(0)], few_digits, recipe, folder=tmp_path / "straight")
     shutil.copytree(tmp_path / "straight", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/members/1")
-    for state in (tmp_path / "cut/checkpoints").glob("member-1-00000003.*"):
+    newest = CheckpointStore(tmp_path / "cut/checkpoints", name="member-1").steps()[-1]
+    for state in (tmp_path / "cut/checkpoints").glob(f"member-1-{newest:08d}.*"):
         state.unlink()
     again = train_members([genotype(0)], few_digits, recipe, folder=tmp_path / "cut")
     assert same(expected.state_dict(), again.state_dict())

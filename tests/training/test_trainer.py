@@ -4,10 +4,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny import genotype
 from torch import nn
 
 from dnas_ens.config import RetrainConfig
-from dnas_ens.data import Split
+from dnas_ens.data import ImageData, Split
 from dnas_ens.data.batches import Augmentation
 from dnas_ens.errors import DivergedError
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics, batch_statistics, recalibrate
@@ -21,7 +22,7 @@ from dnas_ens.training.step import (
     require_finite,
     set_learning_rate,
 )
-from dnas_ens.training.trainer import Training
+from dnas_ens.training.trainer import MemberTraining, Training
 
 PLAIN = Augmentation(pad=0, flip=False, cutout=0, mean=(0.0,), std=(1.0,))
 
@@ -186,3 +187,22 @@ def test_a_training_goes_on_or_branches_off():
     measured = points_training(precision="measured")
     assert not measured.execution_is_settled
     assert measured.run_epoch()["train_loss"] == pytest.approx(points_training().run_epoch()["train_loss"], rel=0.02)
+
+
+def test_weights_of_classes_are_those_of_a_loss_by_hand(few_digits):
+    keep = torch.cat([(few_digits.train.labels == label).nonzero()[: 3 + 6 * label, 0] for label in (0, 1)])
+    train = few_digits.train.subset(keep)
+    data = ImageData.from_splits(
+        "two", few_digits.classes, train=train, val=few_digits.val, test=few_digits.test, flip=False
+    )
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=1, batch_size=len(keep), augment=False, balance="weights")
+    training = MemberTraining(genotype(), data, recipe, index=0)
+    images = Augmentation.for_data(data, augment=False).normalise(train.images)
+    weights = torch.zeros(10)
+    for label in (0, 1):
+        weights[label] = len(keep) / (2 * int((train.labels == label).sum()))
+    with torch.no_grad():
+        expected = copy.deepcopy(training.network).train()(images)
+    rows = -expected.log_softmax(1)[torch.arange(len(keep)), train.labels]
+    expected = float((rows * weights[train.labels]).sum() / weights[train.labels].sum())
+    assert training.run_epoch()["train_loss"] == pytest.approx(expected, rel=1e-4)

@@ -13,7 +13,7 @@ from dnas_ens.compare.frontier import Option, option
 from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.ensembles.snapshot import CosineCycles, Schedule, SnapshotRecorder
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.run.checkpoint import CheckpointStore
+from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.training.trainer import MemberTraining, NetworkTraining
 
@@ -74,7 +74,7 @@ def train_on(
         companion: What goes along.
         folder: Holds checkpoints/.
         epochs: In all.
-        save_every: Epochs from one checkpoint to the next.
+        save_every: Epochs from one checkpoint to the next, where they take no longer than a minute.
         description: First word of the progress.
 
     Returns:
@@ -88,6 +88,18 @@ def train_on(
         companion.load_state_dict(newest[1]["companion"])
         before, scalars = newest[1]["seconds"], newest[1]["scalars"]
     cost = CostMeter(before)
+
+    def save() -> None:
+        state = {"training": training.state_dict(), "companion": companion.state_dict()}
+        steps = training.epoch * training.steps_per_epoch + training.steps_done
+        store.save(steps, {**state, "scalars": scalars, "seconds": cost.seconds()})
+
+    states = RegularStates(save)
+
+    def on_step() -> None:
+        companion.after_step()
+        states.after_step(done=training.steps_done, of=training.steps_per_epoch)
+
     with Progress(
         epochs,
         description=description,
@@ -96,12 +108,11 @@ def train_on(
     ) as progress:
         while training.epoch < epochs:
             rate = companion.learning_rate(training.epoch)
-            scalars = training.run_epoch(progress, learning_rate=rate, on_step=companion.after_step)
+            scalars = training.run_epoch(progress, learning_rate=rate, on_step=on_step)
             companion.after_epoch(training.epoch)
             progress.epoch(training.epoch, **scalars)
             if training.epoch % save_every == 0:
-                state = {"training": training.state_dict(), "companion": companion.state_dict()}
-                store.save(training.epoch, {**state, "scalars": scalars, "seconds": cost.seconds()})
+                states.after_epoch()
     return {**scalars, **cost.seconds()}
 
 
