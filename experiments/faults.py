@@ -100,10 +100,8 @@ READERS: dict[str, tuple[Main, list[str]]] = {
     "retrain --resume": (retrain.main, ["R", *RECIPE, "--resume"]),
     "report": (evaluate.report_main, ["R"]),
 }
-#: Fields that are measured, or hold what is.
-MEASURED = re.compile(
-    r"seconds|time|date|content_sha256|^sha256$|command|images_per|python|git|host|cost|_s$|memory|execution"
-)
+#: Fields that are measured, or say when and by what something was made.
+MEASURED = re.compile(r"seconds|^(wall_)?time$|^content_sha256$|^command$|^execution$")
 
 
 def launch(main: Main, argv: list[str], *, cwd: Path, before_write: int = 0, every_step: bool = False) -> int:
@@ -164,17 +162,23 @@ def ended(number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
 
 
-def content(folder: Path) -> dict[str, str]:
-    """Return a digest of every file that says what a run came to, without what was measured in seconds."""
+def content(folder: Path, *patterns: str) -> dict[str, str]:
+    """Return a digest of every file that says what a run came to, without what was measured in seconds.
+
+    Args:
+        patterns: Of the files; all of them where none is given.
+    """
     found = {}
-    for path in sorted(folder.rglob("*")):
+    for path in sorted({path for pattern in patterns or ("**/*",) for path in folder.glob(pattern)}):
         name = str(path.relative_to(folder))
-        if not path.is_file() or name.startswith(("checkpoints/", "tensorboard/")) or path.name == "env.json":
+        # States hold seconds, and which are kept depends on when a process ended.
+        if not path.is_file() or {"checkpoints", "tensorboard"} & {*path.parts} or path.name == "env.json":
             continue
         parts: Iterator[bytes]
         if path.suffix == ".npz":
             with np.load(path) as arrays:
-                parts = iter([arrays[key].tobytes() for key in sorted(arrays.files)])
+                kept = [key for key in sorted(arrays.files) if not MEASURED.search(key)]
+                parts = iter([arrays[key].tobytes() for key in kept])
         elif path.suffix == ".safetensors":
             parts = iter([path.read_bytes()])
         elif path.suffix == ".json":
@@ -200,10 +204,14 @@ def _plain(value: Any) -> bytes:
 
 
 def compared(name: str, folder: Path) -> dict[str, str]:
-    """Return what must be the same after a kill; the equal costs of a comparison are measured, its networks are not."""
+    """Return what must be the same after a kill.
+
+    Of a comparison the networks and predictions: how many more copies equal cost pays for is a matter of seconds.
+    """
     found = content(folder)
     if name == "comparison":
-        return {file: digest for file, digest in found.items() if file.endswith((".safetensors", ".npz", ".jsonl"))}
+        kept = (".safetensors", ".npz", "metrics.jsonl")
+        return {file: digest for file, digest in found.items() if file.endswith(kept) and "-more/" not in file}
     return found
 
 
@@ -256,7 +264,7 @@ def kill_one(name: str, seed: int) -> Record:
             else:
                 kind = ("SIGKILL", "SIGTERM", "SIGINT")[int(random.integers(3))]
                 number = run()
-                time.sleep(float(random.uniform(0.05, seconds)))
+                time.sleep(float(random.uniform(0.05, 0.6 * seconds)))
                 sent = time.monotonic()
                 os.kill(number, getattr(signal, kind))
                 code = ended(number)
@@ -337,16 +345,19 @@ def _pictures(place: Path) -> None:
         Image.fromarray(image[0].numpy()).save(place / f"pictures/{index}.png")
 
 
+#: Files of the run folder that each reader leaves.
+LEFT = {
+    "evaluate": ("results.json", "predictions.npz", "ensemble_size.json"),
+    "retrain --resume": ("members/*/model.safetensors", "ensemble.json"),
+}
+
+
 def _outcome(reader: str, place: Path) -> dict[str, str]:
-    if reader == "report":
-        return {}
-    found = content(place / "R")
+    """Return a digest of what a reader has made."""
+    found = content(place / "R", *LEFT[reader]) if reader in LEFT else {}
     if reader == "predict":
-        return {"predicted.csv": hashlib.sha256((place / "predicted.csv").read_bytes()).hexdigest()}
-    kept = (
-        ("results.json", "predictions.npz", "ensemble_size.json") if reader == "evaluate" else ("members/", "ensemble")
-    )
-    return {file: digest for file, digest in found.items() if file.startswith(kept)}
+        found["predicted.csv"] = hashlib.sha256((place / "predicted.csv").read_bytes()).hexdigest()
+    return found
 
 
 @functools.cache
@@ -369,7 +380,8 @@ def damage_one(reader: str, seed: int) -> Record:
         place = Path(folder)
         shutil.copytree(prepared("trained"), place / "R")
         _pictures(place)
-        files = sorted(path for path in (place / "R").rglob("*") if path.is_file() and "tensorboard" not in path.parts)
+        endings = (".json", ".jsonl", ".npz", ".safetensors")
+        files = sorted(path for path in (place / "R").rglob("*") if path.suffix in endings)
         while True:
             path = files[int(random.integers(len(files)))]
             kind = DAMAGES[int(random.integers(len(DAMAGES)))]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.report import write_report
 from dnas_ens.run.checkpoint import CheckpointStore, first_not_finite
 from dnas_ens.run.files import read_json
+from dnas_ens.run.folder import RunFolder
 
 SEARCH = (
     "--num-cells 1 --channels 4 --num-nodes 3 --directions 2 --epochs 4 --warmup-epochs 0 --limit-train 130 "
@@ -343,3 +345,52 @@ def test_a_report_of_files_of_another_form_is_refused(folder, name, content):
     with pytest.raises(UserError):
         write_report(folder)
     assert not (folder / "report.html").exists()
+
+
+def test_a_clock_that_jumps_changes_nothing(searched, tmp_path, command, monkeypatch):
+    hours = iter(range(0, -10_000, -1))
+    monkeypatch.setattr(time, "time", lambda: 1.8e9 + 3600 * next(hours))
+    command("search")
+    files = "supernet.safetensors", "hypernetwork.safetensors"
+    assert hashes(tmp_path / "R", *files) == hashes(searched, *files)
+
+
+def test_nothing_reads_or_writes_a_folder_that_a_process_holds(folder, command):
+    command("retrain")
+    before = hashes(folder, "*.json", "members/*/*")
+    with RunFolder.open(folder, command=["a", "search"]):
+        for name, more in (("retrain", ["--resume"]), ("search", ["--resume"])):
+            assert "R is in use by process" in command(name, *more, code=2)
+    assert {name: value for name, value in hashes(folder, "*.json", "members/*/*").items() if name != "env.json"} == {
+        name: value for name, value in before.items() if name != "env.json"
+    }
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="children are read from /proc")
+def test_a_worker_that_is_killed_as_for_want_of_memory_is_told_and_its_member_goes_on(searched, tmp_path, command):
+    for name in ("straight", "R"):
+        shutil.copytree(searched, tmp_path / name)
+    arguments = [argument for argument in RECIPE if argument != "R"]
+    arguments[arguments.index("--workers") + 1] = "2"
+    arguments[arguments.index("--epochs") + 1] = "40"
+    assert run_main(retrain.main, [str(tmp_path / "straight"), *arguments]) == 0
+    begun = subprocess.Popen(
+        [sys.executable, "-m", "dnas_ens.retrain", "R", *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    while begun.poll() is None and not list(tmp_path.glob("R/checkpoints/member-*.json")):
+        time.sleep(0.01)
+    children = map(int, Path(f"/proc/{begun.pid}/task/{begun.pid}/children").read_text().split())
+    workers = [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, err = begun.communicate(timeout=120)
+    assert begun.returncode == 2, err
+    assert "A worker process ended before its work was done" in err
+    assert not (tmp_path / "R/ensemble.json").exists()
+    assert run_main(retrain.main, [str(tmp_path / "R"), *arguments, "--resume"]) == 0
+    for index in (0, 1):
+        one, other = (hashes(tmp_path / name, f"members/{index}/model.safetensors") for name in ("R", "straight"))
+        assert one == other

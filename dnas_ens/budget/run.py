@@ -90,6 +90,7 @@ class Spending:
         self._networks: list[Network] = []
         self._val_probs: list[FloatArray] = []
         self._step_seconds: dict[int, float] = {}
+        self._known_losses: dict[tuple[int, int], FloatArray] = {}
         self._began = clock()
         file = folder / LEDGER
         self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
@@ -248,14 +249,12 @@ class Spending:
             if unit is self._goes_on:
                 # With what earlier processes did of it.
                 cost = max(cost, float(note["wall_seconds"]))
-        probs = np.stack(self._val_probs)
-        alone = cross_fitted_losses(probs[-1:], self.labels)
-        losses = cross_fitted_losses(probs, self.labels)
-        parent, alone_error, error = unit.parent, 0.0, 0.0
-        if parent is not None:
-            alone_error = _standard_error(cross_fitted_losses(probs[parent : parent + 1], self.labels) - alone)
-        if len(probs) > 1:
-            error = _standard_error(cross_fitted_losses(probs[:-1], self.labels) - losses)
+        alone, losses = self._losses(unit.number, unit.number + 1), self._losses(0, unit.number + 1)
+        alone_error = error = 0.0
+        if unit.parent is not None:
+            alone_error = _standard_error(self._losses(unit.parent, unit.parent + 1) - alone)
+        if unit.number > 0:
+            error = _standard_error(self._losses(0, unit.number) - losses)
         return Done(
             unit=unit,
             epochs=note["epochs"],
@@ -263,10 +262,17 @@ class Spending:
             train_loss=note["train_loss"],
             alone=float(alone.mean()),
             loss=float(losses.mean()),
-            members=tuple(sorted(best_set(probs, self.labels))),
+            members=tuple(sorted(best_set(np.stack(self._val_probs), self.labels))),
             alone_error=alone_error,
             error=error,
         )
+
+    def _losses(self, first: int, end: int) -> FloatArray:
+        """Return the cross-fitted losses on val (N,) of the best set of some networks, computed once."""
+        if (first, end) not in self._known_losses:
+            probs = np.stack(self._val_probs[first:end])
+            self._known_losses[first, end] = cross_fitted_losses(probs, self.labels)
+        return self._known_losses[first, end]
 
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""
