@@ -1,7 +1,5 @@
 """Whatever the labels of the test images say: search, retraining, selection and calibration come out the same."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -14,6 +12,7 @@ from dnas_ens.ensembles import caruana_weights, fit_weights, greedy_selection
 from dnas_ens.evaluate.predictions import predict_splits
 from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.metrics.calibration import cross_fit
+from dnas_ens.run.files import read_json
 
 RECIPE = {"num_cells": 1, "channels": 8, "epochs": 8, "batch_size": 16}
 FIGURES = ("accuracy", "nll", "calibrated_nll", "brier", "aurc")
@@ -114,7 +113,7 @@ def test_in_a_run_folder(few_digits, tmp_path, monkeypatch, capsys):
     seen, blind = tmp_path / "seen/run", tmp_path / "blind/run"
 
     def read(name):
-        return [json.loads((run / name).read_text()) for run in (seen, blind)]
+        return [read_json(run / name) for run in (seen, blind)]
 
     found, found_blind = read("genotypes.json")
     assert without_seconds(found) == without_seconds(found_blind)
