@@ -144,7 +144,7 @@ def test_an_ensemble_grows_and_shrinks_without_another_search(finished, tmp_path
     assert "no ranking" in cause
     assert "--resume" in remedy
     assert run_main(search.main, [*TINY, "--run-dir", "grown", "--resume"]) == 0
-    again, first = (json.loads((one / "genotypes.json").read_text()) for one in (folder, finished[0]))
+    again, first = (read_json(one / "genotypes.json") for one in (folder, finished[0]))
     for one in (again, first):
         one["report"] = {key: value for key, value in one["report"].items() if not key.endswith("seconds")}
     assert again == first
