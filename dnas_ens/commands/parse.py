@@ -226,10 +226,20 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {'; '.join(getattr(interrupt, '__notes__', [])) or go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
-    except Exception:  # a defect of ours, not a mistake of the user's: it keeps its traceback
+    except Exception as error:
+        if _is_want_of_memory(error):
+            remedy = "Lower --batch-size, --channels, --num-channels, --drawn-members or --image-size, or --workers."
+            return _told(UserError(f"Memory ran out: {str(error) or 'no more of it'}.", remedy), debug=debug)
+        # A defect of ours, not a mistake of the user's: it keeps its traceback.
         traceback.print_exc()
         return 1
     return 0
+
+
+def _is_want_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, of Python, of a GPU or of PyTorch on a CPU, which says so in a RuntimeError."""
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _told(error: UserError, *, debug: bool) -> int:

@@ -250,3 +250,27 @@ def test_help_needs_no_torch(module):
     with start("-c", script) as process:
         _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+
+
+def want_of_python(_):
+    bytearray(2**62)
+
+
+def want_of_torch(_):
+    import torch
+
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def want_of_a_gpu(_):
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+@pytest.mark.parametrize("main", [want_of_python, want_of_torch, want_of_a_gpu])
+def test_memory_that_runs_out_names_what_to_lower(main, capsys):
+    assert run_main(main, []) == 2
+    cause, remedy = capsys.readouterr().err.splitlines()
+    assert cause.startswith("error: Memory ran out: ")
+    assert remedy.startswith("remedy: Lower --batch-size")
