@@ -226,11 +226,10 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
     except KeyboardInterrupt as interrupt:
         print(f"interrupted; {'; '.join(getattr(interrupt, '__notes__', [])) or go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
-    except Exception as error:
+    except Exception as error:  # want of memory is told; a defect of ours keeps its traceback
         if _is_want_of_memory(error):
             remedy = "Lower --batch-size, --channels, --num-channels, --drawn-members or --image-size, or --workers."
             return _told(UserError(f"Memory ran out: {str(error) or 'no more of it'}.", remedy), debug=debug)
-        # A defect of ours, not a mistake of the user's: it keeps its traceback.
         traceback.print_exc()
         return 1
     return 0
