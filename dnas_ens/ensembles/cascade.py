@@ -31,18 +31,22 @@ class Cascade:
     mean_members: float
 
 
-def members_asked(member_probs: FloatArray, weights: FloatArray, threshold: float) -> IntArray:
-    """Return how many members are asked for each image, (N,) in 1..M.
+def cascaded(member_probs: npt.ArrayLike, weights: FloatArray, threshold: float) -> tuple[FloatArray, IntArray]:
+    """Average the members that are asked for each image.
 
     Args:
-        member_probs: (M, N, K).
+        member_probs: (M, N, K); what members that are not asked say is not read.
         weights: M combining weights.
         threshold: See `Cascade`.
+
+    Returns:
+        Class probabilities (N, K), and how many members they are of (N,), in 1..M.
     """
-    sure = _averages(member_probs, weights).max(axis=2) >= threshold
+    averages = _averages(np.asarray(member_probs), weights)
+    sure = averages.max(axis=2) >= threshold
     sure[-1] = True
-    asked: IntArray = sure.argmax(axis=0).astype(np.int64) + 1
-    return asked
+    last: IntArray = sure.argmax(axis=0).astype(np.int64)
+    return averages[last, np.arange(len(last))], last + 1
 
 
 def fit_cascade(

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
-from dnas_ens.ensembles.cascade import Cascade, members_asked
+from dnas_ens.ensembles.cascade import Cascade, cascaded
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, as_pixels, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
 from dnas_ens.ensembles.weighting import fit_weights
@@ -185,7 +185,7 @@ class Ensemble(nn.Module):
         `dnas_ens.metrics.calibration.fit_temperature`.
         """
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
-        temperature = fit_temperature.of(self._averaged(probs), labels)
+        temperature = fit_temperature.of(self.averaged(probs)[0], labels)
         self.temperature.fill_(temperature)
         return temperature
 
@@ -336,7 +336,7 @@ class Ensemble(nn.Module):
         probs, labels = self._labelled_probs(data, batch_size=batch_size, device=device)
         return {
             **evaluate_members(probs, labels, self._shares()),
-            "calibrated_nll": nll.of(tempered(self._averaged(probs), float(self.temperature)), labels),
+            "calibrated_nll": nll.of(tempered(self.averaged(probs)[0], float(self.temperature)), labels),
         }
 
     def predict(
@@ -466,20 +466,10 @@ class Ensemble(nn.Module):
         Returns:
             Class probabilities (N, K), and how many members they are of (N,).
         """
-        shares = self._shares()
-        asked = np.full(member_probs.shape[1], self.num_members)
         if cascade is not None:
-            asked = members_asked(member_probs.astype(np.float64), shares, cascade.threshold)
-        mask = np.arange(self.num_members)[:, None] < asked
-        weights = shares[:, None] * mask
-        weights = weights / weights.sum(axis=0)
-        found: FloatArray = np.einsum("mn,mnk->nk", weights, member_probs.astype(np.float64))
-        return found, asked
-
-    def _averaged(self, probs: npt.NDArray[np.float32]) -> FloatArray:
-        """Average the members' probabilities (M, N, K) in double precision, before the temperature."""
-        averaged: FloatArray = np.tensordot(self._shares(), probs.astype(np.float64), axes=1)
-        return averaged
+            return cascaded(member_probs, self._shares(), cascade.threshold)
+        averaged: FloatArray = np.tensordot(self._shares(), member_probs.astype(np.float64), axes=1)
+        return averaged, np.full(member_probs.shape[1], self.num_members)
 
     def save(
         self,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnas_ens.ensembles.cascade import fit_cascade, members_asked
+from dnas_ens.ensembles.cascade import cascaded, fit_cascade
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.conformal import conformal_threshold, prediction_sets
-from dnas_ens.metrics.diversity import normalise_weights
 
 #: Coverage that is reported.
 COVERAGE = 0.9
@@ -22,20 +21,13 @@ def decisions(predictions: Predictions) -> dict[str, float]:
         number of classes; ``cascade_members``, members asked for a test image on average by the cascade that loses
         nothing on val; ``cascade_accuracy``.
     """
-    weights = normalise_weights(predictions.weights, len(predictions.weights))
-    val, test = (
-        np.tensordot(weights, probs.astype(np.float64), axes=1)
-        for probs in (predictions.val_probs, predictions.test_probs)
-    )
+    val, test = predictions.averaged()
     labels, images = predictions.test_labels, np.arange(len(predictions.test_labels))
     temperature = fit_temperature.of(val, predictions.val_labels)
     threshold = conformal_threshold(tempered(val, temperature), predictions.val_labels, COVERAGE)
     sets = prediction_sets(tempered(test, temperature), threshold)
-    cascade = fit_cascade(predictions.val_probs, predictions.val_labels, weights=weights)
-    members = predictions.test_probs.astype(np.float64)
-    asked = members_asked(members, weights, cascade.threshold)
-    mask = weights[:, None] * (np.arange(len(weights))[:, None] < asked)
-    averaged = np.einsum("mn,mnk->nk", mask, members)
+    cascade = fit_cascade(predictions.val_probs, predictions.val_labels, weights=predictions.weights)
+    averaged, asked = cascaded(predictions.test_probs, np.asarray(predictions.weights), cascade.threshold)
     return {
         "set_coverage": float(sets[images, labels].mean()),
         "set_size": float(sets.sum(axis=1).mean()),

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from dnas_ens.ensembles import Ensemble
-from dnas_ens.ensembles.cascade import Cascade, fit_cascade, members_asked
+from dnas_ens.ensembles.cascade import Cascade, cascaded, fit_cascade
 from dnas_ens.errors import UserError
 
 
@@ -34,8 +34,12 @@ def test_a_cascade_stops_as_one_asks_by_hand():
     probs, _ = voters(np.random.default_rng(0), images=200)
     weights = np.array([0.4, 0.1, 0.2, 0.2, 0.1])
     for threshold in (0.3, 0.8, 0.99):
-        assert members_asked(probs, weights, threshold).tolist() == by_hand(probs, weights, threshold)[0].tolist()
-    assert (members_asked(probs, weights, 2.0) == 5).all()
+        averaged, asked = cascaded(probs, weights, threshold)
+        expected, labels = by_hand(probs, weights, threshold)
+        assert (asked.tolist(), averaged.argmax(axis=1).tolist()) == (expected.tolist(), labels.tolist())
+    averaged, asked = cascaded(probs, weights, 2.0)
+    assert (asked == 5).all()
+    np.testing.assert_allclose(averaged, np.average(probs, axis=0, weights=weights))
 
 
 @pytest.mark.parametrize("accuracy_loss", [0.0, 0.01])
@@ -83,7 +87,7 @@ def test_the_ensemble_asks_no_more_than_the_cascade_says():
     cascade = fit_cascade(probs, labels, weights=weights, accuracy_loss=0.02)
     images = torch.arange(300.0).view(-1, 1, 1, 1)
     found, asked = ensemble.cascade_probs(images, cascade, batch_size=64)
-    assert asked.tolist() == members_asked(probs, np.array(weights), cascade.threshold).tolist()
+    assert asked.tolist() == cascaded(probs, np.array(weights), cascade.threshold)[1].tolist()
     assert [member.seen for member in members] == [int((asked > index).sum()) for index in range(5)]
     assert 1 < asked.mean() == pytest.approx(cascade.mean_members)
     for index in range(5):
