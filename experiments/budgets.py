@@ -269,7 +269,7 @@ def star_cells(bench: Bench) -> list[Split]:
     """Cells by the star alone, its paths leaving a residual block; no likelihood has been looked at."""
     start = time.process_time()
     cells = StarCells(with_fields(search_preset("smoke"), seed=bench.seed), bench.data)
-    genotypes = cells.find()
+    genotypes = cells.find()[len(cells.known) :]
     fixed = time.process_time() - start
     return splits(bench, itertools.cycle(genotypes), fixed=fixed, choose=True)
 

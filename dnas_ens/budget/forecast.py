@@ -26,8 +26,6 @@ NAMES: dict[Kind, str] = {
 FIRST_DOUBLING, NEXT_DOUBLING = 0.15, 0.7
 #: The second network of an ensemble gains so much of the loss; from M to M + 1 it is c / (M (M + 1)).
 SECOND_NETWORK = 0.05
-#: What was not tried yet is taken to be so much better than what was.
-UNTRIED = 1.2
 #: A cycle gains so much of the loss, and each further one of the same base this share of the last.
 FIRST_CYCLE, NEXT_CYCLE = 0.015, 0.8
 #: What of it is left where the base is saturated: a network that knows its images finds little new by going on.
@@ -220,8 +218,7 @@ def gain_of_growth(base: Base, growth: float) -> float:
 def network_constant(history: Sequence[Done], kind: Kind) -> float:
     """Return c of the gain c / (M (M + 1)) that another base brings to M bases, nats; see `SECOND_NETWORK`.
 
-    It is the mean of the guess and of what bases of the kind have brought. A kind that was not tried yet is taken to be
-    a little better than the other, so that both are tried where there is room for several.
+    It is the mean of the guess and of what bases of the kind have brought, or, where there is none, those of the other.
     """
     found: dict[Kind, list[float]] = {"copy": [], "cell": []}
     bases = 1
@@ -231,9 +228,8 @@ def network_constant(history: Sequence[Done], kind: Kind) -> float:
             scale = bases * (bases + 1)
             found[done.unit.kind].append(believed((before.loss - done.loss) * scale, guess, done.error * scale))
             bases += 1
-    own, others = found[kind], [gain for gains in found.values() for gain in gains]
-    mean = sum([guess, *(own or others)]) / (1 + len(own or others))
-    return max(0.0, mean if own or not others else UNTRIED * mean)
+    counted = found[kind] or [gain for gains in found.values() for gain in gains]
+    return max(0.0, sum([guess, *counted]) / (1 + len(counted)))
 
 
 def forecasts(
@@ -244,6 +240,7 @@ def forecasts(
     num_cells: int,
     learning_rate: float,
     enough: float = 0.0,
+    shortest_cycle: int = 1,
     setup_cost: float = 0.0,
 ) -> list[Forecast]:
     """Return what could come next, the best first.
@@ -255,6 +252,7 @@ def forecasts(
         num_cells: How many cells there are, or can be.
         learning_rate: Where every cosine begins.
         enough: Epochs up to which a network certainly learns, so that it may become so long at once.
+        shortest_cycle: Epochs that a cycle needs at least to come down from its learning rate.
         setup_cost: What finding the other cells costs, until they are found.
 
     Returns:
@@ -272,40 +270,43 @@ def forecasts(
             unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=whole, learning_rate=learning_rate)
             found.append(Forecast(unit=unit, gain=gain, cost=cost))
 
-    def new_network(kind: Kind, cell: int, *, setup: float = 0.0) -> None:
-        share = min(1.0, (left - setup) / (usual * epoch_cost(cell)))
-        if share >= SHORTEST:
-            gain = network_constant(history, kind) / (len(bases) * (len(bases) + 1))
-            # The last one of a budget may be shorter, and is then worth less.
-            add(kind, cell, None, math.floor(share * usual), gain * share**2, setup=setup)
-
-    new_network("copy", best.end.unit.cell)
+    cycles = [(_next_cycle(base, bases, loss), base) for base in bases]
     used = {base.end.unit.cell for base in bases}
-    if fresh := [cell for cell in range(num_cells) if cell not in used]:
-        new_network("cell", fresh[0], setup=setup_cost)
+    fresh = [cell for cell in range(num_cells) if cell not in used]
+    # Where both are worth the same another cell is taken, so that both are tried where there is room for several.
+    ways: list[tuple[Kind, int, float]] = [("cell", cell, setup_cost) for cell in fresh[:1]]
+    ways.append(("copy", best.end.unit.cell, 0.0))
+    plans = {
+        way: _networks_then_cycles(
+            left - way[2],
+            cost=usual * epoch_cost(way[1]),
+            cycle_cost=max(shortest_cycle, CYCLE_EPOCHS * usual) * epoch_cost(way[1]),
+            constant=network_constant(history, way[0]),
+            num_bases=len(bases),
+            next_cycles=[expected for expected, _ in cycles],
+        )
+        for way in ways
+    }
+    kind, cell, setup = max(plans, key=lambda way: plans[way][0])
+    kept = plans[kind, cell, setup][1]
+    # A cycle is cheap, and would be taken until a further network, which is worth more, no longer fits.
+    spare = left - (setup + kept if kept else 0.0)
+    share = min(1.0, (left - setup) / (usual * epoch_cost(cell)))
+    if share >= SHORTEST:
+        # The last one of a budget may be shorter, and is then worth less.
+        gain = network_constant(history, kind) / (len(bases) * (len(bases) + 1)) * share**2
+        add(kind, cell, None, math.floor(share * usual), gain, setup=setup)
     cost = epoch_cost(best.end.unit.cell)
     if longer := _longer(best, history, left=left, cost=cost, num_bases=len(bases), enough=enough):
         add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
         if len(bases) == 1 and found and found[-1].unit.kind == "longer":
             # What is left is worth most once the network is longer.
             return found[-1:]
-    cycles = [(_next_cycle(base, bases, loss), base) for base in bases]
-    # A cycle is cheap, and would be taken until a further network, which is worth more, no longer fits.
-    spare = left
-    if found and found[0].unit.parent is None:
-        new = max((each for each in found if each.unit.parent is None), key=lambda each: each.rate)
-        spare -= _kept_for_networks(
-            left,
-            cost=usual * epoch_cost(new.unit.cell),
-            constant=network_constant(history, new.unit.kind),
-            num_bases=len(bases),
-            next_cycles=[expected for expected, _ in cycles],
-        )
     for expected, base in cycles:
-        wanted = max(1, round(CYCLE_EPOCHS * base.epochs))
+        wanted = max(shortest_cycle, round(CYCLE_EPOCHS * base.epochs))
         epochs = min(wanted, int(spare / epoch_cost(base.end.unit.cell)))
         # A cycle of a few steps ends worse than it began.
-        if epochs >= SHORTEST * wanted:
+        if epochs >= max(shortest_cycle, SHORTEST * wanted):
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found
@@ -322,10 +323,10 @@ def _next_cycle(base: Base, bases: Sequence[Base], loss: float) -> float:
     return sum([cycle_guess(base, loss, num_bases=len(bases)), *firsts]) / (1 + len(firsts))
 
 
-def _kept_for_networks(
-    left: float, *, cost: float, constant: float, num_bases: int, next_cycles: Sequence[float]
-) -> float:
-    """Return how much of what is left is worth most if it is kept for further networks of a cost.
+def _networks_then_cycles(
+    left: float, *, cost: float, cycle_cost: float, constant: float, num_bases: int, next_cycles: Sequence[float]
+) -> tuple[float, float]:
+    """Return what the rest of a budget can gain at most, and how much of it goes to further networks of a cost.
 
     Of the plans "k networks, then cycles of all of them with the rest", k = 0, 1, 2, ..., the best. The last network
     may be shorter, as in `forecasts`; n cycles of a base gain g (1 - r^n) / (1 - r), g its next one and r `NEXT_CYCLE`.
@@ -333,7 +334,7 @@ def _kept_for_networks(
     mean = sum(next_cycles) / len(next_cycles)
 
     def of_cycles(rest: float, bases: int) -> float:
-        each = rest / (CYCLE_EPOCHS * cost * bases)
+        each = max(0.0, rest) / (cycle_cost * bases)
         # The gain of a cycle for the ensemble falls with the number of its bases.
         return float(mean * num_bases * (1 - NEXT_CYCLE**each) / (1 - NEXT_CYCLE))
 
@@ -344,7 +345,7 @@ def _kept_for_networks(
         spent, bases = spent + share * cost, bases + 1
         if gain + of_cycles(left - spent, bases) > best:
             best, kept = gain + of_cycles(left - spent, bases), spent
-    return kept
+    return best, kept
 
 
 def _longer(

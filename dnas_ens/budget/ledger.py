@@ -21,6 +21,7 @@ class Ledger:
     Args:
         channels: C of all networks.
         first_epochs: Length of the first training.
+        first_cell: Position of its genotype among the cells.
         epoch_seconds: Of the base cell, measured before it began.
         done: Finished units.
         coming: The unit in progress; None between two.
@@ -29,6 +30,7 @@ class Ledger:
 
     channels: int
     first_epochs: int
+    first_cell: int
     epoch_seconds: float
     done: list[Done]
     coming: Unit | None = None
@@ -53,6 +55,7 @@ class Ledger:
             "budget": {"unit": str},
             "channels": int,
             "first_epochs": int,
+            "first_cell": int,
             "epoch_seconds": float,
             "done": [dict],
             "spent": (int, float),
@@ -66,6 +69,7 @@ class Ledger:
         return cls(
             channels=found["channels"],
             first_epochs=found["first_epochs"],
+            first_cell=found["first_cell"],
             epoch_seconds=found["epoch_seconds"],
             done=[Done.from_dict(entry) for entry in found["done"]],
             coming=None if found.get("coming") is None else Unit(**found["coming"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,16 +31,22 @@ from dnas_ens.types import FloatArray
 if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
 
-#: The first network is trained for this share of the budget, and for so many steps at most.
-FIRST_SHARE, FIRST_STEPS = 0.1, 500
+#: The first network is trained for this share of the budget, and for so many steps at most, so that there is soon an
+#: ensemble. In less than so many seconds nobody waits for one, and it is trained as long as one network may be.
+FIRST_SHARE, FIRST_STEPS, SOON = 0.1, 500, 60.0
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
 NARROW_BELOW = 8
 #: Epochs and steps that a network should have before it is made wider or has company, with augmentation and without:
 #: images that never change are soon known.
 ENOUGH = {True: (120, 3700), False: (12, 400)}
+#: Steps of a cycle at least.
+CYCLE_STEPS = 200
+#: So many times those epochs must be affordable for cells that are found to be worth more than the first known one from
+#: the beginning: they are better and take longer. Without augmentation more of the known one are worth as much.
+FOUND = {True: 2.5, False: math.inf}
 #: Twice the width must leave room for so many networks of that length: cycles and several narrow networks are worth
-#: more than a wide one.
-WIDE = 5
+#: more than a wide one, always so without augmentation.
+WIDE = {True: 5, False: math.inf}
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 
@@ -51,11 +58,13 @@ class Cells(Protocol):
         known: Those that need no search, the cheapest first.
         count: How many there are in all, the known ones included.
         setup_seconds: What finding the others is expected to take.
+        relative_cost: What an epoch of the others is expected to take, as a multiple of the first cell's.
     """
 
     known: Sequence[Genotype]
     count: int
     setup_seconds: float
+    relative_cost: float
 
     def find(self) -> Sequence[Genotype]:
         """Return all cells, the known ones first; called once, when another is wanted."""
@@ -130,7 +139,7 @@ class Spending:
         return self._ledger.done
 
     def _plan(self) -> Ledger:
-        """Choose the width and the length of the first training from measured steps; its cell is the cheapest."""
+        """Choose width, cell and length of the first training from measured steps of the cheapest cell."""
         timed = self.amount.unit == "seconds"
         chosen = self.recipe.channels
         epochs: dict[int, float] = {}
@@ -145,11 +154,16 @@ class Spending:
         enough = self._enough
         if timed and affordable(chosen) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
-        while timed and affordable(chosen) >= 2 * WIDE * enough and affordable(2 * chosen) >= WIDE * enough:
+        wide = WIDE[self.recipe.augment] * enough
+        while timed and affordable(chosen) >= 2 * wide and affordable(2 * chosen) >= wide:
             chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
         first = int(max(1, min(FIRST_SHARE * count, most)))
+        found = self.cells.count > len(self.cells.known) and count >= FOUND[self.recipe.augment] * enough
+        if timed and self.amount.total <= SOON:
+            # The measured steps are few; how many epochs there is time for shows while it is trained.
+            first = max(1, int(enough))
         taken = epochs[chosen]
         if count < 1:
             raise UserError(
@@ -160,7 +174,8 @@ class Spending:
             f"an epoch of {len(self.data.train):,} images takes {taken:.2f} s with C={chosen}; the budget is "
             f"about {count:,.0f} epochs, the first training {first}"
         )
-        return Ledger(channels=chosen, first_epochs=first, epoch_seconds=taken, done=[])
+        first_cell = len(self.cells.known) if found else 0
+        return Ledger(channels=chosen, first_cell=first_cell, first_epochs=first, epoch_seconds=taken, done=[])
 
     @property
     def _enough(self) -> float:
@@ -185,18 +200,21 @@ class Spending:
         return Plan(genotype=self._cell(unit.cell), recipe=recipe, parent=unit.parent)
 
     def _cell(self, index: int) -> Genotype:
-        if index < len(self.cells.known):
-            return self.cells.known[index]
+        return self.cells.known[index] if index < len(self.cells.known) else self._all_cells()[index]
+
+    def _all_cells(self) -> Sequence[Genotype]:
         if self._found is None:
             self._found = self.cells.find()
-        return self._found[index]
+        return self._found
 
     def _decide(self) -> Unit | None:
         if not self._ledger.done:
+            cell = self._ledger.first_cell
             return Unit(
                 kind="first",
                 number=0,
-                cell=0,
+                # There may be fewer cells than were expected.
+                cell=min(cell, len(self._all_cells()) - 1) if cell else 0,
                 parent=None,
                 epochs=self._ledger.first_epochs,
                 learning_rate=self.recipe.learning_rate,
@@ -204,7 +222,7 @@ class Spending:
         options = self._forecasts()
         if options and self._found is None and options[0].unit.cell >= len(self.cells.known):
             # What is found decides once more: there may be fewer cells than were expected, or dearer ones.
-            self._found = self.cells.find()
+            self._all_cells()
             options = self._forecasts()
         return options[0].unit if options else None
 
@@ -218,25 +236,35 @@ class Spending:
             num_cells=len(self._found) if self._found is not None else self.cells.count,
             learning_rate=self.recipe.learning_rate,
             enough=self._enough,
+            shortest_cycle=max(1, math.ceil(CYCLE_STEPS / self._steps_per_epoch)),
             setup_cost=self.cells.setup_seconds if timed and self._found is None else 0.0,
         )
 
     def _epoch_cost(self, cell: int) -> float:
-        """Return what an epoch of a cell costs: as measured in its own units, else by a trial, else as the base."""
+        """Return what an epoch of a cell costs: as measured in its units, else by its steps and the others' units."""
         if self.amount.unit == "epochs":
             return 1.0
-        own = [done for done in self._ledger.done if done.unit.cell == cell]
-        if own:
-            return sum(done.cost for done in own) / sum(done.epochs for done in own)
-        known = self._epoch_cost(0)
+        costs = {}
+        for trained in {done.unit.cell for done in self._ledger.done}:
+            own = [done for done in self._ledger.done if done.unit.cell == trained]
+            costs[trained] = sum(done.cost for done in own) / sum(done.epochs for done in own)
+        if cell in costs:
+            return costs[cell]
+        # An epoch takes more than its steps, by what it was for the cells that were trained.
+        beside = [cost / self._epoch_of_steps(other) for other, cost in costs.items()]
+        return self._epoch_of_steps(cell) * sum(beside) / len(beside)
+
+    def _epoch_of_steps(self, cell: int) -> float:
+        """Return what the steps of an epoch take by a trial, or are expected to before a cell is found."""
+        if cell == 0:
+            return self._ledger.epoch_seconds
         if cell >= len(self.cells.known) and self._found is None:
-            return known
+            return self._ledger.epoch_seconds * self.cells.relative_cost
         if cell not in self._step_seconds:
             recipe = replace(self.recipe, channels=self._ledger.channels)
             plan = Plan(genotype=self._cell(cell), recipe=recipe)
             self._step_seconds[cell] = self._training(plan, 0).measured_step()
-        # What an epoch takes beside its steps is as much as it was for the first cell, whose steps were measured too.
-        return known * self._step_seconds[cell] * self._steps_per_epoch / self._ledger.epoch_seconds
+        return self._step_seconds[cell] * self._steps_per_epoch
 
     def _do(self, unit: Unit) -> Done:
         begun = self.clock()
@@ -284,19 +312,21 @@ class Spending:
         self._val_probs.append(training.val_probs())
 
     def _ends_in_time(self, training: MemberTraining) -> Callable[[], None]:
-        """Return what lowers a training's epochs to those that the budget still pays for, as they are measured."""
+        """Return what holds a training's epochs to those that the budget still pays for, as they are measured."""
         seen: list[tuple[float, int]] = []
+        # Val is predicted at the end; a third of a step is its forward pass.
+        afterwards = len(self.data.val) / (3 * len(self.data.train))
 
-        def lower() -> None:
+        def hold() -> None:
             seen.append((self.clock(), training.epoch))
             if len(seen) < 2:
                 return
             (began, first), (now, latest) = seen[0], seen[-1]
             an_epoch = (now - began) / (latest - first)
-            left = int((self.amount.total * (1 - RESERVE) - self._spent()) / an_epoch)
-            training.total_epochs = min(training.total_epochs, training.epoch + max(0, left))
+            left = int((self.amount.total * (1 - RESERVE) - self._spent()) / an_epoch - afterwards)
+            training.total_epochs = min(training.recipe.epochs, training.epoch + max(0, left))
 
-        return lower
+        return hold
 
     def _save(self, members: Sequence[int]) -> Ensemble:
         probs = np.stack([self._val_probs[number] for number in members])

@@ -24,7 +24,7 @@ RECIPE = RetrainConfig(num_cells=1, channels=4, batch_size=16, epochs=99, cycles
 class Given:
     """Cells that are there from the beginning."""
 
-    setup_seconds = 0.0
+    setup_seconds, relative_cost = 0.0, 1.0
 
     def __init__(self, *genotypes):
         self.known, self.count, self._all = genotypes[:1], len(genotypes), list(genotypes)
@@ -132,7 +132,7 @@ def saturated(monkeypatch):
 @pytest.mark.usefixtures("saturated")
 def test_other_cells_are_looked_for_once_and_only_when_one_is_wanted(few_digits, tmp_path):
     cells = Given(genotype(0), genotype(1), genotype(2))
-    spending(few_digits, tmp_path / "short", epochs=2, cells=cells).run()
+    spending(few_digits, tmp_path / "short", epochs=1, cells=cells).run()
     assert cells.asked == 0
     spending(few_digits, tmp_path / "long", epochs=40, cells=cells).run()
     kinds = [entry["unit"]["kind"] for entry in ledger(tmp_path / "long")["done"]]
@@ -153,29 +153,34 @@ def test_a_training_is_shortened_to_what_the_time_pays_for(few_digits, tmp_path)
     clock = [0.0]
     amount, cells = Amount(total=100.0), Given(genotype(0))
     begun = Spending(few_digits, RECIPE, amount=amount, cells=cells, folder=tmp_path, clock=lambda: clock[0])
-    training = SimpleNamespace(epoch=0, total_epochs=50)
-    lower = begun._ends_in_time(training)
+    training = SimpleNamespace(epoch=0, total_epochs=50, recipe=SimpleNamespace(epochs=50))
+    hold = begun._ends_in_time(training)
     for taken in (4.0, 10.0, 10.0, 10.0):
         clock[0] += taken
         training.epoch += 1
-        lower()
-    # 34 of 100 s are spent, 2 kept in reserve, an epoch takes 10: six more.
+        hold()
+    # 34 of 100 s are spent, 2 kept in reserve, an epoch takes 10, and val a seventh of one: six more.
     assert training.total_epochs == 4 + 6
+    # Epochs that become faster lengthen it again: five of 6 s on average.
+    training.epoch, clock[0] = 6, 34.0
+    hold()
+    assert training.total_epochs == 6 + 10
     clock[0] = 99.0
     training.epoch = 9
-    lower()
+    hold()
     assert training.total_epochs == 9
 
 
 def test_an_epoch_of_another_cell_costs_what_its_steps_say(few_digits, tmp_path, monkeypatch):
     begun = Spending(few_digits, RECIPE, amount=Amount(total=100.0), cells=Given(genotype(0)), folder=tmp_path)
     begun._ledger.epoch_seconds, begun._found = 6.0, [genotype(0), genotype(1), genotype(2)]
-    begun._step_seconds = {1: 2.0, 2: 3.0}  # six steps an epoch: the first cell's took 1 s
+    begun._step_seconds = {1: 2.0, 2: 3.0}  # Six steps an epoch: the first cell's took 1 s.
     for cell, epochs, cost in ((0, 10, 80.0), (1, 10, 170.0)):
         unit = Unit(kind="copy", number=cell, cell=cell, parent=None, epochs=epochs, learning_rate=0.05)
         figures = {"cost": cost, "train_loss": 1.0, "alone": 1.0, "loss": 1.0, "members": (0,)}
         begun._ledger.done.append(Done(unit=unit, epochs=epochs, **figures))
-    assert [begun._epoch_cost(cell) for cell in range(3)] == pytest.approx([8.0, 17.0, 8.0 * 3])
+    # An epoch took 8 / 6 and 17 / 12 of its steps, that is 1.375 on average.
+    assert [begun._epoch_cost(cell) for cell in range(3)] == pytest.approx([8.0, 17.0, 24.75])
 
 
 def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, capfd):
