@@ -91,4 +91,5 @@ def compared_images(command: ExportCommand, ensemble: Ensemble) -> Tensor:
         "Name some pictures after it.",
     )
     with RunFolder.open(command.folder, command=[*PROG.split(), str(command.folder)]) as run:
-        return data_of_run(run, moved_to=command.data).val.images[:NUM_COMPARED]
+        data = data_of_run(run, moved_to=command.data)
+        return (data.val.images if data.pictures is None else data.pictures)[:NUM_COMPARED]

@@ -9,7 +9,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from PIL import Image
 
 from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    from dnas_ens.data.trunk import Trunk
 
 SPLIT_NAMES = ("train", "val", "test")
 # Classes that are shown, and the side in pixels of the picture shown of each.
@@ -151,6 +154,8 @@ class ImageData:
             then its own validation and test images, where it has any.
         skipped: Files left out because they could not be read; they have no index.
         deep_bits: Bits, 8 to 16, of the greys of more than 8 bits that were scaled to 8; None where there were none.
+        trunk: What has made maps of the pictures, which then stand in their place; see `dnas_ens.data.trunk`.
+        pictures: Some pictures of val, uint8 (N, 1 or 3, S, S), where there is a trunk.
 
     Raises:
         UserError: The parts contradict each other.
@@ -168,12 +173,14 @@ class ImageData:
     splits: dict[str, list[int]]
     skipped: tuple[str, ...] = ()
     deep_bits: int | None = None
+    trunk: Trunk | None = None
+    pictures: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         shape = tuple(self.train.images.shape[1:])
         if shape[1] != shape[2]:
             raise UserError(f"The images are {shape[1]}x{shape[2]}.", "Crop or resize them to squares.")
-        if shape[0] not in (1, 3):
+        if shape[0] not in (1, 3) and self.trunk is None:
             raise UserError(f"The images have {shape[0]} channels.", "Give images of one or three channels.")
         if len(self.mean) != shape[0] or len(self.std) != shape[0] or min(self.std) <= 0:
             raise UserError(
@@ -214,6 +221,8 @@ class ImageData:
         splits: Mapping[str, Sequence[int]] | None = None,
         skipped: Sequence[str] = (),
         deep_bits: int | None = None,
+        trunk: Trunk | None = None,
+        pictures: torch.Tensor | None = None,
     ) -> ImageData:
         """Measure normalisation on the training images, take the fingerprint, and build.
 
@@ -247,16 +256,18 @@ class ImageData:
             splits=indices,
             skipped=tuple(skipped),
             deep_bits=deep_bits,
+            trunk=trunk,
+            pictures=pictures,
         )
 
     @property
     def image_size(self) -> int:
-        """Side of the square images, in pixels."""
+        """Side of the square images, in pixels, or of a trunk's maps."""
         return self.train.images.shape[-1]
 
     @property
     def num_channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
+        """1 (grey) or 3 (RGB), or those of a trunk's maps."""
         return self.train.images.shape[1]
 
     @property
@@ -311,6 +322,8 @@ class ImageData:
             splits={**self.splits, "train": [self.splits["train"][index] for index in kept]},
             skipped=self.skipped,
             deep_bits=self.deep_bits,
+            trunk=self.trunk,
+            pictures=self.pictures,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -327,6 +340,7 @@ class ImageData:
             "fingerprint": self.fingerprint,
             "skipped": list(self.skipped),
             "deep_bits": self.deep_bits,
+            "trunk": None if self.trunk is None else self.trunk.describe(),
             "splits": {
                 key: {
                     "num_images": len(split),
@@ -351,16 +365,18 @@ class ImageData:
         rows = "".join(
             f"<tr><td>{name}</td><td>{len(split):,}</td></tr>" for name, split in self.named_splits().items()
         )
-        png = base64.b64encode(self._strip()).decode()
+        # Maps of a trunk cannot be shown.
+        png = "" if self.trunk is not None else base64.b64encode(self._strip()).decode()
+        shown = f'<img alt="training images" src="data:image/png;base64,{png}"/>' if png else ""
         return (
             f"<b>{html.escape(self.name)}</b>: images of {self._shape()}"
             f"<table><tr><th>split</th><th>images</th></tr>{rows}</table>"
-            f"<p>{html.escape(self._named_classes())}</p>"
-            f'<img alt="training images" src="data:image/png;base64,{png}"/>'
+            f"<p>{html.escape(self._named_classes())}</p>{shown}"
         )
 
     def _shape(self) -> str:
-        return f"{self.num_channels}x{self.image_size}x{self.image_size}"
+        shape = f"{self.num_channels}x{self.image_size}x{self.image_size}"
+        return shape if self.trunk is None else f"{shape} by {self.trunk.name} of {self.trunk.image_size} pixels"
 
     def _named_classes(self) -> str:
         names = ", ".join(self.classes[:_CLASSES_SHOWN])

@@ -68,6 +68,8 @@ def load_data(
     download: bool = True,
     skip_bad_images: bool = False,
     flip: bool | None = None,
+    trunk: str | None = None,
+    trunk_stride: int = 16,
 ) -> ImageData:
     """Load images and split them: disjoint, stratified, seeded, fingerprinted.
 
@@ -90,6 +92,10 @@ def load_data(
         skip_bad_images: Leave unreadable images of a folder out with a warning, instead of refusing it.
         flip: Whether training mirrors images left to right at random. None does so where that is known to keep the
             meaning, and for folders and Datasets unless a class name says otherwise.
+        trunk: Put the maps of a pretrained network's first stages in the place of the pictures, which have 224 pixels
+            a side unless `image_size` says otherwise: a name of torchvision, or NAME:FILE; see
+            `dnas_ens.data.trunk.Trunk.pretrained`.
+        trunk_stride: What the stages divide the sides of the pictures by, at most.
 
     Returns:
         The data on the CPU.
@@ -97,6 +103,23 @@ def load_data(
     Raises:
         UserError: The data cannot be found, read or split as asked.
     """
+    if trunk is not None:
+        from dnas_ens.data.trunk import PICTURE_SIZE, Trunk, stand_on
+
+        # Before the pictures are read, which may take long.
+        stages = Trunk.pretrained(trunk, stride=trunk_stride, image_size=image_size or PICTURE_SIZE)
+        pictures = load_data(
+            data,
+            data_root=data_root,
+            limit_train=limit_train,
+            image_size=stages.image_size,
+            seed=seed,
+            download=download,
+            skip_bad_images=skip_bad_images,
+            flip=flip,
+        )
+        root = default_data_root() if data_root is None else Path(data_root).expanduser()
+        return stand_on(pictures, stages, cache=root / "maps")
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size is {image_size}.", "Give --image-size a side in pixels, such as 32.")
     if isinstance(data, ImageData):

@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import Split
 from dnas_ens.data.images import in_threads, read_image
 from dnas_ens.ensembles.cascade import Cascade, cascaded
@@ -256,7 +255,7 @@ class Ensemble(nn.Module):
         only_networks = all(isinstance(member, Network) for member in self.members)
         inputs = batch.to(self.weights.device)
         if self.preprocessing is not None and inputs.dtype == torch.uint8:
-            inputs = normalise(inputs, mean=self.preprocessing.mean, std=self.preprocessing.std)
+            inputs = self.preprocessing.inputs(inputs)
         return inputs.contiguous(memory_format=torch.channels_last if only_networks else torch.contiguous_format)
 
     def cascade_probs(

@@ -43,12 +43,17 @@ class ExportedGraph(nn.Module):
         super().__init__()
         assert ensemble.preprocessing is not None
         self.ensemble, self.preprocessing = ensemble, ensemble.preprocessing
+        # Registered, so that its weights become the graph's.
+        self.trunk = ensemble.preprocessing.trunk
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Classify pictures."""
-        planes = pictures.permute(0, 3, 1, 2)
-        images = normalise(planes, mean=self.preprocessing.mean, std=self.preprocessing.std)
-        members = self.ensemble.member_probs(images)
+        images = pictures.permute(0, 3, 1, 2)
+        if self.trunk is not None:
+            images = self.trunk(images)
+        members = self.ensemble.member_probs(
+            normalise(images, mean=self.preprocessing.mean, std=self.preprocessing.std)
+        )
         return self.ensemble.combine(members), members
 
 

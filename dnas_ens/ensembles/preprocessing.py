@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
+
+if TYPE_CHECKING:
+    from dnas_ens.data.trunk import Trunk
 
 #: What to tell somebody whose ensemble does not know its preprocessing.
 GIVE_PREPROCESSING = "Build the ensemble with preprocessing=Preprocessing(...)."
@@ -31,6 +35,8 @@ class Preprocessing:
         mean: C means of the training pixels, in [0, 1].
         std: C standard deviations of the training pixels, in the same unit, above 0.
         deep_bits: Bits, 8 to 16, of the training images' greys where those are more than 8; None where they are not.
+        trunk: What makes the members' maps of pictures, whose size is then its own and whose C is that of the maps in
+            mean and std; None where the members take pictures.
 
     Raises:
         UserError: A number is out of range, or there are not C means and deviations.
@@ -41,6 +47,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     deep_bits: int | None = None
+    trunk: Trunk | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         # NumPy's numbers, as statistics are computed with, are numbers too.
@@ -52,7 +59,7 @@ class Preprocessing:
             type(self.image_size) is int
             and self.image_size > 0
             and self.num_channels in (1, 3)
-            and len(self.mean) == len(self.std) == self.num_channels
+            and len(self.mean) == len(self.std) == self.input_shape[0]
             and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
             and min(self.std) > 0
             and (self.deep_bits is None or (type(self.deep_bits) is int and 8 <= self.deep_bits <= 16))
@@ -62,16 +69,33 @@ class Preprocessing:
                 "Give a size above 0, 1 or 3 channels, and a finite mean and a deviation above 0 for each.",
             )
 
+    @property
+    def input_shape(self) -> tuple[int, int]:
+        """Channels and side of what a member takes: pictures, or a trunk's maps."""
+        return (
+            (self.num_channels, self.image_size)
+            if self.trunk is None
+            else (self.trunk.num_channels, self.trunk.map_size)
+        )
+
     @classmethod
     def of(cls, data: ImageData) -> Preprocessing:
         """Return the preprocessing of networks that are trained on some data."""
+        pictures = data.train.images if data.pictures is None else data.pictures
         return cls(
-            image_size=data.image_size,
-            num_channels=data.num_channels,
+            image_size=pictures.shape[-1],
+            num_channels=pictures.shape[1],
             mean=data.mean,
             std=data.std,
             deep_bits=data.deep_bits,
+            trunk=data.trunk,
         )
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """Return uint8 pictures, or a trunk's maps, (B, C, H, W) as the members take them: normalised."""
+        if self.trunk is not None and images.shape[1] == self.num_channels:
+            images = self.trunk.to(images.device)(images)
+        return normalise(images, mean=self.mean, std=self.std)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as ensemble.json holds them: image_size, channels, mean, std, deep_bits."""
@@ -81,11 +105,16 @@ class Preprocessing:
             "mean": list(self.mean),
             "std": list(self.std),
             "deep_bits": self.deep_bits,
+            **({} if self.trunk is None else {"trunk": self.trunk.describe()}),
         }
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocessing:
-        """Build from what `to_dict` returned, ignoring other keys; UserError for a field that is missing or wrong."""
+    def from_dict(cls, fields: Mapping[str, Any], *, trunk: Trunk | None = None) -> Preprocessing:
+        """Build from what `to_dict` returned, ignoring other keys; UserError for a field that is missing or wrong.
+
+        Args:
+            trunk: The one that the fields describe, with its weights.
+        """
         try:
             return cls(
                 image_size=fields["image_size"],
@@ -94,6 +123,7 @@ class Preprocessing:
                 std=tuple(fields["std"]),
                 # Earlier versions did not keep it and scaled all images as if they had 16 bits.
                 deep_bits=fields.get("deep_bits", 16),
+                trunk=trunk,
             )
         except (KeyError, TypeError) as error:
             raise UserError(
@@ -130,16 +160,22 @@ def check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:
     if images.dtype == torch.uint8:
         if preprocessing is None:
             raise UserError("uint8 images must be normalised, but it is not known how.", GIVE_PREPROCESSING)
-        if shape[2:] != (preprocessing.image_size,) * 2:
-            raise UserError(
-                f"The images are {shape[2]}x{shape[3]}, the ensemble's {preprocessing.image_size} squared.",
-                "Load the data with the image size that the members were trained on.",
-            )
     elif not images.is_floating_point():
         raise UserError(f"The images are {images.dtype}.", "Give uint8 images, or normalised float images.")
     elif not images.isfinite().all():
         raise UserError("The images hold values that are not finite.", "Look for NaN in what made them.")
-    if preprocessing is not None and shape[1] != preprocessing.num_channels:
+    if preprocessing is None:
+        return
+    # Floats are what the members take; a trunk takes pictures, and its maps are taken too.
+    sizes = dict([preprocessing.input_shape])
+    if images.dtype == torch.uint8:
+        sizes[preprocessing.num_channels] = preprocessing.image_size
+        if shape[1] in sizes and shape[2:] != (sizes[shape[1]],) * 2:
+            raise UserError(
+                f"The images are {shape[2]}x{shape[3]}, the ensemble's {sizes[shape[1]]} squared.",
+                "Load the data with the image size that the members were trained on.",
+            )
+    if shape[1] not in sizes:
         raise UserError(
             f"The images have {shape[1]} channels, the ensemble's have {preprocessing.num_channels}.",
             "Convert the images, or use an ensemble that was trained on such images.",

@@ -25,7 +25,7 @@ from dnas_ens.nn.reference_models.base import REFERENCE_KIND
 from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, write_json
 from dnas_ens.training.prediction import Outputs
 
-MANIFEST = "ensemble.json"
+MANIFEST, TRUNK = "ensemble.json", "trunk.safetensors"
 #: The kind of a member that only its owner can build, such as a torchvision network.
 EXTERNAL = {"kind": "external"}
 
@@ -73,12 +73,17 @@ def write_ensemble(
         inner = _unwrapped(member)
         spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
         entries.append({"file": file, "sha256": sha256(folder / file), "spec": spec})
+    trunk = {}
+    if stored.preprocessing is not None and stored.preprocessing.trunk is not None:
+        save_tensors(folder / TRUNK, stored.preprocessing.trunk.state_dict())
+        trunk = {"trunk_sha256": sha256(folder / TRUNK)}
     # Last: a folder without it was interrupted and does not load.
     write_json(
         manifest,
         {
             "classes": stored.classes,
             **({} if stored.preprocessing is None else stored.preprocessing.to_dict()),
+            **trunk,
             "members": entries,
             "weights": stored.weights,
             "temperature": stored.temperature,
@@ -117,9 +122,31 @@ def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> Store
         weights=manifest["weights"],
         temperature=manifest["temperature"],
         classes=manifest["classes"],
-        preprocessing=Preprocessing.from_dict(manifest) if "image_size" in manifest else None,
+        preprocessing=_preprocessing(folder, manifest) if "image_size" in manifest else None,
         outputs=manifest["outputs"],
     )
+
+
+def _preprocessing(folder: Path, manifest: dict[str, Any]) -> Preprocessing:
+    """Return what pictures go through, with the trunk if there is one."""
+    described = manifest.get("trunk")
+    if described is None:
+        return Preprocessing.from_dict(manifest)
+    from dnas_ens.data.trunk import Trunk
+
+    path = folder / TRUNK
+    form = {"name": str, "stride": int, "image_size": int}
+    if not isinstance(described, dict) or any(type(described.get(key)) is not kind for key, kind in form.items()):
+        raise UserError(f"{folder / MANIFEST} is malformed: trunk is of another kind.", "Save the ensemble again.")
+    trunk = Trunk(**{key: described[key] for key in form})
+    tensors = load_tensors(path)
+    if manifest.get("trunk_sha256") != sha256(path):
+        raise _replaced(path)
+    try:
+        trunk.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not hold the trunk {trunk.name}.", "Save the ensemble again.") from error
+    return Preprocessing.from_dict(manifest, trunk=trunk)
 
 
 def _name_inside(module: nn.Module) -> str | None:
@@ -233,11 +260,15 @@ def _member_file(folder: Path, entry: Mapping[str, Any]) -> Path:
     if not path.is_file():
         raise UserError(f"The member file {path} is missing.", "Restore it from a copy, or train it again.")
     if entry.get("sha256") not in (None, sha256(path)):
-        raise UserError(
-            f"{path} is not the file that {MANIFEST} was written for: its SHA-256 differs.",
-            "It is damaged or was replaced: restore it from a copy, or save the ensemble again.",
-        )
+        raise _replaced(path)
     return path
+
+
+def _replaced(path: Path) -> UserError:
+    return UserError(
+        f"{path} is not the file that {MANIFEST} was written for: its SHA-256 differs.",
+        "It is damaged or was replaced: restore it from a copy, or save the ensemble again.",
+    )
 
 
 def _build_members(

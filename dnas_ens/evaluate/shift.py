@@ -157,6 +157,11 @@ def predict_shift(
     from dnas_ens.data.corruptions import corrupt
     from dnas_ens.run.progress import Progress
 
+    if data.trunk is not None:
+        raise UserError(
+            "The run's data are maps of a trunk, and shifts are those of pictures.",
+            "Evaluate it without --shift.",
+        )
     public = None if options.cifar10_c is None else Cifar10C(options.cifar10_c, data, data_root=data_root)
     foreign = dict(_foreign_images(data, options, usual=usual, data_root=data_root))
     names = [*options.corruptions, *(CIFAR10_C + name for name in (public.names if public else ()))]

@@ -97,14 +97,14 @@ class StackSpec:
 
         Args:
             space: The name of the space that its cells are of.
-            stem_stride: None for what `default_stem_stride` says.
+            stem_stride: None for what `default_stem_stride` says; 1 on a trunk, which has made images small.
         """
         return cls(
             num_cells=num_cells,
             channels=channels,
             in_channels=data.num_channels,
             num_classes=data.num_classes,
-            stem_stride=default_stem_stride(data.image_size, space) if stem_stride is None else stem_stride,
+            stem_stride=_stem_stride(data, space) if stem_stride is None else stem_stride,
             partial_channels=partial_channels,
         )
 
@@ -146,6 +146,10 @@ class StackSpec:
                 f"Give --stem-stride one of {', '.join(map(str, strides))}.",
             )
         check_partial_channels(space, self.partial_channels)
+
+
+def _stem_stride(data: ImageData, space: str) -> int:
+    return default_stem_stride(data.image_size, space) if data.trunk is None else 1
 
 
 def default_stem_stride(image_size: int, space: str) -> int:
