@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Kind = Literal["first", "longer", "cycle", "copy", "cell"]
@@ -64,6 +64,11 @@ class Unit:
     epochs: int
     learning_rate: float
 
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> Unit:
+        """Rebuild a unit from its dictionary; other keys in it are passed over."""
+        return cls(**{field.name: entry[field.name] for field in fields(cls)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
@@ -98,8 +103,9 @@ class Done:
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Done:
-        """Rebuild a unit from its dictionary."""
-        return cls(**{**entry, "unit": Unit(**entry["unit"]), "members": tuple(entry["members"])})
+        """Rebuild a unit from its dictionary; other keys in it are passed over."""
+        own = {field.name: entry[field.name] for field in fields(cls)}
+        return cls(**{**own, "unit": Unit.from_dict(entry["unit"]), "members": tuple(entry["members"])})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dnas_ens.budget.amount import Amount
-from dnas_ens.budget.forecast import Done, Unit
+from dnas_ens.budget.forecast import NAMES, Done, Unit
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import read_checked, write_json
+from dnas_ens.run.files import read_checked, unreadable, write_json
 
 LEDGER = "budget.json"
+_NUMBER = (int, float)
+_UNIT = {
+    "kind": str,
+    "number": int,
+    "cell": int,
+    "parent": (int, NoneType),
+    "epochs": int,
+    "learning_rate": _NUMBER,
+}
+_DONE = {
+    "unit": _UNIT,
+    "epochs": int,
+    "cost": _NUMBER,
+    "train_loss": (*_NUMBER, NoneType),
+    "alone": _NUMBER,
+    "loss": _NUMBER,
+    "members": [int],
+    "alone_error": _NUMBER,
+    "error": _NUMBER,
+}
 
 
 @dataclass(kw_only=True)
@@ -57,10 +78,18 @@ class Ledger:
             "first_epochs": int,
             "first_cell": int,
             "epoch_seconds": float,
-            "done": [dict],
+            "done": [_DONE],
+            "coming": (_UNIT, NoneType),
             "spent": (int, float),
         }
         found: dict[str, Any] = read_checked(path, form)
+        units = [done["unit"] for done in found["done"]] + ([found["coming"]] if found["coming"] else [])
+        for number, unit in enumerate(units):
+            fits = unit["kind"] in NAMES and unit["number"] == number and unit["cell"] >= 0 and unit["epochs"] >= 1
+            if not fits or not (unit["parent"] is None or 0 <= unit["parent"] < number):
+                raise unreadable(path, f"unit {number} cannot be a part of a budget")
+        if not all(done["epochs"] >= 1 for done in found["done"]):
+            raise unreadable(path, "a unit in it has no epochs")
         if found["budget"]["unit"] != amount.unit:
             raise UserError(
                 f"{path} holds a budget of {found['budget']['unit']}, and one of {amount.unit} was given.",
@@ -72,6 +101,6 @@ class Ledger:
             first_cell=found["first_cell"],
             epoch_seconds=found["epoch_seconds"],
             done=[Done.from_dict(entry) for entry in found["done"]],
-            coming=None if found.get("coming") is None else Unit(**found["coming"]),
+            coming=None if found["coming"] is None else Unit.from_dict(found["coming"]),
             spent=found["spent"],
         )

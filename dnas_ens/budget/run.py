@@ -58,7 +58,8 @@ class Cells(Protocol):
         known: Those that need no search, the cheapest first.
         count: How many there are in all, the known ones included.
         setup_seconds: What finding the others is expected to take.
-        relative_cost: What an epoch of the others is expected to take, as a multiple of the first cell's.
+        relative_cost: What an epoch of the others is expected to take, as a multiple of the first cell's; above 1 where
+            they are better too.
     """
 
     known: Sequence[Genotype]
@@ -160,10 +161,9 @@ class Spending:
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
         first = int(max(1, min(FIRST_SHARE * count, most)))
-        found = self.cells.count > len(self.cells.known) and count >= FOUND[self.recipe.augment] * enough
         if timed and self.amount.total <= SOON:
-            # The measured steps are few; how many epochs there is time for shows while it is trained.
-            first = max(1, int(enough))
+            # Few steps were measured: how many of many epochs there is time for shows while it is trained.
+            first = int(max(1, min(enough, 2 * count if count >= NARROW_BELOW else count)))
         taken = epochs[chosen]
         if count < 1:
             raise UserError(
@@ -172,9 +172,10 @@ class Spending:
             )
         self._say(
             f"an epoch of {len(self.data.train):,} images takes {taken:.2f} s with C={chosen}; the budget is "
-            f"about {count:,.0f} epochs, the first training {first}"
+            f"about {count:,.0f} epochs, the first training {min(first, int(count))}"
         )
-        first_cell = len(self.cells.known) if found else 0
+        better = self.cells.relative_cost > 1 and self.cells.count > len(self.cells.known)
+        first_cell = len(self.cells.known) if better and count >= FOUND[self.recipe.augment] * enough else 0
         return Ledger(channels=chosen, first_cell=first_cell, first_epochs=first, epoch_seconds=taken, done=[])
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.commands.parse import peek
-from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.errors import UserError
@@ -50,9 +50,13 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     stored = values.get("search", {})
     if not isinstance(stored, dict):
         raise UserError(f"The part search of {early.config} is not an object.", "Write it as {...}.")
-    # A file may name preset and regime, as a run's own config.json does.
+    # A file may name preset, regime and base, as a run's own config.json does.
     hypernetwork = stored.get("hypernetwork", {})
-    base = early.base or (hypernetwork.get("base") if isinstance(hypernetwork, dict) else None)
+    stored_base = hypernetwork.get("base") if isinstance(hypernetwork, dict) else None
+    named = {"preset": stored.get("preset", ""), "regime": stored.get("regime", ""), "base": stored_base or ""}
+    for name, value in named.items():
+        require(isinstance(value, str), f"{name} in {early.config} is no text.", "Make it a text.")
+    base = early.base or stored_base
     search = search_preset(
         early.preset or stored.get("preset", "smoke"),
         early.regime or stored.get("regime", "star"),
@@ -176,6 +180,8 @@ def load_configured_data(config: DataConfig) -> ImageData:
         seed=config.split_seed,
         skip_bad_images=config.skip_bad_images,
         flip=config.flip,
+        trunk=config.trunk,
+        trunk_stride=config.trunk_stride,
     )
 
 
@@ -187,7 +193,10 @@ def with_full_paths(config: SearchConfig) -> SearchConfig:
     data, root = config.data.data, config.data.data_root
     if data not in SOURCE_NAMES:
         data = os.path.abspath(find_folder(data, data_root=root or default_data_root()))
-    return with_fields(config, data=data, data_root=None if root is None else Path(os.path.abspath(root.expanduser())))
+    name, colon, file = (config.data.trunk or "").partition(":")
+    trunk = name + colon + os.path.abspath(file) if file else config.data.trunk
+    root = None if root is None else Path(os.path.abspath(root.expanduser()))
+    return with_fields(config, data=data, data_root=root, trunk=trunk)
 
 
 def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:

@@ -65,7 +65,7 @@ class Records:
         option: The option that names another place, for the error.
 
     Raises:
-        UserError: The file holds records of other settings; the first field that differs is named.
+        UserError: The file holds something else, or records of other settings; the first field that differs is named.
     """
 
     def __init__(
@@ -80,9 +80,12 @@ class Records:
         self.file, self._key, self._settings, self._arrays = file, key, settings, arrays
         self._option = option
         self.units: dict[Hashable, Record] = {}
-        for record in read_lines(file):
-            if arrays is None or arrays(record).exists():
-                self._keep(record)
+        for number, record in enumerate(read_lines(file), start=1):
+            try:
+                if arrays is None or arrays(record).exists():
+                    self._keep(record)
+            except (TypeError, KeyError, AttributeError) as error:
+                raise unreadable(file, f"line {number} is no record of this study") from error
 
     def add(self, record: Record, arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Keep a finished unit, on the disk first: its arrays, then its line."""

@@ -77,6 +77,11 @@ class DataConfig:
     flip: bool | None = None
     """Mirror training images left to right at random, or --no-flip; default: yes, unless class names such as left and
     right say that a mirror image means something else."""
+    trunk: str | None = None
+    """Stand on the first stages of a pretrained network, frozen and computed once: a classifier of torchvision, such as
+    resnet18, with its own weights, or NAME:FILE.safetensors. Pictures then have 224 pixels a side by default."""
+    trunk_stride: int = 16
+    """What those stages divide the sides of the pictures by, at most: 8 keeps fewer of them, 32 nearly all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +141,8 @@ class HypernetworkConfig:
     train_knot_positions: bool = False
     """Learn where on the lambda axis the inner knots stand."""
     base: Path | None = None
-    """File of a given base: a genotype (JSON, or as DARTS repositories print it), or the genotypes.json of an earlier
-    search; default: learnt."""
+    """A given base: plain-cnn or resnet; a file of a genotype (JSON, or as DARTS repositories print it); or the
+    genotypes.json of an earlier search; default: learnt."""
 
     def __post_init__(self) -> None:
         _check(self, positive="directions max_lambda")

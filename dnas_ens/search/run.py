@@ -27,7 +27,8 @@ from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.result import SearchResult
 from dnas_ens.search.star import FamilyLoop, StarLoop
 from dnas_ens.search.step_time import StepTimes, measured_step_times
-from dnas_ens.space.genotype import Genotype, load_genotype, read_genotypes
+from dnas_ens.space.genotype import Genotype, read_genotypes
+from dnas_ens.space.known_cells import given_base
 from dnas_ens.training.step import tell_if_guessing
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def run_search(
     """
     require_operations(config.supernet.search_space.operations)
     if base is None and config.hypernetwork.base is not None:
-        base = load_genotype(config.hypernetwork.base)
+        base = given_base(config.hypernetwork.base)
     if resume and run is not None and (finished := _finished(config, run, base)) is not None:
         return finished
     if config.regime == "random":

@@ -294,14 +294,13 @@ def read_genotypes(path: Path) -> dict[str, Any]:
         "selected": [int],
         "candidates": [{"genotype": dict}],
         "temperature": (int, float),
+        "ranking?": ([int], NoneType),
         "report": dict,
         "curve": (dict, NoneType),
     }
     found: dict[str, Any] = read_checked(path, form)
     named = [*found["selected"], *(found.get("ranking") or [])]
-    if not found["selected"] or not all(
-        type(index) is int and 0 <= index < len(found["candidates"]) for index in named
-    ):
+    if not found["selected"] or not all(0 <= index < len(found["candidates"]) for index in named):
         raise unreadable(path, f"it names candidates other than its {len(found['candidates'])}")
     return found
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dnas_ens.space.genotype import Genotype
+from pathlib import Path
+
+from dnas_ens.space.genotype import Genotype, load_genotype
 
 _CONV, _SKIP = "conv_3x3", "skip_connect"
 
@@ -19,3 +21,11 @@ RESNET = Genotype(
     normal=(((_CONV, 0),), ((_SKIP, 0), (_CONV, 1)), ((_SKIP, 2),)),
     reduction=(((_CONV, 0),), (("conv_1x1", 0), (_CONV, 1)), ((_SKIP, 2),)),
 )
+#: What they are called where a base can be given.
+KNOWN_CELLS = {"plain-cnn": PLAIN_CNN, "resnet": RESNET}
+
+
+def given_base(base: str | Path) -> Genotype:
+    """Return a known cell by its name, or the genotype of a file; see `load_genotype`."""
+    known = None if Path(base).exists() else KNOWN_CELLS.get(str(base))
+    return load_genotype(base) if known is None else known

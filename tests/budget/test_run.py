@@ -15,7 +15,7 @@ from dnas_ens.budget.run import Spending
 from dnas_ens.config import RetrainConfig
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import load_tensors
+from dnas_ens.run.files import load_tensors, read_json
 from dnas_ens.training.members import Plan, build_training, train_member
 
 RECIPE = RetrainConfig(num_cells=1, channels=4, batch_size=16, epochs=99, cycles=3)
@@ -140,6 +140,23 @@ def test_other_cells_are_looked_for_once_and_only_when_one_is_wanted(few_digits,
     assert cells.asked == 1
 
 
+@pytest.mark.parametrize(("needed", "relative_cost", "first"), [(2.5, 1.4, 1), (2.5, 1.0, 0), (9.0, 1.4, 0)])
+def test_better_cells_come_first_where_several_trainings_are_affordable(
+    few_digits, tmp_path, monkeypatch, needed, relative_cost, first
+):
+    monkeypatch.setattr("dnas_ens.budget.run.ENOUGH", dict.fromkeys((True, False), (1, 1)))
+    monkeypatch.setattr("dnas_ens.budget.run.FOUND", dict.fromkeys((True, False), needed))
+    cells = Given(genotype(0), genotype(1))
+    cells.relative_cost = relative_cost
+    spending(few_digits, tmp_path, epochs=4, cells=cells).run()
+    assert ledger(tmp_path)["done"][0]["unit"]["cell"] == first
+    # There may be none.
+    cells = Given(genotype(0))
+    cells.count, cells.relative_cost = 2, relative_cost
+    spending(few_digits, tmp_path / "none", epochs=4, cells=cells).run()
+    assert ledger(tmp_path / "none")["done"][0]["unit"]["cell"] == 0
+
+
 @pytest.mark.usefixtures("saturated")
 def test_a_search_that_finds_no_other_cell_is_no_failure(few_digits, tmp_path):
     cells = Given(genotype(0))
@@ -194,6 +211,34 @@ def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, c
     assert "budget: an epoch of" in said
     assert "calibrated NLL on val" in said
     assert "of 0:06 spent" in said
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"done": 5},
+        {"done": [{"unit": {}}]},
+        {"unit": {"kind": "none"}},
+        {"unit": {"number": 1}},
+        {"unit": {"cell": -1}},
+        {"unit": {"epochs": 0}},
+        {"unit": {"parent": 0}},
+        {"unit": "first"},
+    ],
+)
+def test_a_ledger_that_no_budget_wrote_is_told(few_digits, tmp_path, wrong):
+    spending(few_digits, tmp_path, epochs=1).run()
+    file = tmp_path / "budget.json"
+    found = read_json(file)
+    if isinstance(wrong.get("unit"), dict):
+        found["done"][0]["unit"] |= wrong["unit"]
+    elif "unit" in wrong:
+        found["done"][0] |= wrong
+    else:
+        found |= wrong
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match=r"budget\.json"):
+        spending(few_digits, tmp_path, epochs=2)
 
 
 def test_from_python(few_digits, tmp_path):

@@ -50,6 +50,13 @@ def test_each_condition_is_run_once_with_each_seed_and_settings_are_not_mixed(tm
         store(tmp_path, epochs=4)
 
 
+@pytest.mark.parametrize("line", ["2", '{"seed": 1}', '{"setting": [], "seed": 1, "epochs": 3}', "null"])
+def test_lines_of_json_that_are_no_records_are_told(tmp_path, line):
+    (tmp_path / "study.jsonl").write_text('{"setting": "a", "seed": 0, "epochs": 3}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"study\.jsonl: line 2 is no record"):
+        store(tmp_path)
+
+
 def test_an_unfinished_last_line_is_cut_off_and_a_damaged_one_is_told(tmp_path, capsys):
     file = tmp_path / "study.jsonl"
     assert read_lines(file) == []

@@ -1,6 +1,8 @@
 """The star alone: what the penalties do without an image."""
 
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ from scipy.stats import spearmanr
 from torch.utils._pytree import tree_leaves
 
 from dnas_ens.config.fields import with_fields
+from dnas_ens.errors import UserError
 from dnas_ens.search.cost import estimate
 from dnas_ens.search.run import run_search
 from dnas_ens.search.schedules import Schedules
 from dnas_ens.search.star import StarLoop
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET, given_base
 
 
 class NoData:
@@ -45,6 +49,19 @@ def test_lambda_steers_without_any_image(star):
     paths = star.hypernetwork.directions * (star.hypernetwork.num_knots - 1)
     parameters = (1 + paths) * types * edges * (operations + 1)
     assert estimate(star, NoData()) == {"hypernetwork_parameters": parameters, "steps": 120}
+
+
+def test_a_known_cell_is_a_base_by_its_name(star, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = with_fields(star, base=Path("resnet"), num_cells=3, num_nodes=3)
+    found = run_search(config, NoData())
+    assert found.base == RESNET
+    assert any(genotype != RESNET for genotype in found.genotypes)
+    # A file of that name comes first.
+    (tmp_path / "resnet").write_text(json.dumps(PLAIN_CNN.to_dict()))
+    assert given_base("resnet") == PLAIN_CNN
+    with pytest.raises(UserError, match="Cannot read the genotype resnet50"):
+        given_base("resnet50")
 
 
 def test_a_resumed_star_is_bit_equal_and_its_last_round_may_be_short(star):

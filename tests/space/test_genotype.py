@@ -364,7 +364,8 @@ def test_the_genotypes_of_a_search_in_the_order_of_their_ranking(tmp_path):
     ):
         with pytest.raises(UserError, match=cause):
             ranked_genotypes(asked, members)
-    for wrong in ({"selected": []}, {"selected": [9]}, {"ranking": [0, 9]}, {"candidates": 5}, {"base": 5}):
+    wrong_rankings = ({"ranking": wrong} for wrong in ([0, 9], True, ["0"]))
+    for wrong in ({"selected": []}, {"selected": [9]}, {"candidates": 5}, {"base": 5}, *wrong_rankings):
         file.write_text(json.dumps({**found, **wrong}))
         with pytest.raises(UserError, match=r"genotypes\.json"):
             read_genotypes(file)
