@@ -8,6 +8,9 @@ takes turns over all of them. Then it goes on with --resume to its end, and ever
 and metric must equal, bit by bit, that of a run that was not killed; measured seconds are left out. In every second
 run states are saved after every step instead of every minute.
 
+Every write: a kill before a write leaves the folder as it then is, so the folder of one run is copied before each of
+its writes, and the command goes on from every copy. The comparison, with a thousand writes, is left to the kills.
+
 Damages: one file of a finished run is damaged, one command that reads it is run. It must end with the lines `error` and
 `remedy` and exit code 2, or with what it gives without the damage.
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -100,18 +104,37 @@ READERS: dict[str, tuple[Main, list[str]]] = {
     "retrain --resume": (retrain.main, ["R", *RECIPE, "--resume"]),
     "report": (evaluate.report_main, ["R"]),
 }
+#: Every so many-th write belongs to a unit of the study.
+SHARES = 8
+#: What commands import when they need it, here before they are forked.
+IMPORTED_ONCE = (
+    "dnas_ens.figures.cells",
+    "dnas_ens.report.build",
+    "sklearn.datasets",
+    "torch._dynamo",
+    "torch.utils.tensorboard",
+)
 #: Fields that are measured, or say when and by what something was made.
 MEASURED = re.compile(r"seconds|^(wall_)?time$|^content_sha256$|^command$|^execution$")
 
 
-def launch(main: Main, argv: list[str], *, cwd: Path, before_write: int = 0, every_step: bool = False) -> int:
+def launch(
+    main: Main,
+    argv: list[str],
+    *,
+    cwd: Path,
+    before_write: Callable[[int], object] = lambda count: None,
+    every_step: bool = False,
+) -> int:
     """Run a command in a process of its own, forked, so that nothing has to be imported again; return its number.
 
     Args:
-        before_write: SIGKILL before this write below the folder, from 1; 0 for none. The number of writes goes to the
-            file `writes` beside it.
+        before_write: Called in the process before every write below the folder, with its number from 1. The number of
+            writes goes to the file `writes` beside it.
         every_step: Save states after every step.
     """
+    for module in IMPORTED_ONCE:
+        importlib.import_module(module)
     number = os.fork()
     if number:
         return number
@@ -134,8 +157,8 @@ def launch(main: Main, argv: list[str], *, cwd: Path, before_write: int = 0, eve
         os._exit(code)
 
 
-def _count_writes(folder: Path, kill_before: int) -> list[int]:
-    """Count what changes a folder from now on, and kill this process before the change of a number."""
+def _count_writes(folder: Path, before_write: Callable[[int], object]) -> list[int]:
+    """Count what changes a folder from now on, and call a function before each change."""
     count, place = [0], str(folder)
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -150,11 +173,22 @@ def _count_writes(folder: Path, kill_before: int) -> list[int]:
             return
         if os.path.abspath(os.fspath(path)).startswith(place):
             count[0] += 1
-            if count[0] == kill_before:
-                os.kill(os.getpid(), signal.SIGKILL)
+            before_write(count[0])
 
     sys.addaudithook(watch)
     return count
+
+
+def _killed_before(write: int, count: int) -> None:
+    if count == write:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _copied(folder: Path, copies: Path, count: int) -> None:
+    place = copies / str(count)
+    place.mkdir()
+    if folder.exists():
+        shutil.copytree(folder, place / "R")
 
 
 def ended(number: int) -> int:
@@ -247,7 +281,7 @@ def straight(name: str) -> tuple[dict[str, str], int, float]:
 
 def kill_one(name: str, seed: int) -> Record:
     """Kill a command up to three times, let it end, and compare."""
-    expected, writes, seconds = straight(name)
+    _, writes, seconds = straight(name)
     random, subject = np.random.default_rng([seed, *name.encode()]), SUBJECTS[name]
     kills, slowest = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
@@ -259,7 +293,8 @@ def kill_one(name: str, seed: int) -> Record:
             again = turn > 0 and (place / "R/config.json").exists()
             run = functools.partial(launch, subject.main, subject.argv(again=again), cwd=place, every_step=every_step)
             if seed % 4 < 2:
-                code = ended(run(before_write=1 + (7 * seed + 31 * turn) % writes if turn == 0 else 1 + turn * 5))
+                write = 1 + 7 * seed % writes if turn == 0 else 1 + turn * 5
+                code = ended(run(before_write=functools.partial(_killed_before, write)))
                 kind = "before a write"
             else:
                 kind = ("SIGKILL", "SIGTERM", "SIGINT")[int(random.integers(3))]
@@ -273,25 +308,47 @@ def kill_one(name: str, seed: int) -> Record:
             if code not in (-signal.SIGKILL, 130, 143):
                 break
             kills.append(kind)
-        if code != 0:
-            again = (place / "R/config.json").exists()
-            code = ended(launch(subject.main, subject.argv(again=again), cwd=place))
-        said = (place / "output.txt").read_text()[-1500:]
-        found = compared(name, place / "R") if code == 0 else {}
-        different = sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file))
-        left = sorted(str(path.relative_to(place)) for path in (place / "R").rglob("*.tmp"))
+        outcome = _gone_on(name, place)
+    return {"kind": "kill", "subject": name, "seed": seed, "kills": kills, "slowest": slowest, **outcome}
+
+
+def _gone_on(name: str, place: Path) -> Record:
+    """Let a command end in a folder, and compare what it comes to with a run that nothing interrupted."""
+    expected, writes, _ = straight(name)
+    subject = SUBJECTS[name]
+    again = (place / "R/config.json").exists()
+    code = ended(launch(subject.main, subject.argv(again=again), cwd=place))
+    found = compared(name, place / "R") if code == 0 else {}
     return {
-        "kind": "kill",
-        "subject": name,
-        "seed": seed,
-        "kills": kills,
         "code": code,
-        "different": different,
-        "left": left,
-        "slowest": slowest,
-        "said": said if code else "",
+        "different": sorted(file for file in {*expected, *found} if expected.get(file) != found.get(file)),
+        "left": sorted(str(path.relative_to(place)) for path in (place / "R").rglob("*.tmp")),
+        "said": (place / "output.txt").read_text()[-1500:] if code else "",
         "writes": writes,
     }
+
+
+@functools.cache
+def _before_writes(name: str) -> Path:
+    """Return copies of a run's folder as it was before each of its writes, by number, made once in this process."""
+    place, subject = Path(tempfile.mkdtemp(prefix="faults-")), SUBJECTS[name]
+    if subject.prepared:
+        shutil.copytree(prepared(subject.prepared), place / "R")
+    copied = functools.partial(_copied, place / "R", place)
+    if code := ended(launch(subject.main, subject.argv(again=False), cwd=place, before_write=copied)):
+        raise RuntimeError(f"{name} ended with {code}: {(place / 'output.txt').read_text()[-2000:]}")
+    return place
+
+
+def writes_one(name: str, share: int) -> Record:
+    """Go on from the states before the writes of one of `SHARES` shares; return what did not end as it must."""
+    wrong, tried = [], 0
+    for place in sorted(_before_writes(name).glob("[0-9]*"), key=lambda path: int(path.name))[share::SHARES]:
+        outcome, tried = _gone_on(name, place), tried + 1
+        if outcome["code"] or outcome["different"] or outcome["left"]:
+            wrong.append({"write": int(place.name), **outcome})
+        shutil.rmtree(place)
+    return {"kind": "writes", "subject": name, "seed": share, "tried": tried, "wrong": wrong}
 
 
 def damaged(path: Path, kind: str, random: np.random.Generator) -> bool:
@@ -316,21 +373,28 @@ def damaged(path: Path, kind: str, random: np.random.Generator) -> bool:
         if path.suffix != ".json":
             return False
         value = read_json(path)
-        places: list[tuple[Any, Any]] = []
-
-        def walk(part: Any) -> None:
-            for key in part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
-                places.append((part, key))
-                walk(part[key])
-
-        walk(value)
-        if not places:
+        if not with_another_value(value, random):
             return False
-        strange: list[Any] = [None, True, -1, 10**30, 1e308, "", "\ud800", "x" * 5000, [], {}, [[[[]]]]]
-        part, key = places[int(random.integers(len(places)))]
-        part[key] = strange[int(random.integers(len(strange)))]
         content = bytearray(json.dumps(value).encode("utf-8", "surrogatepass"))
     path.write_bytes(content)
+    return True
+
+
+def with_another_value(value: Any, random: np.random.Generator) -> bool:
+    """Put something strange into a list or object at a random place; False where it has none."""
+    places: list[tuple[Any, Any]] = []
+
+    def walk(part: Any) -> None:
+        for key in part if isinstance(part, dict) else range(len(part)) if isinstance(part, list) else ():
+            places.append((part, key))
+            walk(part[key])
+
+    walk(value)
+    if not places:
+        return False
+    strange: list[Any] = [None, True, -1, 10**30, 1e308, "", "\ud800", "x" * 5000, [], {}, [[[[]]]]]
+    part, key = places[int(random.integers(len(places)))]
+    part[key] = strange[int(random.integers(len(strange)))]
     return True
 
 
@@ -422,6 +486,8 @@ class Study:
 
     kills: int = 100
     """How many runs are killed, in turns over the commands."""
+    every_write: bool = True
+    """Whether commands go on from before each of their writes as well."""
     damages: int = 400
     """How many files are damaged, in turns over the commands that read them."""
     workers: int = 1
@@ -435,7 +501,7 @@ class Study:
 
 def run_one(kind: str, subject: str, seed: int) -> Record:
     """Run one unit."""
-    return kill_one(subject, seed) if kind == "kill" else damage_one(subject, seed)
+    return {"kill": kill_one, "writes": writes_one, "damage": damage_one}[kind](subject, seed)
 
 
 def page(records: Records) -> str:
@@ -464,6 +530,19 @@ def page(records: Records) -> str:
     text = f"## Kills\n\n{markdown_table(header, lines, text_columns=(0,))}\n"
     text += "Slowest end: seconds from SIGTERM or SIGINT to the end of the process, with two commands on two cores.\n\n"
     rows = []
+    for name in SUBJECTS:
+        if found := [record for record in records if (record["kind"], record["subject"]) == ("writes", name)]:
+            tried, wrong = (
+                sum(record["tried"] for record in found),
+                [each for record in found for each in record["wrong"]],
+            )
+            equal = tried - sum(each["code"] != 0 or bool(each["different"]) for each in wrong)
+            stopped, left = sum(each["code"] != 0 for each in wrong), sum(bool(each["left"]) for each in wrong)
+            rows.append([name, *map(str, (tried, equal, tried - equal - stopped, stopped, left))])
+    if rows:
+        header = ["command", "writes", "ended equal", "ended different", "did not go on", "files left over"]
+        text += f"## Gone on from before every write\n\n{markdown_table(header, rows, text_columns=(0,))}\n"
+    rows = []
     damages = [record for record in records if record["kind"] == "damage"]
     outcomes = ("told", "as without it", "another result", "a crash")
     for kind in DAMAGES:
@@ -481,18 +560,23 @@ def page(records: Records) -> str:
         for file, counts in sorted(of_file.items())
     ]
     text += f"\n{markdown_table(['file', 'damages', *outcomes], rows, text_columns=(0,))}\n"
-    wrong = [line for record in records if (line := _wrong(record))]
+    wrong = [line for record in records for line in _wrong(record)]
     return text + "\n## What went wrong\n\n" + ("\n".join(wrong) or "Nothing.") + "\n"
 
 
-def _wrong(record: Record) -> str:
-    """Return the line of a unit that did not end as it must; empty for others."""
+def _wrong(record: Record) -> Iterator[str]:
+    """Yield a line for everything in a unit that did not end as it must."""
     start = f"- {record['subject']}, seed {record['seed']}: "
     if record["kind"] == "damage":
-        what = f"{record['damage']} {record['file']}: {record['outcome']} {', '.join(record['changed'])}"
-        return start + what if record["outcome"] in ("another result", "a crash") else ""
-    what = f"killed {', '.join(record['kills'])}; exit code {record['code']}; {', '.join(record['different'])}"
-    return start + what if record["code"] or record["different"] else ""
+        if record["outcome"] in ("another result", "a crash"):
+            changed = ", ".join(record["changed"])
+            yield f"{start}{record['damage']} {record['file']}: {record['outcome']} {changed}"
+        return
+    writes = record["kind"] == "writes"
+    for each in record["wrong"] if writes else [record]:
+        how = f"before write {each['write']}" if writes else f"killed {', '.join(each['kills'])}"
+        if each["code"] or each["different"] or (writes and each["left"]):
+            yield f"{start}{how}; exit code {each['code']}; {', '.join(each['different'] + each['left'])}"
 
 
 def main(argv: list[str]) -> None:
@@ -500,7 +584,11 @@ def main(argv: list[str]) -> None:
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     records = Records(with_ending(study.output, ".jsonl"), key=("kind", "subject", "seed"))
     tasks: dict[Hashable, Task] = {}
-    for kind, count, names in (("kill", study.kills, list(SUBJECTS)), ("damage", study.damages, list(READERS))):
+    units = [("kill", study.kills, list(SUBJECTS)), ("damage", study.damages, list(READERS))]
+    if study.every_write:
+        written = [name for name in SUBJECTS if name != "comparison"]
+        units.insert(1, ("writes", SHARES * len(written), written))
+    for kind, count, names in units:
         for number in range(count):
             key = kind, names[number % len(names)], number // len(names)
             tasks[key] = functools.partial(run_one, *key)
@@ -508,6 +596,10 @@ def main(argv: list[str]) -> None:
     def said(record: Record) -> str:
         if record["kind"] == "damage":
             return f"{record['subject']}: {record['damage']} {record['file']}: {record['outcome']}"
+        if record["kind"] == "writes":
+            return (
+                f"{record['subject']}: {record['tried']} writes, {len(record['wrong'])} of them NOT EQUAL or unfinished"
+            )
         ended = "equal" if record["code"] == 0 and not record["different"] else f"NOT EQUAL {record['different']}"
         return f"{record['subject']}, seed {record['seed']}: killed {', '.join(record['kills'])}; {ended}"
 

@@ -1,5 +1,6 @@
 """Faults put into real commands: what is saved is finite, a run goes on as the one it was, and damage is told."""
 
+import ctypes
 import hashlib
 import json
 import os
@@ -394,3 +395,47 @@ def test_a_worker_that_is_killed_as_for_want_of_memory_is_told_and_its_member_go
     for index in (0, 1):
         one, other = (hashes(tmp_path / name, f"members/{index}/model.safetensors") for name in ("R", "straight"))
         assert one == other
+
+
+def without_roots_rights():
+    """Take root's right to write where permissions forbid it (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH) for good."""
+    for capability in (1, 2):
+        ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP: counts from the next exec on.
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="root's rights are dropped by prctl")
+def test_a_folder_that_cannot_be_written_is_told_and_keeps_its_files(folder, tmp_path, command):
+    def as_others(*arguments):
+        command = [sys.executable, *arguments]
+        found = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, check=False, preexec_fn=without_roots_rights
+        )
+        return found.returncode, found.stdout, found.stderr
+
+    def told(*arguments):
+        code, _, err = as_others(*arguments)
+        assert code == 2, err
+        assert re.findall("^(error|remedy): ", err, re.MULTILINE) == ["error", "remedy"]
+        assert "Permission denied" in err
+
+    command("retrain")
+    (tmp_path / "pictures").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "pictures/black.png")
+    # The lock names the last process that held it, and is no part of a run.
+    before = hashes(folder, "**/*.[!l]*")
+    places = [tmp_path, *(path for path in [folder, *folder.rglob("*")] if path.is_dir())]
+    for place in places:
+        place.chmod(0o555)
+    try:
+        if as_others("-c", "open('x', 'w')")[0] == 0:
+            pytest.skip("this process may write everywhere")
+        told("-m", "dnas_ens.search", *SEARCH[:-1], "other")
+        told("-m", "dnas_ens.retrain", *RECIPE, "--resume", "--members", "3")
+        told("-m", "dnas_ens.evaluate", "R", "--device", "cpu")
+        told("-m", "dnas_ens.predict", "R", "pictures", "--output", "predicted.csv", "--device", "cpu")
+        code, written, err = as_others("-m", "dnas_ens.predict", "R", "pictures", "--device", "cpu")
+        assert (code, written.count("black.png")) == (0, 1), err
+    finally:
+        for place in places:
+            place.chmod(0o755)
+    assert hashes(folder, "**/*.[!l]*") == before
