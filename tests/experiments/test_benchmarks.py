@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+import dnas_ens as de
 from dnas_ens.commands.parse import run_main
 
 BENCHMARKS = Path(__file__).parents[2] / "experiments" / "benchmarks"
@@ -252,6 +254,37 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     assert 100 < line["peak_memory_mib"] < 100_000
     assert f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} |" in printed
     assert output.with_suffix(".md").read_text() == printed
+
+
+def test_the_server_of_the_guide_answers_as_predict_does(load, few_digits, tmp_path):
+    ensemble = de.spend(few_digits, 1, folder=tmp_path / "R", channels=4, batch_size=16, device="cpu")
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    for path, image in zip(paths, few_digits.test.images, strict=False):
+        Image.fromarray(image[0].numpy()).resize((50, 40)).save(path)
+    answers, seconds = load("own_pictures").ask_server(tmp_path, paths)
+    assert seconds > 0
+    for row, answer in zip(ensemble.predict(paths, top_k=3), answers, strict=True):
+        assert answer["label"] == row["label"]
+        assert answer["probability"] == pytest.approx(row["probability"], abs=1e-5)
+        assert [name for name, _ in answer["top"]] == [name for name, _ in row["top"]]
+
+
+def test_photos_are_made_of_the_size_and_number_that_are_told(load, tmp_path):
+    own_pictures = load("own_pictures")
+    for part, count in (("train", 100), ("test", 20)):
+        for name in own_pictures.CLASSES:
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / part / name / f"{number}.jpg")
+    own_pictures.make_photos(tmp_path, tmp_path / "made")
+    photos, new = (sorted((tmp_path / "made").glob(pattern)) for pattern in ("photos/*/*.jpg", "new/*.jpg"))
+    assert (len(photos), len(new)) == (300, 60)
+    sides = []
+    for path in photos:
+        with Image.open(path) as image:
+            sides += image.size
+    assert 64 <= min(sides) < 80
+    assert 480 < max(sides) <= 500
 
 
 def test_expected_step_times_are_compared_with_measured_ones(benchmark, tmp_path):
