@@ -53,7 +53,11 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     # A file may name preset, regime and base, as a run's own config.json does.
     hypernetwork = stored.get("hypernetwork", {})
     stored_base = hypernetwork.get("base") if isinstance(hypernetwork, dict) else None
-    named = {"preset": stored.get("preset", ""), "regime": stored.get("regime", ""), "base": stored_base or ""}
+    named = {
+        "preset": stored.get("preset", ""),
+        "regime": stored.get("regime", ""),
+        "base": "" if stored_base is None else stored_base,
+    }
     for name, value in named.items():
         require(isinstance(value, str), f"{name} in {early.config} is no text.", "Make it a text.")
     base = early.base or stored_base

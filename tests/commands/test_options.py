@@ -44,7 +44,7 @@ def test_a_file_of_one_section_is_read_as_such(configure):
         configure("", file)
     with pytest.raises(UserError, match="not an object"):
         configure("", {"search": 3})
-    for name, value in (("preset", []), ("regime", {}), ("hypernetwork", {"base": 5})):
+    for name, value in (("preset", []), ("regime", {}), ("hypernetwork", {"base": 5}), ("hypernetwork", {"base": {}})):
         with pytest.raises(UserError, match=r"(preset|regime|base) in .*settings\.json is no text"):
             configure("", {"search": {name: value}})
 
