@@ -87,7 +87,8 @@ def member_steps(
         training.begin()
     cost = CostMeter(before, gpu=training.device.type == "cuda")
     measured: dict[str, float] = {}
-    scalars: dict[str, float] = {}
+    # Those of the last epoch are part of a state: the member may be finished but for its files.
+    scalars: dict[str, float] = {} if newest is None else newest[1]["scalars"]
 
     def on_val() -> dict[str, float]:
         # Validation time does not count as training cost: with much val and few epochs it would be most of it.
@@ -101,7 +102,7 @@ def member_steps(
 
     def save() -> None:
         if store is not None:
-            state = {"training": training.state_dict(), "seconds": cost.seconds()}
+            state = {"training": training.state_dict(), "scalars": scalars, "seconds": cost.seconds()}
             store.save(steps_taken(), {**state, "identity": identity})
 
     states = RegularStates(save)

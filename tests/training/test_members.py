@@ -63,6 +63,17 @@ def test_resumed_training_is_bit_equal_to_an_uninterrupted_one(few_digits, tmp_p
     assert [line["epoch"] for line in logged(tmp_path, 1)] == [1, 2, 3, 4]
 
 
+def test_a_member_that_was_killed_between_its_last_state_and_its_files_says_the_same(few_digits, tmp_path):
+    _, description = train_member(MemberTraining(genotype(), few_digits, RECIPE, index=1), folder=tmp_path)
+    assert description["train_loss"] > 0
+    # The state after the last epoch is there.
+    _, again = train_member(MemberTraining(genotype(), few_digits, RECIPE, index=1), folder=tmp_path)
+    measured = {"wall_seconds", "cpu_seconds"}
+    assert {key: again[key] for key in again if key not in measured} == {
+        key: description[key] for key in description if key not in measured
+    }
+
+
 @pytest.mark.parametrize("goes_on", [False, True])
 @pytest.mark.parametrize("step", [1, 5, 11, 12, 13])
 def test_a_training_interrupted_between_two_steps_goes_on_there(few_digits, tmp_path, monkeypatch, step, goes_on):
