@@ -9,7 +9,8 @@ and metric must equal, bit by bit, that of a run that was not killed; measured s
 run states are saved after every step instead of every minute.
 
 Every write: a kill before a write leaves the folder as it then is, so the folder of one run is copied before each of
-its writes, and the command goes on from every copy. The comparison, with a thousand writes, is left to the kills.
+its writes, and the command goes on from every copy. Left to the kills: the whole way, which does what search and retrain
+do, and the comparison with its thousand writes.
 
 Damages: one file of a finished run is damaged, one command that reads it is run. It must end with the lines `error` and
 `remedy` and exit code 2, or with what it gives without the damage.
@@ -586,7 +587,7 @@ def main(argv: list[str]) -> None:
     tasks: dict[Hashable, Task] = {}
     units = [("kill", study.kills, list(SUBJECTS)), ("damage", study.damages, list(READERS))]
     if study.every_write:
-        written = [name for name in SUBJECTS if name != "comparison"]
+        written = [name for name in SUBJECTS if name not in ("the whole way", "comparison")]
         units.insert(1, ("writes", SHARES * len(written), written))
     for kind, count, names in units:
         for number in range(count):
