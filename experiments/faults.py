@@ -9,8 +9,8 @@ and metric must equal, bit by bit, that of a run that was not killed; measured s
 run states are saved after every step instead of every minute.
 
 Every write: a kill before a write leaves the folder as it then is, so the folder of one run is copied before each of
-its writes, and the command goes on from every copy. Left to the kills: the whole way, which does what search and retrain
-do, and the comparison with its thousand writes.
+its writes, and the command goes on from every copy. Left to the kills: the whole way, which does what search and
+retrain do, and the comparison with its thousand writes.
 
 Damages: one file of a finished run is damaged, one command that reads it is run. It must end with the lines `error` and
 `remedy` and exit code 2, or with what it gives without the damage.
