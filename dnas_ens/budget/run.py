@@ -393,6 +393,11 @@ def spend_budget(
         scalars = {"val_nll": done.loss, "val_nll_alone": done.alone, "members": float(len(done.members))}
         run.metrics.log(scalars, step=done.unit.number, epoch=done.unit.number, phase="budget")
 
+    # A process may have been killed between a unit and its line.
+    logged = {line["step"] for line in run.metrics.read("budget")}
+    for done in spending.history:
+        if done.unit.number not in logged:
+            log(done)
     try:
         return spending.run(log)
     except KeyboardInterrupt as interrupt:

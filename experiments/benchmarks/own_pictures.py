@@ -5,7 +5,7 @@
 300 photos of three classes and 60 new ones are made of the JPEG files of a data set on this machine, enlarged to sides
 of 64 to 500 pixels, so that there is as much to read and decode as of photos; how well they are classified says nothing
 about photos. The server is the guide's, on loopback: what it answers must be what ``predict`` wrote. Writes
-experiments/results/own-pictures.md. Ten minutes on two CPU cores; needs `pip install fastapi uvicorn` and the extra
+experiments/results/own-pictures.md. Five minutes on two CPU cores; needs `pip install fastapi uvicorn` and the extra
 onnx.
 """
 
@@ -47,8 +47,7 @@ COMMANDS = (
     "python -m dnas_ens.predict R new --output all.csv",
     "python -m dnas_ens.predict R new --cascade --output cascade.csv",
     "python -m dnas_ens.export R --output ours.onnx",
-    "python -m dnas_ens.distil R",
-    "python -m dnas_ens --data photos --budget 2m --run-dir B",
+    "python -m dnas_ens --data photos --budget 1m --run-dir B",
 )
 
 
@@ -144,7 +143,7 @@ def main(argv: list[str]) -> None:
         right = sum(Path(row["path"]).name.startswith(row["label"]) for row in rows) / len(rows)
         results = {name: read_json(folder / name / "results.json")[-1] for name in ("R", "B")}
         megabytes_of_graph = (folder / "ours.onnx").stat().st_size / 2**20
-        size = read_json(folder / "R/ensemble.json")["preprocessing"]["image_size"]
+        size = read_json(folder / "R/ensemble.json")["image_size"]
     text = (
         "# What does a folder of 300 photos take?\n\n"
         + provenance(environment(["python", "experiments/benchmarks/own_pictures.py", *argv]), hardware="no GPU")

@@ -381,7 +381,13 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, mon
     assert row["train_seconds"] == pytest.approx(sum(costs), rel=0.01)
     following = shlex.split(re.search(r"next, to spend more: (.*)", out)[1])
     assert following[-5:] == ["--budget-epochs", "24", "--run-dir", "runs/001-digits", "--resume"]
+    # As a process leaves it that was killed between a unit and its line.
+    lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"budget"' in line]
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines[:-1]))
     assert run_main(whole_way.main, following[3:]) == 0
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    done = json.loads((folder / "budget.json").read_text())["done"]
+    assert [line["val_nll"] for line in logged if line["phase"] == "budget"] == [unit["loss"] for unit in done]
     assert 12 < json.loads((folder / "budget.json").read_text())["spent"] <= 24
     # It is an ensemble like any other.
     assert run_main(evaluate.main, ["runs/001-digits"]) == 0
