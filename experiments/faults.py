@@ -344,7 +344,9 @@ def _before_writes(name: str) -> Path:
 def writes_one(name: str, share: int) -> Record:
     """Go on from the states before the writes of one of `SHARES` shares; return what did not end as it must."""
     wrong, tried = [], 0
-    for place in sorted(_before_writes(name).glob("[0-9]*"), key=lambda path: int(path.name))[share::SHARES]:
+    for place in sorted(_before_writes(name).glob("[0-9]*"), key=lambda path: int(path.name)):
+        if int(place.name) % SHARES != share:
+            continue
         outcome, tried = _gone_on(name, place), tried + 1
         if outcome["code"] or outcome["different"] or outcome["left"]:
             wrong.append({"write": int(place.name), **outcome})

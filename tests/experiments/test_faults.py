@@ -7,7 +7,11 @@ import fuzzing
 import numpy as np
 import pytest
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"),
+    # A state that was being written is passed over, as it must be.
+    pytest.mark.filterwarnings("ignore:Checkpoint .* is passed over:RuntimeWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,15 @@ def test_a_command_goes_on_from_before_a_write(monkeypatch):
     monkeypatch.setattr(faults, "SHARES", 60)
     record = faults.writes_one("retrain", 40)
     assert (record["tried"], record["wrong"]) == (1, [])
+    # Shares of one process are those of several: every write belongs to one of them, whichever was tried before.
+    there = {int(path.name) for path in faults._before_writes("retrain").glob("[0-9]*")}
+    assert there == set(range(1, faults.straight("retrain")[1] + 1)) - {40}
+    tried = []
+    monkeypatch.setattr(faults, "_gone_on", lambda name, place: tried.append(int(place.name)) or {"code": 1})
+    monkeypatch.setattr(faults, "SHARES", 3)
+    for share in range(3):
+        faults.writes_one("retrain", share)
+    assert sorted(tried) == sorted(there)
 
 
 def test_a_run_that_ends_otherwise_is_seen(trained, tmp_path, monkeypatch):
