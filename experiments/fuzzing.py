@@ -287,7 +287,7 @@ def fuzz(name: str, folder: Path, *, seconds: int) -> None:
             outcomes["read"] += 1
         except UserError:
             outcomes["told"] += 1
-        except Exception as error:
+        except Exception as error:  # what is looked for: anything that is not told
             outcomes["a crash"] += 1
             place = traceback.extract_tb(error.__traceback__)[-1]
             key = f"{type(error).__name__} in {Path(place.filename).name}: {place.name}"

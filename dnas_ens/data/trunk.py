@@ -22,8 +22,8 @@ from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors, save_tensors
 
-#: Side of the pictures that torchvision's networks were trained on, and mean and deviation of their pixels.
-PICTURE_SIZE = 224
+#: Side of the pictures that torchvision's networks were trained on, the largest one, and their mean and deviation.
+PICTURE_SIZE, _LARGEST = 224, 2048
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Pictures that go through the stages at once, and those that the range of a channel is measured on.
 _BATCH, _MEASURED = 32, 256
@@ -56,10 +56,11 @@ class Trunk(nn.Module):
         self, name: str, *, stride: int = 16, image_size: int = PICTURE_SIZE, whole: nn.Module | None = None
     ) -> None:
         super().__init__()
-        if stride < 1 or image_size < stride:
+        # The size may come from a file, and memory is taken for it below.
+        if not 1 <= stride <= image_size <= _LARGEST:
             raise UserError(
                 f"A trunk of stride {stride} has no map of pictures of {image_size} pixels.",
-                "Give --trunk-stride from 1 up, and no more than --image-size.",
+                f"Give --trunk-stride from 1 up, no more than --image-size, and that up to {_LARGEST}.",
             )
         self.name, self.stride, self.image_size = name, stride, image_size
         self.stages, self.num_channels, self.map_size = _first_stages(

@@ -146,6 +146,7 @@ def test_the_trunk_is_part_of_the_exported_graph(on_trunk, ensemble, tmp_path):
         ("ensemble.json", {"trunk": {"name": "resnet18", "stride": 16, "image_size": "big"}}, "malformed: trunk"),
         ("ensemble.json", {"trunk": {"name": "resnet99", "stride": 16, "image_size": 64}}, "no classifier 'resnet99'"),
         ("ensemble.json", {"trunk": {"name": "resnet18", "stride": 8, "image_size": 64}}, "does not hold the trunk"),
+        ("ensemble.json", {"trunk": {"name": "resnet18", "stride": 16, "image_size": 10**9}}, "no map of pictures"),
         ("ensemble.json", {"trunk_sha256": "0" * 64}, "not the file"),
     ],
 )
