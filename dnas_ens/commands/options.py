@@ -191,7 +191,8 @@ def load_configured_data(config: DataConfig) -> ImageData:
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:
     """Name the folders of the data so that they are found from any directory; names of data sets stay."""
-    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.large import default_data_root
+    from dnas_ens.data.loading import find_folder
     from dnas_ens.data.names import SOURCE_NAMES
 
     data, root = config.data.data, config.data.data_root
@@ -213,7 +214,8 @@ def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
     Raises:
         UserError: If the images are not where they were, or images, labels or splits have changed since.
     """
-    from dnas_ens.data.loading import default_data_root, find_folder
+    from dnas_ens.data.large import default_data_root
+    from dnas_ens.data.loading import find_folder
     from dnas_ens.data.names import SOURCE_NAMES
 
     config = override(DataConfig(), run.section("search").get("data", {}))

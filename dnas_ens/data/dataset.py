@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dnas_ens.data.large import gathered
 from dnas_ens.data.splits import draw_limited, halve
 from dnas_ens.errors import UserError
 
@@ -80,7 +81,7 @@ class Split:
         if wanted.dtype == torch.bool:
             raise UserError("A subset was asked for by a mask.", "Give indices, such as mask.nonzero()[:, 0].")
         wanted = wanted.to(device=self.labels.device, dtype=torch.int64)
-        return Split(self.images[wanted], self.labels[wanted])
+        return Split(gathered(self.images, wanted), self.labels[wanted])
 
     def drawn(self, num_images: int | None = None) -> Split:
         """At most `num_images` images (None: all) in random order, the same ones at every call.
@@ -124,7 +125,8 @@ def measure_normalisation(images: torch.Tensor) -> tuple[tuple[float, ...], tupl
         raise UserError("There are no training images to measure.", "Give the train split some images.")
     total = torch.zeros(images.shape[1], dtype=torch.int64)
     total_of_squares = torch.zeros_like(total)
-    for chunk in images.split(1024):
+    # A value takes twenty bytes on the way.
+    for chunk in images.split(max(1, 2**18 // images[0].numel())):
         values = chunk.to(torch.int32)
         total += values.sum(dim=(0, 2, 3)).cpu()
         total_of_squares += values.square().sum(dim=(0, 2, 3)).cpu()

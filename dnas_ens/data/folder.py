@@ -103,9 +103,10 @@ def load_folder(
     side = image_size
     if side is None:
         side = common_side([size for size in sizes if size is not None] or [(1, 1)])
-    decoded = DecodedPictures(cache, root, image_size=side)
-    pictures, readable, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images, decoded=decoded)
-    decoded.keep([paths[index] for index in readable], pictures)
+    with DecodedPictures(cache, root, paths, image_size=side) as decoded:
+        pictures, skipped = _decode_all(paths, image_size=side, skip_bad_images=skip_bad_images, decoded=decoded)
+        decoded.keep(pictures)
+    readable = list(pictures)
     kept_labels = np.asarray(labels, dtype=np.int64)[readable]
     kept_parts = np.asarray(part_of)[readable]
     counts = {}
@@ -116,7 +117,7 @@ def load_folder(
     if image_size is None:
         tell_sizes([size for index in readable if (size := sizes[index]) is not None], side)
     read = tuple(paths[index] for index in readable)
-    arrays, deep_bits = with_one_scale(pictures, read)
+    arrays, deep_bits = with_one_scale(list(pictures.values()), read)
     return LabelledImages(
         name=root.resolve().name,
         classes=tuple(classes),
@@ -329,13 +330,18 @@ def _size_of(path: str) -> tuple[int, int] | None:
 
 def _decode_all(
     paths: list[str], *, image_size: int, skip_bad_images: bool, decoded: DecodedPictures
-) -> tuple[list[Picture], list[int], list[str]]:
-    """Decode in threads; the pictures, the indices of their paths, and the paths left out."""
+) -> tuple[dict[int, Picture], list[str]]:
+    """Decode in threads; the pictures by the indices of their paths, and the paths left out."""
 
-    def decode_some(some: list[str]) -> list[Picture | Exception]:
-        return [decoded.find(path) or decode_or_error(path, image_size=image_size) for path in some]
+    def picture_of(number: int) -> Picture | Exception:
+        known = decoded.find(number)
+        found = known or decode_or_error(paths[number], image_size=image_size)
+        return decoded.hold(number, found) if known is None and isinstance(found, Picture) else found
 
-    chunks = [paths[start : start + _FILES_AT_A_TIME] for start in range(0, len(paths), _FILES_AT_A_TIME)]
+    def decode_some(numbers: range) -> list[Picture | Exception]:
+        return [picture_of(number) for number in numbers]
+
+    chunks = [range(len(paths))[start : start + _FILES_AT_A_TIME] for start in range(0, len(paths), _FILES_AT_A_TIME)]
     results: list[Picture | Exception] = []
     with tqdm(total=len(paths), desc="reading images", unit="image", disable=None, leave=False) as bar:
         for some in in_threads(decode_some, chunks):
@@ -353,7 +359,7 @@ def _decode_all(
                 remedy = "Repair or delete them."
             raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
-    return list(good.values()), list(good), list(bad)
+    return good, list(bad)
 
 
 def _name_some(names: list[str]) -> str:

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from dnas_ens.data.large import room_for
 from dnas_ens.errors import UserError
 
 PixelArray = NDArray[np.uint8]
@@ -342,7 +343,7 @@ def stack(arrays: Sequence[PixelArray], *, image_size: int) -> PixelArray:
     if any(array.shape[:2] != square for array in arrays):
         arrays = list(in_threads(resized, arrays))
     num_channels = 3 if any(array.ndim == 3 for array in arrays) else 1
-    stacked = np.empty((len(arrays), num_channels, *square), dtype=np.uint8)
+    stacked: PixelArray = room_for(len(arrays), num_channels, *square).numpy()
     for index, array in enumerate(arrays):
         stacked[index] = _as_planes(array, num_channels=num_channels)
     return stacked

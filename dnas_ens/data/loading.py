@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.data.folder import load_folder
 from dnas_ens.data.images import LabelledImages, PixelArray
+from dnas_ens.data.large import default_data_root
 from dnas_ens.data.names import SOURCE_NAMES
 from dnas_ens.data.sources import load_source
 from dnas_ens.data.splits import choose_splits, draw_limited
@@ -142,12 +143,6 @@ def load_data(
             folder = find_folder(data, data_root=root)
             source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images, cache=root / "decoded")
     return _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
-
-
-def default_data_root() -> Path:
-    """$DNAS_ENS_DATA if it is set and not empty, otherwise ~/.cache/dnas_ens/data."""
-    given = os.environ.get("DNAS_ENS_DATA")
-    return Path(given).expanduser() if given else Path.home() / ".cache" / "dnas_ens" / "data"
 
 
 def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:

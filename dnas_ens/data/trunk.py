@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.large import read_mapped
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import load_tensors, save_tensors
+from dnas_ens.run.files import load_tensors, load_tensors_and_text, save_tensors, sha256, write_atomic
 
 #: Side of the pictures that torchvision's networks were trained on, the largest one, and their mean and deviation.
 PICTURE_SIZE, _LARGEST = 224, 2048
@@ -29,6 +30,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _BATCH, _MEASURED = 32, 256
 #: Share of a channel's values that may lie above its range, and below.
 _BEYOND = 5e-4
+_DIGEST = "maps_sha256"
 
 
 class Trunk(nn.Module):
@@ -147,37 +149,28 @@ class Trunk(nn.Module):
         return {"name": self.name, "stride": self.stride, "image_size": self.image_size}
 
 
-def stand_on(data: ImageData, trunk: Trunk, *, cache: Path | None = None) -> ImageData:
+def stand_on(data: ImageData, trunk: Trunk, *, cache: Path) -> ImageData:
     """Put the maps of a trunk in the place of the pictures.
 
     Args:
         data: Pictures of the trunk's size.
         trunk: Its ranges are measured on training pictures here.
-        cache: Folder to keep the maps in, so that the next command computes none; None to keep nothing.
+        cache: Folder for the maps, which are read from there and never changed; the next command computes none.
 
     Returns:
         The same splits; mean and deviation are those of the maps, and the fingerprint that of pictures and weights.
     """
     name = hashlib.sha256(f"{data.fingerprint} {trunk.digest()}".encode()).hexdigest()
-    file = None if cache is None else cache / f"{name[:32]}.safetensors"
-    if file is not None and file.exists():
-        kept = load_tensors(file)
-        trunk.low.copy_(kept["low"])
-        trunk.high.copy_(kept["high"])
-    else:
+    parts = data.named_splits()
+    file = cache / f"{name[:32]}.maps"
+    if not _ranges_of(file, trunk):
         trunk.measure(data.train.drawn(_MEASURED).images)
-        kept = {"low": trunk.low, "high": trunk.high}
-        total = sum(len(split) for split in data.named_splits().values())
-        with tqdm(total=total, desc=trunk.name, unit="image", file=sys.stderr, disable=None, leave=False) as bar:
-            for key, split in data.named_splits().items():
-                parts = []
-                for part in trunk.maps(split.images):
-                    parts.append(part)
-                    bar.update(len(part))
-                kept[key] = torch.cat(parts)
-        if file is not None:
-            save_tensors(file, kept)
-    splits = {key: Split(kept[key], split.labels) for key, split in data.named_splits().items()}
+        write_atomic(file, _computed(trunk, list(parts.values())))
+        ranges = {"low": trunk.low, "high": trunk.high}
+        save_tensors(file.with_suffix(".safetensors"), ranges, metadata={_DIGEST: sha256(file)})
+    counts = [len(split) for split in parts.values()]
+    maps = read_mapped(file, sum(counts), trunk.num_channels, trunk.map_size, trunk.map_size).split(counts)
+    splits = {key: Split(of_split, parts[key].labels) for key, of_split in zip(parts, maps, strict=True)}
     found = ImageData.from_splits(
         data.name,
         data.classes,
@@ -191,6 +184,29 @@ def stand_on(data: ImageData, trunk: Trunk, *, cache: Path | None = None) -> Ima
     )
     # Not of the maps, in which rounding may differ from machine to machine.
     return replace(found, fingerprint=name)
+
+
+def _ranges_of(maps: Path, trunk: Trunk) -> bool:
+    """Give a trunk the ranges of maps that were computed before; False where there are none, or they are damaged."""
+    try:
+        kept, text = load_tensors_and_text(maps.with_suffix(".safetensors"))
+        if not maps.is_file() or text.get(_DIGEST) != sha256(maps):
+            return False
+    except UserError:
+        return False
+    trunk.low.copy_(kept["low"])
+    trunk.high.copy_(kept["high"])
+    return True
+
+
+def _computed(trunk: Trunk, splits: Sequence[Split]) -> Iterator[bytes]:
+    """Yield the maps of splits, batch by batch."""
+    total = sum(map(len, splits))
+    with tqdm(total=total, desc=trunk.name, unit="image", file=sys.stderr, disable=None, leave=False) as bar:
+        for split in splits:
+            for maps in trunk.maps(split.images):
+                yield maps.numpy().tobytes()
+                bar.update(len(maps))
 
 
 def _build(name: str) -> nn.Module:

@@ -34,7 +34,7 @@ from timing import RESULTS, parse_benchmark
 from dnas_ens.commands.parse import run_main
 from dnas_ens.compare.report import markdown_table, provenance, write_results
 from dnas_ens.config import require
-from dnas_ens.data.loading import default_data_root
+from dnas_ens.data.large import default_data_root
 from dnas_ens.run.files import read_json
 from dnas_ens.run.machine import environment
 

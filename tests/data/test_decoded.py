@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -64,16 +66,39 @@ def test_pictures_are_decoded_once_and_again_where_a_file_has_changed(photos, tm
     assert not counted
 
 
-def test_a_damaged_file_of_them_is_not_used(photos, tmp_path, counted):
+def test_what_is_damaged_is_decoded_again(photos, tmp_path, counted):
     root = tmp_path / "root"
     first = load_data(photos, data_root=root)
-    (file,) = (root / "decoded").iterdir()
-    content = bytearray(file.read_bytes())
-    content[-5] ^= 1
-    file.write_bytes(content)
+    index, pixels = sorted((root / "decoded").iterdir())
+    # Every picture has a place of the size of a coloured one.
+    content = bytearray(pixels.read_bytes())
+    assert len(content) == 17 * 3 * 16 * 16
+    content[2 * 3 * 16 * 16] ^= 1
+    pixels.write_bytes(content)
     counted.clear()
     assert same(load_data(photos, data_root=root), first)
-    assert len(counted) == 17
+    assert counted == ["a/2.png"]
+    counted.clear()
+    assert same(load_data(photos, data_root=root), first)
+    assert not counted
+    for file, damaged in ((pixels, b""), (pixels, content[:100]), (index, b"{"), (index, b"[]")):
+        file.write_bytes(damaged)
+        counted.clear()
+        assert same(load_data(photos, data_root=root), first)
+        assert len(counted) == 17
+
+
+def test_what_a_full_disk_does_not_hold_is_held_in_memory(photos, tmp_path, counted, monkeypatch):
+    first = load_data(photos, data_root=tmp_path / "other")
+    write, written = os.pwrite, []
+
+    def full(file, data, place):
+        written.append(place)
+        return write(file, data, place) if len(written) < 5 else 7
+
+    monkeypatch.setattr(os, "pwrite", full)
+    assert same(load_data(photos, data_root=tmp_path / "root"), first)
+    assert not any((tmp_path / "root/decoded").iterdir())
 
 
 def test_nothing_is_kept_of_what_is_read_quickly_or_cannot_be_written(photos, tmp_path, counted, monkeypatch):
@@ -81,4 +106,4 @@ def test_nothing_is_kept_of_what_is_read_quickly_or_cannot_be_written(photos, tm
     load_data(photos, data_root=tmp_path / "a file")
     monkeypatch.setattr(decoded, "LEAST_SECONDS", 60.0)
     load_data(photos, data_root=tmp_path / "root")
-    assert not (tmp_path / "root").exists()
+    assert not any(path.is_file() for path in (tmp_path / "root").rglob("*"))

@@ -211,7 +211,7 @@ def test_ranges_are_of_training_pictures_alone(weights, photos, tmp_path):
     black = pictures.test.images * 0
     changed = replace(pictures, test=type(pictures.test)(black, pictures.test.labels))
     one, other = (Trunk.pretrained(f"resnet18:{weights[0]}", image_size=SIZE) for _ in range(2))
-    first, second = stand_on(pictures, one), stand_on(changed, other)
+    first, second = stand_on(pictures, one, cache=tmp_path / "1"), stand_on(changed, other, cache=tmp_path / "2")
     assert torch.equal(one.high, other.high)
     assert torch.equal(first.train.images, second.train.images)
     assert not torch.equal(first.test.images, second.test.images)
