@@ -477,8 +477,9 @@ class Ensemble(nn.Module):
         overwrite: bool = False,
         numbers: Sequence[int] | None = None,
         num_trained: int | None = None,
+        notes: str | None = None,
     ) -> None:
-        """Write ensemble.json and one safetensors file a member; every file is replaced as a whole.
+        """Write ensemble.json, one safetensors file a member and MODEL_CARD.md; every file is replaced as a whole.
 
         ensemble.json comes last: a folder without it was interrupted and does not load.
 
@@ -488,6 +489,7 @@ class Ensemble(nn.Module):
             numbers: Names of the members' folders under members/; default: 0 to M - 1.
             num_trained: Networks trained for the ensemble, in folders from 0 on, of which the members were chosen;
                 what the others cost counts. Default: the members alone.
+            notes: Markdown for the model card: where the images are from, what was measured, what it is not for.
 
         Raises:
             UserError: The folder holds an ensemble already, or the disk is full or cannot be written.
@@ -500,14 +502,15 @@ class Ensemble(nn.Module):
             preprocessing=self.preprocessing,
             outputs=self.outputs,
         )
-        write_ensemble(Path(folder), stored, overwrite=overwrite, numbers=numbers, num_trained=num_trained)
+        write_ensemble(Path(folder), stored, overwrite=overwrite, numbers=numbers, num_trained=num_trained, notes=notes)
 
     @classmethod
     def load(cls, folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
         """Rebuild a saved ensemble, or the one of a run folder, on the CPU and in evaluation mode.
 
         Args:
-            folder: What `save` wrote, or a run folder.
+            folder: What `save` wrote, a run folder, or where there is no such folder the name of an ensemble that comes
+                with the package: "fashion-mnist".
             members: Fresh modules to fill, in order: one for every member, or one for every member of the
                 kind "external", which only its owner can build.
 
@@ -518,7 +521,7 @@ class Ensemble(nn.Module):
             UserError: ensemble.json is missing or malformed; a member's file is outside the folder, is missing or
                 damaged, or does not fit its member; or modules are missing.
         """
-        stored = read_ensemble(Path(folder), members=members)
+        stored = read_ensemble(folder, members=members)
         return cls(
             stored.members,
             weights=stored.weights,
@@ -530,7 +533,7 @@ class Ensemble(nn.Module):
 
 
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
-    """Load the ensemble of a run folder, or one that `Ensemble.save` wrote; see `Ensemble.load`."""
+    """Load the ensemble of a run folder, one that `Ensemble.save` wrote, or "fashion-mnist"; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
 
 

@@ -1,4 +1,4 @@
-"""An ensemble's folder: ensemble.json, and one safetensors file a member with its SHA-256.
+"""An ensemble's folder: ensemble.json, one safetensors file a member with its SHA-256, and a model card.
 
 File names may not lead outside the folder, and a file other than the saved one is refused. A file holds the plain
 module, whatever wraps it (torch.compile, DataParallel, a running average), and fills a wrapped or a plain one.
@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from dnas_ens.ensembles.card import CARD, EXTERNAL, model_card
 from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
-from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, write_json
+from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, write_atomic, write_json
 from dnas_ens.training.prediction import Outputs
 
 MANIFEST, TRUNK = "ensemble.json", "trunk.safetensors"
-#: The kind of a member that only its owner can build, such as a torchvision network.
-EXTERNAL = {"kind": "external"}
+#: Ensembles that come with the package, by the names of their folders.
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,14 @@ def write_ensemble(
     overwrite: bool,
     numbers: Sequence[int] | None = None,
     num_trained: int | None = None,
+    notes: str | None = None,
 ) -> None:
-    """Write ensemble.json and one safetensors file a member; see `Ensemble.save`.
+    """Write ensemble.json, one safetensors file a member and the card; see `Ensemble.save`.
 
     Args:
         numbers: Names of the members' folders under members/; None for 0 to M - 1.
         num_trained: Networks that were trained for the ensemble, from which the members were chosen; None for M.
+        notes: See `dnas_ens.ensembles.card.model_card`.
     """
     manifest = folder / MANIFEST
     if manifest.exists() and not overwrite:
@@ -77,6 +80,8 @@ def write_ensemble(
     if stored.preprocessing is not None and stored.preprocessing.trunk is not None:
         save_tensors(folder / TRUNK, stored.preprocessing.trunk.state_dict())
         trunk = {"trunk_sha256": sha256(folder / TRUNK)}
+    card = model_card(stored, entries, notes=notes)
+    write_atomic(folder / CARD, card.encode())
     # Last: a folder without it was interrupted and does not load.
     write_json(
         manifest,
@@ -101,8 +106,20 @@ def trained_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     return members, [path for path in trained if path not in members]
 
 
-def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:
+def pretrained_names() -> list[str]:
+    """Return the names of the ensembles that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def ensemble_folder(given: str | Path) -> Path:
+    """Return a folder, or that of an ensemble of this name that comes with the package, where there is none here."""
+    folder = Path(given)
+    return PRETRAINED / folder if not folder.exists() and str(given) in pretrained_names() else folder
+
+
+def read_ensemble(given: str | Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:
     """Check a folder, build its members and fill them; see `Ensemble.load`."""
+    folder = ensemble_folder(given)
     manifest = _read_manifest(folder)
     paths = [_member_file(folder, entry) for entry in manifest["members"]]
     modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
@@ -206,7 +223,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{folder} holds no ensemble: there is no {MANIFEST}.",
-            "Name a folder that an ensemble was saved in, or a run folder whose members are trained.",
+            "Name a folder that an ensemble was saved in, a run folder whose members are trained, or one of those that "
+            f"come with the package: {', '.join(pretrained_names())}.",
         )
     manifest = read_json(path)
     # Earlier versions wrote no outputs.

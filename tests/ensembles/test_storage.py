@@ -50,6 +50,33 @@ def test_own_members_are_rebuilt(weights, tmp_path, own_network):
     assert torch.equal(load(tmp_path)(IMAGES), Ensemble(ensemble.members).eval()(IMAGES))
 
 
+def test_the_card_says_what_is_in_the_folder(tmp_path, small_network, own_network):
+    from dnas_ens.ensembles.preprocessing import Preprocessing
+
+    grey = Preprocessing(image_size=8, num_channels=1, mean=(0.5,), std=(0.2,))
+    members = [own_network(0), own_network(1)]
+    ensemble = Ensemble(members, weights=[3, 1], temperature=1.25, classes=["cat", "dog"], preprocessing=grey)
+    ensemble.save(tmp_path / "own", notes="## Data\n\nPictures of our own cat.")
+    card = (tmp_path / "own/MODEL_CARD.md").read_text()
+    for said in (
+        "2 networks",
+        "short side becomes 8 pixels",
+        "grey",
+        "2 classes (cat, dog)",
+        "T = 1.25",
+        "## Data\n\nPictures of our own cat.",
+        "`members/0/model.safetensors` | Network | ",
+        "| 0.750 |",
+        str(members[0].genotype),
+        'de.load("FOLDER")\n',
+    ):
+        assert said in card
+    Ensemble([small_network(), own_network(0)]).save(tmp_path / "mixed")
+    card = (tmp_path / "mixed/MODEL_CARD.md").read_text()
+    assert "members=[...])  # fresh ones for your 1 own" in card
+    assert "no names here" in card
+
+
 def test_own_and_external_members_together_with_what_they_return(tmp_path, small_network, own_network):
     def with_softmax():
         return nn.Sequential(small_network(), nn.Softmax(1))
