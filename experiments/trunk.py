@@ -217,7 +217,7 @@ def _seconds_of_an_epoch(study: Study, data: ImageData) -> float:
 
 def _with_new_head(study: Study, *, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    network = resnet18(num_classes=len(TASK))
+    network: nn.Module = resnet18(num_classes=len(TASK))
     kept = {name: value for name, value in load_tensors(study.weights).items() if not name.startswith("fc.")}
     network.load_state_dict(kept, strict=False)
     return network

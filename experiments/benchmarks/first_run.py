@@ -3,13 +3,12 @@
     python experiments/benchmarks/first_run.py
 
 One run in a fresh folder, as the README types it, searches, retrains and evaluates on digits; there is no other side
-to time beside it. Writes experiments/results/first-run.md and a line to first-run.jsonl. As long as the
-run itself: two minutes on two CPU cores.
+to time beside it. More are with other seeds of search and training. Writes experiments/results/first-run.md and a line
+a run to first-run.jsonl. A run takes a minute on two CPU cores.
 """
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -22,6 +21,9 @@ from typing import Any
 from timing import RESULTS, parse_benchmark
 
 from dnas_ens.commands.parse import run_main
+from dnas_ens.compare.records import append_line, read_lines
+from dnas_ens.compare.study import require_positive
+from dnas_ens.metrics.significance import mean_and_deviation
 from dnas_ens.run.files import read_json, with_ending, write_atomic
 from dnas_ens.run.machine import environment
 
@@ -32,13 +34,16 @@ class FirstRun:
 
     config: Path | None = None
     """Configuration file of the run; default: none, as in the README."""
+    seeds: int = 1
+    """Runs, with the seeds from 0 on."""
     output: Path = RESULTS / "first-run"
     """Where OUTPUT.md and OUTPUT.jsonl go."""
 
 
-def measure(config: Path | None) -> dict[str, Any]:
+def measure(config: Path | None, seed: int) -> dict[str, Any]:
     """Run once in a folder of its own and return its cost and its results."""
     options = [] if config is None else ["--config", str(config.resolve())]
+    options += ["--seed", str(seed), "--retrain.seed", str(seed)] if seed else []
     command = [sys.executable, "-m", "dnas_ens", *options]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -49,6 +54,7 @@ def measure(config: Path | None) -> dict[str, Any]:
         ensemble = read_json(run / "results.json")[-1]
     return {
         "command": "python -m dnas_ens" + ("" if config is None else f" --config {config.name}"),
+        "seed": seed,
         "wall_seconds": wall,
         "cpu_seconds": used.ru_utime + used.ru_stime,
         # Of the largest process: members trained side by side are processes of their own.
@@ -59,12 +65,30 @@ def measure(config: Path | None) -> dict[str, Any]:
     }
 
 
+def over_seeds(lines: list[dict[str, Any]]) -> str:
+    """Return mean ± standard deviation over the seeds of the latest revision, where there are several."""
+    latest = lines[-1]["environment"]["git_revision"]
+    same = {line.get("seed", 0): line for line in lines if line["environment"].get("git_revision") == latest}
+    if len(same) < 2:
+        return ""
+    told = {
+        name: mean_and_deviation([factor * line[field] for line in same.values()], digits=digits)
+        for name, field, factor, digits in (
+            ("wall seconds", "wall_seconds", 1, 0),
+            ("accuracy, %,", "accuracy", 100, 2),
+            ("calibrated NLL", "calibrated_nll", 1, 4),
+        )
+    }
+    return f"\nOver the {len(same)} seeds of the last revision: {', '.join(f'{k} {v}' for k, v in told.items())}.\n"
+
+
 def table(lines: list[dict[str, Any]]) -> str:
     """Return all lines as Markdown, the latest last."""
     rows = [
         f"| {line['environment']['time'][:10]} "
         f"| {line['environment']['cpu']}, {line['environment']['num_cpus']} cores "
-        f"| {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} | {line['peak_memory_mib']:,.0f} | "
+        f"| {line.get('seed', 0)} | {line['wall_seconds']:.0f} | {line['cpu_seconds']:.0f} "
+        f"| {line['peak_memory_mib']:,.0f} | "
         f"{100 * line['accuracy']:.2f} | {line['nll']:.4f} | {line['calibrated_nll']:.4f} |\n"
         for line in lines
     ]
@@ -72,8 +96,8 @@ def table(lines: list[dict[str, Any]]) -> str:
         "# The first run\n\n"
         f"`{lines[-1]['command']}`, once each; figures of the ensemble on test. Peak memory is that of the largest "
         "process. Versions and revisions are in first-run.jsonl.\n\n"
-        "| date | where | wall s | CPU s | peak MiB | accuracy % | NLL | calibrated NLL |\n"
-        "|:--|:--|--:|--:|--:|--:|--:|--:|\n" + "".join(rows)
+        "| date | where | seed | wall s | CPU s | peak MiB | accuracy % | NLL | calibrated NLL |\n"
+        "|:--|:--|--:|--:|--:|--:|--:|--:|--:|\n" + "".join(rows) + over_seeds(lines)
     )
 
 
@@ -81,13 +105,12 @@ def main(argv: list[str]) -> None:
     """Run the benchmark."""
     options = parse_benchmark("first_run", __doc__, FirstRun(), argv)
     command = ["python", "experiments/benchmarks/first_run.py", *argv]
-    line = {**measure(options.config), "environment": environment(command)}
+    require_positive(options, "seeds")
     lines_file = with_ending(options.output, ".jsonl")
-    before = lines_file.read_text() if lines_file.exists() else ""
-    text = before + json.dumps(line) + "\n"
-    lines = [json.loads(entry) for entry in text.splitlines()]
-    same = [entry for entry in lines if entry["command"] == line["command"]]
-    write_atomic(lines_file, text.encode())
+    for seed in range(options.seeds):
+        append_line(lines_file, {**measure(options.config, seed), "environment": environment(command)})
+    lines = read_lines(lines_file)
+    same = [entry for entry in lines if entry["command"] == lines[-1]["command"]]
     write_atomic(with_ending(options.output, ".md"), table(same).encode())
     print(table(same), end="")
 

@@ -243,11 +243,16 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     of_another = earlier | {"command": "python -m dnas_ens"}
     file = output.with_suffix(".jsonl")
     file.write_text("".join(json.dumps(line) + "\n" for line in (earlier, of_another)))
-    printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json")
-    *before, line = read_lines(file)
+    printed, _ = benchmark("first_run", "--output", output, "--config", tmp_path / "tiny.json", "--seeds", 2)
+    *before, first, line = read_lines(file)
     assert before == [earlier, of_another]
+    assert (first["seed"], line["seed"]) == (0, 1)
+    accuracies = [100 * first["accuracy"], 100 * line["accuracy"]]
+    expected = f"accuracy, %, {statistics.mean(accuracies):.2f} ± {statistics.stdev(accuracies):.2f}"
+    assert "Over the 2 seeds of the last revision: wall seconds" in printed
+    assert expected in printed
     assert line["command"] == earlier["command"]
-    assert printed.count("| 2026-01-31 | Chip, 8 cores | 9 | 8 | 700 | 50.00 | 1.0000 | 0.9000 |") == 1
+    assert printed.count("| 2026-01-31 | Chip, 8 cores | 0 | 9 | 8 | 700 | 50.00 | 1.0000 | 0.9000 |") == 1
     assert line["wall_seconds"] > 0
     assert line["cpu_seconds"] > 0.5
     # The interpreter with PyTorch alone takes more than that.
