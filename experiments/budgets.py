@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -28,7 +29,7 @@ import torch
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.cells import StarCells
 from dnas_ens.budget.choice import best_set, cross_fitted_loss
-from dnas_ens.budget.run import Spending
+from dnas_ens.budget.run import FOUND, Spending
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.records import Record, Records
 from dnas_ens.compare.report import markdown_table, provenance
@@ -42,7 +43,7 @@ from dnas_ens.figures.style import CYCLE, MARKERS, font, new_figure, style_axis
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
 from dnas_ens.metrics.significance import mean_and_deviation
 from dnas_ens.nn.network import Network
-from dnas_ens.run.files import with_ending
+from dnas_ens.run.files import with_ending, write_json
 from dnas_ens.run.machine import environment
 from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype, random_genotype
@@ -265,11 +266,16 @@ def random_cells(bench: Bench, *, space: str = "efficient") -> list[Split]:
     return splits(bench, drawn(), choose=True, trainings=trainings)
 
 
+def found_by_star(seed: int, data: ImageData) -> Sequence[Genotype]:
+    """Return the cells that the star alone finds, its paths leaving a residual block; ours begins with them too."""
+    cells = StarCells(with_fields(search_preset("smoke"), seed=seed), data)
+    return cells.find()[len(cells.known) :]
+
+
 def star_cells(bench: Bench) -> list[Split]:
-    """Cells by the star alone, its paths leaving a residual block; no likelihood has been looked at."""
+    """Cells by the star alone; no likelihood has been looked at."""
     start = time.process_time()
-    cells = StarCells(with_fields(search_preset("smoke"), seed=bench.seed), bench.data)
-    genotypes = cells.find()[len(cells.known) :]
+    genotypes = found_by_star(bench.seed, bench.data)
     fixed = time.process_time() - start
     return splits(bench, itertools.cycle(genotypes), fixed=fixed, choose=True)
 
@@ -317,7 +323,8 @@ class Study:
     workers: int = 1
     """Units side by side, each on one CPU core."""
     output: Path = RESULTS / "budgets"
-    """Where tables, plots and figures go: OUTPUT-REGIME.md and .png, OUTPUT.jsonl."""
+    """Where tables, plots and figures go: OUTPUT-REGIME.md and .png, OUTPUT.jsonl; cells that were found in genotypes/
+    beside them."""
 
     def __post_init__(self) -> None:
         for name in self.regimes:
@@ -469,6 +476,15 @@ def page(study: Study, records: Records, regime: str) -> str:
     return text
 
 
+def write_genotypes(folder: Path, records: Records, regime: str) -> None:
+    """Write the cells that ours found with every seed, where it looks for some; `--genotypes` takes such a file."""
+    torch.set_num_threads(1)
+    for seed in [record["seed"] for record in records if (record["regime"], record["method"]) == (regime, OURS)]:
+        file = folder / f"{regime}-seed-{seed}.json"
+        if math.isfinite(FOUND[REGIMES[regime].augment]) and not file.exists():
+            write_json(file, [cell.to_dict() for cell in found_by_star(seed, REGIMES[regime].load(seed))])
+
+
 def plot(records: Records, regime: str, path: Path) -> None:
     """Draw the mean calibrated NLL of every method against the budget."""
     figure = new_figure(560, 340)
@@ -529,6 +545,7 @@ def main(argv: list[str]) -> None:
             "all it tried.\n\n" + page(study, records, regime)
         )
         write_study(output, text, figure=functools.partial(plot, records, regime))
+        write_genotypes(output.parent / "genotypes", records, regime)
 
 
 if __name__ == "__main__":

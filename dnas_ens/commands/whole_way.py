@@ -21,7 +21,8 @@ from dnas_ens.commands.options import (
 )
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import RetrainConfig, SearchConfig, require
-from dnas_ens.config.fields import to_dict
+from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.space.genotype import Genotype, load_genotypes
 from dnas_ens.space.search_space import stack_cell_types
 
 PROG = "python -m dnas_ens"
@@ -37,6 +38,9 @@ class WholeWayCommand(RunOptions):
     workers: int = 0
     """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
     stream of its own, 0 for one."""
+    genotypes: Path | None = None
+    """Train these architectures instead of searching: the genotypes.json of a run, whose members they are, or a JSON
+    list of genotypes."""
     budget: str | None = None
     """Spend a time such as 90s, 30m or 2h where val says that it pays: on a longer training, a further cycle, another
     network, another cell. An ensemble is there after each of them. Width and lengths of trainings are chosen too."""
@@ -48,6 +52,11 @@ class WholeWayCommand(RunOptions):
             self.budget is None or self.budget_epochs is None,
             "A budget of time and one of epochs were given.",
             "Give --budget or --budget-epochs.",
+        )
+        require(
+            self.genotypes is None or self.amount is None,
+            "Genotypes and a budget were given, which finds its own.",
+            "Give --genotypes or a budget.",
         )
         require(
             self.budget_epochs is None or self.budget_epochs > 0,
@@ -85,24 +94,29 @@ def main(argv: list[str]) -> None:
     from dnas_ens.report import write_report
     from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.cost import search_facts
+    from dnas_ens.search.result import SearchResult
     from dnas_ens.search.run import run_search
     from dnas_ens.training.members import train_members
 
     config, recipe, device = command.search, command.retrain, resolve_device(command.device)
+    given = None if command.genotypes is None else SearchResult.given(*_given(command.genotypes, config))
+    config = config if given is None else given.config
     require_operations(config.supernet.search_space.operations)
     data = load_configured_data(config.data)
     if command.dry_run and command.amount is not None:
         print_resolved(recipe, {"budget": command.amount.shown(0.0)})
         return
     if command.dry_run:
-        print_resolved(config, search_facts(config, recipe, data, device=device))
+        print_resolved(config, {} if given else search_facts(config, recipe, data, device=device))
         print_resolved(recipe, {"members": config.candidates.members})
         return
     typed = [*PROG.split(), *argv]
     with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
         run.record_config("retrain", to_dict(recipe), resume=command.resume)
         if command.amount is None:
-            result = run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
+            result = given or run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
+            if given:
+                run.write_json("genotypes.json", result.to_dict())
             train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
         else:
             spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)
@@ -116,6 +130,19 @@ def main(argv: list[str]) -> None:
         else:
             print(f"run folder: {run.path}")
             print(f"next, to spend more: {shlex.join(_with_twice_the_budget(typed, run.path, command))}")
+
+
+def _given(file: Path, config: SearchConfig) -> tuple[SearchConfig, list[Genotype]]:
+    """Return the genotypes of a file, and the configuration with as many members."""
+    found = load_genotypes(file)
+    for genotype in found:
+        require(
+            genotype.space == config.supernet.space,
+            f"{file} holds cells of the space {genotype.space}, and --space is {config.supernet.space}.",
+            f"Give --space {genotype.space}.",
+        )
+    pool_size = max(config.candidates.pool_size, len(found))
+    return with_fields(config, members=len(found), pool_size=pool_size), found
 
 
 def _with_twice_the_budget(typed: list[str], folder: Path, command: WholeWayCommand) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,13 @@ class SearchResult:
     temperature: float = 1.0
     report: dict[str, float] = field(default_factory=dict)
     execution: dict[str, str | bool] = field(default_factory=dict)
+
+    @classmethod
+    def given(cls, config: SearchConfig, genotypes: Sequence[Genotype]) -> SearchResult:
+        """Return members that no search has found here, the first of them as the base."""
+        base, *_ = genotypes
+        pool = [Candidate(genotype=each, shared_edges=each.shared_edges(base)) for each in genotypes]
+        return cls(config=config, base=base, candidates=pool, ranking=list(range(len(pool))))
 
     def _heading(self) -> str:
         return f"{len(self.selected)} members of {len(self.candidates)} candidates, regime {self.config.regime}"

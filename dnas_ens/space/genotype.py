@@ -267,9 +267,42 @@ def load_genotype(path: str | Path) -> Genotype:
     Raises:
         UserError: The file is missing, is neither, or holds no valid genotype.
     """
-    path = Path(path)
+    file, value = _read_any(Path(path))
+    if isinstance(value, dict) and "base" in value:
+        value = value["base"].get("genotype") if isinstance(value["base"], dict) else value["base"]
+    return _genotype_in(file, value)
+
+
+def load_genotypes(path: str | Path) -> list[Genotype]:
+    """Read the genotypes of an ensemble from JSON.
+
+    Args:
+        path: A file holding a list of genotypes, each in any form of `Genotype.from_dict`, or what `load_genotype`
+            takes; of a run the members are taken.
+
+    Raises:
+        UserError: As for `load_genotype`, or there is no genotype.
+    """
+    file, value = _read_any(Path(path))
+    if isinstance(value, dict) and "base" in value:
+        return ranked_genotypes(read_genotypes(file))
+    found = value if isinstance(value, list) else [value]
+    if not found:
+        raise UserError(f"{file} holds no genotype.", "Give it one or more, as a JSON list.")
+    return [_genotype_in(file, each) for each in found]
+
+
+def _genotype_in(file: Path, value: object) -> Genotype:
+    try:
+        return Genotype.from_dict(value)
+    except UserError as error:
+        raise UserError(f"In {file}: {error.cause}", error.remedy) from error
+
+
+def _read_any(path: Path) -> tuple[Path, Any]:
+    """Return the file that a path means and what it holds; see `load_genotype`."""
     file = path / "genotypes.json" if path.is_dir() else path
-    remedy = "Give the genotypes.json of a finished search, or a JSON file of one genotype."
+    remedy = "Give the genotypes.json of a finished search, or a JSON file of genotypes."
     try:
         text = file.read_text(encoding="utf-8")
         # JSON has no such call.
@@ -278,13 +311,7 @@ def load_genotype(path: str | Path) -> Genotype:
         raise UserError(f"Cannot read the genotype {file}: {error.strerror or error}.", remedy) from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"The genotype {file} is not JSON: {error}.", remedy) from error
-    value = verified(value, file)
-    if isinstance(value, dict) and "base" in value:
-        value = value["base"].get("genotype") if isinstance(value["base"], dict) else value["base"]
-    try:
-        return Genotype.from_dict(value)
-    except UserError as error:
-        raise UserError(f"In {file}: {error.cause}", error.remedy) from error
+    return file, verified(value, file)
 
 
 def read_genotypes(path: Path) -> dict[str, Any]:

@@ -363,6 +363,36 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     assert "parameters a member" in capsys.readouterr().out
 
 
+def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    recipe = "--limit-train 60 --retrain.channels 4 --retrain.num-cells 1 --retrain.epochs 1 --device cpu".split()
+    assert run_main(whole_way.main, [*recipe, "--genotypes", str(finished[0]), "--run-dir", "again"]) == 0
+    assert "next: python -m dnas_ens.compare again" in capsys.readouterr().out
+    searched, trained = (read_json(folder / "ensemble.json")["members"] for folder in (finished[0], Path("again")))
+    assert [m["spec"]["genotype"] for m in trained] == [m["spec"]["genotype"] for m in searched]
+    assert len(list(Path("again/members").iterdir())) == 3
+    # A list of genotypes, one of them twice; of another number of nodes than the settings have.
+    cell = read_json(finished[0] / "genotypes.json")["base"]["genotype"]
+    Path("cells.json").write_text(json.dumps([cell, cell]))
+    assert run_main(whole_way.main, [*recipe, "--genotypes", "cells.json", "--dry-run"]) == 0
+    assert "members: 2" in capsys.readouterr().out
+    assert run_main(whole_way.main, [*recipe, "--genotypes", "cells.json", "--run-dir", "twice"]) == 0
+    assert {json.dumps(m["spec"]["genotype"]) for m in read_json(Path("twice/ensemble.json"))["members"]} == {
+        json.dumps(cell)
+    }
+    Path("none.json").write_text("[]")
+    for arguments, cause, remedy in (
+        (["none.json"], "holds no genotype", "one or more"),
+        (["cells.json", "--space", "darts"], "cells of the space efficient", "Give --space efficient"),
+        (["cells.json", "--budget", "5m"], "Genotypes and a budget", "Give --genotypes or a budget"),
+        (["absent.json"], "Cannot read the genotype absent.json", "JSON file of genotypes"),
+    ):
+        said = refused(whole_way.main, [*recipe, "--run-dir", "no", "--genotypes", *arguments], capsys)
+        assert cause in said[0]
+        assert remedy in said[1]
+    assert not Path("no").exists()
+
+
 BUDGET = "--limit-train 96 --retrain.channels 4 --retrain.batch-size 16 --device cpu".split()
 
 
