@@ -27,10 +27,11 @@ def budget_section(files: RunFiles) -> Section | None:
     whole = (
         duration(files.budget["budget"]["total"]) if timed else count(round(files.budget["budget"]["total"]), "epoch")
     )
+    each = ", each where val let expect the most for what it costs" if len(units) > 1 else ""
     text = (
-        f"<p>{count(len(units), 'training').capitalize()} took {amount} of a budget of {whole}, each where val let "
-        f"expect the most for what it costs. Losses are cross-fitted: the networks that join and the temperature are "
-        f"chosen on one half of val and scored on the other. All networks are {files.budget['channels']} channels "
+        f"<p>{count(len(units), 'training').capitalize()} took {amount} of a budget of {whole}{each}. Losses are "
+        "cross-fitted: the networks that join and the temperature are chosen on one half of val and scored on the "
+        f"other. All networks are {files.budget['channels']} channels "
         "wide.</p>\n"
     )
     picture = Picture(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dnas_ens.metrics.scores import ece15
 from dnas_ens.metrics.significance import PairedDifference, paired_difference
 from dnas_ens.report.architectures import cells_section, steering_section, step_time_section
 from dnas_ens.report.budget import budget_section
@@ -84,7 +85,8 @@ def _lead(files: RunFiles, rows: Sequence[Row], difference: PairedDifference | N
             said.append(f"For other images of the same kind the 95{NARROW}% interval is {ends}.")
         said += files.classes.sentences()[1:]  # the first one stands in the section on classes
         whose = "Its" if files.num_members == 1 else "Their"
-        error = 100 * ensemble.values["ece15"]
+        assert files.predictions is not None
+        error = 100 * ece15.of(files.stated, files.predictions.test_labels)
         said.append(f"{whose} stated probabilities are off by {error:.1f} percentage points on average.")
     if difference is not None:
         said.append(against_best(difference, ours=rows[-1], best=_best(rows)))

@@ -116,8 +116,8 @@ def calibration_section(files: RunFiles) -> Section | None:
     if predictions is None:
         return None
     labels = predictions.test_labels
-    whole, mean = files.whole, files.averaged
-    bins = reliability(mean, labels)
+    whole, stated = files.whole, files.stated
+    bins = reliability(stated, labels)
     pictures = [
         Picture(
             name=f"reliability-{whole}",
@@ -125,7 +125,8 @@ def calibration_section(files: RunFiles) -> Section | None:
             caption=f"Images sorted by the stated probability of the answer into 15 bins of equal width, "
             f"{int(bins.counts.max()):,} of {len(labels):,} in the fullest; larger dots hold more, lines are "
             f"95{NARROW}% intervals (Wilson), the bars below are the share of images. Expected calibration error "
-            f"{100 * ece15.of(mean, labels):.1f} points, before the temperature.",
+            f"{100 * ece15.of(stated, labels):.1f} points; before the temperature, as in the tables, "
+            f"{100 * ece15.of(files.averaged, labels):.1f}.",
             description=f"Reliability diagram of the {whole}: share of images right against stated probability, in "
             f"{len(bins.counts)} bins, with the diagonal of honest probabilities and a histogram below.",
             figure=draw_reliability(bins),
@@ -138,7 +139,8 @@ def calibration_section(files: RunFiles) -> Section | None:
             Picture(
                 name="reliability-members",
                 title="Its members, each by itself",
-                caption=f"The same for all {len(pooled):,} answers of the {count(files.num_members, 'member')} pooled. "
+                caption=f"The same for all {len(pooled):,} answers of the {count(files.num_members, 'member')} pooled, "
+                "without a temperature. "
                 "Their intervals are too narrow, for the members see the same images.",
                 description="Reliability diagram of the members' own answers, pooled, of the same form.",
                 figure=draw_reliability(members, colour=style.VERMILION),

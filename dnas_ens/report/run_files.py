@@ -13,6 +13,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single, result_rows
+from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
 from dnas_ens.run.files import read_checked, unreadable
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
@@ -164,6 +165,13 @@ class RunFiles:
         """The ensemble's class probabilities on the test images, (N, K)."""
         assert self.predictions is not None
         return self.predictions.averaged()[1]
+
+    @cached_property
+    def stated(self) -> FloatArray:
+        """What the ensemble states, as ``predict`` does: the average after the temperature fitted on val, (N, K)."""
+        assert self.predictions is not None
+        val = self.predictions.averaged()[0]
+        return tempered(self.averaged, fit_temperature.of(val, self.predictions.val_labels))
 
     @cached_property
     def best(self) -> int:

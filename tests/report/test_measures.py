@@ -50,6 +50,24 @@ def test_reliability_holds_the_calibration_error(predictions):
     np.testing.assert_allclose(bins.high, np.clip(middle + half, 0, 1), atol=1e-9)
 
 
+def test_the_report_states_what_predict_does(predictions, tmp_path):
+    from dnas_ens.metrics.scores import ece15
+    from dnas_ens.report.build import build_report
+
+    given = predictions(3, 500, 4, sharpness=1.0)
+    files = RunFiles(folder=tmp_path, config={}, predictions=given, rows=result_rows(given))
+    # One temperature is fitted on val.
+    mean = given.test_probs.astype(np.float64).mean(axis=0)
+    temperature = files.rows[-1]["temperature"]
+    assert temperature < 0.9
+    powers = mean ** (1 / temperature)
+    stated = powers / powers.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(files.stated, stated, rtol=1e-6)
+    error = float(multiclass_calibration_error(from_numpy(stated), from_numpy(given.test_labels), 4, n_bins=15))
+    assert error < 0.5 * ece15(mean, given.test_labels)
+    assert f"off by {100 * error:.1f} percentage points" in build_report(files).lead[0]
+
+
 def test_embedding_draws_some_of_many_images_and_none_of_too_few(predictions, monkeypatch):
     # All alike; few images; two classes.
     assert [embed(np.full(shape, 1 / shape[1])) for shape in ((40, 3), (20, 3), (40, 2))] == [None] * 3
