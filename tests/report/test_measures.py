@@ -52,7 +52,7 @@ def test_reliability_holds_the_calibration_error(predictions):
 
 def test_the_report_states_what_predict_does(predictions, tmp_path):
     from dnas_ens.metrics.scores import ece15
-    from dnas_ens.report.build import build_report
+    from dnas_ens.report.predictions import calibration_section
 
     given = predictions(3, 500, 4, sharpness=1.0)
     files = RunFiles(folder=tmp_path, config={}, predictions=given, rows=result_rows(given))
@@ -65,7 +65,9 @@ def test_the_report_states_what_predict_does(predictions, tmp_path):
     np.testing.assert_allclose(files.stated, stated, rtol=1e-6)
     error = float(multiclass_calibration_error(from_numpy(stated), from_numpy(given.test_labels), 4, n_bins=15))
     assert error < 0.5 * ece15(mean, given.test_labels)
-    assert f"off by {100 * error:.1f} percentage points" in build_report(files).lead[0]
+    caption = calibration_section(files).pictures[0].caption
+    assert f"error {100 * error:.1f} points; before the temperature" in caption
+    assert f"{100 * ece15(mean, given.test_labels):.1f}." in caption
 
 
 def test_embedding_draws_some_of_many_images_and_none_of_too_few(predictions, monkeypatch):
