@@ -100,8 +100,9 @@ def test_the_run_folder_holds_what_the_contract_says(finished):
     assert "next: python -m dnas_ens.report runs/001-digits" in printed[3]
     names = (
         "config.json env.json splits.json metrics.jsonl genotypes.json hypernetwork.safetensors "
-        "supernet.safetensors ensemble.json MODEL_CARD.md predictions.npz results.csv results.md results.json cells/base.svg "
-        "cells/diversity.svg cells/member-2.svg members/2/model.safetensors members/2/metrics.jsonl report.html"
+        "supernet.safetensors ensemble.json MODEL_CARD.md predictions.npz results.csv results.md results.json "
+        "cells/base.svg cells/diversity.svg cells/member-2.svg members/2/model.safetensors members/2/metrics.jsonl "
+        "report.html"
     )
     for name in names.split():
         assert (run_dir / name).stat().st_size > 0, name
