@@ -67,6 +67,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Split:
+        """Copy, but for images that lie in a file: nothing writes to them, and memory may not hold them."""
+        in_file = self.images.device.type == "cpu" and self.images.is_shared()
+        return Split(self.images if in_file else self.images.clone(), self.labels.clone())
+
     def __repr__(self) -> str:
         channels, height, width = self.images.shape[1:]
         return f"Split({len(self)} images, {channels}x{height}x{width}, on {self.labels.device})"

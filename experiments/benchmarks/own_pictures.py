@@ -5,7 +5,7 @@
 300 photos of three classes and 60 new ones are made of the JPEG files of a data set on this machine, enlarged to sides
 of 64 to 500 pixels, so that there is as much to read and decode as of photos; how well they are classified says nothing
 about photos. The server is the guide's, on loopback: what it answers must be what ``predict`` wrote. Writes
-experiments/results/own-pictures.md. Five minutes on two CPU cores; needs `pip install fastapi uvicorn` and the extra
+experiments/results/own-pictures.md. Seven minutes on two CPU cores; needs `pip install fastapi uvicorn` and the extra
 onnx.
 """
 
@@ -29,7 +29,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from safetensors.torch import save_file
 from timing import RESULTS, parse_benchmark
+from torchvision.models import resnet18
 
 from dnas_ens.commands.parse import run_main
 from dnas_ens.compare.report import markdown_table, provenance, write_results
@@ -48,6 +50,8 @@ COMMANDS = (
     "python -m dnas_ens.predict R new --cascade --output cascade.csv",
     "python -m dnas_ens.export R --output ours.onnx",
     "python -m dnas_ens --data photos --budget 1m --run-dir B",
+    "python -m dnas_ens --data photos --trunk resnet18:weights.safetensors --budget 1m --run-dir T",
+    "python -m dnas_ens.predict T new --output trunk.csv",
 )
 
 
@@ -128,6 +132,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         make_photos(pictures, folder)
+        # Random ones take as long as trained ones.
+        save_file(resnet18().state_dict(), folder / "weights.safetensors")
         lines = []
         for command in COMMANDS:
             seconds, megabytes = run_timed(command, folder)
@@ -149,7 +155,8 @@ def main(argv: list[str]) -> None:
         + provenance(environment(["python", "experiments/benchmarks/own_pictures.py", *argv]), hardware="no GPU")
         + f"\n\n300 pictures of three classes ({', '.join(CLASSES)}), made by enlarging JPEG files of 32×32 pixels to "
         f"sides of 64 to 500, so how well they are classified says nothing about photos. The commands took squares of "
-        f"{size} pixels. Seconds of the wall clock with loading Python, and memory of the largest process.\n\n"
+        f"{size} pixels, on a trunk of 224; its weights are random, for the time alone. Seconds of the wall clock with "
+        "loading Python, and memory of the largest process.\n\n"
         + markdown_table(["command", "seconds", "peak memory, MB"], lines, text_columns=(0,))
         + f"\n- The server of the guide answers a picture in {1000 * each:.0f} ms on loopback, one at a time; all "
         f"{len(rows)} answers are those that `predict` wrote.\n"

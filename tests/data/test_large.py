@@ -1,5 +1,6 @@
 """Sets of images that lie in files: in little memory, and equal to those in memory."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -69,6 +70,9 @@ def test_workers_read_the_same_file(tmp_path, monkeypatch):
     chosen = split.subset(range(39, 0, -1))
     assert torch.equal(chosen.images, images[1:].flip(0))
     assert chosen.images.is_shared()
+    # A copy for another process copies nothing.
+    assert copy.deepcopy(chosen).images.data_ptr() == chosen.images.data_ptr()
+    assert copy.deepcopy(split).images.data_ptr() != split.images.data_ptr()
     with worker_pool(1) as pool:
         pool.submit(_blacken, chosen.images).result()
     assert not chosen.images.any()
