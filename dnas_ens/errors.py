@@ -9,7 +9,12 @@ class UserError(Exception):
     Args:
         cause: One line that says what is wrong and names the offending value.
         remedy: One line that says what to do about it.
+
+    Attributes:
+        told: Whether another process of the command tells it; None where that is not known.
     """
+
+    told: bool | None = None
 
     def __init__(self, cause: str, remedy: str) -> None:
         super().__init__(f"{cause} {remedy}")

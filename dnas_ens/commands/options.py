@@ -7,23 +7,27 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dnas_ens.commands.parse import peek
 from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.errors import UserError
+from dnas_ens.run.ranks import Ranks, may_restart, restarted
 from dnas_ens.space.spaces import SpaceName
 
 if TYPE_CHECKING:
-    import torch
+    from _typeshed import DataclassInstance
 
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.run.folder import RunFolder
+
+#: The options of a command.
+T = TypeVar("T", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ class RunOptions:
     """Run folder; default: a fresh numbered one under runs/."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    sync_batch_norm: bool = False
+    """Of several processes under torchrun: take BatchNorm's statistics over the images of all of them."""
     resume: bool = False
     """Go on with an interrupted run in --run-dir."""
     dry_run: bool = False
@@ -114,14 +120,22 @@ class RunOptions:
 
 
 def begin_run(
-    options: RunOptions, config: SearchConfig, data: ImageData, *, device: torch.device, command: list[str]
-) -> RunFolder:
+    options: RunOptions, config: SearchConfig, data: ImageData, *, ranks: Ranks, command: list[str]
+) -> AbstractContextManager[RunFolder | None]:
     """Make the run folder of a search, or open it again, and note environment, data and splits in it.
 
-    Its configuration names the data by their full path, so that it is continued from any directory.
+    Its configuration names the data by their full path, so that it is continued from any directory. Of several ranks
+    the first has the folder; the others get None.
     """
     from dnas_ens.run.folder import RunFolder
 
+    require(
+        options.run_dir is not None or not may_restart(),
+        "Processes that torchrun starts again would not find the run folder.",
+        "Name it with --run-dir, or leave out --max-restarts.",
+    )
+    if not ranks.first:
+        return nullcontext()
     print(f"preset {config.preset}: {PRESET_COSTS[config.preset]}")
     run = RunFolder.create(
         options.run_dir,
@@ -133,12 +147,34 @@ def begin_run(
     try:
         if run.file("splits.json").exists():
             _require_same_data(run, data, config.data.data)
-        run.write_env({"device": str(device), "data": data.describe()})
+        run.write_env(noted(ranks, data))
         run.write_json("splits.json", {**data.describe(), "indices": data.splits})
     except BaseException:
         run.close()
         raise
     return run
+
+
+def goes_on(command: T) -> T:
+    """Return a command as it is meant: processes that torchrun has started again go on with the run."""
+    return dataclasses.replace(command, resume=True) if restarted() else command
+
+
+def noted(ranks: Ranks, data: ImageData) -> dict[str, Any]:
+    """Return what env.json notes of a command besides the machine."""
+    together = {"processes": ranks.size, "sync_batch_norm": ranks.sync_batch_norm} if ranks.size > 1 else {}
+    return {"device": str(ranks.device), **together, "data": data.describe()}
+
+
+def require_same_on_all(ranks: Ranks, data: ImageData, **sections: SearchConfig | RetrainConfig) -> None:
+    """Check that all ranks have the same configuration and data, which may be in different places.
+
+    Raises:
+        UserError: Naming the first field that differs.
+    """
+    settings: dict[str, Any] = {name: to_dict(section) for name, section in sections.items()}
+    settings.get("search", {}).pop("data", None)
+    ranks.require_same({**settings, "data": {"fingerprint": data.fingerprint, "flip": data.flip}})
 
 
 def read_splits(run: RunFolder) -> dict[str, Any]:
@@ -160,11 +196,13 @@ def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
 
 
 @contextmanager
-def resumable(run: RunFolder, command: Sequence[str]) -> Iterator[None]:
+def resumable(run: RunFolder | None, command: Sequence[str]) -> Iterator[None]:
     """On an interruption, add a note with the command that continues the run: what was typed, the folder, --resume."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
+        if run is None:
+            raise
         names_it = any(word.startswith(("--run-dir", "--run_dir")) or Path(word) == run.path for word in command)
         more = [] if names_it else ["--run-dir", str(run.path)]
         more += [] if "--resume" in command else ["--resume"]
@@ -204,16 +242,33 @@ def with_full_paths(config: SearchConfig) -> SearchConfig:
     return with_fields(config, data=data, data_root=root, trunk=trunk)
 
 
-def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
+def data_of_run(run: RunFolder | None, *, moved_to: str | None = None, ranks: Ranks | None = None) -> ImageData:
     """Load the data of a run folder and check that they are the ones it was made with.
 
     Args:
-        run: Its folder.
+        run: Its folder; of several ranks the first has it.
         moved_to: Where the images are now, if they have moved; noted in the run if they are the same.
+        ranks: All of which load the data; None for this process alone.
 
     Raises:
         UserError: If the images are not where they were, or images, labels or splits have changed since.
     """
+    ranks = ranks or Ranks()
+    if run is None:
+        return load_configured_data(override(DataConfig(), ranks.shared({})))
+    config = _data_config(run, moved_to=moved_to)
+    data = load_configured_data(config)
+    # Only now, so that the others find what was downloaded.
+    ranks.shared(to_dict(config))
+    _require_same_data(run, data, config.data)
+    if moved_to is not None:
+        searched = override(SearchConfig(), run.section("search"))
+        run.replace_config("search", to_dict(with_full_paths(with_fields(searched, data=moved_to))))
+    return data
+
+
+def _data_config(run: RunFolder, *, moved_to: str | None) -> DataConfig:
+    """Return where the data of a run are and how they are read."""
     from dnas_ens.data.large import default_data_root
     from dnas_ens.data.loading import find_folder
     from dnas_ens.data.names import SOURCE_NAMES
@@ -232,12 +287,7 @@ def data_of_run(run: RunFolder, *, moved_to: str | None = None) -> ImageData:
                 "Say where they are with --data FOLDER.",
             ) from error
     # Mirrored as in the search, even if the class names would decide otherwise today.
-    data = load_configured_data(dataclasses.replace(config, flip=stored.get("flip", config.flip)))
-    _require_same_data(run, data, config.data)
-    if moved_to is not None:
-        searched = override(SearchConfig(), run.section("search"))
-        run.replace_config("search", to_dict(with_full_paths(with_fields(searched, data=moved_to))))
-    return data
+    return dataclasses.replace(config, flip=stored.get("flip", config.flip))
 
 
 def preset_help() -> str:

@@ -30,6 +30,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import unwritable
 from dnas_ens.run.machine import keep_freed_memory
+from dnas_ens.run.ranks import is_first, launched
 
 T = TypeVar("T")
 
@@ -179,6 +180,7 @@ def run_main(
     argv: Sequence[str] | None = None,
     *,
     go_on: str = "run the same command again",
+    shared: bool = False,
 ) -> int:
     """Run a command and turn its end into an exit code: `sys.exit(run_main(main))`.
 
@@ -186,6 +188,7 @@ def run_main(
         main: The command, called with the command line; `--debug` is taken out.
         argv: What was typed after the program's name; by default this process's.
         go_on: What to do after an interruption that carries no note of its own.
+        shared: Whether several processes of torchrun can share the command.
 
     Returns:
         0 done; 2 a mistake in what the user gave, told in a line of cause and one of remedy (with the
@@ -194,7 +197,7 @@ def run_main(
     """
     try:
         try:
-            return _exit_code(main, list(sys.argv[1:] if argv is None else argv), go_on=go_on)
+            return _exit_code(main, list(sys.argv[1:] if argv is None else argv), go_on=go_on, shared=shared)
         finally:
             # Flushed here, because the interpreter's own flush at exit could only complain.
             sys.stdout.flush()
@@ -207,11 +210,16 @@ def run_main(
         return _BROKEN_PIPE
 
 
-def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on: str) -> int:
+def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on: str, shared: bool) -> int:
     debug = "--debug" in arguments
     keep_freed_memory()
     try:
         with _sigterm_raises():
+            if launched() > 1 and not shared:
+                raise UserError(
+                    f"torchrun has started {launched()} processes of a command that is one process's.",
+                    "Start it with python instead of torchrun.",
+                )
             main([argument for argument in arguments if argument != "--debug"])
     except UserError as error:
         return _told(error, debug=debug)
@@ -224,7 +232,8 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
             return 1
         return _told(unwritable(Path(error.filename or "a file"), error), debug=debug)
     except KeyboardInterrupt as interrupt:
-        print(f"interrupted; {'; '.join(getattr(interrupt, '__notes__', [])) or go_on}", file=sys.stderr)
+        if is_first():
+            print(f"interrupted; {'; '.join(getattr(interrupt, '__notes__', [])) or go_on}", file=sys.stderr)
         return 143 if isinstance(interrupt, Terminated) else 130
     except Exception as error:  # want of memory is told; a defect of ours keeps its traceback
         if _is_want_of_memory(error):
@@ -244,8 +253,10 @@ def _is_want_of_memory(error: Exception) -> bool:
 def _told(error: UserError, *, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    for word, line in (("error", error.cause), ("remedy", error.remedy)):
-        print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
+    # The processes of torchrun may all find the same mistake.
+    if is_first() if error.told is None else not error.told:
+        for word, line in (("error", error.cause), ("remedy", error.remedy)):
+            print(f"{word}: {' '.join(line.split())}", file=sys.stderr)
     return 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from dnas_ens.commands.options import (
     EarlyOptions,
     data_of_run,
     file_sections,
+    goes_on,
+    noted,
     print_next,
     print_resolved,
+    require_same_on_all,
     resumable,
 )
 from dnas_ens.commands.parse import parse, peek
@@ -21,6 +25,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
 from dnas_ens.config.settings import Preset
+from dnas_ens.run.ranks import Ranks, as_typed, joined
 from dnas_ens.space.spaces import SpaceName
 
 PROG = "python -m dnas_ens.retrain"
@@ -41,6 +46,8 @@ class RetrainCommand:
     """Where the images of the run are now, if they have moved."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    sync_batch_norm: bool = False
+    """Of several processes under torchrun: take BatchNorm's statistics over the images of all of them."""
     workers: int = 0
     """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
     stream of its own, 0 for one."""
@@ -66,31 +73,43 @@ def main(argv: list[str]) -> None:
         description="Train the members a search has chosen from scratch, each with seeds of its own.",
         default=RetrainCommand(run_dir=tyro.MISSING, recipe=recipe),
     )
+    command = goes_on(command)
+    with joined(command.device, sync_batch_norm=command.sync_batch_norm) as ranks:
+        _retrain(command, ranks, as_typed(PROG, argv))
+
+
+def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
     from dnas_ens.run.folder import RunFolder
-    from dnas_ens.run.machine import resolve_device
-    from dnas_ens.space.genotype import ranked_genotypes, read_genotypes
+    from dnas_ens.space.genotype import Genotype, ranked_genotypes, read_genotypes
     from dnas_ens.training.members import train_members
     from dnas_ens.training.trainer import MemberTraining
 
-    device = resolve_device(command.device)
-    typed = [*PROG.split(), *argv]
-    with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
-        found = read_genotypes(run.file("genotypes.json"))
-        genotypes = ranked_genotypes(found, command.members or None)
-        data = data_of_run(run, moved_to=command.data)
+    device, recipe = ranks.device, command.recipe
+    opened: AbstractContextManager[RunFolder | None] = nullcontext()
+    if ranks.first:
+        opened = RunFolder.open(command.run_dir, command=typed)
+    with opened as run, resumable(run, typed):
+        chosen = []
+        if run is not None:
+            chosen = ranked_genotypes(read_genotypes(run.file("genotypes.json")), command.members or None)
+        genotypes = [Genotype.from_dict(one) for one in ranks.shared([one.to_dict() for one in chosen])]
+        data = data_of_run(run, moved_to=command.data, ranks=ranks)
         if command.dry_run:
-            training = MemberTraining(genotypes[0], data, command.recipe, index=0)
+            training = MemberTraining(genotypes[0], data, recipe, index=0)
             parameters = sum(parameter.numel() for parameter in training.network.parameters())
-            steps = training.steps_per_epoch * command.recipe.epochs_in_all
+            steps = training.steps_per_epoch * recipe.epochs_in_all
             facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
-            print_resolved(command.recipe, facts)
+            print_resolved(recipe, facts)
             return
-        run.record_config("retrain", to_dict(command.recipe), resume=command.resume)
-        run.write_env({"device": str(device), "data": data.describe()})
-        ensemble = train_members(
-            genotypes, data, command.recipe, device=device, folder=run.path, workers=command.workers
-        )
-        networks_each = command.recipe.cycles + 1
+        require_same_on_all(ranks, data, retrain=recipe)
+        if run is not None:
+            run.record_config("retrain", to_dict(recipe), resume=command.resume)
+            run.write_env(noted(ranks, data))
+        folder = None if run is None else run.path
+        ensemble = train_members(genotypes, data, recipe, device=device, folder=folder, workers=command.workers)
+        if run is None:
+            return
+        networks_each = recipe.cycles + 1
         for number in range(len(genotypes) * networks_each):
             member = run.read_json(f"members/{number}/member.json")
             index, cycle = divmod(number, networks_each)

@@ -10,15 +10,18 @@ from dnas_ens.commands.options import (
     RunOptions,
     begin_run,
     configured,
+    goes_on,
     load_configured_data,
     preset_help,
     print_next,
     print_resolved,
+    require_same_on_all,
     resumable,
 )
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import SearchConfig
 from dnas_ens.config.presets import retrain_preset
+from dnas_ens.run.ranks import Ranks, as_typed, joined
 
 PROG = "python -m dnas_ens.search"
 DESCRIPTION = (
@@ -37,23 +40,29 @@ class SearchCommand(RunOptions):
 def main(argv: list[str]) -> None:
     """Run the command."""
     default = SearchCommand(search=configured(argv, prog=PROG, section="search")[0])
-    command = parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
+    command = goes_on(parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default))
+    with joined(command.device, sync_batch_norm=command.sync_batch_norm) as ranks:
+        _search(command, ranks, as_typed(PROG, argv))
+
+
+def _search(command: SearchCommand, ranks: Ranks, typed: list[str]) -> None:
     from dnas_ens.nn.operations import require_operations
-    from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.cost import search_facts
     from dnas_ens.search.run import run_search
 
-    config, device = command.search, resolve_device(command.device)
+    config, device = command.search, ranks.device
     require_operations(config.supernet.search_space.operations)
-    data = load_configured_data(config.data)
+    data = ranks.after_first(lambda: load_configured_data(config.data))
     if command.dry_run:
         print_resolved(
             config, search_facts(config, retrain_preset(config.preset, config.supernet.space), data, device=device)
         )
         return
-    typed = [*PROG.split(), *argv]
-    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
+    require_same_on_all(ranks, data, search=config)
+    with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
         result = run_search(config, data, device=device, run=run, resume=command.resume)
+        if run is None:
+            return
         for member, index in enumerate(result.selected):
             print(f"member {member}: candidate {index}, {result.candidates[index]}")
         # The recipe's defaults come from the preset that config.json holds.

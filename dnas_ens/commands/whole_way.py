@@ -13,15 +13,18 @@ from dnas_ens.commands.options import (
     RunOptions,
     begin_run,
     configured,
+    goes_on,
     load_configured_data,
     preset_help,
     print_next,
     print_resolved,
+    require_same_on_all,
     resumable,
 )
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.run.ranks import Ranks, as_typed, joined, launched
 from dnas_ens.space.genotype import Genotype, load_genotypes
 from dnas_ens.space.search_space import stack_cell_types
 
@@ -88,21 +91,31 @@ def main(argv: list[str]) -> None:
     search, recipe = configured(argv, prog=PROG)
     default = WholeWayCommand(search=search, retrain=recipe)
     command = parse(WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
+    require(
+        command.amount is None or launched() < 2,
+        f"torchrun has started {launched()} processes, but a budget is spent by one.",
+        "Start it with python instead of torchrun.",
+    )
+    command = goes_on(command)
+    with joined(command.device, sync_batch_norm=command.sync_batch_norm) as ranks:
+        _whole_way(command, ranks, as_typed(PROG, argv))
+
+
+def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None:
     from dnas_ens.budget.run import spend_budget
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
-    from dnas_ens.run.machine import resolve_device
     from dnas_ens.search.cost import search_facts
     from dnas_ens.search.result import SearchResult
     from dnas_ens.search.run import run_search
     from dnas_ens.training.members import train_members
 
-    config, recipe, device = command.search, command.retrain, resolve_device(command.device)
+    config, recipe, device = command.search, command.retrain, ranks.device
     given = None if command.genotypes is None else SearchResult.given(*_given(command.genotypes, config))
     config = config if given is None else given.config
     require_operations(config.supernet.search_space.operations)
-    data = load_configured_data(config.data)
+    data = ranks.after_first(lambda: load_configured_data(config.data))
     if command.dry_run and command.amount is not None:
         print_resolved(recipe, {"budget": command.amount.shown(0.0)})
         return
@@ -110,16 +123,21 @@ def main(argv: list[str]) -> None:
         print_resolved(config, {} if given else search_facts(config, recipe, data, device=device))
         print_resolved(recipe, {"members": config.candidates.members})
         return
-    typed = [*PROG.split(), *argv]
-    with begin_run(command, config, data, device=device, command=typed) as run, resumable(run, typed):
-        run.record_config("retrain", to_dict(recipe), resume=command.resume)
-        if command.amount is None:
-            result = given or run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
-            if given:
-                run.write_json("genotypes.json", result.to_dict())
-            train_members(result.genotypes, data, recipe, device=device, folder=run.path, workers=command.workers)
-        else:
+    require_same_on_all(ranks, data, search=config, retrain=recipe)
+    with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
+        if run is not None:
+            run.record_config("retrain", to_dict(recipe), resume=command.resume)
+        if command.amount is not None:
+            assert run is not None
             spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)
+        else:
+            result = given or run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
+            if given and run is not None:
+                run.write_json("genotypes.json", result.to_dict())
+            folder = None if run is None else run.path
+            train_members(result.genotypes, data, recipe, device=device, folder=folder, workers=command.workers)
+        if run is None:
+            return
         evaluate_folder(run.path, data, device=device)
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(run.file("results.md").read_text(), end="")

@@ -61,6 +61,11 @@ class AugmentationDraws:
     cutout_rows: torch.Tensor | None = None
     cutout_columns: torch.Tensor | None = None
 
+    def part(self, images: slice) -> AugmentationDraws:
+        """Return the numbers of some of the images."""
+        drawn = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return AugmentationDraws(**{name: None if each is None else each[images] for name, each in drawn})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:

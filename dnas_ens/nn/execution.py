@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
+from dnas_ens.run.ranks import current
 
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -110,7 +111,7 @@ class Execution:
     def graphed(
         self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()
     ) -> Callable[..., None]:
-        """Return the step to call: recorded and replayed, or unchanged.
+        """Return the step to call: recorded and replayed, or unchanged, as always where ranks wait for one another.
 
         Args:
             step: Takes tensors alone, see `GraphedStep`.
@@ -119,7 +120,7 @@ class Execution:
         Raises:
             UserError: CUDA graphs are asked for on another device.
         """
-        if not self.cuda_graph:
+        if not self.cuda_graph or current().size > 1:
             return step
         if device.type != "cuda":
             raise UserError(f"CUDA graphs do not run on the device {device}.", "Leave --cuda-graph out.")

@@ -207,9 +207,10 @@ class PointwiseNorm(nn.BatchNorm2d):
         if self.training or not self.track_running_stats:
             channels = self.num_features // self.groups
             num_groups = features.shape[1] // channels
-            if self.momentum is not None and folds_in_triton(features, channels):
+            if self.momentum is not None and self._folds_in_triton(features, channels):
                 return self._folded(features, num_groups, channels, momentum=self.momentum)
-            mean, covariance = (part[: self.groups] for part in moments(features, num_groups))
+            count, mean, covariance = self._moments(features, num_groups)
+            mean, covariance = mean[: self.groups], covariance[: self.groups]
             if self.pointwise is None:
                 variance = covariance.diagonal(dim1=1, dim2=2)
             else:
@@ -218,12 +219,19 @@ class PointwiseNorm(nn.BatchNorm2d):
             # Rounding can make a tiny variance negative.
             variance = variance.clamp_min(0.0)
             if self.training and self.track_running_stats:
-                self._track(mean.detach(), variance.detach(), features.numel() // features.shape[1])
+                track(self, mean.detach(), variance.detach(), count)
         else:
             mean, variance = self.running_mean.view(self.groups, -1), self.running_var.view(self.groups, -1)
         scale = torch.rsqrt(variance + self.eps)
         matrices = scale.diag_embed() if self.pointwise is None else self.pointwise * scale.unsqueeze(2)
         return matrices, -mean * scale
+
+    def _folds_in_triton(self, features: Tensor, channels: int) -> bool:
+        return folds_in_triton(features, channels)
+
+    def _moments(self, features: Tensor, num_groups: int) -> tuple[int, Tensor, Tensor]:
+        """Return how many values a channel has, and mean and covariance of every group; see ``moments``."""
+        return features.numel() // features.shape[1], *moments(features, num_groups)
 
     def _folded(self, features: Tensor, num_groups: int, channels: int, *, momentum: float) -> tuple[Tensor, Tensor]:
         from dnas_ens.nn.pointwise_norm_triton import folded_norm
@@ -244,10 +252,21 @@ class PointwiseNorm(nn.BatchNorm2d):
             momentum=momentum,
         )
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        self.num_batches_tracked += 1
-        share = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-        unbiased = variance * (count / max(1, count - 1))
-        self.running_mean.lerp_(mean.reshape(-1), share)
-        self.running_var.lerp_(unbiased.reshape(-1), share)
+
+@torch.no_grad()
+def track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
+    """Move running statistics towards those of a batch, as BatchNorm does.
+
+    Args:
+        mean: Of every channel, in any shape.
+        variance: The biased one.
+        count: Values a channel has.
+    """
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked += 1
+    share = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+    unbiased = variance * (count / max(1, count - 1))
+    norm.running_mean.lerp_(mean.reshape(-1), share)
+    norm.running_var.lerp_(unbiased.reshape(-1), share)

@@ -21,6 +21,7 @@ from dnas_ens.nn.stack import (
     split_channels,
 )
 from dnas_ens.nn.supernet import Supernet
+from dnas_ens.run.ranks import current
 from dnas_ens.space.cells import loose_ends
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import stack_cell_types
@@ -37,11 +38,13 @@ def drop_path(features: Tensor, probability: float | Tensor, generator: torch.Ge
         probability: In [0, 1); a tensor () on the features' device if a recorded step reads it again at each replay.
         generator: On the features' device; None for the global one.
     """
-    keep = features.new_empty(len(features), 1, 1, 1)
+    # Drawn for the images of all ranks.
+    size = len(features) * current().size
+    keep, own = features.new_empty(size, 1, 1, 1), current().own(size)
     if isinstance(probability, Tensor):
         kept = (1.0 - probability).to(features.dtype)
-        return features * keep.bernoulli_(kept.expand_as(keep), generator=generator) / kept
-    return features * keep.bernoulli_(1.0 - probability, generator=generator) / (1.0 - probability)
+        return features * keep.bernoulli_(kept.expand_as(keep), generator=generator)[own] / kept
+    return features * keep.bernoulli_(1.0 - probability, generator=generator)[own] / (1.0 - probability)
 
 
 class NetworkCell(nn.Module):

@@ -6,4 +6,4 @@ from dnas_ens.commands.parse import run_main
 from dnas_ens.commands.retrain import main
 
 if __name__ == "__main__":
-    sys.exit(run_main(main))
+    sys.exit(run_main(main, shared=True))

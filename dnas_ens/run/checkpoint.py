@@ -62,9 +62,7 @@ class CheckpointStore:
         """
         if step < 0:
             raise ValueError(f"step must be >= 0, not {step}")
-        tensors: dict[str, torch.Tensor] = {}
-        structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
-        data = tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
+        data = state_to_bytes(state)
         _require_finite(state, f"the state of '{self.name}' at step {step}")
         path = self._file(step, "safetensors")
         write_atomic(path, data)
@@ -106,7 +104,7 @@ class CheckpointStore:
         data = self._file(step, "safetensors").read_bytes()
         if hashlib.sha256(data).hexdigest() != expected:
             raise ValueError("its SHA-256 is not the one in its manifest")
-        state = _state_from_bytes(data)
+        state = state_from_bytes(data)
         _require_finite(state, "it")
         return state
 
@@ -222,7 +220,19 @@ def _decode(form: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     raise ValueError(f"unknown part {kind!r}")
 
 
-def _state_from_bytes(data: bytes) -> Any:
+def state_to_bytes(state: Any) -> bytes:
+    """Return a nested state as the content of a file; see `CheckpointStore` for what it may hold."""
+    tensors: dict[str, torch.Tensor] = {}
+    structure = json.dumps(_encode(state, "state", tensors), allow_nan=False)
+    return tensors_to_bytes(tensors, metadata={"format": _FORMAT, "structure": structure})
+
+
+def state_from_bytes(data: bytes) -> Any:
+    """Return the state that `state_to_bytes` was given, its tensors on the CPU.
+
+    Raises:
+        ValueError: The content is something else.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 

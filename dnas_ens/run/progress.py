@@ -120,13 +120,16 @@ def duration(seconds: float) -> str:
 class CostMeter:
     """Wall-clock, CPU and GPU seconds of this process while the meter runs, and of earlier processes.
 
+    CPU and GPU seconds of several processes that take steps together are taken to be equal.
+
     Args:
         before: ``seconds()`` of earlier processes, as a checkpoint holds them.
         gpu: Whether this process holds a GPU.
+        processes: How many work together.
     """
 
-    def __init__(self, before: Mapping[str, float] | None = None, *, gpu: bool = False) -> None:
-        self._before, self._gpu = dict(before or {}), gpu
+    def __init__(self, before: Mapping[str, float] | None = None, *, gpu: bool = False, processes: int = 1) -> None:
+        self._before, self._gpu, self._processes = dict(before or {}), gpu, processes
         self._running = False
         self.resume()
 
@@ -144,8 +147,9 @@ class CostMeter:
         """Return ``wall_seconds``, ``cpu_seconds`` of all threads, and ``gpu_seconds`` a GPU was held, busy or not."""
         wall = cpu = 0.0
         if self._running:
-            wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        spent = {"wall_seconds": wall, "cpu_seconds": cpu} | ({"gpu_seconds": wall} if self._gpu else {})
+            wall, cpu = time.perf_counter() - self._wall, self._processes * (time.process_time() - self._cpu)
+        spent = {"wall_seconds": wall, "cpu_seconds": cpu}
+        spent |= {"gpu_seconds": self._processes * wall} if self._gpu else {}
         return {
             name: self._before.get(name, 0.0) + spent.get(name, 0.0)
             for name in ("wall_seconds", "cpu_seconds", "gpu_seconds")

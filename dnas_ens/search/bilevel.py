@@ -46,6 +46,7 @@ def second_order_gradient(
     momentum_buffers: Sequence[Tensor | None] | None = None,
     weight_decay: float = 0.0,
     radius: float = 0.01,
+    average: Callable[[list[Tensor]], list[Tensor]] = list,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the validation loss after one virtual weight step and its total gradient (DARTS, arXiv 1806.09055).
 
@@ -61,10 +62,12 @@ def second_order_gradient(
         momentum: mu of the weights' optimiser.
         momentum_buffers: Its buffers, or None before the first step.
         radius: Length of the finite-difference step in weight space.
+        average: Takes the means of gradients over several processes that have a share of the images each; the returned
+            gradient is left to be averaged.
     """
     weights, architecture = list(weights), list(architecture)
     saved = [weight.detach().clone() for weight in weights]
-    gradients = filled(torch.autograd.grad(training_loss(), weights, allow_unused=True), weights)
+    gradients = average(filled(torch.autograd.grad(training_loss(), weights, allow_unused=True), weights))
     buffers = momentum_buffers if momentum_buffers is not None else [None] * len(weights)
     with torch.no_grad():
         for weight, gradient, buffer in zip(weights, gradients, buffers, strict=True):
@@ -76,7 +79,7 @@ def second_order_gradient(
         loss = validation_loss()
         both = torch.autograd.grad(loss, architecture + weights, allow_unused=True)
         direct = filled(both[: len(architecture)], architecture)
-        vector = filled(both[len(architecture) :], weights)
+        vector = average(filled(both[len(architecture) :], weights))
         length = torch.stack([entry.norm() for entry in vector]).norm()
         if length == 0:
             return loss.detach(), direct

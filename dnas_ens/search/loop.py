@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnas_ens.config import SearchConfig
+from dnas_ens.config import SearchConfig, require
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.nn.execution import LAYOUTS, PLAIN, Execution, candidates, fastest
 from dnas_ens.nn.fast_supernet import FastSupernet
 from dnas_ens.nn.supernet import Supernet
+from dnas_ens.nn.synchronised import synchronise
 from dnas_ens.search.relaxation import genotype_mixture
 from dnas_ens.search.star import STREAMS, FamilyLoop, stream
 from dnas_ens.search.steps import Batch, SearchSteps
@@ -50,6 +51,7 @@ class SearchLoop(FamilyLoop):
         else:
             halves = data.search_halves(seed=config.seed)
             self.weight_images, self.architecture_images = (half.to(self.device) for half in halves)
+        self._require_shares()
         self.val = data.val.to(self.device)
         self.augmentation = Augmentation.for_data(data, augment=config.bilevel.augment)
 
@@ -88,6 +90,8 @@ class SearchLoop(FamilyLoop):
         )
         execution = self._open_choices[0]
         self.supernet = execution.place_module(self.supernet, self.device)
+        if self.ranks.sync_batch_norm:
+            synchronise(self.supernet)
         self.steps = SearchSteps(
             config=config,
             family=self.family,
@@ -130,19 +134,51 @@ class SearchLoop(FamilyLoop):
             return execution.graphed(step, self.device)
 
         if len(self._open_choices) > 1:
-            self._execute(fastest(self._open_choices, build_step, device=self.device))
+            chosen = fastest(self._open_choices, build_step, device=self.device)
+            fields: dict[str, Any] = self.ranks.shared(chosen.to_dict())
+            self._execute(Execution(**fields))
 
     def _whole_slices(self, images: Tensor, labels: Tensor) -> Batch:
-        """Leave out images that do not fill a slice for each member; if there are too few images, they are repeated."""
-        num_members = self.config.objective.num_drawn
-        # A slice of one image that has shrunk to one pixel has no variance for BatchNorm.
-        separate = self.config.objective.hard or self.config.objective.passes == "separate"
-        least = 2 * num_members if separate else num_members
+        """Leave out images that do not fill a slice for each member; if there are too few images, they are repeated.
+
+        Of several ranks each takes its share of every slice.
+        """
+        num_members, ranks = self.config.objective.num_drawn, self.ranks
+        if ranks.size > 1:
+            share = len(labels) // (num_members * ranks.size)
+            own = torch.arange(num_members * ranks.size * share, device=labels.device)
+            own = own.view(num_members, -1)[:, ranks.own(ranks.size * share)].flatten()
+            return images[own], labels[own]
+        least = self._least_images
         if len(labels) < least:
             turns = torch.arange(least, device=labels.device) % len(labels)
             return images[turns], labels[turns]
         whole = len(labels) // num_members * num_members
         return images[:whole], labels[:whole]
+
+    @property
+    def _least_images(self) -> int:
+        """How many images a pass of one rank needs."""
+        # A slice of one image that has shrunk to one pixel has no variance for BatchNorm.
+        separate = self.config.objective.hard or self.config.objective.passes == "separate"
+        return self.config.objective.num_drawn * (2 if separate else 1)
+
+    def _require_shares(self) -> None:
+        """Check that several ranks have a share of every slice of a batch."""
+        size, members, batch_size = self.ranks.size, self.config.objective.num_drawn, self.config.bilevel.batch_size
+        if size == 1:
+            return
+        require(
+            batch_size % (size * members) == 0,
+            f"{size} processes times {members} drawn members do not divide a batch of {batch_size} images.",
+            f"Give --batch-size a multiple of {size * members}, or start another number of processes.",
+        )
+        found = min(batch_size, len(self.weight_images), len(self.architecture_images))
+        require(
+            found >= size * self._least_images,
+            f"{size} processes need {size * self._least_images} images for a step, and there are {found}.",
+            "Start fewer processes, or give more images or a larger --batch-size.",
+        )
 
     def _batches(self, split: Split, order: str) -> Iterator[tuple[Tensor, Tensor]]:
         return iterate_batches(
@@ -181,12 +217,12 @@ class SearchLoop(FamilyLoop):
         if self._between is not None:
             self._go_on(*self._between)
         for training_batch, validation_batch in self._batch_pairs():
-            num_images = len(training_batch[1])
+            num_images = len(training_batch[1]) * self.ranks.size
             if search_architecture and validation_batch is None:
                 self.steps.joint_step(training_batch)
             else:
                 if search_architecture and validation_batch is not None:
-                    num_images += len(validation_batch[1])
+                    num_images += len(validation_batch[1]) * self.ranks.size
                     self.steps.architecture_step(validation_batch, training_batch)
                 self.steps.weight_step(training_batch)
             self.steps_done += 1
@@ -207,6 +243,11 @@ class SearchLoop(FamilyLoop):
         self._between, self.steps_done = None, between["steps"]
         self.steps.load_sums(between["sums"])
         self.generators["draws"].set_state(draws.cpu())
+
+    def require_agreement(self) -> None:
+        """Check that all ranks have the same hypernetwork and weights; see `Ranks.require_agreement`."""
+        super().require_agreement()
+        self.ranks.require_agreement(self.supernet, "The supernet")
 
     @torch.no_grad()
     def measure(self, *, num_images: int = 1000) -> dict[str, float]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dnas_ens.run.ranks import Ranks
 from dnas_ens.search.divergence import (
     architecture_distance,
     jensen_shannon_terms,
@@ -151,7 +152,7 @@ def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space
     return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
 
 
-def predictive_penalty(logits: Tensor, points: Points, *, scale: float) -> Tensor:
+def predictive_penalty(logits: Tensor, points: Points, *, scale: float, ranks: Ranks | None = None) -> Tensor:
     """Return the pair penalty on predicted class distributions, the predictive part of ``js-predictive``.
 
     Equation: mean_{i<j} relu(scale * target_ij - J_ij)^2 with J_ij the mean over images of the Jensen-Shannon
@@ -160,8 +161,12 @@ def predictive_penalty(logits: Tensor, points: Points, *, scale: float) -> Tenso
     Args:
         logits: (m, B, K) on the same images.
         scale: Predictive distance asked for per unit of lambda.
+        ranks: Several processes with a share of the images each, whose mean J is. The mean of their gradients is the
+            gradient of the penalty.
     """
     distances = pairwise_predictive_distance(logits.log_softmax(-1))
+    if ranks is not None and ranks.size > 1:
+        distances = distances + (ranks.mean(distances) - distances.detach())
     return pair_penalty(distances, scale * pair_targets(points))
 
 

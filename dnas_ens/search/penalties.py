@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.config import SearchConfig
+from dnas_ens.run.ranks import current
 from dnas_ens.search.bilevel import first_order_gradient
 from dnas_ens.search.family import ArchitectureFamily, Points, moved
 from dnas_ens.search.objective import discretisation_distance, diversity_penalty, operation_imbalance
@@ -30,6 +31,7 @@ class PenaltySteps:
     Attributes:
         totals: Sums over the steps of an epoch, scalars that stay on the device.
         watch: Whether all gradients of an epoch were finite.
+        ranks: The processes whose gradients are averaged.
     """
 
     config: SearchConfig
@@ -41,6 +43,7 @@ class PenaltySteps:
 
     def __post_init__(self) -> None:
         bilevel, device = self.config.bilevel, self.family.device
+        self.ranks = current()
         self.architecture = [p for p in self.family.hypernetwork.parameters() if p.requires_grad]
         self.architecture_optimizer = torch.optim.Adam(
             self.architecture,
@@ -117,6 +120,7 @@ class PenaltySteps:
         return loss + now.penalty_weight * penalty
 
     def _descend(self, loss: Tensor, gradients: Sequence[Tensor]) -> None:
+        *gradients, loss = self.ranks.means([*gradients, loss])
         for parameter, gradient in zip(self.architecture, gradients, strict=True):
             parameter.grad = gradient
         self.watch.note(nn.utils.get_total_norm(gradients))

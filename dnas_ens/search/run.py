@@ -20,6 +20,7 @@ from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.checkpoint import RegularStates
 from dnas_ens.run.progress import CostMeter, Progress
+from dnas_ens.run.ranks import current
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
 from dnas_ens.search.cost import member_stack
 from dnas_ens.search.family import ArchitectureFamily, diversity_curve
@@ -67,6 +68,7 @@ def run_search(
 
     Args:
         data: Images; ``test`` is not read.
+        run: The run folder; of several ranks the first one's alone.
         resume: Whether to continue from the newest checkpoint of the run folder.
         base: A given base; by default the file the configuration names is read.
         recipe: How members will be trained; by default as the preset says.
@@ -77,24 +79,34 @@ def run_search(
     require_operations(config.supernet.search_space.operations)
     if base is None and config.hypernetwork.base is not None:
         base = given_base(config.hypernetwork.base)
-    if resume and run is not None and (finished := _finished(config, run, base)) is not None:
-        return finished
-    if config.regime == "random":
+    ranks = current()
+    loop: FamilyLoop | None = None
+    result = _finished(config, run, base) if resume and run is not None else None
+    if was_finished := ranks.shared(result is not None):
+        pass
+    elif config.regime == "random":
         result = _random_deviations(config, base)
     else:
         recipe = recipe or retrain_preset(config.preset, config.supernet.space)
         options: dict[str, Any] = {"device": device, "base": base}
         trial = CostMeter(gpu=torch.device(device).type == "cuda")
         if config.objective.step_time_weight > 0:
-            options["step_times"] = _step_times(config, data, recipe, device=device, run=run)
-        loop: FamilyLoop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
+            space, edges_per_node = config.supernet.search_space, config.candidates.edges_per_node
+            times = _step_times(config, data, recipe, device=device, run=run).to_dict() if ranks.first else {}
+            options["step_times"] = StepTimes.from_dict(ranks.shared(times), space=space, edges_per_node=edges_per_node)
+        loop = SearchLoop(config, data, **options) if config.reads_images else StarLoop(config, **options)
         if config.reads_images:
             _tell_steps(loop.num_epochs * loop.steps_per_epoch)
         cost = train(loop, run=run, resume=resume, spent=trial.seconds())
         result = conclude(loop, recipe=recipe, cost=cost)
-        if run is not None:
+    if ranks.size > 1:
+        # Another GPU may round differently, and all ranks must go on with the same members.
+        stored = ranks.shared({} if result is None else result.to_dict())
+        result = result if ranks.first else SearchResult.from_dict(stored, config=config)
+    assert result is not None
+    if run is not None and not was_finished:
+        if loop is not None:
             _write_weights(loop, run)
-    if run is not None:
         _draw_result(result, run)
         run.metrics.add_hparams(
             to_dict(config),
@@ -184,15 +196,16 @@ def train(
         The meter of what the search costs, over all its starts; it keeps running.
     """
     store = None if run is None else run.checkpoints("search")
-    before = dict(spent or {})
-    if resume and store is not None and run is not None:
-        newest = store.load_newest()
-        if newest is not None:
-            loop.load_state_dict(newest[1]["loop"])
-            before = newest[1]["seconds"]
+    newest = store.load_newest() if resume and store is not None else None
+    state = loop.ranks.shared_state(None if newest is None else newest[1])
+    before = dict(spent or {}) if state is None else state["seconds"]
+    if state is not None:
+        loop.load_state_dict(state["loop"])
+    if resume and run is not None:
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         run.metrics.truncate("search", step=loop.step)
-    cost = CostMeter(before, gpu=loop.device.type == "cuda")
+    loop.require_agreement()
+    cost = CostMeter(before, gpu=loop.device.type == "cuda", processes=loop.ranks.size)
     with Progress(
         loop.num_epochs,
         description="search",
@@ -215,6 +228,7 @@ def train(
         # A resumed search stops early where it had stopped before.
         while loop.epoch < loop.num_epochs and not _stops_early(loop):
             scalars = loop.run_epoch(on_step)
+            loop.require_agreement()
             shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}
             shown["skips"] = _flagged_skips(scalars["skips"])
             progress.epoch(loop.epoch, **shown)

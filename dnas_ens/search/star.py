@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dnas_ens.config import SearchConfig
+from dnas_ens.run.ranks import current
 from dnas_ens.search.divergence import pairwise_architecture_distance
 from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.penalties import PenaltySteps
@@ -41,6 +42,7 @@ class FamilyLoop(ABC):
         step_times: For ``step_time_weight``; without them its term is left out.
 
     Attributes:
+        ranks: The processes that share the search.
         epoch: Epochs done.
         num_epochs: Epochs of the whole search.
         steps_per_epoch: Steps of an epoch.
@@ -59,7 +61,7 @@ class FamilyLoop(ABC):
         base: Genotype | None = None,
         step_times: StepTimes | None = None,
     ) -> None:
-        self.config, self.device = config, torch.device(device)
+        self.config, self.device, self.ranks = config, torch.device(device), current()
         self.step_times = None if step_times is None else step_times.to(self.device)
         self.family = ArchitectureFamily(config, base=base, device=device)
         self.epoch = 0
@@ -89,6 +91,10 @@ class FamilyLoop(ABC):
         Raises:
             DivergedError: If a loss, a gradient or a weight is not finite.
         """
+
+    def require_agreement(self) -> None:
+        """Check that all ranks have the same hypernetwork; see `Ranks.require_agreement`."""
+        self.ranks.require_agreement(self.family.hypernetwork, "The hypernetwork")
 
     @torch.no_grad()
     def measure_family(self) -> dict[str, float]:

@@ -131,6 +131,7 @@ class SearchSteps(PenaltySteps):
         gradients = torch.autograd.grad(loss, [*self.architecture, *self.weights], allow_unused=True)
         for weight, gradient in zip(self.weights, gradients[len(self.architecture) :], strict=True):
             weight.grad = gradient
+        self.ranks.average_gradients(self.weights)
         self.watch.note(nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip))
         self.weight_optimizer.step()
         self._descend(loss.detach(), filled(gradients[: len(self.architecture)], self.architecture))
@@ -141,9 +142,10 @@ class SearchSteps(PenaltySteps):
         loss = self._training_loss((images, labels), Points(lam, direction), self._noise_seed)
         self.weight_optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        (mean_loss,) = self.ranks.average_gradients(self.weights, loss.detach())
         self.watch.note(nn.utils.clip_grad_norm_(self.weights, self.config.bilevel.gradient_clip))
         self.weight_optimizer.step()
-        self.totals["train_loss"] += loss.detach()
+        self.totals["train_loss"] += mean_loss
 
     def _architecture_update(
         self,
@@ -175,6 +177,7 @@ class SearchSteps(PenaltySteps):
             momentum=self.config.bilevel.momentum,
             momentum_buffers=[state[weight].get("momentum_buffer") for weight in self.weights],
             weight_decay=self.config.bilevel.weight_decay,
+            average=self.ranks.means,
         )
         self._descend(loss, gradients)
 
@@ -225,10 +228,12 @@ class SearchSteps(PenaltySteps):
             targets = labels.unflatten(0, (num_members, -1))
         loss = likelihood_nll(objective.likelihood, logits, targets)
         if objective.hard:
-            self.totals["train_loss"] += loss.detach()
+            self.totals["train_loss"] += self.ranks.mean(loss)
         predictive = None
         if "js-predictive" in objective.penalty:
-            predictive = functools.partial(predictive_penalty, logits, members, scale=objective.predictive_scale)
+            predictive = functools.partial(
+                predictive_penalty, logits, members, scale=objective.predictive_scale, ranks=self.ranks
+            )
         return self._penalised(loss, penalised, predictive=predictive)
 
     def _draw(self, num_members: int | None = None) -> Points:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnas_ens.config import RetrainConfig
+from dnas_ens.config import RetrainConfig, require
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
@@ -25,6 +25,7 @@ from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.metrics.scores import accuracy, nll
 from dnas_ens.nn.execution import Execution
 from dnas_ens.nn.network import Network
+from dnas_ens.nn.synchronised import separate, synchronise
 from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
 from dnas_ens.run.files import (
     as_json,
@@ -38,6 +39,7 @@ from dnas_ens.run.files import (
 )
 from dnas_ens.run.metrics_log import MetricsLog
 from dnas_ens.run.progress import CostMeter, Progress
+from dnas_ens.run.ranks import current
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.interleaving import Steps, exhaust, in_turns, on_streams
 from dnas_ens.training.step import tell_if_guessing
@@ -69,26 +71,31 @@ def member_steps(
         alone: Whether nothing else has turns in between: epochs are then not paused, and operations that draw from
             the global stream find it seeded.
     """
-    recipe, index = training.recipe, training.index
+    recipe, index, ranks = training.recipe, training.index, training.ranks
     store = None if folder is None else CheckpointStore(folder / "checkpoints", name=f"member-{index}")
     log = None if folder is None else MetricsLog(folder / "members" / str(index), tensorboard=folder / "tensorboard")
     phase = f"member-{index}"
     before: dict[str, float] = {}
     identity = training.identity()
-    newest = None
-    if store is not None and log is not None:
-        if (newest := store.load_newest()) is not None:
-            _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
-            training.load_state_dict(newest[1]["training"])
-            before = newest[1]["seconds"]
+    newest = None if store is None else store.load_newest()
+    if newest is not None:
+        _require_identity(newest[1].get("identity"), identity, f"The saved state of member {index}")
+    state = ranks.shared_state(None if newest is None else newest[1])
+    if state is None:
+        training.begin()
+    else:
+        training.load_state_dict(state["training"])
+        before = state["seconds"]
+    if log is not None:
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         log.truncate(phase, step=training.epoch * training.steps_per_epoch)
-    if newest is None:
-        training.begin()
-    cost = CostMeter(before, gpu=training.device.type == "cuda")
+    if ranks.sync_batch_norm:
+        synchronise(training.network)
+    ranks.require_agreement(training.network, f"Member {index}")
+    cost = CostMeter(before, gpu=training.device.type == "cuda", processes=ranks.size)
     measured: dict[str, float] = {}
     # Those of the last epoch are part of a state: the member may be finished but for its files.
-    scalars: dict[str, float] = {} if newest is None else newest[1]["scalars"]
+    scalars: dict[str, float] = {} if state is None else state["scalars"]
 
     def on_val() -> dict[str, float]:
         # Validation time does not count as training cost: with much val and few epochs it would be most of it.
@@ -124,6 +131,7 @@ def member_steps(
                 scalars = training.run_epoch(progress, on_step=on_step)
             else:
                 scalars = yield from _metered(training.epoch_steps(progress, on_step=on_step), cost)
+            ranks.require_agreement(training.network, f"Member {index}")
             if training.on_epoch is not None:
                 training.on_epoch()
             # Not at every epoch: the last state is the member, whatever its validation loss on the way.
@@ -135,6 +143,7 @@ def member_steps(
             if log is not None:
                 log.log(scalars, step=steps_taken(), epoch=training.epoch, phase=phase)
             states.after_epoch()
+    separate(training.network)
     # A resumed run that finds all epochs done has not measured anything yet.
     measured = measured or on_val()
     tell_if_guessing(measured["val_nll"], training.num_classes, f"member {index}")
@@ -221,9 +230,15 @@ def train_members(
         recipe: With cycles, each member is several networks, of which the last ones join; see `joining`.
         workers: Members trained side by side, which needs a folder. On a CPU in processes that share the
             threads, 0 for one per thread; members differ from those of a single worker as far as rounding depends
-            on the number of threads. On a GPU step by step in turns, each on a stream of its own, 0 for one.
+            on the number of threads. On a GPU step by step in turns, each on a stream of its own, 0 for one. Several
+            ranks train one member after the other, together.
     """
-    device = torch.device(device)
+    device, ranks = torch.device(device), current()
+    require(
+        ranks.size == 1 or workers < 2,
+        f"--workers {workers} asks for members side by side, but {ranks.size} processes train each together.",
+        "Leave --workers out.",
+    )
     chains = plan_members(genotypes, recipe)
     plans = [plan for chain in chains for plan in chain]
     networks: list[Network] = []
@@ -237,7 +252,9 @@ def train_members(
         )
 
     if folder is not None:
-        stored = _stored(folder, num_members=len(plans)) if recipe.cycles == 0 else None
+        # Several ranks load every member, so that each has the ensemble.
+        loads_whole = recipe.cycles == 0 and ranks.size == 1
+        stored = _stored(folder, num_members=len(plans)) if loads_whole else None
         if stored is not None:
             for number in range(len(plans)):
                 _require_same(training_of(number), folder)
@@ -247,8 +264,9 @@ def train_members(
             _require_same(training_of(number), folder)
         # An older manifest would describe other members.
         (folder / MANIFEST).unlink(missing_ok=True)
-    execution = _settled(training_of(0), folder)
-    if folder is not None:
+    settled: dict[str, Any] = ranks.shared(_settled(training_of(0), folder).to_dict() if ranks.first else {})
+    execution = Execution(**settled)
+    if folder is not None and ranks.size == 1:
         numbers = iter(range(len(plans)))
         unfinished = [
             [(number, plan) for plan in chain for number in [next(numbers)] if not _is_finished(folder, number)]
@@ -338,10 +356,13 @@ def trained_network(training: MemberTraining, *, folder: Path | None = None, num
     Raises:
         UserError: The folder holds a finished member of another genotype or recipe.
     """
-    if folder is not None and _is_finished(folder, training.index):
-        _require_same(training, folder)
-        file = folder / "members" / str(training.index) / "model.safetensors"
-        training.network.load_state_dict(load_tensors(file, training.device))
+    ranks = training.ranks
+    if ranks.shared(folder is not None and _is_finished(folder, training.index)):
+        if folder is not None:
+            _require_same(training, folder)
+            file = folder / "members" / str(training.index) / "model.safetensors"
+            training.network.load_state_dict(load_tensors(file, training.device))
+        ranks.take_over([*training.network.parameters(), *training.network.buffers()])
         return training.network.eval()
     network, description = train_member(training, folder=folder, num_members=num_members)
     if folder is not None:

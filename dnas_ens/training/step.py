@@ -18,6 +18,7 @@ from dnas_ens.errors import DivergedError
 from dnas_ens.nn.execution import PLAIN, Execution
 from dnas_ens.nn.network import Network
 from dnas_ens.run.checkpoint import first_not_finite
+from dnas_ens.run.ranks import Ranks
 from dnas_ens.training.interleaving import Steps
 
 
@@ -131,6 +132,7 @@ class TrainingStep:
         generators: What ``prepare`` and the network draw from on the device, besides its default generator.
         class_weights: Weight of each class (K,) in the loss, which is then divided by the sum of the weights of its
             images; None for equal ones.
+        ranks: The processes that have a share of each batch, and average their gradients; None for this one alone.
     """
 
     def __init__(
@@ -143,8 +145,9 @@ class TrainingStep:
         prepare: Callable[..., tuple[Tensor, Tensor]] | None = None,
         generators: Iterable[torch.Generator] = (),
         class_weights: Tensor | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._class_weights = class_weights
+        self._class_weights, self._ranks = class_weights, ranks or Ranks()
         self.network, self.optimizer, self.recipe, self.execution = network, optimizer, recipe, execution
         self.device = next(network.parameters()).device
         self._prepare = prepare
@@ -179,16 +182,23 @@ class TrainingStep:
             loss = nll + self.recipe.auxiliary_weight * self._cross_entropy(auxiliary_logits, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        classes = labels if labels.ndim == 1 else labels.argmax(-1)
+        hits = (logits.argmax(-1) == classes).sum(dtype=torch.float32)
+        nll, hits = self._ranks.average_gradients(self.network.parameters(), nll.detach(), hits)
         self._watch.note(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip))
         self.optimizer.step()
         # Kept on the device: reading them here would make a GPU wait at every step.
-        self._total_loss.add_(nll.detach() * len(labels))
-        classes = labels if labels.ndim == 1 else labels.argmax(-1)
-        self._hits.add_((logits.argmax(-1) == classes).sum())
+        self._total_loss.add_(nll * (len(labels) * self._ranks.size))
+        self._hits.add_(hits, alpha=self._ranks.size)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         smoothing, weights = self.recipe.label_smoothing, self._class_weights
-        return F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), labels, weight=weights, label_smoothing=smoothing)
+        if weights is not None and self._ranks.size > 1:
+            # Divided by the weights of all images of the batch instead of those of the share.
+            own = weights[labels].sum()
+            loss = loss * (own / self._ranks.mean(own))
+        return loss
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums since the last call of ``scalars``."""

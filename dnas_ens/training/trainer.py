@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dnas_ens.config import RetrainConfig
+from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import to_dict
 from dnas_ens.data.batches import Augmentation, class_weights, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import Execution, candidates, fastest, step_seconds
 from dnas_ens.nn.network import Network
 from dnas_ens.run.progress import Progress
+from dnas_ens.run.ranks import current
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.interleaving import Steps, exhaust
@@ -58,6 +59,7 @@ class Training(Generic[Model]):
         steps_done: Steps done of the epoch in progress; 0 between two epochs.
         total_epochs: Those there will be, where the cosine of the learning rate ends; the recipe's unless lowered.
         execution: How the module is computed; what the recipe leaves open is measured before the first epoch.
+        ranks: The processes that share the training.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Training(Generic[Model]):
         class_weights: Tensor | None = None,
     ) -> None:
         self.recipe, self.seeds, self.name, self._class_weights = recipe, seeds, name, class_weights
+        self.ranks = current()
         self.device, self.epoch, self.total_epochs = torch.device(device), 0, recipe.epochs
         self._batches, self._prepare = batches, prepare
         with torch.random.fork_rng(devices=[]):
@@ -126,6 +129,7 @@ class Training(Generic[Model]):
             prepare=self._prepare,
             generators=[self.augmentation_generator, self._drop_path_generator],
             class_weights=self._class_weights,
+            ranks=self.ranks,
         )
 
     def _execute(self, execution: Execution) -> None:
@@ -330,7 +334,14 @@ class NetworkTraining(Training[Model]):
 
         # Gathering and augmenting are part of the step, so that a CUDA graph records them too.
         def prepare(index: Tensor) -> tuple[Tensor, Tensor]:
-            images = self.augmentation(self.train_split.images[index], self.augmentation_generator)
+            num_images, own = len(index), self.ranks.own(len(index))
+            index = index[own]
+            images = self.train_split.images[index]
+            height, width = images.shape[-2:]
+            draws = self.augmentation.draw(
+                num_images, height=height, width=width, generator=self.augmentation_generator
+            )
+            images = self.augmentation.apply(images, draws.part(own))
             return images, self.targets(images, index)
 
         super().__init__(
@@ -343,6 +354,12 @@ class NetworkTraining(Training[Model]):
             execution=execution,
             prepare=prepare,
             class_weights=self._weights_of_classes(recipe),
+        )
+        size, batch_size = self.ranks.size, min(recipe.batch_size, len(self.train_split))
+        require(
+            batch_size % size == 0,
+            f"{size} processes do not divide a batch of {batch_size} images.",
+            f"Give --batch-size a multiple of {size}, or start another number of processes.",
         )
 
     def _weights_of_classes(self, recipe: RetrainConfig) -> Tensor | None:
