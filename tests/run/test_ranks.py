@@ -223,13 +223,13 @@ def test_ranks_that_cannot_work_together_end_with_one_line(tmp_path, other, told
     ],
 )
 def test_a_batch_must_have_a_share_for_every_rank_and_member(few_digits, monkeypatch, fields, told):
-    monkeypatch.setattr("dnas_ens.search.star.current", lambda: Ranks(0, 2))
+    monkeypatch.setattr("dnas_ens.run.ranks._current", Ranks(0, 2))
     with pytest.raises(UserError, match=told):
         SearchLoop(with_fields(two_ranks.SEARCH, **fields), few_digits)
 
 
 def test_a_batch_must_have_a_share_for_every_rank(few_digits, monkeypatch):
-    monkeypatch.setattr("dnas_ens.training.trainer.current", lambda: Ranks(0, 5))
+    monkeypatch.setattr("dnas_ens.run.ranks._current", Ranks(0, 5))
     with pytest.raises(UserError, match="5 processes do not divide a batch of 24 images"):
         two_ranks.member(few_digits, {})
 
@@ -245,9 +245,6 @@ def test_nobody_waits_for_ever(tmp_path):
     folder = ["--run-dir", str(tmp_path / "R")]
     waits = {"DNAS_ENS_TIMEOUT": 4}
     missing = [launch(rank, *SEARCH, *folder, port=free_port(), **waits) for rank in (1, 0)]
-    codes, lines = ends(missing)
-    assert codes == [2, 2]
-    assert sum("The 2 processes did not meet at 127.0.0.1:" in line for line in lines) == 2
     port = free_port()
     more = ["--epochs", "200", *folder]
     started = [launch(rank, *SEARCH, *more, port=port, **waits) for rank in (0, 1)]
@@ -261,6 +258,9 @@ def test_nobody_waits_for_ever(tmp_path):
         started[1].communicate()
     assert codes == [2]
     assert lines[0] == "error: A process of the 2 has ended, or has not answered for 4 seconds."
+    codes, lines = ends(missing)
+    assert codes == [2, 2]
+    assert sum("The 2 processes did not meet at 127.0.0.1:" in line for line in lines) == 2
 
 
 @pytest.fixture
@@ -329,6 +329,6 @@ def test_what_starts_again_needs_a_folder_that_it_finds(torchrun, tmp_path, caps
 
 
 def test_several_ranks_have_no_workers_beside_them(few_digits, monkeypatch):
-    monkeypatch.setattr("dnas_ens.training.members.current", lambda: Ranks(0, 2))
+    monkeypatch.setattr("dnas_ens.run.ranks._current", Ranks(0, 2))
     with pytest.raises(UserError, match="--workers 3 asks for members side by side"):
         train_members([], few_digits, None, workers=3)
