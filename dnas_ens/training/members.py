@@ -294,8 +294,8 @@ def train_members(
     temperature = fit_temperature(averaged, labels)
     ensemble = ensemble_of([networks[number] for number in chosen], temperature=temperature, data=data)
     if folder is not None:
-        trained = {"num_trained": len(plans)} if recipe.cycles else {}
-        ensemble.save(folder, overwrite=True, numbers=chosen, **trained)
+        num_trained = len(plans) if recipe.cycles else None
+        ensemble.save(folder, overwrite=True, numbers=chosen, num_trained=num_trained)
     return ensemble.to(device)
 
 
