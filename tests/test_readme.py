@@ -25,6 +25,8 @@ NAMES += [f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))]
 PAGES = {page: (ROOT / page).read_text() for page in NAMES}
 #: Tells of options and files of earlier versions as well.
 HISTORY = ("CHANGELOG.md", "docs/log.md")
+#: What torchrun is short for.
+TORCHRUN = "-m torch.distributed.run"
 CURRENT = {page: text for page, text in PAGES.items() if page not in HISTORY}
 
 
@@ -42,8 +44,14 @@ def commands():
     """The flags that every program is given anywhere in the current pages."""
     found: dict[str, set[str]] = {}
     for text in CURRENT.values():
-        for inline, fenced in re.findall(r"`(python [^`\n]+)`|^(python .+)$", text, re.MULTILINE):
+        for inline, fenced in re.findall(
+            r"`((?:python|torchrun) [^`\n]+)`|^((?:python|torchrun) .+)$", text, re.MULTILINE
+        ):
             words = shlex.split(inline or fenced, comments=True)
+            if words[0] == "torchrun":
+                place = words.index("-m")
+                found.setdefault(TORCHRUN, set()).update(word for word in words[:place] if word.startswith("--"))
+                words = ["python", *words[place:]]
             if words[1].startswith("experiments/") or (words[1] == "-m" and words[2].startswith("dnas_ens")):
                 program = shlex.join(words[1:3] if words[1] == "-m" else words[1:2])
                 found.setdefault(program, set()).update(word for word in words if word.startswith("--"))
@@ -105,7 +113,7 @@ def test_flags_named_in_the_text_exist(flags):
     assert len(named) > 30
     programs = [program for program, given in commands().items() if given]
     assert len(programs) >= 7
-    assert named - set().union(*map(flags, [*programs, "experiments/benchmarks/floor.py"])) == {"--debug"}
+    assert named - set().union(*map(flags, [*programs, TORCHRUN, "experiments/benchmarks/floor.py"])) == {"--debug"}
 
 
 def headings(text):

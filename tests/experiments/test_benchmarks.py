@@ -183,6 +183,26 @@ def test_bytes_of_known_operations(load):
     assert total == 300
 
 
+@pytest.mark.slow
+def test_several_processes_are_tabled_beside_one(benchmark, tmp_path):
+    output = tmp_path / "distributed"
+    tiny = "--preset smoke --works hard member --batch-sizes 8 --rounds 1 --warmup 0 --steps 2 --processes 1 2"
+    stdout, _ = benchmark("distributed", *tiny.split(), "--output", output)
+    rows = check_line(stdout, output.with_suffix(".jsonl"), name="distributed")["rows"]
+    assert [(row["work"], row["processes"]) for row in rows] == [
+        ("hard", 1),
+        ("hard", 2),
+        ("member", 1),
+        ("member", 2),
+    ]
+    for one, two in zip(rows[::2], rows[1::2], strict=True):
+        assert one["speed_up"]["ratio"] == 1
+        assert two["speed_up"]["ratio"] == one["seconds"][0] / two["seconds"][0]
+        assert two["parameters"] == one["parameters"] > 0
+    text = output.with_suffix(".md").read_text()
+    assert text.count("| training step of a member | 8 | ") == 2
+
+
 def test_growth_writes_table_and_plot(benchmark, tmp_path):
     output = tmp_path / "growth"
     stdout, _ = benchmark("growth", "--axes", "directions", "--directions", 2, *ONCE, "--output", output)
