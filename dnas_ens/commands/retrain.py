@@ -25,7 +25,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
 from dnas_ens.config.settings import Preset
-from dnas_ens.run.ranks import Ranks, as_typed, joined
+from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined
 from dnas_ens.space.spaces import SpaceName
 
 PROG = "python -m dnas_ens.retrain"
@@ -74,7 +74,9 @@ def main(argv: list[str]) -> None:
         default=RetrainCommand(run_dir=tyro.MISSING, recipe=recipe),
     )
     command = goes_on(command)
-    with joined(command.device, sync_batch_norm=command.sync_batch_norm) as ranks:
+    if command.dry_run and not is_first():
+        return
+    with joined(command.device, sync_batch_norm=command.sync_batch_norm, alone=command.dry_run) as ranks:
         _retrain(command, ranks, as_typed(PROG, argv))
 
 

@@ -24,7 +24,7 @@ from dnas_ens.commands.options import (
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
-from dnas_ens.run.ranks import Ranks, as_typed, joined, launched
+from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined, launched
 from dnas_ens.space.genotype import Genotype, load_genotypes
 from dnas_ens.space.search_space import stack_cell_types
 
@@ -97,7 +97,9 @@ def main(argv: list[str]) -> None:
         "Start it with python instead of torchrun.",
     )
     command = goes_on(command)
-    with joined(command.device, sync_batch_norm=command.sync_batch_norm) as ranks:
+    if command.dry_run and not is_first():
+        return
+    with joined(command.device, sync_batch_norm=command.sync_batch_norm, alone=command.dry_run) as ranks:
         _whole_way(command, ranks, as_typed(PROG, argv))
 
 

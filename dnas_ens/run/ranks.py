@@ -291,7 +291,7 @@ def current() -> Ranks:
 
 
 @contextlib.contextmanager
-def joined(device: str, *, sync_batch_norm: bool = False) -> Iterator[Ranks]:
+def joined(device: str, *, sync_batch_norm: bool = False, alone: bool = False) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, for the block; without torchrun this process stays alone.
 
     All ranks but 0 print nothing in the block. Of an error that several ranks have, one tells it.
@@ -299,12 +299,13 @@ def joined(device: str, *, sync_batch_norm: bool = False) -> Iterator[Ranks]:
     Args:
         device: auto, cpu or cuda: of several GPUs each rank takes that of its local rank; of a rank alone, cuda:N too.
         sync_batch_norm: See `Ranks`.
+        alone: Stay alone in any case, as for a dry run.
 
     Raises:
         UserError: The others cannot be reached, or the device is not there.
     """
     global _current
-    size = launched()
+    size = 0 if alone else launched()
     if not size:
         yield Ranks(device=resolve_device(device))
         return

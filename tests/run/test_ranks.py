@@ -307,6 +307,8 @@ def test_what_torchrun_says_is_taken_up(torchrun):
     torchrun(size=8, LOCAL_WORLD_SIZE=2, TORCHELASTIC_RESTART_COUNT=1)
     assert as_typed(prog, []) == "torchrun --nnodes 4 --nproc-per-node 2 -m dnas_ens.search".split()
     assert goes_on(RunOptions()).resume
+    with joined("cpu", alone=True) as ranks:
+        assert ranks.size == 1
     torchrun(DNAS_ENS_TIMEOUT="soon")
     with pytest.raises(UserError, match="DNAS_ENS_TIMEOUT is 'soon'"), joined("cpu"):
         pass
