@@ -14,7 +14,7 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -199,8 +199,8 @@ def main(argv: list[str]) -> None:
         measure_here(options)
         return
     rows = rows_of(options, argv)
-    with_lines = with_ending(options.output, ".jsonl")
-    env = report("distributed", argv, Options(output=with_lines), {"preset": options.preset, "rows": rows})
+    lines = replace(options, output=with_ending(options.output, ".jsonl"))
+    env = report("distributed", argv, lines, {"rows": rows})
     statistics = "over all processes" if options.sync_batch_norm else "of each process's own images"
     text = (
         "# How much faster are several processes that share every batch?\n\n"
