@@ -434,7 +434,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.training.workers import worker_pool
 
     records = study.records()
-    with worker_pool(study.workers) as pool:
+    with worker_pool(study.workers, engine=study.engine) as pool:
         # Seed by seed, so that an interrupted study has both settings.
         for seed in range(study.seeds):
             drawn = study.random_pool(seed)

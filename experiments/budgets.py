@@ -38,6 +38,7 @@ from dnas_ens.compare.tables import sentences, stacked
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
+from dnas_ens.config.settings import Engine
 from dnas_ens.data import ImageData, load_data
 from dnas_ens.figures.style import CYCLE, MARKERS, font, new_figure, style_axis
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
@@ -322,6 +323,8 @@ class Study:
     """How many seeds."""
     workers: int = 1
     """Units side by side, each on one CPU core."""
+    engine: Engine = "local"
+    """local, or ray: tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray of this machine."""
     output: Path = RESULTS / "budgets"
     """Where tables, plots and figures go: OUTPUT-REGIME.md and .png, OUTPUT.jsonl; cells that were found in genotypes/
     beside them."""
@@ -523,7 +526,7 @@ def main(argv: list[str]) -> None:
     tasks: dict[Hashable, Task] = {
         (*condition, seed): functools.partial(run_one, condition, seed) for seed in seeds for condition in conditions
     }
-    with worker_pool(study.workers) as pool:
+    with worker_pool(study.workers, engine=study.engine) as pool:
         run_missing(
             records,
             tasks,

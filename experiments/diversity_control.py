@@ -37,6 +37,7 @@ from dnas_ens.compare.study import (
 from dnas_ens.config import SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
+from dnas_ens.config.settings import Engine
 from dnas_ens.data import ImageData, load_data
 from dnas_ens.figures.style import BLUE, MUTED_COLOUR, VERMILION, font, new_figure, style_axis
 from dnas_ens.metrics.diversity import evaluate_members
@@ -94,6 +95,8 @@ class Study:
     """Epochs a search; default: the preset's."""
     workers: int = 1
     """Searches side by side, each on one CPU core."""
+    engine: Engine = "local"
+    """local, or ray: tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray of this machine."""
     settings: tuple[str, ...] = tuple(SETTINGS)
     """Which settings to run."""
     output: Path = RESULTS / "diversity-control-digits"
@@ -245,7 +248,7 @@ def main(argv: list[str]) -> None:
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     log = with_ending(study.output, ".jsonl")
     records = Records(log, key=("setting", "seed"), settings=study.settings_of)
-    with worker_pool(study.workers) as pool:
+    with worker_pool(study.workers, engine=study.engine) as pool:
         run_missing(
             records,
             tasks_of(functools.partial(run_one, study), study.settings, range(study.seeds)),

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.training.workers import worker_pool
 
     records = study.records()
-    with worker_pool(study.workers) as pool:
+    with worker_pool(study.workers, engine=study.engine) as pool:
         run = functools.partial(run_units, records, pool=pool)
         # Seed by seed, so that an interrupted study has all settings.
         for seed in range(study.seeds):

@@ -36,6 +36,7 @@ from dnas_ens.compare.study import RESULTS, require_positive, run_script
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.config.settings import Engine
 from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import with_ending
 from dnas_ens.run.folder import RunFolder
@@ -103,6 +104,8 @@ class Study:
     """auto, cpu, cuda or cuda:N."""
     workers: int = 1
     """Members trained side by side on a CPU; 0 for one a core."""
+    engine: Engine = "local"
+    """local, or ray: tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray of this machine."""
     run_dir: Path | None = None
     """Holds a run folder a seed; default: runs/neural-ensemble-search-DATA."""
     output: Path | None = None
@@ -186,8 +189,17 @@ def searched(
             recipe=recipe,
             device=device,
             workers=study.workers,
+            engine=study.engine,
         )
-        train_members(comparison.genotypes, data, recipe, device=device, folder=run.path, workers=study.workers)
+        train_members(
+            comparison.genotypes,
+            data,
+            recipe,
+            device=device,
+            folder=run.path,
+            workers=study.workers,
+            engine=study.engine,
+        )
         return comparison, run.read_json("env.json")
 
 

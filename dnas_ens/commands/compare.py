@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from dnas_ens.commands.options import print_next
 from dnas_ens.commands.parse import parse
 from dnas_ens.compare.methods import METHODS, Budget
 from dnas_ens.config import require
+from dnas_ens.config.settings import Engine
 
 PROG = "python -m dnas_ens.compare"
 DESCRIPTION = """\
@@ -43,6 +45,13 @@ class CompareCommand:
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
     """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+    engine: Engine = "local"
+    """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
+    of this machine; --workers then share a machine's threads, or a GPU."""
+    plan: bool = False
+    """Print how many networks each method trains and what that takes, from a short trial on this device, then stop."""
+    price_per_hour: float | None = None
+    """What an hour of all machines costs, for the price that --plan prints."""
     output: Path | None = None
     """Where the results go, OUTPUT.md, .csv, .json and .png; default: into the run folder of one, beside several."""
 
@@ -80,10 +89,15 @@ def main(argv: list[str], *, prog: str = PROG, description: str = DESCRIPTION) -
         budget=command.budget,
         device=resolve_device(command.device),
         workers=command.workers,
+        engine=command.engine,
+        plan=command.plan,
+        price=command.price_per_hour,
         command=[*prog.split(), *argv],
     )
     run = command.run_dirs[0]
-    if command.path.parent == run:
+    if command.plan:
+        print(f"next: {shlex.join([*prog.split(), *(word for word in argv if word != '--plan')])}")
+    elif command.path.parent == run:
         from dnas_ens.report import write_report
 
         print(f"report: {write_report(run)}")

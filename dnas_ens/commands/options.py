@@ -117,6 +117,8 @@ class RunOptions:
     """Go on with an interrupted run in --run-dir."""
     dry_run: bool = False
     """Print the resolved configuration and what it will take, then stop."""
+    price_per_hour: float | None = None
+    """What an hour of all machines costs, for the price that --dry-run prints."""
 
 
 def begin_run(

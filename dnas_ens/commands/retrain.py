@@ -24,7 +24,7 @@ from dnas_ens.commands.parse import parse, peek
 from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
-from dnas_ens.config.settings import Preset
+from dnas_ens.config.settings import Engine, Preset
 from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined
 from dnas_ens.space.spaces import SpaceName
 
@@ -51,6 +51,9 @@ class RetrainCommand:
     workers: int = 0
     """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
     stream of its own, 0 for one."""
+    engine: Engine = "local"
+    """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
+    of this machine; --workers then share a machine's threads, or a GPU."""
     resume: bool = False
     """Go on with an interrupted training."""
     members: int = 0
@@ -58,6 +61,8 @@ class RetrainCommand:
     another search where more are asked for with --resume."""
     dry_run: bool = False
     """Print the resolved recipe and what it will take, then stop."""
+    price_per_hour: float | None = None
+    """What an hour of all machines costs, for the price that --dry-run prints."""
 
 
 def main(argv: list[str]) -> None:
@@ -83,6 +88,7 @@ def main(argv: list[str]) -> None:
 def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
     from dnas_ens.run.folder import RunFolder
     from dnas_ens.space.genotype import Genotype, ranked_genotypes, read_genotypes
+    from dnas_ens.training.cost import Fanout, estimate_members
     from dnas_ens.training.members import train_members
     from dnas_ens.training.trainer import MemberTraining
 
@@ -101,14 +107,23 @@ def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
             parameters = sum(parameter.numel() for parameter in training.network.parameters())
             steps = training.steps_per_epoch * recipe.epochs_in_all
             facts = {"members": len(genotypes), "parameters_a_member": parameters, "steps_a_member": steps}
-            print_resolved(recipe, facts)
+            fanout = Fanout(workers=command.workers, engine=command.engine, device=device)
+            taken = estimate_members(genotypes, data, recipe, fanout)
+            print_resolved(recipe, {**facts, **taken.facts(command.price_per_hour)})
             return
         require_same_on_all(ranks, data, retrain=recipe)
         if run is not None:
             run.record_config("retrain", to_dict(recipe), resume=command.resume)
             run.write_env(noted(ranks, data))
-        folder = None if run is None else run.path
-        ensemble = train_members(genotypes, data, recipe, device=device, folder=folder, workers=command.workers)
+        ensemble = train_members(
+            genotypes,
+            data,
+            recipe,
+            device=device,
+            folder=None if run is None else run.path,
+            workers=command.workers,
+            engine=command.engine,
+        )
         if run is None:
             return
         networks_each = recipe.cycles + 1

@@ -56,9 +56,9 @@ def _search(command: SearchCommand, ranks: Ranks, typed: list[str]) -> None:
     require_operations(config.supernet.search_space.operations)
     data = ranks.after_first(lambda: load_configured_data(config.data))
     if command.dry_run:
-        print_resolved(
-            config, search_facts(config, retrain_preset(config.preset, config.supernet.space), data, device=device)
-        )
+        recipe = retrain_preset(config.preset, config.supernet.space)
+        facts, taken = search_facts(config, recipe, data, device=device)
+        print_resolved(config, {**facts, **taken.facts(command.price_per_hour)})
         return
     require_same_on_all(ranks, data, search=config)
     with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):

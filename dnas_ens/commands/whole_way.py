@@ -24,6 +24,7 @@ from dnas_ens.commands.options import (
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
+from dnas_ens.config.settings import Engine
 from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined, launched
 from dnas_ens.space.genotype import Genotype, load_genotypes
 from dnas_ens.space.search_space import stack_cell_types
@@ -41,6 +42,9 @@ class WholeWayCommand(RunOptions):
     workers: int = 0
     """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
     stream of its own, 0 for one."""
+    engine: Engine = "local"
+    """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
+    of this machine; --workers then share a machine's threads, or a GPU."""
     genotypes: Path | None = None
     """Train these architectures instead of searching: the genotypes.json of a run, whose members they are, or a JSON
     list of genotypes."""
@@ -108,9 +112,10 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     from dnas_ens.evaluate.run import evaluate_folder
     from dnas_ens.nn.operations import require_operations
     from dnas_ens.report import write_report
-    from dnas_ens.search.cost import search_facts
+    from dnas_ens.search.cost import random_members, search_facts
     from dnas_ens.search.result import SearchResult
     from dnas_ens.search.run import run_search
+    from dnas_ens.training.cost import Estimate, Fanout, estimate_members
     from dnas_ens.training.members import train_members
 
     config, recipe, device = command.search, command.retrain, ranks.device
@@ -122,8 +127,17 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
         print_resolved(recipe, {"budget": command.amount.shown(0.0)})
         return
     if command.dry_run:
-        print_resolved(config, {} if given else search_facts(config, recipe, data, device=device))
-        print_resolved(recipe, {"members": config.candidates.members})
+        facts: dict[str, float | str] = {}
+        searching = Estimate()
+        if not given:
+            facts, searching = search_facts(config, recipe, data, device=device)
+            facts = {**facts, **searching.facts()}
+        print_resolved(config, facts)
+        genotypes = given.genotypes if given else random_members(config, config.candidates.members)
+        fanout = Fanout(workers=command.workers, engine=command.engine, device=device)
+        training = estimate_members(genotypes, data, recipe, fanout)
+        print_resolved(recipe, {"members": config.candidates.members, **training.facts()})
+        print("in all: " + ", ".join(map(": ".join, (searching + training).facts(command.price_per_hour).items())))
         return
     require_same_on_all(ranks, data, search=config, retrain=recipe)
     with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
@@ -136,8 +150,15 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
             result = given or run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
             if given and run is not None:
                 run.write_json("genotypes.json", result.to_dict())
-            folder = None if run is None else run.path
-            train_members(result.genotypes, data, recipe, device=device, folder=folder, workers=command.workers)
+            train_members(
+                result.genotypes,
+                data,
+                recipe,
+                device=device,
+                folder=None if run is None else run.path,
+                workers=command.workers,
+                engine=command.engine,
+            )
         if run is None:
             return
         evaluate_folder(run.path, data, device=device)

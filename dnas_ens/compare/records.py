@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +98,26 @@ class Records:
             save_arrays(self._arrays(record), arrays)
         append_line(self.file, record)
         self._keep(json.loads(json.dumps(record)))
+
+    @contextmanager
+    def writing_alone(self) -> Iterator[None]:
+        """Keep other processes from running the same study meanwhile.
+
+        Raises:
+            UserError: One does.
+        """
+        with writing(self.file):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            stream = self.file.open("a")
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"{self.file} is being written by another process.",
+                    f"Wait for it to end, or give another --{self._option}.",
+                ) from error
+            yield
 
     def arrays(self, key: Hashable) -> dict[str, np.ndarray]:
         """Read the arrays of a unit."""

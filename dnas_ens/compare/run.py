@@ -17,9 +17,11 @@ from dnas_ens.compare.budgets import equal_cost, options_table
 from dnas_ens.compare.figure import plot_frontiers
 from dnas_ens.compare.methods import METHODS, Budget
 from dnas_ens.compare.methods.comparison import Comparison, Result
+from dnas_ens.compare.plan import plan_text
 from dnas_ens.compare.report import write_results
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override
+from dnas_ens.config.settings import Engine
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import first_difference, with_ending
@@ -35,6 +37,9 @@ def compare_runs(
     budget: Budget,
     device: torch.device,
     workers: int,
+    engine: Engine = "local",
+    plan: bool = False,
+    price: float | None = None,
     command: Sequence[str],
 ) -> None:
     """Train the methods beside runs, then print and write the comparison; what is finished is not done again.
@@ -46,6 +51,9 @@ def compare_runs(
         budget: How much the methods may train.
         device: Where to train.
         workers: Members trained side by side on a CPU.
+        engine: What trains them side by side.
+        plan: Print what it will take instead, from a short trial.
+        price: What an hour of the machines costs, for the plan.
         command: What was typed.
 
     Raises:
@@ -54,7 +62,10 @@ def compare_runs(
     with ExitStack() as stack:
         runs = [stack.enter_context(RunFolder.open(path, command=command)) for path in run_dirs]
         require_alike(runs)
-        comparisons = [_beside(run, budget, device=device, workers=workers) for run in runs]
+        comparisons = [_beside(run, budget, device=device, workers=workers, engine=engine) for run in runs]
+        if plan:
+            print(plan_text(comparisons, methods, price=price)[0], end="")
+            return
         # Seed by seed, so that an interrupted comparison has some whole ones.
         results = [
             [
@@ -71,7 +82,9 @@ def compare_runs(
         write_comparison(output, comparisons, results, environments)
 
 
-def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: int) -> Comparison:
+def _beside(
+    run: RunFolder, budget: Budget, *, device: torch.device, workers: int, engine: Engine = "local"
+) -> Comparison:
     """Load a run's data, and refuse a budget that does not fit its members before anything is trained."""
     data = data_of_run(run)
     run.write_env({"device": str(device), "data": data.describe()})
@@ -83,6 +96,7 @@ def _beside(run: RunFolder, budget: Budget, *, device: torch.device, workers: in
         recipe=override(RetrainConfig(), run.config["retrain"]),
         device=device,
         workers=workers,
+        engine=engine,
         budget=budget,
         trained_members=members_of(run),
     )

@@ -20,7 +20,7 @@ from dnas_ens.compare.records import Record, Records
 from dnas_ens.config import require
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
+    from dnas_ens.training.workers import Pool
 
 C = TypeVar("C", bound=Hashable)
 #: What a task returns: a record, with arrays where the store keeps some.
@@ -60,7 +60,7 @@ def run_missing(
     records: Records,
     tasks: Mapping[Hashable, Task],
     *,
-    pool: ProcessPoolExecutor | None = None,
+    pool: Pool | None = None,
     said: Callable[[Record], str] | None = None,
 ) -> None:
     """Run the tasks whose units are not in the store, and keep each as it comes.
@@ -73,12 +73,13 @@ def run_missing(
     """
     from dnas_ens.training.workers import completed
 
-    missing = [task for key, task in tasks.items() if key not in records]
-    for unit in (task() for task in missing) if pool is None else completed(pool, missing):
-        record, arrays = unit if isinstance(unit, tuple) else (unit, None)
-        records.add(record, arrays)
-        if said is not None:
-            print(said(record), flush=True)
+    missing = {key: task for key, task in tasks.items() if key not in records}
+    with records.writing_alone():
+        for unit in (task() for task in missing.values()) if pool is None else completed(pool, missing):
+            record, arrays = unit if isinstance(unit, tuple) else (unit, None)
+            records.add(record, arrays)
+            if said is not None:
+                print(said(record), flush=True)
 
 
 def write_study(

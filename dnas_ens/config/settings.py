@@ -23,6 +23,7 @@ PENALTIES = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive",
 PRECISION = Literal["auto", "measured", "float32", "bfloat16"]
 LAYOUT = Literal["auto", "measured", "channels_last", "contiguous"]
 CUDA_GRAPH = Literal["auto", "on", "off"]
+Engine = Literal["local", "ray"]
 
 
 def require(condition: bool, cause: str, remedy: str) -> None:

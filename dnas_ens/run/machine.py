@@ -10,7 +10,9 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +42,19 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 2**26}
     return all(mallopt(name, value) == 1 for name, value in settings.items())
+
+
+def peak_resident_bytes() -> int:
+    """Return the most memory this process has held so far, in bytes."""
+    try:
+        # Linux counts the parent's memory at the fork in ru_maxrss as well; VmHWM is of this program alone.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def resolve_device(name: str) -> torch.device:

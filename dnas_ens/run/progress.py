@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any, ClassVar, TextIO
 
 from tqdm import tqdm
 
@@ -22,6 +22,10 @@ class Progress:
         stream: Where to write; stderr by default.
         clock: Returns seconds.
     """
+
+    #: Makes bars that share a terminal with other processes' (of tqdm's interface total, desc, unit, update,
+    #: set_description and close); None for tqdm, where the stream is a terminal.
+    shared_bar: ClassVar[Callable[..., Any] | None] = None
 
     def __init__(
         self,
@@ -41,7 +45,11 @@ class Progress:
         self._start = self._epoch_start = clock()
         self._images = 0
         self._bar: tqdm[Any] | None = None
-        if self._stream.isatty():
+        self._shared: Any = None
+        if self.shared_bar is not None:
+            self._shared = self.shared_bar(total=total_epochs * steps_per_epoch, desc=description, unit="step")
+            self._shared.update(initial_epoch * steps_per_epoch)
+        elif self._stream.isatty():
             self._bar = tqdm(
                 total=total_epochs * steps_per_epoch,
                 initial=initial_epoch * steps_per_epoch,
@@ -57,6 +65,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix({name: _shown(value) for name, value in postfix.items()}, refresh=False)
             self._bar.update(1)
+        elif self._shared is not None:
+            self._shared.update(1)
 
     def count_images(self, count: int) -> None:
         """Count images for the images/s of the epoch's line."""
@@ -78,15 +88,18 @@ class Progress:
             left = (now - self._start) / (epoch - self._initial) * (self._total - epoch)
             parts.append(f"eta {duration(left)}")
         self._images, self._epoch_start = 0, now
-        if self._bar is None:
+        if self._shared is not None:
+            self._shared.set_description("  ".join(parts[:2]))
+        elif self._bar is None:
             print("  ".join(parts), file=self._stream, flush=True)
         else:
             self._bar.write("  ".join(parts), file=self._stream)
 
     def close(self) -> None:
         """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
+        for bar in (self._bar, self._shared):
+            if bar is not None:
+                bar.close()
 
     def __enter__(self) -> Progress:
         return self

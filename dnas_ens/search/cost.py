@@ -5,24 +5,30 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
+from dnas_ens.baselines import random_pool
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import with_fields
 from dnas_ens.data.batches import Augmentation, count_batches
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import candidates
 from dnas_ens.nn.network import Network
+from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.search.relaxation import discretise
 from dnas_ens.search.star import FamilyLoop, StarLoop
 from dnas_ens.search.steps import Batch
+from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import stack_cell_types
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.batch_norm import CALIBRATION_IMAGES
+from dnas_ens.training.cost import Estimate
 from dnas_ens.training.step import TrainingStep, build_sgd
 
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
@@ -72,11 +78,39 @@ def estimate(config: SearchConfig, data: ImageData) -> dict[str, float]:
 
 def search_facts(
     config: SearchConfig, recipe: RetrainConfig, data: ImageData, *, device: torch.device
-) -> dict[str, float | str]:
-    """Return what a dry run says about a search; random deviations take nothing."""
+) -> tuple[dict[str, float | str], Estimate]:
+    """Return what a dry run says about a search, and what it will take; random deviations take nothing."""
+    gpu = torch.device(device).type == "cuda"
     if config.regime == "random":
-        return {}
-    return {**estimate(config, data), "search": str(search_cost(config, recipe, data, device=device))}
+        return {}, Estimate(gpu=gpu)
+    facts, cost = estimate(config, data), search_cost(config, recipe, data, device=device)
+    wall = cost.search_seconds + _around_seconds(config, data, device=device)
+    return {**facts, "search": str(cost)}, Estimate(wall=wall, cpu=wall if gpu else wall * cost.busy, gpu=gpu)
+
+
+def _around_seconds(config: SearchConfig, data: ImageData, *, device: torch.device) -> float:
+    """Measure what is no training: val and a state after every epoch, and drawing the members' cells at the end."""
+    from dnas_ens.figures.cells import draw_genotype, save_cells
+
+    (cell,) = random_members(config, 1)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), TemporaryDirectory() as folder:
+
+        def draw() -> None:
+            save_cells(cell, Path(folder) / "cells.svg", title="Member")
+            draw_genotype(cell, title="Member")
+
+        draw()
+        drawing = (config.candidates.members + 1) * _seconds_of(draw, device)
+        if not config.reads_images:
+            return drawing
+        loop, store = SearchLoop(config, data, device=device), CheckpointStore(Path(folder))
+
+        def end_epoch() -> None:
+            loop.measure()
+            store.save(0, loop.state_dict())
+
+        end_epoch()
+        return drawing + config.bilevel.epochs * _seconds_of(end_epoch, device)
 
 
 def _count(parameters: Iterable[Tensor]) -> int:
@@ -92,11 +126,13 @@ class SearchCost:
             "scoring" passes over a candidate's images.
         seconds: What one of each takes, and "member", a step of a member.
         member_steps: Steps of a member's training.
+        busy: CPU seconds of a second, as many as threads that have something to do.
     """
 
     counts: Mapping[str, int]
     seconds: Mapping[str, float]
     member_steps: int
+    busy: float = 1.0
 
     @property
     def search_seconds(self) -> float:
@@ -123,6 +159,15 @@ def member_stack(config: SearchConfig, recipe: RetrainConfig, data: ImageData) -
     )
 
 
+def random_members(config: SearchConfig, count: int) -> list[Genotype]:
+    """Return random cells of the space of a search, as stand-ins for members that it has not found yet."""
+    space = config.supernet.search_space
+    operations = tuple(name for name in space.operations if name != "none")
+    return random_pool(
+        replace(space, operations=operations), count, seed=0, edges_per_node=config.candidates.edges_per_node
+    )
+
+
 def search_cost(
     config: SearchConfig, recipe: RetrainConfig, data: ImageData, *, device: torch.device | str = "cpu"
 ) -> SearchCost:
@@ -141,11 +186,13 @@ def search_cost(
             SearchLoop(config, data, device=device) if config.reads_images else StarLoop(config, device=device)
         )
         counts = work(loop)
+        began, cpu = time.perf_counter(), time.process_time()
         seconds = {"member": _member_seconds(loop, recipe, data)}
         for kind in counts:
             seconds[kind] = _seconds(loop, kind)
+        busy = (time.process_time() - cpu) / (time.perf_counter() - began)
         member_steps = recipe.epochs * count_batches(data.train, recipe.batch_size, drop_last=True)
-        return SearchCost(counts=counts, seconds=seconds, member_steps=member_steps)
+        return SearchCost(counts=counts, seconds=seconds, member_steps=member_steps, busy=busy)
 
 
 def work(loop: FamilyLoop) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dnas_ens.config import RetrainConfig, require
+from dnas_ens.config.settings import Engine
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing
@@ -218,6 +219,7 @@ def train_members(
     device: torch.device | str = "cpu",
     folder: Path | None = None,
     workers: int = 1,
+    engine: Engine = "local",
 ) -> Ensemble:
     """Train M members from scratch and return their ensemble, its temperature fitted on ``val``.
 
@@ -232,12 +234,18 @@ def train_members(
             threads, 0 for one per thread; members differ from those of a single worker as far as rounding depends
             on the number of threads. On a GPU step by step in turns, each on a stream of its own, 0 for one. Several
             ranks train one member after the other, together.
+        engine: ``ray`` trains them as tasks of a Ray cluster instead, ``workers`` to a machine's threads or to a GPU.
     """
     device, ranks = torch.device(device), current()
     require(
         ranks.size == 1 or workers < 2,
         f"--workers {workers} asks for members side by side, but {ranks.size} processes train each together.",
         "Leave --workers out.",
+    )
+    require(
+        ranks.size == 1 or engine == "local",
+        f"--engine {engine} gives members to other processes, but {ranks.size} of torchrun train each together.",
+        "Leave --engine out, or start the command with python instead of torchrun.",
     )
     chains = plan_members(genotypes, recipe)
     plans = [plan for chain in chains for plan in chain]
@@ -268,19 +276,29 @@ def train_members(
     execution = Execution(**settled)
     if folder is not None and ranks.size == 1:
         numbers = iter(range(len(plans)))
-        unfinished = [
-            [(number, plan) for plan in chain for number in [next(numbers)] if not _is_finished(folder, number)]
-            for chain in chains
-        ]
+        unfinished = {
+            f"member {index}": [
+                (number, plan) for plan in chain for number in [next(numbers)] if not _is_finished(folder, number)
+            ]
+            for index, chain in enumerate(chains)
+        }
         # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
-        sends = device.type == "cpu" and workers != 1 and sum(map(bool, unfinished)) > 1
+        sends = device.type == "cpu" and engine == "local" and workers != 1 and len(chains) > 1
         sent = copy.deepcopy(data) if sends else data
-        build = partial(build_training, data=sent, device=device, execution=execution, folder=folder)
+        # A task of Ray sees the GPUs that it was given alone.
+        where = torch.device(device.type) if engine == "ray" else device
+        build = partial(build_training, data=sent, device=where, execution=execution, folder=folder)
         _train_side_by_side(
-            [[partial(build, plan, number=number) for number, plan in chain] for chain in unfinished if chain],
+            {
+                name: [partial(build, plan, number=number) for number, plan in chain]
+                for name, chain in unfinished.items()
+                if chain
+            },
             device=device,
             folder=folder,
             workers=workers,
+            engine=engine,
+            num_chains=len(chains),
             num_members=len(plans),
         )
     val_probs = []
@@ -430,29 +448,38 @@ def _settled(training: MemberTraining, folder: Path | None) -> Execution:
 
 
 def _train_side_by_side(
-    chains: Sequence[Sequence[Callable[[], MemberTraining]]],
+    chains: Mapping[str, Sequence[Callable[[], MemberTraining]]],
     *,
     device: torch.device,
     folder: Path,
     workers: int,
+    engine: Engine,
+    num_chains: int,
     num_members: int,
 ) -> None:
     """Train chains of networks side by side, where that is more than one at a time.
 
     Args:
-        chains: Give the trainings of unfinished networks; importable, for other processes.
+        chains: Give the trainings of unfinished networks, by name; importable, for other processes.
+        num_chains: How many there were at first. They decide how many threads each has, so that the last one of an
+            interrupted training ends as it would have.
     """
-    if device.type == "cuda":
+    on_gpu = device.type == "cuda"
+    if on_gpu and engine == "local":
         # A small network cannot fill a GPU: several, each on a stream of its own, share it.
-        for first in range(0, len(chains) if workers > 1 else 0, max(1, workers)):
-            beside = chains[first : first + workers]
+        every = list(chains.values())
+        for first in range(0, len(every) if workers > 1 else 0, max(1, workers)):
+            beside = every[first : first + workers]
             train_in_turns(beside, folder=folder, num_members=num_members, context=on_streams(device, len(beside)))
         return
-    workers = min(workers or torch.get_num_threads(), len(chains))
-    if workers < 2:
+    workers = max(1, workers) if on_gpu else min(workers or torch.get_num_threads(), num_chains)
+    if num_chains < 2 or not chains or (workers < 2 and engine == "local"):
         return
-    with worker_pool(workers) as pool:
-        for _ in completed(pool, [partial(_train_in_worker, chain, folder, num_members) for chain in chains]):
+    tasks: dict[Hashable, Callable[[], None]] = {
+        name: partial(_train_in_worker, chain, folder, num_members) for name, chain in chains.items()
+    }
+    with worker_pool(workers, engine=engine, gpu=on_gpu) as pool:
+        for _ in completed(pool, tasks):
             pass
 
 

@@ -1,4 +1,4 @@
-"""Processes that work side by side on a CPU, each on its share of the cores."""
+"""Tasks side by side: processes that share this machine's cores, or tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
 from typing import TypeVar
 
+from dnas_ens.config.settings import Engine
 from dnas_ens.errors import UserError
 from dnas_ens.run.machine import keep_freed_memory
+from dnas_ens.training.cluster import RayPool, ray_pool
 
 R = TypeVar("R")
+#: What runs tasks side by side, to be given to `completed`.
+Pool = ProcessPoolExecutor | RayPool
+
+
+def worker_pool(num_workers: int, *, engine: Engine = "local", gpu: bool = False) -> AbstractContextManager[Pool]:
+    """Give what runs tasks side by side until the block ends; a task gives the same with both engines.
+
+    Args:
+        num_workers: How many share this machine's threads, at least 1; with ``ray`` see `ray_pool`.
+        engine: Processes of this machine, or tasks of a Ray cluster.
+        gpu: Whether each task needs its share of a GPU; with ``ray`` alone.
+    """
+    return ray_pool(num_workers, gpu=gpu) if engine == "ray" else process_pool(num_workers)
 
 
 @contextmanager
-def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
+def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     """Give a pool of new processes that share this process's threads evenly and end with the block.
 
     A step on small images hardly gains from a second core; two steps side by side use both. Workers are spawned, so
@@ -68,16 +83,21 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
         reader.close()
 
 
-def completed(pool: ProcessPoolExecutor, tasks: Iterable[Callable[[], R]]) -> Iterator[R]:
+def completed(pool: Pool, tasks: Mapping[Hashable, Callable[[], R]]) -> Iterator[R]:
     """Run tasks and yield what they return in the order in which it comes.
 
     Args:
-        tasks: Importable functions, or a ``functools.partial`` of one each, called without arguments.
+        pool: What `worker_pool` gives.
+        tasks: Importable functions by name, or a ``functools.partial`` of one each, called without arguments.
 
     Yields:
-        What a task returns; an exception of it is raised here.
+        What a task returns. An exception of it is raised here: at once by processes, and by Ray as one error when the
+        other tasks are finished.
     """
-    for future in as_completed([pool.submit(task) for task in tasks]):
+    if isinstance(pool, RayPool):
+        yield from pool.completed(tasks)
+        return
+    for future in as_completed([pool.submit(task) for task in tasks.values()]):
         yield future.result()
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import require
+from dnas_ens.run.machine import peak_resident_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -162,19 +162,6 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> dict[str, float]:
 
 
 # Memory
-
-
-def peak_resident_bytes() -> int:
-    """Return the most memory this process has held so far, in bytes."""
-    try:
-        # Linux counts the parent's memory at the fork in ru_maxrss as well; VmHWM is of this program alone.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def peak_memory(side: Callable[[], object], steps: int, device: torch.device) -> dict[str, int]:

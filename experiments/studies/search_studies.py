@@ -21,6 +21,7 @@ from dnas_ens.compare.study import RESULTS, require_positive, run_missing
 from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.config.presets import retrain_preset
+from dnas_ens.config.settings import Engine
 from dnas_ens.data.dataset import Split
 from dnas_ens.run.files import with_ending
 from dnas_ens.search.family import diversity_curve
@@ -28,11 +29,10 @@ from dnas_ens.search.loop import SearchLoop
 from dnas_ens.space.genotype import Genotype
 
 if TYPE_CHECKING:
-    from concurrent.futures import ProcessPoolExecutor
-
     from dnas_ens.compare.study import Task
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.training.trainer import MemberTraining
+    from dnas_ens.training.workers import Pool
 
 #: |D - lambda| is judged up to here.
 JUDGED_LAMBDA = 0.7
@@ -61,6 +61,8 @@ class SearchStudy(ABC):
     """Epochs of every training from scratch; default: the preset's."""
     workers: int = 1
     """Searches and trainings side by side, each on one CPU core."""
+    engine: Engine = "local"
+    """local, or ray: tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray of this machine."""
     output: Path | None = None
     """Where results go: OUTPUT.md, OUTPUT.png, OUTPUT.jsonl; default: runs/results/STUDY-DATA."""
 
@@ -157,7 +159,7 @@ def training_tasks(run_training: Any, genotypes: Iterable[Genotype], seed: int) 
     }
 
 
-def run_units(records: Records, tasks: dict[Any, Task], *, pool: ProcessPoolExecutor) -> None:
+def run_units(records: Records, tasks: dict[Any, Task], *, pool: Pool) -> None:
     """Run the units that are missing, and say what each took."""
 
     def said(record: Record) -> str:

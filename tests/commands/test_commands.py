@@ -347,8 +347,9 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     }
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     command = "--config settings.json --retrain.batch-size 24 --device cpu".split()
-    assert run_main(whole_way.main, [*command, "--dry-run"]) == 0
+    assert run_main(whole_way.main, [*command, "--dry-run", "--price-per-hour", "3600"]) == 0
     out = capsys.readouterr().out
+    assert re.search(r"^in all: time: 0:\d\d, CPU-hours: .*, price: \d+\.\d\d$", out, re.MULTILINE)
     assert '"batch_size": 24' in out
     assert "memory mib" in out
     assert not (tmp_path / "runs").exists()
@@ -361,7 +362,9 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, monkey
     assert stored["search"]["supernet"]["channels"] == 2
     # The same file for one command, and a dry run of it.
     assert run_main(retrain.main, ["runs/001-digits", "--config", "settings.json", "--dry-run"]) == 0
-    assert "parameters a member" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "parameters a member" in out
+    assert "CPU-hours: " in out
 
 
 def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, monkeypatch, capsys):

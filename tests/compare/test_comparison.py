@@ -14,6 +14,11 @@ import pytest
 from dnas_ens.commands.compare import main
 from dnas_ens.commands.retrain import main as retrain
 from dnas_ens.commands.whole_way import main as whole_way
+from dnas_ens.compare.methods import METHODS, Budget
+from dnas_ens.compare.methods.comparison import Comparison
+from dnas_ens.compare.plan import planned_work
+from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config.fields import override
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate import compute_cost
 from dnas_ens.evaluate.predictions import Predictions
@@ -219,6 +224,45 @@ def test_further_searches_and_the_evolution_are_what_they_are_called(finished):
     for index, entry in enumerate(history):
         member = read_json(run / "baselines" / "nes-re" / "members" / str(index) / "member.json")
         assert Genotype.from_dict(member["spec"]["genotype"]) == Genotype.from_dict(entry["genotype"])
+
+
+def test_a_plan_counts_what_the_methods_train(finished):
+    run, _, _ = finished
+    comparison = Comparison(
+        folder=run,
+        search=override(SearchConfig(), read_json(run / "config.json")["search"]),
+        found=read_json(run / "genotypes.json"),
+        data=None,
+        recipe=override(RetrainConfig(), read_json(run / "config.json")["retrain"]),
+        device="cpu",
+        budget=Budget(epochs_grid=(2, 4), pool_size=3, population=2, parents=1),
+    )
+    # As measured in the comparison, for how many networks a cost pays depends on it.
+    cpu_of = {
+        kind: statistics.mean(seconds_of(run, folder)[:2])
+        for kind, folder in (("base", "base-cell"), ("member", "best-cell"), ("random", "random-cells"))
+    }
+    planned = planned_work(comparison, tuple(METHODS), cpu_of)
+    assert list(planned) == list(METHODS)
+    for method, work in planned.items():
+        folders = (run / "baselines").glob("*")
+        own = [folder for folder in folders if re.fullmatch(rf"{method}(-more|-epochs-\d+)?", folder.name)]
+        members = [read_json(file) for folder in own for file in folder.glob("members/*/member.json")]
+        # A long training is one of a single network, as long as two members.
+        long = 2 * 2 if method in ("snapshots", "averaged-weights") else 0
+        assert work.networks == len(members) + bool(long), method
+        assert work.epochs == sum(member["epochs"] for member in members) + long, method
+    assert planned["darts-ens"].searches == len(list(run.glob("baselines/darts-ens/search-*")))
+
+
+def test_a_plan_is_printed_and_nothing_is_trained(runs):
+    before = sorted(runs[1].rglob("member.json"))
+    printed = compare(runs[1], "--methods", "deviations", "--plan", "--price-per-hour", 3)
+    assert re.search(r"^\| deviations +\| +2 \| +4 \| +0 \|", printed, re.MULTILINE)
+    assert re.search(r"^1 run: time \d+:\d\d, CPU-hours .*, price \d+\.\d\d$", printed, re.MULTILINE)
+    assert printed.splitlines()[-1].startswith(f"next: python -m dnas_ens.compare {runs[1]} --methods deviations ")
+    assert "--plan" not in printed.splitlines()[-1]
+    assert sorted(runs[1].rglob("member.json")) == before
 
 
 def test_equal_cost_is_the_best_on_val_that_can_be_paid(finished):

@@ -119,7 +119,7 @@ def run_here():
         printed, script = io.StringIO(), import_module(name)
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
             for module in (workers, script):
-                patch.setattr(module, "worker_pool", lambda _: contextlib.nullcontext(), raising=False)
+                patch.setattr(module, "worker_pool", lambda *_, **__: contextlib.nullcontext(), raising=False)
             script.main([*map(str, arguments)])
         return printed.getvalue()
 

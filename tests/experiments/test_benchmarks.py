@@ -323,6 +323,37 @@ def test_expected_step_times_are_compared_with_measured_ones(benchmark, tmp_path
     assert "3 networks of" in stderr
 
 
+def test_a_study_on_slots_ends_when_its_stages_let_it(load):
+    makespan = load("cost_model").makespan
+    run = [(3, 2.0), (1, 5.0)]
+    # One after another; then what is side by side, and what waits for it.
+    assert makespan([run], 1) == 11
+    assert makespan([run], 2) == 9
+    assert makespan([run], 64) == 7
+    # Two runs share: six tasks on three slots, then both long ones side by side.
+    assert makespan([run, run], 3) == 9
+    assert makespan([run, run], 1) == 22
+
+
+@pytest.mark.slow
+def test_the_cost_model_is_tabled_beside_what_was_measured(benchmark, load, tmp_path, monkeypatch, read_lines):
+    script = load("cost_model")
+    monkeypatch.setattr(script, "SEARCH", {"epochs": 1, "warmup_epochs": 0, "members": 2, "pool_size": 2})
+    monkeypatch.setattr(script, "METHODS", ("deviations", "snapshots"))
+    output = tmp_path / "cost"
+    small = ("--epochs", 1, "--channels", 4, "--tasks", 2, "--engines", "local")
+    printed, _ = benchmark("cost_model", *small, "--output", output)
+    (line,) = read_lines(output.with_suffix(".jsonl"))
+    assert line["rows"][0]["work"] == "search"
+    assert len(line["rows"]) == 4
+    for row in line["rows"]:
+        assert row["predicted"]["wall"] > 0
+        assert row["measured"]["cpu"] > 0
+    assert set(line["tasks"]) == {"local"}
+    assert output.with_suffix(".md").read_text() + f"\nwrote {output}.md\n" == printed
+    assert "projection, not measured" in printed
+
+
 def test_the_cost_of_a_search_is_tabled(benchmark, load, tmp_path, monkeypatch, read_lines):
     script = load("search_cost")
     tiny = {"num_cells": 1, "channels": 2, "num_nodes": 2, "batch_size": 16, "epochs": 3}

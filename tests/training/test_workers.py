@@ -131,7 +131,7 @@ def test_an_error_ends_busy_workers_at_once(task, error, cause):
     def leave():
         with worker_pool(2) as pool:
             workers.extend(multiprocessing.active_children())
-            list(completed(pool, [task, *[partial(time.sleep, 600)] * 3]))
+            list(completed(pool, dict(enumerate([task, *[partial(time.sleep, 600)] * 3]))))
 
     with pytest.raises(error, match=cause):
         leave()

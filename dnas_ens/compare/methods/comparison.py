@@ -25,6 +25,7 @@ from dnas_ens.compare.records import Record, Records
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import to_dict
 from dnas_ens.config.presets import search_preset
+from dnas_ens.config.settings import Engine
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -133,6 +134,7 @@ class Comparison:
         recipe: The run's recipe.
         device: Where to train.
         workers: Members trained side by side on a CPU.
+        engine: What trains them side by side.
         budget: How much the methods may train.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
@@ -144,6 +146,7 @@ class Comparison:
     recipe: RetrainConfig
     device: torch.device
     workers: int = 1
+    engine: Engine = "local"
     budget: Budget = field(default_factory=Budget)
     trained_members: int | None = None
     _trained: dict[str, Trained] = field(default_factory=dict, init=False)
@@ -213,16 +216,23 @@ class Comparison:
         """
         if name not in self._trained:
             folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
-            train_members(genotypes, self.data, recipe, device=self.device, folder=folder, workers=self.workers)
+            train_members(
+                genotypes,
+                self.data,
+                recipe,
+                device=self.device,
+                folder=folder,
+                workers=self.workers,
+                engine=self.engine,
+            )
             self._trained[name] = self._predicted(folder, len(genotypes), recipe)
         return self._trained[name]
 
     def _predicted(self, folder: Path, num_members: int, recipe: RetrainConfig) -> Trained:
         """Return the trained members of a folder."""
-        files = [folder / "members" / str(index) / "member.json" for index in range(num_members)]
         return Trained(
             predictions=predict_folder(folder, self.data, device=self.device, reuse=True),
-            seconds=[float(read_json(file)["cpu_seconds"]) for file in files],
+            seconds=[float(member["cpu_seconds"]) for member in trained_files(folder, num_members)],
             epochs=recipe.epochs,
         )
 
@@ -246,12 +256,16 @@ class Comparison:
 
         For longer ones only so many are trained that the epochs in all stay those of the recipe, at least one.
         """
-        own, found = self.recipe.epochs, []
+        found = []
         for epochs in self.budget.epochs_grid:
-            if epochs != own:
-                count = min(len(genotypes), max(1, -(-len(genotypes) * own // epochs)))
+            if epochs != self.recipe.epochs:
+                count = self.networks_of(len(genotypes), epochs)
                 found.append(self.train(f"{name}-epochs-{epochs}", genotypes[:count], epochs=epochs))
         return found
+
+    def networks_of(self, count: int, epochs: int) -> int:
+        """Return how many of so many networks are trained for other epochs than the recipe's."""
+        return min(count, max(1, -(-count * self.recipe.epochs // epochs)))
 
     @functools.cached_property
     def passes(self) -> tuple[Batches, Batches]:
@@ -292,6 +306,21 @@ class Comparison:
             shutil.rmtree(self.baseline(name) / "checkpoints", ignore_errors=True)
         return Predictions.load(file), records[key]
 
+    def further_search(self, regime: str, *, members: int, base: Path | None = None) -> SearchConfig:
+        """Return the search of another regime with the run's data, supernet and epochs, and its seed."""
+        own = self.search
+        published = search_preset(own.preset, regime, base=base)
+        several = own.candidates.pool_size if members > 1 else 1
+        return replace(
+            published,
+            seed=own.seed,
+            data=own.data,
+            supernet=own.supernet,
+            bilevel=own.bilevel,
+            objective=replace(published.objective, drawn_members=own.objective.drawn_members),
+            candidates=replace(own.candidates, members=members, pool_size=several),
+        )
+
     def search_again(
         self, name: str, regime: str, *, seed: int, members: int = 1, base: Path | None = None
     ) -> Searched:
@@ -304,18 +333,7 @@ class Comparison:
             members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
-        own = self.search
-        published = search_preset(own.preset, regime, base=base)
-        several = own.candidates.pool_size if members > 1 else 1
-        config = replace(
-            published,
-            seed=seed,
-            data=own.data,
-            supernet=own.supernet,
-            bilevel=own.bilevel,
-            objective=replace(published.objective, drawn_members=own.objective.drawn_members),
-            candidates=replace(own.candidates, members=members, pool_size=several),
-        )
+        config = replace(self.further_search(regime, members=members, base=base), seed=seed)
         settings = to_dict(config)
         if base is not None:
             # As seen from the run, so that it may be moved.
@@ -330,6 +348,11 @@ class Comparison:
             seconds=float(found["report"]["cpu_seconds"]),
             file=run.file("genotypes.json"),
         )
+
+
+def trained_files(folder: Path, num_members: int) -> list[dict[str, Any]]:
+    """Return the member.json files of a folder."""
+    return [read_json(folder / "members" / str(index) / "member.json") for index in range(num_members)]
 
 
 def affordable_networks(trained: Sequence[float], seconds: float) -> int:

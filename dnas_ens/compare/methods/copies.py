@@ -81,15 +81,7 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
 
 def wider(comparison: Comparison) -> Iterator[Result]:
     """One network of the base cell with as many parameters as our members together (arXiv 2202.06985)."""
-    wanted = sum(comparison.members.predictions.parameters)
-
-    def parameters(channels: int) -> int:
-        recipe = replace(comparison.recipe, channels=channels)
-        return MemberTraining(comparison.base, comparison.data, recipe, index=0).num_parameters
-
-    channels = comparison.recipe.channels
-    while parameters(channels) < wanted:
-        channels += 2
+    channels = width_for(comparison, sum(comparison.members.predictions.parameters))
     trained = comparison.train("wider", [comparison.base], channels=channels)
     yield Result.of_all(
         trained,
@@ -98,3 +90,16 @@ def wider(comparison: Comparison) -> Iterator[Result]:
         label="one wide network",
         detail=f"C={channels}",
     )
+
+
+def width_for(comparison: Comparison, wanted: int) -> int:
+    """Return the channels with which a network of the base cell has as many parameters, at least."""
+
+    def parameters(channels: int) -> int:
+        recipe = replace(comparison.recipe, channels=channels)
+        return MemberTraining(comparison.base, comparison.data, recipe, index=0).num_parameters
+
+    channels = comparison.recipe.channels
+    while parameters(channels) < wanted:
+        channels += 2
+    return channels
