@@ -45,9 +45,9 @@ CYCLE_STEPS = 200
 #: So many times those epochs must be affordable for cells that are found to be worth more than the first known one from
 #: the beginning: they are better and take longer. Without augmentation more of the known one are worth as much.
 FOUND = {True: 2.5, False: math.inf}
-#: Twice the width must leave room for so many networks of that length: cycles and several narrow networks are worth
-#: more than a wide one, always so without augmentation.
-WIDE = {True: 5, False: math.inf}
+#: Twice the width must leave room for so many networks of that length, and of so many steps: cycles and several narrow
+#: networks are worth more than a wide one, always so without augmentation.
+WIDE, WIDE_STEPS = {True: 5, False: math.inf}, 3700
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 
@@ -156,7 +156,7 @@ class Spending:
         enough = self._enough
         if timed and affordable(chosen) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
-        wide = WIDE[self.recipe.augment] * enough
+        wide = WIDE[self.recipe.augment] * max(enough, WIDE_STEPS / self._steps_per_epoch)
         while timed and affordable(chosen) >= 2 * wide and affordable(2 * chosen) >= wide:
             chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
