@@ -46,7 +46,7 @@ def measure(config: Path | None, seed: int) -> dict[str, Any]:
     options += ["--seed", str(seed), "--retrain.seed", str(seed)] if seed else []
     command = [sys.executable, "-m", "dnas_ens", *options]
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wall = time.perf_counter() - start
         used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -56,7 +56,7 @@ def measure(config: Path | None, seed: int) -> dict[str, Any]:
         "command": "python -m dnas_ens" + ("" if config is None else f" --config {config.name}"),
         "seed": seed,
         "wall_seconds": wall,
-        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "cpu_seconds": used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime,
         # Of the largest process: members trained side by side are processes of their own.
         "peak_memory_mib": used.ru_maxrss / 1024,
         "accuracy": ensemble["accuracy"],
