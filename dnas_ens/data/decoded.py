@@ -53,6 +53,8 @@ class DecodedPictures(ExitStack):
         self._old: _Places | None = None
         self._new: _Places | None = None
         self._temporary = Path()
+        #: Whether the file could not be written.
+        self._refused = False
         self._held: set[int] = set()
         self._lock = threading.Lock()
         if folder is None:
@@ -73,7 +75,7 @@ class DecodedPictures(ExitStack):
         try:
             state, place, kind, peak, checksum = self._known[path]
             picture = self._old.picture(place, kind, peak) if self._old is not None else None
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             return None
         same = picture is not None and state == _state_of(path) and checksum == _checksum(picture)
         return picture if same else None
@@ -82,14 +84,14 @@ class DecodedPictures(ExitStack):
         """Return a picture from its place in the file; as it is where there can be no file."""
         try:
             with self._lock:
-                if self._new is None and self._folder is not None:
+                if self._new is None and self._folder is not None and not self._refused:
                     self._new = self._begin(self._folder)
-            if self._new is None:
+            if self._new is None or self._refused:
                 return picture
             held = self._new.put(number, picture)
         except OSError as error:
             _logger.info("%s", error)
-            self._folder = None
+            self._refused = True
             return picture
         self._held.add(number)
         return held
@@ -103,6 +105,8 @@ class DecodedPictures(ExitStack):
             held = picture if number in self._held else self.hold(number, picture)
             path = self._paths[number]
             entries[path] = [_state_of(path), number, _kind_of(held), held.peak, _checksum(held)]
+        if self._refused:
+            return
         try:
             # If a crash comes between the two, checksums differ.
             os.replace(self._temporary, self._folder / f"{self._name}.pixels")

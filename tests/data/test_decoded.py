@@ -99,6 +99,14 @@ def test_what_a_full_disk_does_not_hold_is_held_in_memory(photos, tmp_path, coun
     monkeypatch.setattr(os, "pwrite", full)
     assert same(load_data(photos, data_root=tmp_path / "root"), first)
     assert not any((tmp_path / "root/decoded").iterdir())
+    # Also where most are known, and the disk is full when they are written again.
+    monkeypatch.setattr(os, "pwrite", write)
+    load_data(photos, data_root=tmp_path / "root")
+    Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(photos / "b/0.png")
+    changed = load_data(photos, data_root=tmp_path / "another")
+    written.clear()
+    monkeypatch.setattr(os, "pwrite", full)
+    assert same(load_data(photos, data_root=tmp_path / "root"), changed)
 
 
 def test_nothing_is_kept_of_what_is_read_quickly_or_cannot_be_written(photos, tmp_path, counted, monkeypatch):
