@@ -24,7 +24,7 @@ SEARCH = (
 )
 RECIPE = "--num-cells 1 --channels 4 --batch-size 24 --device cpu --workers 2 --epochs".split()
 #: Long enough to be interrupted.
-EPOCHS = 120
+EPOCHS = 300
 
 TASKS = """
 import os, signal, sys
