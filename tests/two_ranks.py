@@ -20,7 +20,7 @@ from dnas_ens.nn.moments import PointwiseNorm
 from dnas_ens.nn.synchronised import separate, synchronise
 from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import write_json
-from dnas_ens.run.ranks import current, joined
+from dnas_ens.run.ranks import current, end, joined
 from dnas_ens.search.loop import SearchLoop
 from dnas_ens.training.members import train_member
 from dnas_ens.training.trainer import MemberTraining
@@ -173,3 +173,4 @@ if __name__ == "__main__":
         RANKS.sync_batch_norm = False
         FOUND["local"] = local(digits())
         write_json(FOLDER / f"{RANKS.rank}.json", FOUND)
+    end(0)

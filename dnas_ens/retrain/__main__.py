@@ -1,9 +1,8 @@
 """``python -m dnas_ens.retrain``."""
 
-import sys
-
 from dnas_ens.commands.parse import run_main
 from dnas_ens.commands.retrain import main
+from dnas_ens.run.ranks import end
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, shared=True))
+    end(run_main(main, shared=True))

@@ -18,10 +18,11 @@ import hashlib
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dnas_ens.errors import UserError
 from dnas_ens.run.checkpoint import state_from_bytes, state_to_bytes
@@ -57,6 +58,15 @@ def restarted() -> bool:
 def may_restart() -> bool:
     """Return whether torchrun would start the processes again (--max-restarts)."""
     return launched() > 0 and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+
+
+def end(code: int) -> NoReturn:
+    """End the process; of torchrun's at once, for what torch takes down then may abort it after all is done."""
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def as_typed(prog: str, argv: Sequence[str]) -> list[str]:
@@ -315,7 +325,7 @@ def joined(device: str, *, sync_batch_norm: bool = False, alone: bool = False) -
             ranks = _current = _join(size, sync_batch_norm=sync_batch_norm)
             ranks._device = _begin(ranks, device)
             yield ranks
-            _leave()
+            _leave(ranks)
     except UserError as error:
         error.told = not ranks.tells(str(error))
         raise
@@ -373,10 +383,12 @@ def _begin(ranks: Ranks, name: str) -> torch.device:
     return device
 
 
-def _leave() -> None:
+def _leave(ranks: Ranks) -> None:
     import torch.distributed as dist
 
-    # Only at a good end: after a failure this would wait for the others.
+    # Only at a good end: after a failure this would wait for the others. None leaves while another still receives.
+    with ranks._answered():
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -26,6 +26,7 @@ from dnas_ens.commands.parse import run_main
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.run.files import with_ending, write_atomic
+from dnas_ens.run.ranks import end
 
 Work = Literal["hard", "soft", "member"]
 #: What is timed, in words.
@@ -214,4 +215,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_main(main, shared=True))
+    end(run_main(main, shared=True))

@@ -24,7 +24,7 @@ SEARCH = (
 )
 RECIPE = "--num-cells 1 --channels 4 --batch-size 24 --device cpu --workers 2 --epochs".split()
 #: Long enough to be interrupted.
-EPOCHS = 300
+EPOCHS = 200
 
 TASKS = """
 import os, signal, sys
@@ -73,6 +73,8 @@ def start(*arguments, **more):
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         env=environment(**more),
     )
 
