@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import PRESET_COSTS, retrain_preset, search_preset
 from dnas_ens.errors import UserError
-from dnas_ens.run.ranks import Ranks, may_restart, restarted
+from dnas_ens.run.ranks import Ranks, is_first, joined, may_restart, restarted
 from dnas_ens.space.spaces import SpaceName
 
 if TYPE_CHECKING:
@@ -157,9 +157,15 @@ def begin_run(
     return run
 
 
-def goes_on(command: T) -> T:
-    """Return a command as it is meant: processes that torchrun has started again go on with the run."""
-    return dataclasses.replace(command, resume=True) if restarted() else command
+def on_every_rank(work: Callable[[T, Ranks, list[str]], None], command: T, typed: list[str]) -> None:
+    """Do the work of a command, which was typed so, on every rank that torchrun has started; a dry run on the first.
+
+    Processes that torchrun has started again go on with their run.
+    """
+    options: Any = dataclasses.replace(command, resume=True) if restarted() else command
+    if not options.dry_run or is_first():
+        with joined(options.device, sync_batch_norm=options.sync_batch_norm, alone=options.dry_run) as ranks:
+            work(options, ranks, typed)
 
 
 def noted(ranks: Ranks, data: ImageData) -> dict[str, Any]:

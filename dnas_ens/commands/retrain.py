@@ -13,8 +13,8 @@ from dnas_ens.commands.options import (
     EarlyOptions,
     data_of_run,
     file_sections,
-    goes_on,
     noted,
+    on_every_rank,
     print_next,
     print_resolved,
     require_same_on_all,
@@ -25,7 +25,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.config.fields import override, to_dict
 from dnas_ens.config.presets import retrain_preset
 from dnas_ens.config.settings import Engine, Preset
-from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined
+from dnas_ens.run.ranks import Ranks, as_typed
 from dnas_ens.space.spaces import SpaceName
 
 PROG = "python -m dnas_ens.retrain"
@@ -78,11 +78,7 @@ def main(argv: list[str]) -> None:
         description="Train the members a search has chosen from scratch, each with seeds of its own.",
         default=RetrainCommand(run_dir=tyro.MISSING, recipe=recipe),
     )
-    command = goes_on(command)
-    if command.dry_run and not is_first():
-        return
-    with joined(command.device, sync_batch_norm=command.sync_batch_norm, alone=command.dry_run) as ranks:
-        _retrain(command, ranks, as_typed(PROG, argv))
+    on_every_rank(_retrain, command, as_typed(PROG, argv))
 
 
 def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:

@@ -10,8 +10,8 @@ from dnas_ens.commands.options import (
     RunOptions,
     begin_run,
     configured,
-    goes_on,
     load_configured_data,
+    on_every_rank,
     preset_help,
     print_next,
     print_resolved,
@@ -21,7 +21,7 @@ from dnas_ens.commands.options import (
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import SearchConfig
 from dnas_ens.config.presets import retrain_preset
-from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined
+from dnas_ens.run.ranks import Ranks, as_typed
 
 PROG = "python -m dnas_ens.search"
 DESCRIPTION = (
@@ -40,11 +40,8 @@ class SearchCommand(RunOptions):
 def main(argv: list[str]) -> None:
     """Run the command."""
     default = SearchCommand(search=configured(argv, prog=PROG, section="search")[0])
-    command = goes_on(parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default))
-    if command.dry_run and not is_first():
-        return
-    with joined(command.device, sync_batch_norm=command.sync_batch_norm, alone=command.dry_run) as ranks:
-        _search(command, ranks, as_typed(PROG, argv))
+    command = parse(SearchCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
+    on_every_rank(_search, command, as_typed(PROG, argv))
 
 
 def _search(command: SearchCommand, ranks: Ranks, typed: list[str]) -> None:

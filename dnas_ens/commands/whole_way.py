@@ -13,8 +13,8 @@ from dnas_ens.commands.options import (
     RunOptions,
     begin_run,
     configured,
-    goes_on,
     load_configured_data,
+    on_every_rank,
     preset_help,
     print_next,
     print_resolved,
@@ -25,7 +25,7 @@ from dnas_ens.commands.parse import parse
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.settings import Engine
-from dnas_ens.run.ranks import Ranks, as_typed, is_first, joined, launched
+from dnas_ens.run.ranks import Ranks, as_typed, launched
 from dnas_ens.space.genotype import Genotype, load_genotypes
 from dnas_ens.space.search_space import stack_cell_types
 
@@ -100,11 +100,7 @@ def main(argv: list[str]) -> None:
         f"torchrun has started {launched()} processes, but a budget is spent by one.",
         "Start it with python instead of torchrun.",
     )
-    command = goes_on(command)
-    if command.dry_run and not is_first():
-        return
-    with joined(command.device, sync_batch_norm=command.sync_batch_norm, alone=command.dry_run) as ranks:
-        _whole_way(command, ranks, as_typed(PROG, argv))
+    on_every_rank(_whole_way, command, as_typed(PROG, argv))
 
 
 def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None:
