@@ -326,8 +326,8 @@ class Study:
     engine: Engine = "local"
     """local, or ray: tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray of this machine."""
     output: Path = RESULTS / "budgets"
-    """Where tables, plots and figures go: OUTPUT-REGIME.md and .png, OUTPUT.jsonl; cells that were found in genotypes/
-    beside them."""
+    """Where results go: OUTPUT-REGIME.md, .png and, with what each method took, .jsonl; cells that were found in
+    genotypes/ beside them; every split and its losses in OUTPUT-units/."""
 
     def __post_init__(self) -> None:
         for name in self.regimes:
@@ -337,10 +337,16 @@ class Study:
             require(name in known, f"There is no method {name!r}.", f"Choose from {', '.join(known)}.")
         require_positive(self, "seeds", "workers")
 
+    @property
+    def units(self) -> Path:
+        """Where all splits of a unit are kept; too many to publish."""
+        return with_ending(self.output, "-units")
+
     def arrays(self, record: Record) -> Path:
         """Return where the losses of a unit are."""
-        name = f"{record['regime']}-{record['method'].replace(' ', '-').replace(',', '')}-{record['seed']}.npz"
-        return self.output.parent / f"{self.output.name}-losses" / name
+        return self.units / (
+            f"{record['regime']}-{record['method'].replace(' ', '-').replace(',', '')}-{record['seed']}.npz"
+        )
 
 
 def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np.ndarray]]:
@@ -432,14 +438,14 @@ def our_split(bench: Bench, budget: float) -> Split:
     return Split(seconds=seconds, spent=spent, networks=networks)
 
 
-def page(study: Study, records: Records, regime: str) -> str:
-    """Return the tables of a regime and the differences from ours at every budget, as Markdown."""
+def page(records: Records, regime: str) -> tuple[str, list[Record]]:
+    """Return the tables of a regime and the differences from ours at every budget, as Markdown, and what was taken."""
     of_method = {
         method: [record for record in records if (record["regime"], record["method"]) == (regime, method)]
         for method in (OURS, *METHODS)
     }
     methods = [method for method, found in of_method.items() if found]
-    text = ""
+    text, published = "", []
     for position, budget in enumerate(REGIMES[regime].budgets):
         lines, losses = [], {}
         for method in methods:
@@ -449,6 +455,10 @@ def page(study: Study, records: Records, regime: str) -> str:
                 lines.append([method, str(len(of_seeds)), "costs more in itself", "", "", ""])
                 continue
             rows = [record["splits"][index] for record, index in zip(of_seeds, chosen, strict=True)]
+            published += [
+                {"budget": budget, "method": method, "seed": record["seed"], **row, "revision": record["revision"]}
+                for record, row in zip(of_seeds, rows, strict=True)
+            ]
             lines.append(
                 [
                     method,
@@ -476,7 +486,7 @@ def page(study: Study, records: Records, regime: str) -> str:
         for record in ours
         for budget, row in zip(record["budgets"], record["splits"], strict=True)
     )
-    return text
+    return text, published
 
 
 def write_genotypes(folder: Path, records: Records, regime: str) -> None:
@@ -516,7 +526,7 @@ def main(argv: list[str]) -> None:
     """Run the study."""
     study = parse(Study, argv, prog=PROG, description=__doc__ or "", default=Study())
     records = Records(
-        with_ending(study.output, ".jsonl"),
+        study.units / "units.jsonl",
         key=("regime", "method", "seed"),
         settings=lambda record: {"budgets": list(REGIMES[record["regime"]].budgets)},
         arrays=study.arrays,
@@ -539,15 +549,16 @@ def main(argv: list[str]) -> None:
     for regime in study.regimes:
         revisions = sorted({str(record["revision"]) for record in records if record["regime"] == regime})
         output = with_ending(study.output, f"-{regime}")
+        tables, published = page(records, regime)
         text = (
             f"# What is worth most at equal seconds? ({regime})\n\n"
             + provenance(environment([*PROG.split(), *argv]), hardware="no GPU, one thread a unit")
             + f" Revisions of all runs: {', '.join(revisions)}.\n\n"
             "Mean ± standard deviation over seeds of search, training and split. Every method but ours takes one "
             "split with all seeds, the one that val prefers in hindsight, and pays for that split alone; ours pays for "
-            "all it tried.\n\n" + page(study, records, regime)
+            "all it tried.\n\n" + tables
         )
-        write_study(output, text, figure=functools.partial(plot, records, regime))
+        write_study(output, text, figure=functools.partial(plot, records, regime), records=published)
         write_genotypes(output.parent / "genotypes", records, regime)
 
 
