@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import json
 import os
 import re
@@ -190,6 +191,41 @@ def test_a_killed_worker_goes_on_and_the_members_are_those_of_the_other_engine(s
     assert len(set(pids)) == 2
     assert len(re.findall(f" 1 of 3 1/{EPOCHS} ", before + after)) == 1
     require_none_of(process.pid)
+
+
+@linux
+@pytest.mark.slow
+def test_a_comparison_is_the_same_by_either_engine_though_a_worker_is_killed(searched, tmp_path):
+    folders = [tmp_path / "local" / str(seed) for seed in (0, 1)]
+    shutil.copytree(searched, folders[0])
+    assert run_main(search.main, [*SEARCH.split(), "--seed", "1", "--run-dir", str(folders[1])]) == 0
+    for folder in folders:
+        assert run_main(retrain.main, [*map(str, retraining(folder, epochs=60)[2:])]) == 0
+    shutil.copytree(tmp_path / "local", tmp_path / "ray")
+    methods = "--methods random-cells deviations snapshots wider --workers 2 --device cpu --engine".split()
+
+    def comparing(engine):
+        place = tmp_path / engine
+        return ["-m", "dnas_ens.compare", place / "0", place / "1", "--output", place / "c", *methods, engine]
+
+    process, printed = run(*comparing("local"))
+    assert process.returncode == 0, printed
+    process = start(*comparing("ray"))
+    before, match = wait_for(process, r"pid=(\d+)\).* 2\d/60 ")
+    os.kill(int(match[1]), signal.SIGKILL)
+    after = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, before + after
+    tables = [rows_but_seconds(tmp_path / engine / "c.csv") for engine in ("local", "ray")]
+    assert len(tables[0]) > 2 * 4
+    assert tables[0] == tables[1]
+    require_none_of(process.pid)
+
+
+def rows_but_seconds(file):
+    """The rows of a comparison without what they took."""
+    with file.open() as stream:
+        rows = list(csv.DictReader(stream))
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
 
 
 @linux
