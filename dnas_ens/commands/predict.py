@@ -34,7 +34,8 @@ class PredictCommand:
     """Options of the command."""
 
     folder: Positional[Path]
-    """Run folder whose members are trained, or a folder an ensemble was saved in."""
+    """Run folder whose members are trained, a folder an ensemble was saved in, or fashion-mnist, which comes with the
+    package."""
     images: Positional[tuple[Path, ...]]
     """Image files, folders of them with the folders inside, and patterns such as "photos/*.jpg"."""
     output: Path | None = None

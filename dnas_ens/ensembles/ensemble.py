@@ -509,7 +509,8 @@ class Ensemble(nn.Module):
         """Rebuild a saved ensemble, or the one of a run folder, on the CPU and in evaluation mode.
 
         Args:
-            folder: What `save` wrote, or a run folder.
+            folder: What `save` wrote, a run folder, or where there is no such folder the name of an ensemble that comes
+                with the package: "fashion-mnist".
             members: Fresh modules to fill, in order: one for every member, or one for every member of the
                 kind "external", which only its owner can build.
 
@@ -520,7 +521,7 @@ class Ensemble(nn.Module):
             UserError: ensemble.json is missing or malformed; a member's file is outside the folder, is missing or
                 damaged, or does not fit its member; or modules are missing.
         """
-        stored = read_ensemble(Path(folder), members=members)
+        stored = read_ensemble(folder, members=members)
         return cls(
             stored.members,
             weights=stored.weights,
@@ -532,7 +533,7 @@ class Ensemble(nn.Module):
 
 
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
-    """Load the ensemble of a run folder, or one that `Ensemble.save` wrote; see `Ensemble.load`."""
+    """Load the ensemble of a run folder, one that `Ensemble.save` wrote, or "fashion-mnist"; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
 
 

@@ -27,6 +27,8 @@ from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, wr
 from dnas_ens.training.prediction import Outputs
 
 MANIFEST, TRUNK = "ensemble.json", "trunk.safetensors"
+#: Ensembles that come with the package, by the names of their folders.
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +106,20 @@ def trained_folders(folder: Path) -> tuple[list[Path], list[Path]]:
     return members, [path for path in trained if path not in members]
 
 
-def read_ensemble(folder: Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:
+def pretrained_names() -> list[str]:
+    """Return the names of the ensembles that come with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{MANIFEST}"))
+
+
+def ensemble_folder(given: str | Path) -> Path:
+    """Return a folder, or that of an ensemble of this name that comes with the package, where there is none here."""
+    folder = Path(given)
+    return PRETRAINED / folder if not folder.exists() and str(given) in pretrained_names() else folder
+
+
+def read_ensemble(given: str | Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:
     """Check a folder, build its members and fill them; see `Ensemble.load`."""
+    folder = ensemble_folder(given)
     manifest = _read_manifest(folder)
     paths = [_member_file(folder, entry) for entry in manifest["members"]]
     modules = _build_members(folder, [entry["spec"] for entry in manifest["members"]], members)
@@ -209,7 +223,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"{folder} holds no ensemble: there is no {MANIFEST}.",
-            "Name a folder that an ensemble was saved in, or a run folder whose members are trained.",
+            "Name a folder that an ensemble was saved in, a run folder whose members are trained, or one of those that "
+            f"come with the package: {', '.join(pretrained_names())}.",
         )
     manifest = read_json(path)
     # Earlier versions wrote no outputs.
