@@ -103,6 +103,13 @@ REGIMES = {
         budgets=(15, 40),
         trainings=((8, 16, 20), (12, 16, 12), (24, 16, 5), (8, 32, 10), (12, 32, 6)),
     ),
+    "cifar10-jpeg-16px-2k": Regime(
+        data="cifar10-jpeg",
+        limit_train=2000,
+        image_size=16,
+        budgets=(15, 40, 100),
+        trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2)),
+    ),
     "fashion-mnist-28px-10k": Regime(
         data="fashion-mnist",
         limit_train=10_000,

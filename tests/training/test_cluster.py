@@ -202,11 +202,11 @@ def test_a_comparison_is_the_same_by_either_engine_though_a_worker_is_killed(tmp
         assert run_main(search.main, [*few, seed, "--run-dir", str(folder)]) == 0
         assert run_main(retrain.main, [*map(str, retraining(folder, epochs=10)[2:])]) == 0
     shutil.copytree(tmp_path / "local", tmp_path / "ray")
-    methods = "--methods random-cells deviations snapshots wider --pool-size 2 --workers 2 --engine".split()
+    options = "--methods random-cells deviations snapshots wider --pool-size 2 --workers 2 --device cpu --engine"
 
     def comparing(engine):
         place = tmp_path / engine
-        return ["-m", "dnas_ens.compare", place / "0", place / "1", "--output", place / "c", *methods, engine]
+        return ["-m", "dnas_ens.compare", place / "0", place / "1", "--output", place / "c", *options.split(), engine]
 
     process, printed = run(*comparing("local"))
     assert process.returncode == 0, printed
