@@ -191,7 +191,7 @@ def _budget(folder: Path) -> bytes:
     done |= {"alone_error": 0.0, "error": 0.0}
     ledger = {"budget": {"total": 9, "unit": "epochs"}, "channels": 4, "first_epochs": 2, "first_cell": 0}
     coming = {**unit, "kind": "longer", "number": 1, "parent": 0}
-    return json.dumps({**ledger, "epoch_seconds": 0.1, "done": [done], "coming": coming, "spent": 2.0}).encode()
+    return json.dumps({**ledger, "epoch_seconds": 0.1, "done": [done], "coming": [coming], "spent": 2.0}).encode()
 
 
 def _picture(kind: str) -> Callable[[Path], bytes]:

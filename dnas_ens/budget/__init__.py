@@ -19,6 +19,7 @@ def spend(
     *,
     folder: str | os.PathLike[str],
     device: str = "auto",
+    workers: int = 1,
     **overrides: Any,
 ) -> Ensemble:
     """Spend a budget on an ensemble, as ``python -m dnas_ens --budget`` does.
@@ -29,6 +30,8 @@ def spend(
         folder: Holds every network, the ensemble after each of them, and budget.json; a budget that was begun there
             goes on, also with a larger one.
         device: auto, cpu, cuda or cuda:N.
+        workers: Networks trained side by side on a CPU, once there is a first one and the time is enough for several;
+            0 for one a thread. A script then needs ``if __name__ == "__main__":`` before what it does.
         **overrides: Any field of the training recipe by its own name, such as ``batch_size=128``.
 
     Returns:
@@ -53,4 +56,6 @@ def spend(
     loaded, chosen = load_data(data), resolve_device(device)
     cells = StarCells(search_preset(), loaded, device=chosen)
     recipe = with_fields(RetrainConfig(), **overrides)
-    return Spending(loaded, recipe, amount=amount, cells=cells, folder=Path(folder), device=chosen).run()
+    return Spending(
+        loaded, recipe, amount=amount, cells=cells, folder=Path(folder), device=chosen, workers=workers
+    ).run()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
@@ -100,6 +100,20 @@ class Done:
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return {**asdict(self), "members": list(self.members)}
+
+    @classmethod
+    def expected(cls, unit: Unit, history: Sequence[Done]) -> Done:
+        """Return what stands for a unit in progress: an error without bound leaves its gain at the guess."""
+        like = min(history, key=lambda done: done.alone) if unit.parent is None else history[unit.parent]
+        return replace(
+            like,
+            unit=unit,
+            epochs=unit.epochs,
+            loss=history[-1].loss,
+            members=history[-1].members,
+            alone_error=math.inf,
+            error=math.inf,
+        )
 
     @classmethod
     def from_dict(cls, entry: dict[str, Any]) -> Done:
@@ -248,6 +262,8 @@ def forecasts(
     enough: float = 0.0,
     shortest_cycle: int = 1,
     setup_cost: float = 0.0,
+    longest: float = math.inf,
+    busy: Container[int] = (),
 ) -> list[Forecast]:
     """Return what could come next, the best first.
 
@@ -260,6 +276,8 @@ def forecasts(
         enough: Epochs up to which a network certainly learns, so that it may become so long at once.
         shortest_cycle: Epochs that a cycle needs at least to come down from its learning rate.
         setup_cost: What finding the other cells costs, until they are found.
+        longest: What one unit may cost at most; less than what is left where several are trained side by side.
+        busy: Numbers of networks that are being trained; nothing can go on from them yet.
 
     Returns:
         By falling gain for each unit of cost; empty where nothing fits in what is left.
@@ -272,7 +290,7 @@ def forecasts(
     def add(kind: Kind, cell: int, parent: int | None, epochs: float, gain: float, *, setup: float = 0.0) -> None:
         whole = max(1, round(epochs))
         cost = setup + whole * epoch_cost(cell)
-        if cost <= left and gain > 0:
+        if cost <= min(left, longest) and gain > 0:
             unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=whole, learning_rate=learning_rate)
             found.append(Forecast(unit=unit, gain=gain, cost=cost))
 
@@ -297,22 +315,23 @@ def forecasts(
     kept = plans[kind, cell, setup][1]
     # A cycle is cheap, and would be taken until a further network, which is worth more, no longer fits.
     spare = left - (setup + kept if kept else 0.0)
-    share = min(1.0, (left - setup) / (usual * epoch_cost(cell)))
+    share = min(1.0, (min(left, longest) - setup) / (usual * epoch_cost(cell)))
     if share >= SHORTEST:
         # The last one of a budget may be shorter, and is then worth less.
         gain = network_constant(history, kind) / (len(bases) * (len(bases) + 1)) * share**2
         add(kind, cell, None, math.floor(share * usual), gain, setup=setup)
     cost = epoch_cost(best.end.unit.cell)
-    if longer := _longer(best, history, left=left, cost=cost, num_bases=len(bases), enough=enough):
+    longer = _longer(best, history, left=left, cost=cost, num_bases=len(bases), enough=enough, longest=longest)
+    if longer and best.newest.unit.number not in busy:
         add("longer", best.end.unit.cell, best.newest.unit.number, *longer)
         if len(bases) == 1 and found and found[-1].unit.kind == "longer":
             # What is left is worth most once the network is longer.
             return found[-1:]
     for expected, base in cycles:
         wanted = max(shortest_cycle, round(CYCLE_EPOCHS * base.epochs))
-        epochs = min(wanted, int(spare / epoch_cost(base.end.unit.cell)))
+        epochs = min(wanted, int(min(spare, longest) / epoch_cost(base.end.unit.cell)))
         # A cycle of a few steps ends worse than it began.
-        if epochs >= max(shortest_cycle, SHORTEST * wanted):
+        if base.newest.unit.number not in busy and epochs >= max(shortest_cycle, SHORTEST * wanted):
             add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found
@@ -355,7 +374,7 @@ def _networks_then_cycles(
 
 
 def _longer(
-    base: Base, history: Sequence[Done], *, left: float, cost: float, num_bases: int, enough: float
+    base: Base, history: Sequence[Done], *, left: float, cost: float, num_bases: int, enough: float, longest: float
 ) -> tuple[float, float] | None:
     """Return by how many epochs to lengthen a base and the gain, looking ahead to the end of the budget.
 
@@ -376,7 +395,7 @@ def _longer(
     lengths = [
         length
         for length in (math.floor(tenth * epochs_left / 10) for tenth in range(1, 11))
-        if KEPT + length / base.epochs > 1
+        if KEPT + length / base.epochs > 1 and length * cost <= longest
     ]
     if not lengths:
         return None

@@ -45,7 +45,7 @@ class Ledger:
         first_cell: Position of its genotype among the cells.
         epoch_seconds: Of the base cell, measured before it began.
         done: Finished units.
-        coming: The unit in progress; None between two.
+        coming: The units in progress, by their numbers.
         spent: Of the budget.
     """
 
@@ -54,7 +54,7 @@ class Ledger:
     first_cell: int
     epoch_seconds: float
     done: list[Done]
-    coming: Unit | None = None
+    coming: list[Unit]
     spent: float = 0.0
 
     def write(self, path: Path, amount: Amount) -> None:
@@ -65,7 +65,7 @@ class Ledger:
                 "budget": vars(amount),
                 **vars(self),
                 "done": [done.to_dict() for done in self.done],
-                "coming": None if self.coming is None else vars(self.coming),
+                "coming": [vars(unit) for unit in self.coming],
             },
         )
 
@@ -79,11 +79,11 @@ class Ledger:
             "first_cell": int,
             "epoch_seconds": float,
             "done": [_DONE],
-            "coming": (_UNIT, NoneType),
+            "coming": [_UNIT],
             "spent": (int, float),
         }
         found: dict[str, Any] = read_checked(path, form)
-        units = [done["unit"] for done in found["done"]] + ([found["coming"]] if found["coming"] else [])
+        units = [done["unit"] for done in found["done"]] + found["coming"]
         for number, unit in enumerate(units):
             fits = unit["kind"] in NAMES and unit["number"] == number and unit["cell"] >= 0 and unit["epochs"] >= 1
             if not fits or not (unit["parent"] is None or 0 <= unit["parent"] < number):
@@ -101,6 +101,6 @@ class Ledger:
             first_cell=found["first_cell"],
             epoch_seconds=found["epoch_seconds"],
             done=[Done.from_dict(entry) for entry in found["done"]],
-            coming=None if found["coming"] is None else Unit.from_dict(found["coming"]),
+            coming=[Unit.from_dict(entry) for entry in found["coming"]],
             spent=found["spent"],
         )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,6 +31,7 @@ from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.training.members import Plan, build_training, ensemble_of, trained_network
 from dnas_ens.training.trainer import MemberTraining
+from dnas_ens.training.workers import process_pool
 from dnas_ens.types import FloatArray
 
 if TYPE_CHECKING:
@@ -80,6 +86,8 @@ class Spending:
         amount: The budget.
         cells: Where cells are from.
         clock: Gives the seconds that a budget of time is of; ``time.process_time`` for those of the CPU.
+        workers: Networks that a budget of time trains side by side on a CPU, in processes that share the threads; 0 for
+            one a thread. Fewer where it does not pay for as many of the length that a network should have.
     """
 
     def __init__(
@@ -92,6 +100,7 @@ class Spending:
         folder: Path,
         device: torch.device | str = "cpu",
         clock: Callable[[], float] = time.monotonic,
+        workers: int = 1,
     ) -> None:
         self.clock = clock
         self.data, self.recipe, self.amount, self.cells = data, recipe.of_base(), amount, cells
@@ -101,11 +110,14 @@ class Spending:
         self._networks: list[Network] = []
         self._val_probs: list[FloatArray] = []
         self._step_seconds: dict[int, float] = {}
+        self._sent: ImageData | None = None
         self._known_losses: dict[tuple[int, int], FloatArray] = {}
         self._began = clock()
         file = folder / LEDGER
         self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
-        self._charged, self._goes_on = self._ledger.spent, self._ledger.coming
+        self._charged, self._goes_on = self._ledger.spent, {unit.number for unit in self._ledger.coming}
+        self.slots = self._slots(workers)
+        self._started: dict[int, tuple[float, Future[None]]] = {}
 
     def run(self, on_unit: Callable[[Done], object] | None = None) -> Ensemble:
         """Spend what is left of the budget and return the ensemble.
@@ -116,22 +128,28 @@ class Spending:
         for done in self._ledger.done:
             self._load(done.unit)
         ensemble = self._save(self._ledger.done[-1].members) if self._ledger.done else None
-        while (unit := self._ledger.coming or self._decide()) is not None:
-            self._ledger.coming = unit
-            self._write()
-            try:
-                done = self._do(unit)
-            except BaseException:
-                # What was spent on it counts.
+        with ExitStack() as stack:
+            pool: ProcessPoolExecutor | None = None
+            while self._decide_more():
                 self._write()
-                raise
-            self._ledger.done.append(done)
-            self._ledger.coming = None
-            ensemble = self._save(done.members)
-            self._write()
-            self._tell(done)
-            if on_unit is not None:
-                on_unit(done)
+                try:
+                    if self.slots > 1 and self._ledger.done:
+                        pool = pool or stack.enter_context(process_pool(self.slots))
+                        if not self._first_is_trained(pool):
+                            # Another one is: its place is free.
+                            continue
+                    done = self._do(self._ledger.coming[0])
+                except BaseException:
+                    # What was spent on it counts.
+                    self._write()
+                    raise
+                self._ledger.done.append(done)
+                del self._ledger.coming[0]
+                ensemble = self._save(done.members)
+                self._write()
+                self._tell(done)
+                if on_unit is not None:
+                    on_unit(done)
         assert ensemble is not None, "the first unit always fits"
         return ensemble
 
@@ -177,7 +195,20 @@ class Spending:
         )
         better = self.cells.relative_cost > 1 and self.cells.count > len(self.cells.known)
         first_cell = len(self.cells.known) if better and count >= FOUND[self.recipe.augment] * enough else 0
-        return Ledger(channels=chosen, first_cell=first_cell, first_epochs=first, epoch_seconds=taken, done=[])
+        return Ledger(
+            channels=chosen, first_cell=first_cell, first_epochs=first, epoch_seconds=taken, done=[], coming=[]
+        )
+
+    def _slots(self, workers: int) -> int:
+        """Return how many networks are trained side by side once there is a first one."""
+        if self.amount.unit == "epochs" or self.device.type != "cpu":
+            # Epochs are counted so that every machine decides alike.
+            return 1
+        affordable = self.amount.total / (self._enough * self._ledger.epoch_seconds)
+        slots = max(1, min(workers or torch.get_num_threads(), int(affordable)))
+        if slots > 1:
+            self._say(f"after the first network up to {slots} side by side")
+        return slots
 
     @property
     def _enough(self) -> float:
@@ -209,6 +240,43 @@ class Spending:
             self._found = self.cells.find()
         return self._found
 
+    def _decide_more(self) -> bool:
+        """Decide on units as long as there is room beside those in progress; return whether there are any."""
+        coming = self._ledger.coming
+        slots = self.slots if self._ledger.done else 1
+        while sum(not self._is_trained(unit) for unit in coming) < slots and (unit := self._decide()) is not None:
+            coming.append(unit)
+        return bool(coming)
+
+    def _is_trained(self, unit: Unit) -> bool:
+        """Return whether a unit that was begun beside others has been trained."""
+        return unit.number in self._started and self._started[unit.number][1].done()
+
+    def _first_is_trained(self, pool: ProcessPoolExecutor) -> bool:
+        """Begin what has been decided, wait until one more unit is trained, and return whether it is the next one."""
+        first, *_ = coming = self._ledger.coming
+        for unit in coming:
+            if unit.number not in self._started:
+                # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
+                self._sent = self._sent or copy.deepcopy(self.data)
+                task = partial(
+                    _train_in_time,
+                    self._plan_of(unit),
+                    self._sent,
+                    number=unit.number,
+                    folder=self.folder,
+                    ends=self._ends,
+                )
+                self._started[unit.number] = self.clock(), pool.submit(task)
+        if not self._is_trained(first):
+            wait(
+                (self._started[unit.number][1] for unit in coming if not self._is_trained(unit)),
+                return_when=FIRST_COMPLETED,
+            )
+        if self._is_trained(first):
+            self._started[first.number][1].result()
+        return self._is_trained(first)
+
     def _decide(self) -> Unit | None:
         if not self._ledger.done:
             cell = self._ledger.first_cell
@@ -231,9 +299,14 @@ class Spending:
     def _forecasts(self) -> list[Forecast]:
         timed = self.amount.unit == "seconds"
         left = self.amount.total * (1 - RESERVE if timed else 1) - self._spent()
+        history, coming = list(self._ledger.done), self._ledger.coming
+        for unit in coming:
+            history.append(Done.expected(unit, history))
         return forecasts(
-            self._ledger.done,
-            left=left,
+            history,
+            left=self.slots * left - sum(map(self._still_takes, coming)),
+            longest=left,
+            busy={unit.number for unit in coming},
             epoch_cost=self._epoch_cost,
             num_cells=len(self._found) if self._found is not None else self.cells.count,
             learning_rate=self.recipe.learning_rate,
@@ -242,25 +315,49 @@ class Spending:
             setup_cost=self.cells.setup_seconds if timed and self._found is None else 0.0,
         )
 
+    def _still_takes(self, unit: Unit) -> float:
+        """Return what a unit in progress is expected to take from now on."""
+        if self._is_trained(unit):
+            return 0.0
+        begun = self._started[unit.number][0] if unit.number in self._started else self.clock()
+        return max(0.0, unit.epochs * self._epoch_cost(unit.cell) - (self.clock() - begun))
+
     def _epoch_cost(self, cell: int) -> float:
         """Return what an epoch of a cell costs: as measured in its units, else by its steps and the others' units."""
         if self.amount.unit == "epochs":
             return 1.0
+        # The first network had all threads.
+        measured = [done for done in self._ledger.done if done.unit.number or self.slots == 1]
+        slower = 1.0 if measured else self._slower
         costs = {}
-        for trained in {done.unit.cell for done in self._ledger.done}:
-            own = [done for done in self._ledger.done if done.unit.cell == trained]
-            costs[trained] = sum(done.cost for done in own) / sum(done.epochs for done in own)
+        for trained in {done.unit.cell for done in measured or self._ledger.done}:
+            own = [done for done in measured or self._ledger.done if done.unit.cell == trained]
+            costs[trained] = slower * sum(done.cost for done in own) / sum(done.epochs for done in own)
         if cell in costs:
             return costs[cell]
         # An epoch takes more than its steps, by what it was for the cells that were trained.
         beside = [cost / self._epoch_of_steps(other) for other, cost in costs.items()]
         return self._epoch_of_steps(cell) * sum(beside) / len(beside)
 
+    @functools.cached_property
+    def _slower(self) -> float:
+        """How many times as long a step takes with the threads that networks side by side have."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // self.slots))
+        try:
+            recipe = replace(self.recipe, channels=self._ledger.channels)
+            plan = Plan(genotype=self.cells.known[0], recipe=recipe)
+            step = self._training(plan, 0).measured_step()
+        finally:
+            torch.set_num_threads(threads)
+        return max(1.0, step * self._steps_per_epoch / self._ledger.epoch_seconds)
+
     def _epoch_of_steps(self, cell: int) -> float:
         """Return what the steps of an epoch take by a trial, or are expected to before a cell is found."""
         if cell == 0:
             return self._ledger.epoch_seconds
-        if cell >= len(self.cells.known) and self._found is None:
+        if cell >= len(self.cells.known) and (self._found is None or self.slots > 1):
+            # Beside others a trial would take longer than those of the cells it is compared with.
             return self._ledger.epoch_seconds * self.cells.relative_cost
         if cell not in self._step_seconds:
             recipe = replace(self.recipe, channels=self._ledger.channels)
@@ -274,9 +371,11 @@ class Spending:
         note = read_json(self.folder / "members" / str(unit.number) / "member.json")
         if self.amount.unit == "epochs":
             cost = float(note["epochs"])
+        elif unit.number in self._started:
+            cost = float(note["wall_seconds"])
         else:
             cost = self.clock() - begun
-            if unit is self._goes_on:
+            if unit.number in self._goes_on:
                 # With what earlier processes did of it.
                 cost = max(cost, float(note["wall_seconds"]))
         alone, losses = self._losses(unit.number, unit.number + 1), self._losses(0, unit.number + 1)
@@ -309,26 +408,14 @@ class Spending:
         training = self._training(self._plan_of(unit), unit.number)
         training.val_measurements = 1
         if self.amount.unit == "seconds":
-            training.on_epoch = self._ends_in_time(training)
+            training.on_epoch = ends_in_time(training, self._ends, val_share=_val_share(self.data), clock=self.clock)
         self._networks.append(trained_network(training, folder=self.folder, num_members=unit.number + 1))
         self._val_probs.append(training.val_probs())
 
-    def _ends_in_time(self, training: MemberTraining) -> Callable[[], None]:
-        """Return what holds a training's epochs to those that the budget still pays for, as they are measured."""
-        seen: list[tuple[float, int]] = []
-        # Val is predicted at the end; a third of a step is its forward pass.
-        afterwards = len(self.data.val) / (3 * len(self.data.train))
-
-        def hold() -> None:
-            seen.append((self.clock(), training.epoch))
-            if len(seen) < 2:
-                return
-            (began, first), (now, latest) = seen[0], seen[-1]
-            an_epoch = (now - began) / (latest - first)
-            left = int((self.amount.total * (1 - RESERVE) - self._spent()) / an_epoch - afterwards)
-            training.total_epochs = min(training.recipe.epochs, training.epoch + max(0, left))
-
-        return hold
+    @property
+    def _ends(self) -> float:
+        """When on the clock no more is to be trained."""
+        return self.amount.total * (1 - RESERVE) - self._charged + self._began
 
     def _save(self, members: Sequence[int]) -> Ensemble:
         probs = np.stack([self._val_probs[number] for number in members])
@@ -365,6 +452,42 @@ class Spending:
         print(f"budget: {text}", file=sys.stderr, flush=True)
 
 
+def ends_in_time(
+    training: MemberTraining, ends: float, *, val_share: float, clock: Callable[[], float] = time.monotonic
+) -> Callable[[], None]:
+    """Return what holds a training's epochs to those that end in time, as they are measured.
+
+    Args:
+        ends: When, on the clock.
+        val_share: What predicting val at the end takes, in epochs.
+    """
+    seen: list[tuple[float, int]] = []
+
+    def hold() -> None:
+        seen.append((clock(), training.epoch))
+        if len(seen) < 2:
+            return
+        (began, first), (now, latest) = seen[0], seen[-1]
+        an_epoch = (now - began) / (latest - first)
+        left = int((ends - now) / an_epoch - val_share)
+        training.total_epochs = min(training.recipe.epochs, training.epoch + max(0, left))
+
+    return hold
+
+
+def _val_share(data: ImageData) -> float:
+    # A third of a step is its forward pass.
+    return len(data.val) / (3 * len(data.train))
+
+
+def _train_in_time(plan: Plan, data: ImageData, *, number: int, folder: Path, ends: float) -> None:
+    """Train a network into the folder, in a process of its own."""
+    training = build_training(plan, data, number=number, device="cpu", folder=folder)
+    training.val_measurements = 1
+    training.on_epoch = ends_in_time(training, ends, val_share=_val_share(data))
+    trained_network(training, folder=folder, num_members=number + 1)
+
+
 def _standard_error(differences: FloatArray) -> float:
     return float(differences.std(ddof=1) / len(differences) ** 0.5) if len(differences) > 1 else 0.0
 
@@ -377,6 +500,7 @@ def spend_budget(
     amount: Amount,
     device: torch.device | str = "cpu",
     run: RunFolder,
+    workers: int = 1,
 ) -> Ensemble:
     """Spend a budget in a run folder; an interruption leaves the best ensemble so far there.
 
@@ -384,11 +508,12 @@ def spend_budget(
         config: How other cells are searched.
         recipe: How networks are trained; widths and lengths are the budget's.
         amount: The budget; more than before goes on with what was done.
+        workers: See `Spending`.
     """
     from dnas_ens.budget.cells import StarCells
 
     cells = StarCells(config, data, device=device, run=run)
-    spending = Spending(data, recipe, amount=amount, cells=cells, folder=run.path, device=device)
+    spending = Spending(data, recipe, amount=amount, cells=cells, folder=run.path, device=device, workers=workers)
 
     def log(done: Done) -> None:
         scalars = {"val_nll": done.loss, "val_nll_alone": done.alone, "members": float(len(done.members))}

@@ -40,8 +40,8 @@ class WholeWayCommand(RunOptions):
     search: OmitArgPrefixes[SearchConfig]
     retrain: RetrainConfig
     workers: int = 0
-    """Members trained side by side: on a CPU each on its share of the cores, 0 for one a core; on a GPU each on a
-    stream of its own, 0 for one."""
+    """Members trained side by side, or networks of a budget of time: on a CPU each on its share of the cores, 0 for one
+    a core; on a GPU each on a stream of its own, 0 for one, and of a budget always one."""
     engine: Engine = "local"
     """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
     of this machine; --workers then share a machine's threads, or a GPU."""
@@ -141,7 +141,7 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
             run.record_config("retrain", to_dict(recipe), resume=command.resume)
         if command.amount is not None:
             assert run is not None
-            spend_budget(config, data, recipe, amount=command.amount, device=device, run=run)
+            spend_budget(config, data, recipe, amount=command.amount, device=device, run=run, workers=command.workers)
         else:
             result = given or run_search(config, data, device=device, run=run, resume=command.resume, recipe=recipe)
             if given and run is not None:

@@ -257,3 +257,37 @@ def test_room_is_kept_for_a_network_that_is_worth_more_than_cycles(left, found):
     cycles = [option.unit.epochs for option in options if option.unit.kind == "cycle"]
     # A cycle gets what the network leaves, unless that is too short for one.
     assert cycles == ([20] if left in (30, 125) else [9] if left == 109 else [])
+
+
+def test_units_in_progress_stand_at_what_was_guessed_of_them():
+    history = [done("first", 0, 1.0, epochs=100, train_loss=0.2), done("copy", 1, 0.96, alone=1.0, epochs=100)]
+    constant, cycle = network_constant(history, "copy"), cycle_guess(bases_of(history)[0], 0.96, num_bases=2)
+    begun = [Unit(kind="copy", number=2, cell=0, parent=None, epochs=100, learning_rate=0.05)]
+    begun.append(Unit(kind="cycle", number=3, cell=0, parent=0, epochs=20, learning_rate=0.05))
+    expected = list(history)
+    for unit in begun:
+        expected.append(Done.expected(unit, expected))
+    # The guess joins what was measured, and moves nothing but towards itself.
+    guess = network_constant(history[:1], "copy") * 0.96
+    assert network_constant(expected, "copy") == pytest.approx((2 * constant + guess) / 3, rel=0.02)
+    assert bases_of(expected)[0].cycle_gains == (pytest.approx(2 / 3 * cycle),)
+    assert len(bases_of(expected)) == 3
+    assert (expected[-1].loss, expected[-1].epochs) == (0.96, 20)
+
+
+def test_nothing_goes_on_from_a_network_in_progress_or_takes_longer_than_there_is_time():
+    history = [done("first", 0, 1.0, epochs=10), done("copy", 1, 0.95, alone=1.01)]
+
+    def found(**more):
+        return forecasts(
+            history, left=200.0, epoch_cost=lambda _: 1.0, num_cells=1, learning_rate=0.05, shortest_cycle=1, **more
+        )
+
+    parents = {option.unit.parent for option in found()}
+    assert parents == {None, 0, 1}
+    assert {option.unit.parent for option in found(busy={0, 1})} == {None}
+    assert max(option.cost for option in found()) > 8
+    for longest in (8.0, 3.0, 0.5):
+        assert all(option.cost <= longest for option in found(longest=longest))
+    assert found(longest=8.0)
+    assert not found(longest=0.5)

@@ -11,7 +11,7 @@ import dnas_ens as de
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.choice import best_set, cross_fitted_loss
 from dnas_ens.budget.forecast import Done, Unit
-from dnas_ens.budget.run import Spending
+from dnas_ens.budget.run import Spending, ends_in_time
 from dnas_ens.config import RetrainConfig
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
@@ -100,7 +100,7 @@ def test_a_budget_that_was_interrupted_goes_on_to_the_same_ensemble(few_digits, 
         )
         with pytest.raises(KeyboardInterrupt):
             begun.run()
-        assert ledger(tmp_path / "cut")["coming"]["number"] == 1
+        assert ledger(tmp_path / "cut")["coming"][0]["number"] == 1
         monkeypatch.setattr(MemberTraining, "run_epoch", run_epoch)
     # What was there is an ensemble.
     assert len(Ensemble.load(tmp_path / "cut").members) >= 1
@@ -166,17 +166,15 @@ def test_a_search_that_finds_no_other_cell_is_no_failure(few_digits, tmp_path):
     assert {entry["unit"]["cell"] for entry in ledger(tmp_path)["done"]} == {0}
 
 
-def test_a_training_is_shortened_to_what_the_time_pays_for(few_digits, tmp_path):
+def test_a_training_is_shortened_to_what_the_time_pays_for():
     clock = [0.0]
-    amount, cells = Amount(total=100.0), Given(genotype(0))
-    begun = Spending(few_digits, RECIPE, amount=amount, cells=cells, folder=tmp_path, clock=lambda: clock[0])
     training = SimpleNamespace(epoch=0, total_epochs=50, recipe=SimpleNamespace(epochs=50))
-    hold = begun._ends_in_time(training)
+    hold = ends_in_time(training, 98.0, val_share=1 / 7, clock=lambda: clock[0])
     for taken in (4.0, 10.0, 10.0, 10.0):
         clock[0] += taken
         training.epoch += 1
         hold()
-    # 34 of 100 s are spent, 2 kept in reserve, an epoch takes 10, and val a seventh of one: six more.
+    # 64 of 98 s are left, an epoch takes 10, and val a seventh of one: six more.
     assert training.total_epochs == 4 + 6
     # Epochs that become faster lengthen it again: five of 6 s on average.
     training.epoch, clock[0] = 6, 34.0
@@ -211,6 +209,52 @@ def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, c
     assert "budget: an epoch of" in said
     assert "calibrated NLL on val" in said
     assert "of 0:06 spent" in said
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """A network of two epochs needs no more before it has company."""
+    monkeypatch.setattr("dnas_ens.budget.run.ENOUGH", dict.fromkeys((True, False), (2, 0)))
+
+
+def on_two_cores(data, folder, seconds, *, workers=2):
+    cells = Given(genotype(0), genotype(1), genotype(2))
+    return Spending(data, RECIPE, amount=Amount(total=seconds), cells=cells, folder=folder, workers=workers)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("short")
+def test_networks_are_trained_side_by_side_and_interrupted_ones_go_on(few_digits, tmp_path, monkeypatch):
+    begun = on_two_cores(few_digits, tmp_path, 60.0)
+    assert begun.slots == 2
+    beside, decide_more = [], begun._decide_more
+
+    def look():
+        more = decide_more()
+        beside.append(list(begun._ledger.coming))
+        return more
+
+    def interrupt(done):
+        if done.unit.number == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(begun, "_decide_more", look)
+    with pytest.raises(KeyboardInterrupt):
+        begun.run(interrupt)
+    # The first one has no company, and nothing goes on from what is in progress.
+    assert [unit.number for unit in beside[0]] == [0]
+    assert max(map(len, beside)) >= 2
+    assert all(unit.parent is None or unit.parent < units[0].number for units in beside for unit in units)
+    found = ledger(tmp_path)
+    assert [entry["unit"]["number"] for entry in found["done"]] == [0, 1, 2, 3]
+    assert [entry["number"] for entry in found["coming"]] == list(range(4, 4 + len(found["coming"])))
+    assert len(Ensemble.load(tmp_path).members) == len(found["done"][-1]["members"])
+    # Nothing is left for another, but what was in progress is finished, by a single process too.
+    again = on_two_cores(few_digits, tmp_path, found["spent"], workers=1)
+    ensemble = again.run()
+    assert len(again.history) == 4 + len(found["coming"])
+    assert again.history[:4] == begun.history
+    assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
 
 
 @pytest.mark.parametrize(
