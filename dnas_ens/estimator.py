@@ -31,6 +31,8 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         flip: Whether an image means the same after a horizontal flip.
         device: auto, cpu, cuda or cuda:N.
         random_state: Seed of split, search and training.
+        n_jobs: Networks trained side by side on a CPU; None for one, -1 for one a thread. A script then needs
+            ``if __name__ == "__main__":`` before what it does.
 
     Attributes:
         ensemble_: The `dnas_ens.Ensemble`, its temperature fitted; `save` keeps it.
@@ -56,6 +58,7 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         flip: bool = False,
         device: str = "auto",
         random_state: int = 0,
+        n_jobs: int | None = None,
     ) -> None:
         self.members = members
         self.budget = budget
@@ -64,6 +67,7 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         self.flip = flip
         self.device = device
         self.random_state = random_state
+        self.n_jobs = n_jobs
 
     def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> EnsembleSearchClassifier:  # noqa: N803
         """Search and train.
@@ -103,18 +107,19 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         target = torch.from_numpy(indices.astype(np.int64))
         learnt, fitted_on = (Split(pixels[index], target[index]) for index in (train, val))
         names = [str(each) for each in self.classes_]
+        workers = {None: 1, -1: 0}.get(self.n_jobs, self.n_jobs or 0)
         # There are no images to report on: score takes them.
         data = ImageData.from_splits("arrays", names, train=learnt, val=fitted_on, test=fitted_on, flip=self.flip)
         if self.budget is not None:
             with tempfile.TemporaryDirectory() as folder:
                 self.ensemble_: Ensemble = de.spend(
-                    data, self.budget, folder=folder, device=self.device, seed=self.random_state
+                    data, self.budget, folder=folder, device=self.device, workers=workers, seed=self.random_state
                 )
         else:
             found = de.search(
                 data, members=self.members, preset=self.preset, device=self.device, seed=self.random_state
             )
-            self.ensemble_ = de.retrain(found, data, device=self.device, seed=self.random_state)
+            self.ensemble_ = de.retrain(found, data, device=self.device, workers=workers, seed=self.random_state)
         return self
 
     def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:  # noqa: N803

@@ -55,7 +55,7 @@ def test_it_can_be_cloned_and_cross_validated(digits):
 
 
 def test_a_search_is_what_it_does_without_a_budget(digits):
-    classifier = EnsembleSearchClassifier(members=2, device="cpu").fit(digits[0][:120], digits[1][:120])
+    classifier = EnsembleSearchClassifier(members=2, device="cpu", n_jobs=-1).fit(digits[0][:120], digits[1][:120])
     assert classifier.ensemble_.num_members == 2
 
 

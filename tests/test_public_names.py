@@ -43,12 +43,19 @@ def test_every_name_of_a_room_exists(room):
         _ = package.ensembel
 
 
-def test_the_python_interface(few_digits, tiny_search):
+def test_the_python_interface(few_digits, tiny_search, tmp_path):
     found = de.search(few_digits, config=tiny_search, members=2, device="cpu")
     assert len(found.genotypes) == 2
     assert found.plot().axes
     ensemble = de.retrain(found.genotypes, few_digits, device="cpu", num_cells=1, channels=2, epochs=1)
     assert ensemble.num_members == 2
+    kept = de.retrain(
+        found.genotypes, few_digits, device="cpu", workers=2, folder=tmp_path, num_cells=1, channels=2, epochs=1
+    )
+    # Threads round differently.
+    for name, value in kept.state_dict().items():
+        torch.testing.assert_close(value, ensemble.state_dict()[name], rtol=1e-3, atol=1e-4)
+    assert de.load(tmp_path).num_members == kept.num_members
     one = de.retrain(found, few_digits, members=1, device="cpu", num_cells=1, channels=2, epochs=1)
     images = torch.zeros(1, 1, 8, 8)
     assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])

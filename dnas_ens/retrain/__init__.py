@@ -25,6 +25,8 @@ def retrain(
     members: int | None = None,
     config: RetrainConfig | None = None,
     device: str = "auto",
+    workers: int = 1,
+    folder: str | os.PathLike[str] | None = None,
     **overrides: Any,
 ) -> Ensemble:
     """Train the members from scratch and return their ensemble.
@@ -37,6 +39,9 @@ def retrain(
             selected, or all the genotypes.
         config: The recipe; default: that of the search's preset, else of the preset "smoke".
         device: auto, cpu, cuda or cuda:N.
+        workers: Members trained side by side: on a CPU in processes that share the threads, 0 for one a thread; on a
+            GPU on streams. A script then needs ``if __name__ == "__main__":`` before what it does.
+        folder: Keeps the members and their states, so that the same call goes on after an interruption.
         **overrides: Any field of the recipe by its own name, such as ``epochs=10``.
 
     Returns:
@@ -45,6 +50,9 @@ def retrain(
     Raises:
         UserError: If a value, a genotype or the number of members does not fit.
     """
+    import tempfile
+    from pathlib import Path
+
     from dnas_ens.config import require
     from dnas_ens.config.fields import with_fields
     from dnas_ens.config.presets import retrain_preset
@@ -65,4 +73,8 @@ def retrain(
     space: SpaceName = "darts" if any(genotype.space == "darts" for genotype in genotypes) else "efficient"
     recipe = with_fields(config or retrain_preset(preset, space), **overrides)
     flip = None if isinstance(found, Sequence) else found.config.data.flip
-    return train_members(genotypes, load_data(data, flip=flip), recipe, device=resolve_device(device))
+    images, chosen = load_data(data, flip=flip), resolve_device(device)
+    with tempfile.TemporaryDirectory() as temporary:
+        # Processes hand their members over by files.
+        place = Path(temporary if folder is None else folder) if folder is not None or workers != 1 else None
+        return train_members(genotypes, images, recipe, device=chosen, folder=place, workers=workers)
