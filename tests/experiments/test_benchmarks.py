@@ -281,6 +281,19 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
     assert output.with_suffix(".md").read_text() == printed
 
 
+@pytest.mark.slow
+def test_a_budget_is_spent_on_one_core_and_on_two(benchmark, tmp_path, read_lines):
+    tiny = ["--data", "digits", "--limit-train", 96, "--image-size", 8, "--budget", "5s", "--seeds", 1]
+    printed, _ = benchmark("side_by_side", *tiny, "--workers", 1, 2, "--output", tmp_path / "side")
+    lines = read_lines(tmp_path / "side.jsonl")
+    assert [line["workers"] for line in lines] == [1, 2]
+    for line in lines:
+        assert line["networks"] >= 1
+        assert 1 <= line["trainings"] <= line["epochs"]
+        assert f"| {line['workers']} | {line['trainings']:.1f}" in (tmp_path / "side.md").read_text()
+    assert "5s" in printed
+
+
 def test_the_server_of_the_guide_answers_as_predict_does(load, few_digits, tmp_path):
     ensemble = de.spend(few_digits, 1, folder=tmp_path / "R", channels=4, batch_size=16, device="cpu")
     paths = [tmp_path / "a.png", tmp_path / "b.jpg"]

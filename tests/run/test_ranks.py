@@ -15,7 +15,7 @@ import pytest
 import two_ranks
 
 from dnas_ens.commands import evaluate, whole_way
-from dnas_ens.commands.options import RunOptions, goes_on
+from dnas_ens.commands.options import RunOptions, on_every_rank
 from dnas_ens.commands.parse import run_main
 from dnas_ens.config.fields import with_fields
 from dnas_ens.errors import UserError
@@ -303,10 +303,15 @@ def test_what_torchrun_says_is_taken_up(torchrun):
     torchrun(LOCAL_WORLD_SIZE=2, TORCHELASTIC_RESTART_COUNT=0)
     prog = "python -m dnas_ens.search"
     assert as_typed(prog, ["--x"]) == "torchrun --nproc-per-node 2 -m dnas_ens.search --x".split()
-    assert not goes_on(RunOptions()).resume
+    options, seen = RunOptions(device="cpu", dry_run=True), []
+    on_every_rank(lambda command, ranks, typed: seen.append((command.resume, ranks.size, typed)), options, ["a"])
     torchrun(size=8, LOCAL_WORLD_SIZE=2, TORCHELASTIC_RESTART_COUNT=1)
     assert as_typed(prog, []) == "torchrun --nnodes 4 --nproc-per-node 2 -m dnas_ens.search".split()
-    assert goes_on(RunOptions()).resume
+    on_every_rank(lambda command, ranks, typed: seen.append((command.resume, ranks.size, typed)), options, ["b"])
+    assert seen == [(False, 1, ["a"]), (True, 1, ["b"])]
+    torchrun(size=8, RANK=1, LOCAL_WORLD_SIZE=2)
+    on_every_rank(lambda *_: seen.append("of another rank"), options, [])
+    assert len(seen) == 2
     with joined("cpu", alone=True) as ranks:
         assert ranks.size == 1
     torchrun(DNAS_ENS_TIMEOUT="soon")
