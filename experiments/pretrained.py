@@ -21,6 +21,7 @@ from dnas_ens.commands.parse import parse
 from dnas_ens.compare.report import machine
 from dnas_ens.compare.study import run_script
 from dnas_ens.config import require
+from dnas_ens.ensembles.card import CARD
 from dnas_ens.ensembles.storage import PRETRAINED
 from dnas_ens.run.files import read_json
 
@@ -79,6 +80,9 @@ def main(argv: list[str]) -> None:
             subprocess.run([sys.executable, "-m", *words, *goes_on], check=True)
     shutil.rmtree(options.output, ignore_errors=True)
     de.load(run).save(options.output, notes=notes(run, COMMANDS))
+    card = options.output / CARD
+    # Whoever reads it there has it by its name.
+    card.write_text(card.read_text().replace("FOLDER", NAME))
     shutil.copy(run / "genotypes.json", options.output)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     require(size <= MOST_BYTES, f"{options.output} takes {size:,} bytes.", f"Pack less than {MOST_BYTES:,}.")

@@ -1,0 +1,59 @@
+"""The ensembles that come with the package: whole, small, offline, and as good as their cards say."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import dnas_ens as de
+from dnas_ens.ensembles.storage import PRETRAINED, ensemble_folder, pretrained_names
+from dnas_ens.errors import UserError
+
+
+def test_it_is_found_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch, own_ensemble):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained_names() == ["fashion-mnist"]
+    assert ensemble_folder("fashion-mnist") == PRETRAINED / "fashion-mnist"
+    own_ensemble.save("fashion-mnist")
+    assert de.load("fashion-mnist").num_members == own_ensemble.num_members
+    with pytest.raises(UserError) as refused:
+        de.load("fashion")
+    assert "come with the package: fashion-mnist" in refused.value.remedy
+
+
+@pytest.mark.parametrize("name", pretrained_names())
+def test_it_is_small_and_has_a_card(name):
+    files = [file for file in (PRETRAINED / name).rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= 2_000_000
+    card = (PRETRAINED / name / "MODEL_CARD.md").read_text()
+    for section in ("## Data", "## Results", "## Use", "## Members", "## Limits", "python -m dnas_ens.retrain"):
+        assert section in card
+    assert not re.search(r"/(tmp|home|root|work)/", card)
+
+
+def test_it_predicts_from_the_command_line_in_any_folder(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.zeros((40, 30), dtype=np.uint8)).save(tmp_path / "black.png")
+    command = [sys.executable, "-m", "dnas_ens.predict", "fashion-mnist", "black.png", "--device", "cpu"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    header, row = found.stdout.splitlines()
+    assert header.startswith("path,label,probability")
+    assert row.split(",")[1] in de.load("fashion-mnist").classes
+
+
+def test_its_figures_are_those_of_its_card():
+    try:
+        data = de.load_data("fashion-mnist", download=False)
+    except UserError:
+        pytest.skip("Fashion-MNIST is not on this machine")
+    card = (PRETRAINED / "fashion-mnist/MODEL_CARD.md").read_text()
+    row = re.search(r"\| ensemble of (\d+) \| ([\d.]+) \| ([\d.]+) \|", card)
+    ensemble = de.load("fashion-mnist")
+    found = ensemble.evaluate(data.test)
+    assert ensemble.num_members == int(row[1])
+    assert 100 * found["accuracy"] == pytest.approx(float(row[2]), abs=0.02)
+    assert found["calibrated_nll"] == pytest.approx(float(row[3]), abs=2e-4)
+    assert list(data.classes) == list(ensemble.classes)
