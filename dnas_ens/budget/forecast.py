@@ -85,6 +85,7 @@ class Done:
         alone_error: Standard error over val images of what its network gained on the one it goes on from, nats; 0 where
             there is none.
         error: The same of what the ensemble gained.
+        at: What had been spent of the budget then. Costs may add up to more where units are side by side.
     """
 
     unit: Unit
@@ -96,6 +97,7 @@ class Done:
     members: tuple[int, ...]
     alone_error: float = 0.0
     error: float = 0.0
+    at: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""

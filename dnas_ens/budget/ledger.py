@@ -32,6 +32,7 @@ _DONE = {
     "members": [int],
     "alone_error": _NUMBER,
     "error": _NUMBER,
+    "at": _NUMBER,
 }
 
 

@@ -394,6 +394,7 @@ class Spending:
             members=tuple(sorted(best_set(np.stack(self._val_probs), self.labels))),
             alone_error=alone_error,
             error=error,
+            at=self._spent() + (cost if self.amount.unit == "epochs" else 0.0),
         )
 
     def _losses(self, first: int, end: int) -> FloatArray:

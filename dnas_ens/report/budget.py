@@ -22,7 +22,7 @@ def budget_section(files: RunFiles) -> Section | None:
     if files.budget is None or not files.budget["done"]:
         return None
     units, timed = files.budget["done"], files.budget["budget"]["unit"] == "seconds"
-    spent = sum(float(done["cost"]) for done in units)
+    spent = float(units[-1]["at"])
     amount = duration(spent) if timed else count(round(spent), "epoch")
     whole = (
         duration(files.budget["budget"]["total"]) if timed else count(round(files.budget["budget"]["total"]), "epoch")
@@ -89,7 +89,7 @@ def draw_budget(units: Sequence[Mapping[str, Any]], *, timed: bool) -> Figure:
         units: Finished units as budget.json holds them.
         timed: Whether costs are seconds; else epochs.
     """
-    spent = np.cumsum([float(done["cost"]) for done in units])
+    spent = np.array([float(done["at"]) for done in units])
     minutes = timed and spent[-1] > 300
     spent = spent / 60 if minutes else spent
     losses = np.array([float(done["loss"]) for done in units])

@@ -57,6 +57,7 @@ BUDGET = {
         {
             "unit": {"kind": str, "epochs": int, "number": int, "cell": int},
             "cost": _NUMBER,
+            "at": _NUMBER,
             "loss": _NUMBER,
             "alone": _NUMBER,
             "members": [int],
