@@ -31,7 +31,7 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         flip: Whether an image means the same after a horizontal flip.
         device: auto, cpu, cuda or cuda:N.
         random_state: Seed of split, search and training.
-        n_jobs: Networks trained side by side on a CPU; None for one, -1 for one a thread. A script then needs
+        n_jobs: Networks trained side by side on a CPU; None or 1 for one, -1 for one a thread. A script then needs
             ``if __name__ == "__main__":`` before what it does.
 
     Attributes:
@@ -107,7 +107,10 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         target = torch.from_numpy(indices.astype(np.int64))
         learnt, fitted_on = (Split(pixels[index], target[index]) for index in (train, val))
         names = [str(each) for each in self.classes_]
-        workers = {None: 1, -1: 0}.get(self.n_jobs, self.n_jobs or 0)
+        jobs = 1 if self.n_jobs is None else self.n_jobs
+        if jobs < -1 or jobs == 0:
+            raise UserError(f"n_jobs is {jobs}.", "Give None, 1 or more, or -1 for one a thread.")
+        workers = 0 if jobs == -1 else jobs
         # There are no images to report on: score takes them.
         data = ImageData.from_splits("arrays", names, train=learnt, val=fitted_on, test=fitted_on, flip=self.flip)
         if self.budget is not None:

@@ -351,9 +351,8 @@ class Study:
 
     def arrays(self, record: Record) -> Path:
         """Return where the losses of a unit are."""
-        return self.units / (
-            f"{record['regime']}-{record['method'].replace(' ', '-').replace(',', '')}-{record['seed']}.npz"
-        )
+        name = f"{record['regime']}-{record['method'].replace(' ', '-').replace(',', '')}-{record['seed']}.npz"
+        return self.units / name
 
 
 def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np.ndarray]]:

@@ -59,6 +59,12 @@ def test_a_search_is_what_it_does_without_a_budget(digits):
     assert classifier.ensemble_.num_members == 2
 
 
+@pytest.mark.parametrize("jobs", [0, -2])
+def test_a_number_of_jobs_that_means_nothing_is_refused(digits, jobs):
+    with pytest.raises(UserError, match=f"n_jobs is {jobs}"):
+        EnsembleSearchClassifier(budget=1, n_jobs=jobs).fit(*digits)
+
+
 @pytest.mark.parametrize(
     ("images", "labels", "cause"),
     [

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import dnas_ens as de
+from dnas_ens.run.folder import held
 
 PUBLIC = [
     *("Ensemble", "EnsembleSearchClassifier", "Genotype", "ImageData", "Split", "UserError"),
@@ -56,6 +57,12 @@ def test_the_python_interface(few_digits, tiny_search, tmp_path):
     for name, value in kept.state_dict().items():
         torch.testing.assert_close(value, ensemble.state_dict()[name], rtol=1e-3, atol=1e-4)
     assert de.load(tmp_path).num_members == kept.num_members
+    for use in (
+        lambda: de.spend(few_digits, 1, folder=tmp_path),
+        lambda: de.retrain(found, few_digits, folder=tmp_path),
+    ):
+        with held(tmp_path), pytest.raises(de.UserError, match="is in use by process"):
+            use()
     one = de.retrain(found, few_digits, members=1, device="cpu", num_cells=1, channels=2, epochs=1)
     images = torch.zeros(1, 1, 8, 8)
     assert torch.equal(one.member_probs(images), ensemble.member_probs(images)[:1])

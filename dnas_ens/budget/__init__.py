@@ -38,7 +38,8 @@ def spend(
         The ensemble, its temperature fitted on ``val``.
 
     Raises:
-        UserError: If a value or the data do not fit, or the budget does not pay for an epoch.
+        UserError: If a value or the data do not fit, the budget does not pay for an epoch, or another process has the
+            folder.
     """
     from pathlib import Path
 
@@ -49,6 +50,7 @@ def spend(
     from dnas_ens.config.fields import with_fields
     from dnas_ens.config.presets import search_preset
     from dnas_ens.data import load_data
+    from dnas_ens.run.folder import held
     from dnas_ens.run.machine import resolve_device
 
     timed = isinstance(budget, str)
@@ -56,6 +58,7 @@ def spend(
     loaded, chosen = load_data(data), resolve_device(device)
     cells = StarCells(search_preset(), loaded, device=chosen)
     recipe = with_fields(RetrainConfig(), **overrides)
-    return Spending(
-        loaded, recipe, amount=amount, cells=cells, folder=Path(folder), device=chosen, workers=workers
-    ).run()
+    with held(Path(folder)):
+        return Spending(
+            loaded, recipe, amount=amount, cells=cells, folder=Path(folder), device=chosen, workers=workers
+        ).run()

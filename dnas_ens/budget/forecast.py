@@ -86,6 +86,7 @@ class Done:
             there is none.
         error: The same of what the ensemble gained.
         at: What had been spent of the budget then. Costs may add up to more where units are side by side.
+        slots: How many units shared the threads.
     """
 
     unit: Unit
@@ -98,6 +99,7 @@ class Done:
     alone_error: float = 0.0
     error: float = 0.0
     at: float = 0.0
+    slots: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -106,7 +108,8 @@ class Done:
     @classmethod
     def expected(cls, unit: Unit, history: Sequence[Done]) -> Done:
         """Return what stands for a unit in progress: an error without bound leaves its gain at the guess."""
-        like = min(history, key=lambda done: done.alone) if unit.parent is None else history[unit.parent]
+        of = [done for done in history if unit.parent in (None, done.unit.number)]
+        like = min(of, key=lambda done: done.alone)
         return replace(
             like,
             unit=unit,
@@ -314,10 +317,10 @@ def forecasts(
         for way in ways
     }
     kind, cell, setup = max(plans, key=lambda way: plans[way][0])
-    kept = plans[kind, cell, setup][1]
+    share = min(1.0, (min(left, longest) - setup) / (usual * epoch_cost(cell)))
+    kept = plans[kind, cell, setup][1] if share >= SHORTEST else 0.0
     # A cycle is cheap, and would be taken until a further network, which is worth more, no longer fits.
     spare = left - (setup + kept if kept else 0.0)
-    share = min(1.0, (min(left, longest) - setup) / (usual * epoch_cost(cell)))
     if share >= SHORTEST:
         # The last one of a budget may be shorter, and is then worth less.
         gain = network_constant(history, kind) / (len(bases) * (len(bases) + 1)) * share**2
@@ -385,7 +388,7 @@ def _longer(
     (loss - gain of growth) * (1 - s (1 - 1 / M)) decides, s being what an endless ensemble gains of the loss. With
     several bases lengthening one helps the ensemble by its share alone.
     """
-    epochs_left = left / cost
+    epochs_left, reach = left / cost, min(left, longest) / cost
     share = max(0.0, network_constant(history, "copy") / history[-1].loss)
 
     def final(length: float) -> float:
@@ -396,8 +399,8 @@ def _longer(
 
     lengths = [
         length
-        for length in (math.floor(tenth * epochs_left / 10) for tenth in range(1, 11))
-        if KEPT + length / base.epochs > 1 and length * cost <= longest
+        for length in (math.floor(tenth * reach / 10) for tenth in range(1, 11))
+        if KEPT + length / base.epochs > 1
     ]
     if not lengths:
         return None

@@ -33,6 +33,7 @@ _DONE = {
     "alone_error": _NUMBER,
     "error": _NUMBER,
     "at": _NUMBER,
+    "slots": int,
 }
 
 
@@ -45,8 +46,8 @@ class Ledger:
         first_epochs: Length of the first training.
         first_cell: Position of its genotype among the cells.
         epoch_seconds: Of the base cell, measured before it began.
-        done: Finished units.
-        coming: The units in progress, by their numbers.
+        done: Finished units, in the order in which they ended.
+        coming: The units in progress.
         spent: Of the budget.
     """
 
@@ -85,11 +86,16 @@ class Ledger:
         }
         found: dict[str, Any] = read_checked(path, form)
         units = [done["unit"] for done in found["done"]] + found["coming"]
-        for number, unit in enumerate(units):
-            fits = unit["kind"] in NAMES and unit["number"] == number and unit["cell"] >= 0 and unit["epochs"] >= 1
-            if not fits or not (unit["parent"] is None or 0 <= unit["parent"] < number):
-                raise unreadable(path, f"unit {number} cannot be a part of a budget")
-        if not all(done["epochs"] >= 1 for done in found["done"]):
+        ended: list[int | None] = [None]
+        for position, unit in enumerate(units):
+            fits = unit["kind"] in NAMES and unit["parent"] in ended and unit["cell"] >= 0 and unit["epochs"] >= 1
+            if not fits:
+                raise unreadable(path, f"unit {unit['number']} cannot be a part of a budget")
+            if position < len(found["done"]):
+                ended.append(unit["number"])
+        if sorted(unit["number"] for unit in units) != list(range(len(units))):
+            raise unreadable(path, "the numbers of its units are not those from 0 on")
+        if not all(done["epochs"] >= 1 and done["slots"] >= 1 for done in found["done"]):
             raise unreadable(path, "a unit in it has no epochs")
         if found["budget"]["unit"] != amount.unit:
             raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 import sys
 import time
@@ -87,7 +86,7 @@ class Spending:
         cells: Where cells are from.
         clock: Gives the seconds that a budget of time is of; ``time.process_time`` for those of the CPU.
         workers: Networks that a budget of time trains side by side on a CPU, in processes that share the threads; 0 for
-            one a thread. Fewer where it does not pay for as many of the length that a network should have.
+            one a thread. Fewer where the time is too short for so many of a useful length, and one with another clock.
     """
 
     def __init__(
@@ -107,11 +106,12 @@ class Spending:
         self.folder, self.device = folder, torch.device(device)
         self.labels = data.val.labels.cpu().numpy()
         self._found: Sequence[Genotype] | None = None
-        self._networks: list[Network] = []
-        self._val_probs: list[FloatArray] = []
+        self._networks: dict[int, Network] = {}
+        self._val_probs: dict[int, FloatArray] = {}
         self._step_seconds: dict[int, float] = {}
+        self._steps_in: dict[int, float] = {}
         self._sent: ImageData | None = None
-        self._known_losses: dict[tuple[int, int], FloatArray] = {}
+        self._known_losses: dict[tuple[int, ...], FloatArray] = {}
         self._began = clock()
         file = folder / LEDGER
         self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
@@ -132,19 +132,19 @@ class Spending:
             pool: ProcessPoolExecutor | None = None
             while self._decide_more():
                 self._write()
+                unit = self._ledger.coming[0]
                 try:
                     if self.slots > 1 and self._ledger.done:
                         pool = pool or stack.enter_context(process_pool(self.slots))
-                        if not self._first_is_trained(pool):
-                            # Another one is: its place is free.
-                            continue
-                    done = self._do(self._ledger.coming[0])
+                        self._begin(pool)
+                        unit = self._next_to_end()
+                    done = self._do(unit)
                 except BaseException:
                     # What was spent on it counts.
                     self._write()
                     raise
                 self._ledger.done.append(done)
-                del self._ledger.coming[0]
+                self._ledger.coming.remove(unit)
                 ensemble = self._save(done.members)
                 self._write()
                 self._tell(done)
@@ -201,10 +201,13 @@ class Spending:
 
     def _slots(self, workers: int) -> int:
         """Return how many networks are trained side by side once there is a first one."""
-        if self.amount.unit == "epochs" or self.device.type != "cpu":
-            # Epochs are counted so that every machine decides alike.
+        if self.amount.unit == "epochs" or self.device.type != "cpu" or self.clock is not time.monotonic:
+            # Epochs are counted so that every machine decides alike; processes have no other clock in common.
             return 1
         affordable = self.amount.total / (self._enough * self._ledger.epoch_seconds)
+        if self.amount.total <= SOON or affordable < 2:
+            # Starting processes takes seconds.
+            return 1
         slots = max(1, min(workers or torch.get_num_threads(), int(affordable)))
         if slots > 1:
             self._say(f"after the first network up to {slots} side by side")
@@ -252,30 +255,24 @@ class Spending:
         """Return whether a unit that was begun beside others has been trained."""
         return unit.number in self._started and self._started[unit.number][1].done()
 
-    def _first_is_trained(self, pool: ProcessPoolExecutor) -> bool:
-        """Begin what has been decided, wait until one more unit is trained, and return whether it is the next one."""
-        first, *_ = coming = self._ledger.coming
-        for unit in coming:
-            if unit.number not in self._started:
-                # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
-                self._sent = self._sent or copy.deepcopy(self.data)
-                task = partial(
-                    _train_in_time,
-                    self._plan_of(unit),
-                    self._sent,
-                    number=unit.number,
-                    folder=self.folder,
-                    ends=self._ends,
-                )
-                self._started[unit.number] = self.clock(), pool.submit(task)
-        if not self._is_trained(first):
-            wait(
-                (self._started[unit.number][1] for unit in coming if not self._is_trained(unit)),
-                return_when=FIRST_COMPLETED,
-            )
-        if self._is_trained(first):
-            self._started[first.number][1].result()
-        return self._is_trained(first)
+    def _begin(self, pool: ProcessPoolExecutor) -> None:
+        """Begin what has been decided, as far as there are free slots."""
+        # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
+        self._sent = self._sent or copy.deepcopy(self.data)
+        for unit in self._ledger.coming:
+            running = sum(not future.done() for _, future in self._started.values())
+            if unit.number not in self._started and running < self.slots:
+                plan, number = self._plan_of(unit), unit.number
+                task = partial(_train_in_time, plan, self._sent, number=number, folder=self.folder, ends=self._ends)
+                self._started[number] = self.clock(), pool.submit(task)
+
+    def _next_to_end(self) -> Unit:
+        """Wait until one of the units that have been begun has ended, and return it; its error is raised here."""
+        begun = {self._started[unit.number][1]: unit for unit in self._ledger.coming if unit.number in self._started}
+        ended, _ = wait(begun, return_when=FIRST_COMPLETED)
+        for future in ended:
+            future.result()
+        return next(unit for future, unit in begun.items() if future in ended)
 
     def _decide(self) -> Unit | None:
         if not self._ledger.done:
@@ -298,7 +295,7 @@ class Spending:
 
     def _forecasts(self) -> list[Forecast]:
         timed = self.amount.unit == "seconds"
-        left = self.amount.total * (1 - RESERVE if timed else 1) - self._spent()
+        left = self.amount.total * (1 - self._reserve if timed else 1) - self._spent()
         history, coming = list(self._ledger.done), self._ledger.coming
         for unit in coming:
             history.append(Done.expected(unit, history))
@@ -326,31 +323,35 @@ class Spending:
         """Return what an epoch of a cell costs: as measured in its units, else by its steps and the others' units."""
         if self.amount.unit == "epochs":
             return 1.0
-        # The first network had all threads.
-        measured = [done for done in self._ledger.done if done.unit.number or self.slots == 1]
-        slower = 1.0 if measured else self._slower
+        # As many side by side as there are now; the first network, or all that an earlier process trained, had others.
+        measured = [done for done in self._ledger.done if done.slots == self.slots] or self._ledger.done
         costs = {}
-        for trained in {done.unit.cell for done in measured or self._ledger.done}:
-            own = [done for done in measured or self._ledger.done if done.unit.cell == trained]
-            costs[trained] = slower * sum(done.cost for done in own) / sum(done.epochs for done in own)
+        for trained in {done.unit.cell for done in measured}:
+            own = [done for done in measured if done.unit.cell == trained]
+            cost = sum(done.cost * self._slower(done.slots) for done in own)
+            costs[trained] = cost / sum(done.epochs for done in own)
         if cell in costs:
             return costs[cell]
         # An epoch takes more than its steps, by what it was for the cells that were trained.
         beside = [cost / self._epoch_of_steps(other) for other, cost in costs.items()]
         return self._epoch_of_steps(cell) * sum(beside) / len(beside)
 
-    @functools.cached_property
-    def _slower(self) -> float:
-        """How many times as long a step takes with the threads that networks side by side have."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(max(1, threads // self.slots))
-        try:
+    def _slower(self, slots: int) -> float:
+        """How many times as long a step takes with the threads of a slot now as with those of one of so many slots."""
+        return 1.0 if slots == self.slots else self._step_in(self.slots) / self._step_in(slots)
+
+    def _step_in(self, slots: int) -> float:
+        """Return the seconds of a step of the first cell with the threads of a slot, by a trial."""
+        if slots not in self._steps_in:
             recipe = replace(self.recipe, channels=self._ledger.channels)
-            plan = Plan(genotype=self.cells.known[0], recipe=recipe)
-            step = self._training(plan, 0).measured_step()
-        finally:
-            torch.set_num_threads(threads)
-        return max(1.0, step * self._steps_per_epoch / self._ledger.epoch_seconds)
+            training = self._training(Plan(genotype=self.cells.known[0], recipe=recipe), 0)
+            threads = torch.get_num_threads()
+            torch.set_num_threads(max(1, threads // slots))
+            try:
+                self._steps_in[slots] = training.measured_step()
+            finally:
+                torch.set_num_threads(threads)
+        return self._steps_in[slots]
 
     def _epoch_of_steps(self, cell: int) -> float:
         """Return what the steps of an epoch take by a trial, or are expected to before a cell is found."""
@@ -378,12 +379,13 @@ class Spending:
             if unit.number in self._goes_on:
                 # With what earlier processes did of it.
                 cost = max(cost, float(note["wall_seconds"]))
-        alone, losses = self._losses(unit.number, unit.number + 1), self._losses(0, unit.number + 1)
+        *before, _ = numbers = list(self._networks)
+        alone, losses = self._losses(unit.number), self._losses(*numbers)
         alone_error = error = 0.0
         if unit.parent is not None:
-            alone_error = _standard_error(self._losses(unit.parent, unit.parent + 1) - alone)
-        if unit.number > 0:
-            error = _standard_error(self._losses(0, unit.number) - losses)
+            alone_error = _standard_error(self._losses(unit.parent) - alone)
+        if before:
+            error = _standard_error(self._losses(*before) - losses)
         return Done(
             unit=unit,
             epochs=note["epochs"],
@@ -391,18 +393,21 @@ class Spending:
             train_loss=note["train_loss"],
             alone=float(alone.mean()),
             loss=float(losses.mean()),
-            members=tuple(sorted(best_set(np.stack(self._val_probs), self.labels))),
+            members=tuple(sorted(numbers[place] for place in best_set(self._stacked(numbers), self.labels))),
             alone_error=alone_error,
             error=error,
             at=self._spent() + (cost if self.amount.unit == "epochs" else 0.0),
+            slots=self.slots if unit.number in self._started else 1,
         )
 
-    def _losses(self, first: int, end: int) -> FloatArray:
+    def _stacked(self, numbers: Sequence[int]) -> FloatArray:
+        return np.stack([self._val_probs[number] for number in numbers])
+
+    def _losses(self, *numbers: int) -> FloatArray:
         """Return the cross-fitted losses on val (N,) of the best set of some networks, computed once."""
-        if (first, end) not in self._known_losses:
-            probs = np.stack(self._val_probs[first:end])
-            self._known_losses[first, end] = cross_fitted_losses(probs, self.labels)
-        return self._known_losses[first, end]
+        if numbers not in self._known_losses:
+            self._known_losses[numbers] = cross_fitted_losses(self._stacked(numbers), self.labels)
+        return self._known_losses[numbers]
 
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""
@@ -410,22 +415,29 @@ class Spending:
         training.val_measurements = 1
         if self.amount.unit == "seconds":
             training.on_epoch = ends_in_time(training, self._ends, val_share=_val_share(self.data), clock=self.clock)
-        self._networks.append(trained_network(training, folder=self.folder, num_members=unit.number + 1))
-        self._val_probs.append(training.val_probs())
+        self._networks[unit.number] = trained_network(training, folder=self.folder, num_members=unit.number + 1)
+        self._val_probs[unit.number] = training.val_probs()
 
     @property
     def _ends(self) -> float:
         """When on the clock no more is to be trained."""
-        return self.amount.total * (1 - RESERVE) - self._charged + self._began
+        return self.amount.total * (1 - self._reserve) - self._charged + self._began
+
+    @property
+    def _reserve(self) -> float:
+        """Share of a budget of time that is kept for what is not training."""
+        # Networks that end together wait for one another while val is predicted.
+        val = self._ledger.epoch_seconds * _val_share(self.data) / self.amount.total
+        return RESERVE + (self.slots - 1) * val
 
     def _save(self, members: Sequence[int]) -> Ensemble:
-        probs = np.stack([self._val_probs[number] for number in members])
+        probs = self._stacked(members)
         ensemble = ensemble_of(
             [self._networks[number] for number in members],
             temperature=likely_temperature(probs.mean(axis=0, dtype=np.float64), self.labels),
             data=self.data,
         )
-        ensemble.save(self.folder, overwrite=True, numbers=members, num_trained=len(self._networks))
+        ensemble.save(self.folder, overwrite=True, numbers=members, num_trained=max(self._networks) + 1)
         return ensemble
 
     def _spent(self) -> float:
@@ -467,6 +479,8 @@ def ends_in_time(
     def hold() -> None:
         seen.append((clock(), training.epoch))
         if len(seen) < 2:
+            if seen[0][0] >= ends:
+                training.total_epochs = training.epoch
             return
         (began, first), (now, latest) = seen[0], seen[-1]
         an_epoch = (now - began) / (latest - first)

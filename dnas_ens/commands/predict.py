@@ -136,10 +136,16 @@ def fitted_on_val(command: PredictCommand, ensemble: Ensemble) -> tuple[float | 
     if command.coverage is None and not command.cascade:
         return None, None
     from dnas_ens.ensembles.cascade import fit_cascade
+    from dnas_ens.ensembles.storage import ensemble_folder
     from dnas_ens.evaluate.run import stored_predictions
     from dnas_ens.metrics.calibration import tempered
     from dnas_ens.metrics.conformal import conformal_threshold
 
+    require(
+        ensemble_folder(command.folder) == command.folder,
+        f"{command.folder} comes without the predictions of val that --coverage and --cascade are fitted on.",
+        "Leave them out, or name a run folder that was evaluated.",
+    )
     found = stored_predictions(command.folder)
     require(
         len(found.val_probs) == ensemble.num_members,

@@ -112,9 +112,9 @@ def pretrained_names() -> list[str]:
 
 
 def ensemble_folder(given: str | Path) -> Path:
-    """Return a folder, or that of an ensemble of this name that comes with the package, where there is none here."""
-    folder = Path(given)
-    return PRETRAINED / folder if not folder.exists() and str(given) in pretrained_names() else folder
+    """Return a folder, or the one that comes with the package under its name, if it holds no ensemble itself."""
+    packaged = str(given) in pretrained_names() and not (Path(given) / MANIFEST).exists()
+    return PRETRAINED / given if packaged else Path(given)
 
 
 def read_ensemble(given: str | Path, *, members: Sequence[nn.Module] | None) -> StoredEnsemble:

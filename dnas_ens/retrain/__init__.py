@@ -48,15 +48,17 @@ def retrain(
         The ensemble, its temperature fitted on ``val``.
 
     Raises:
-        UserError: If a value, a genotype or the number of members does not fit.
+        UserError: If a value, a genotype or the number of members does not fit, or another process has the folder.
     """
     import tempfile
+    from functools import partial
     from pathlib import Path
 
     from dnas_ens.config import require
     from dnas_ens.config.fields import with_fields
     from dnas_ens.config.presets import retrain_preset
     from dnas_ens.data import load_data
+    from dnas_ens.run.folder import held
     from dnas_ens.run.machine import resolve_device
     from dnas_ens.training.members import train_members
 
@@ -74,7 +76,12 @@ def retrain(
     recipe = with_fields(config or retrain_preset(preset, space), **overrides)
     flip = None if isinstance(found, Sequence) else found.config.data.flip
     images, chosen = load_data(data, flip=flip), resolve_device(device)
+    train = partial(train_members, genotypes, images, recipe, device=chosen, workers=workers)
+    if folder is not None:
+        with held(Path(folder)):
+            return train(folder=Path(folder))
+    if workers == 1:
+        return train()
     with tempfile.TemporaryDirectory() as temporary:
         # Processes hand their members over by files.
-        place = Path(temporary if folder is None else folder) if folder is not None or workers != 1 else None
-        return train_members(genotypes, images, recipe, device=chosen, folder=place, workers=workers)
+        return train(folder=Path(temporary))

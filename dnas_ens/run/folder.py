@@ -8,7 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +190,7 @@ class RunFolder:
         """Close the files and let other processes write."""
         self.metrics.close()
         if self._lock is not None:
-            # Unlocked and not only closed: forked data workers hold the same open file.
-            fcntl.flock(self._lock, fcntl.LOCK_UN)
-            os.close(self._lock)
+            _unlock(self._lock)
             self._lock = None
 
     def __enter__(self) -> RunFolder:
@@ -219,6 +217,27 @@ class RunFolder:
                 f"{self.path} already holds a {section} of this configuration.",
                 f"Continue it with --resume. {otherwise} to start afresh.",
             )
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder that is no run's, and keep other processes from writing to it for the block.
+
+    Raises:
+        UserError: It is in use by another process, or cannot be written.
+    """
+    descriptor = _lock(_made(folder))
+    try:
+        remove_leftovers(folder)
+        yield
+    finally:
+        _unlock(descriptor)
+
+
+def _unlock(descriptor: int) -> None:
+    # Unlocked and not only closed: forked data workers hold the same open file.
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _lock(folder: Path) -> int:

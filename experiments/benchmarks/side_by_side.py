@@ -1,100 +1,66 @@
-"""What are several cores worth to a budget of time? Networks one after another, and side by side.
+"""What do several members cost, trained side by side, beside one?
 
-    python experiments/benchmarks/side_by_side.py
+    python experiments/benchmarks/side_by_side.py --data fashion-mnist
 
-The command `python -m dnas_ens --budget`, with all threads for one network at a time and with a share of them for each
-of several, in turns, a seed of search and training after the other. Writes experiments/results/side-by-side.md and a
-line a run to side-by-side.jsonl. Eight minutes on two CPU cores.
+An epoch's first steps of one member, and the same of M members in turns of a step, in one process; on a GPU each on a
+stream of its own, with --cuda-graph replayed. On a GPU that one small network cannot fill, M members take less than
+M times as long; on a CPU in one process they cannot (there, members are trained in processes).
 """
 
 from __future__ import annotations
 
-import subprocess
+import itertools
 import sys
-import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from timing import RESULTS, parse_benchmark
+from steps import NetworkOptions, endless_steps, member_training
+from timing import ExecutedOptions, Side, parse_benchmark, run_benchmark, timed
 
 from dnas_ens.commands.parse import run_main
-from dnas_ens.compare.report import markdown_table, provenance, write_results
-from dnas_ens.compare.study import require_positive
-from dnas_ens.metrics.significance import mean_and_deviation
-from dnas_ens.run.files import read_json
-from dnas_ens.run.machine import environment
+
+if TYPE_CHECKING:
+    import torch
+
+    from dnas_ens.training.interleaving import Steps
+
+ONE = "one member"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SideBySide:
+class SideBySide(NetworkOptions, ExecutedOptions):
     """Options of the benchmark."""
 
-    data: str = "fashion-mnist"
-    """Images."""
-    limit_train: int = 2000
-    """Training images."""
-    image_size: int = 14
-    """Pixels a side."""
-    budget: str = "1m"
-    """What every run may spend."""
-    workers: tuple[int, ...] = (1, torch.get_num_threads())
-    """Networks side by side."""
-    seeds: int = 3
-    """Runs with each, with the seeds from 0 on."""
-    output: Path = RESULTS / "side-by-side"
-    """Where OUTPUT.md and OUTPUT.jsonl go."""
-
-    def __post_init__(self) -> None:
-        require_positive(self, "seeds", "limit_train", "image_size")
+    members: int = 5
+    """M."""
+    batches: int = 8
+    """Steps of each member in a round."""
 
 
-def measure(options: SideBySide, workers: int, seed: int) -> dict[str, Any]:
-    """Spend the budget once and return what it came to."""
-    command = f"-m dnas_ens --data {options.data} --limit-train {options.limit_train} --image-size {options.image_size}"
-    command += f" --budget {options.budget} --workers {workers} --seed {seed} --retrain.seed {seed} --run-dir R"
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, *command.split()], cwd=folder, check=True, capture_output=True)
-        done = read_json(Path(folder) / "R/budget.json")["done"]
-        ensemble = read_json(Path(folder) / "R/results.json")[-1]
-    return {
-        "workers": workers,
-        "seed": seed,
-        "trainings": len(done),
-        "epochs": sum(unit["epochs"] for unit in done),
-        "networks": len(done[-1]["members"]),
-        "val_nll": done[-1]["loss"],
-        "calibrated_nll": ensemble["calibrated_nll"],
-        "accuracy": 100 * ensemble["accuracy"],
-    }
+def build_round(side: str, options: SideBySide, device: torch.device) -> Side:
+    """Return the timed round of a side, with networks of its own."""
+    from dnas_ens.training.interleaving import in_turns, on_streams
+
+    data, recipe = options.images(), options.recipe(options.execution)
+    members = [
+        endless_steps(member_training(data, recipe, device, index=index))
+        for index in range(1 if side == ONE else options.members)
+    ]
+    context = on_streams(device, len(members))
+
+    def some(steps: Iterator[None]) -> Steps[None]:
+        yield from itertools.islice(steps, options.batches)
+
+    return timed(lambda: in_turns([some(steps) for steps in members], context=context), device)
 
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
     options = parse_benchmark("side_by_side", __doc__, SideBySide(), argv)
-    runs = []
-    for seed in range(options.seeds):
-        for workers in options.workers:
-            runs.append(measure(options, workers, seed))
-            print(", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in runs[-1].items()), flush=True)
-    columns = {"trainings": 1, "epochs": 0, "networks": 1, "val_nll": 4, "calibrated_nll": 4, "accuracy": 2}
-    rows = []
-    for workers in options.workers:
-        own = [run for run in runs if run["workers"] == workers]
-        figures = [mean_and_deviation([run[name] for run in own], digits=digits) for name, digits in columns.items()]
-        rows.append([str(workers), *figures])
-    header = ["side by side", "trainings", "epochs", "networks join", "NLL on val", "calibrated NLL", "accuracy, %"]
-    command = ["python", "experiments/benchmarks/side_by_side.py", *argv]
-    text = (
-        "# What are several cores worth to a budget of time?\n\n"
-        f"{provenance(environment(command), hardware=f'no GPU, {torch.get_num_threads()} threads')}\n\n"
-        f"{options.data}, {options.limit_train:,} training images at {options.image_size}×{options.image_size} pixels, "
-        f"a budget of {options.budget}. Mean ± standard deviation over {options.seeds} seeds; NLL on val is "
-        "cross-fitted, the last two columns are on test.\n\n" + markdown_table(header, rows)
-    )
-    write_results(options.output, text, records=runs)
-    print(text)
+    together = f"{options.members} members"
+    heading = f"{together} side by side on {options.data}: C={options.channels}, batch {options.batch_size}"
+    run_benchmark("side_by_side", argv, options, build_round, (together, ONE), ours=ONE, heading=heading)
 
 
 if __name__ == "__main__":

@@ -291,3 +291,26 @@ def test_nothing_goes_on_from_a_network_in_progress_or_takes_longer_than_there_i
         assert all(option.cost <= longest for option in found(longest=longest))
     assert found(longest=8.0)
     assert not found(longest=0.5)
+
+
+def test_on_many_slots_the_first_network_is_lengthened_too():
+    def best(**more):
+        history = [done("first", 0, 1.0, epochs=10, train_loss=0.9)]
+        found = forecasts(history, epoch_cost=lambda _: 1.0, num_cells=1, learning_rate=0.05, **more)
+        return found[0].unit
+
+    for slots in (1, 2, 11, 64):
+        unit = best(left=1000.0 * slots, longest=1000.0)
+        assert (unit.kind, unit.parent) == ("longer", 0)
+        assert 10 < unit.epochs <= 1000
+
+
+def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
+    history = [done("first", 0, 1.0, epochs=100, train_loss=0.2)]
+
+    def kinds(**more):
+        found = forecasts(history, epoch_cost=lambda _: 1.0, num_cells=1, learning_rate=0.05, **more)
+        return [option.unit.kind for option in found]
+
+    assert kinds(left=30.0) == ["cycle"]
+    assert kinds(left=60.0, longest=30.0) == ["cycle"]

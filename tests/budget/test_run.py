@@ -1,4 +1,7 @@
 import json
+import time
+from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -213,48 +216,122 @@ def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, c
 
 @pytest.fixture
 def short(monkeypatch):
-    """A network of two epochs needs no more before it has company."""
+    """A network of two epochs needs no more before it has company, and processes may start in any time."""
     monkeypatch.setattr("dnas_ens.budget.run.ENOUGH", dict.fromkeys((True, False), (2, 0)))
+    monkeypatch.setattr("dnas_ens.budget.run.SOON", 0.0)
 
 
-def on_two_cores(data, folder, seconds, *, workers=2):
+def in_time(data, folder, seconds, **more):
     cells = Given(genotype(0), genotype(1), genotype(2))
-    return Spending(data, RECIPE, amount=Amount(total=seconds), cells=cells, folder=folder, workers=workers)
+    return Spending(data, RECIPE, amount=Amount(total=seconds), cells=cells, folder=folder, **more)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_networks_are_trained_side_by_side_and_interrupted_ones_go_on(few_digits, tmp_path, monkeypatch):
-    begun = on_two_cores(few_digits, tmp_path, 60.0)
+    begun = in_time(few_digits, tmp_path, 60.0, workers=2)
     assert begun.slots == 2
-    beside, decide_more = [], begun._decide_more
+    beside, begin = [], begun._begin
 
-    def look():
-        more = decide_more()
-        beside.append(list(begun._ledger.coming))
-        return more
+    def look(pool):
+        begin(pool)
+        beside.append([unit for unit in begun._ledger.coming if unit.number in begun._started])
 
     def interrupt(done):
-        if done.unit.number == 3:
+        if len(begun.history) == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(begun, "_decide_more", look)
+    monkeypatch.setattr(begun, "_begin", look)
     with pytest.raises(KeyboardInterrupt):
         begun.run(interrupt)
-    # The first one has no company, and nothing goes on from what is in progress.
-    assert [unit.number for unit in beside[0]] == [0]
-    assert max(map(len, beside)) >= 2
-    assert all(unit.parent is None or unit.parent < units[0].number for units in beside for unit in units)
+    assert max(map(len, beside)) == 2
     found = ledger(tmp_path)
-    assert [entry["unit"]["number"] for entry in found["done"]] == [0, 1, 2, 3]
-    assert [entry["number"] for entry in found["coming"]] == list(range(4, 4 + len(found["coming"])))
+    ended = [entry["unit"]["number"] for entry in found["done"]]
+    # The first one has no company, and nothing goes on from what is in progress.
+    assert ended[0] == 0
+    assert [entry["slots"] for entry in found["done"]] == [1, 2, 2, 2]
+    assert [entry["at"] for entry in found["done"]] == sorted(entry["at"] for entry in found["done"])
+    assert all(unit.number not in {one.parent for one in units} for units in beside for unit in units)
+    assert sorted([*ended, *(entry["number"] for entry in found["coming"])]) == list(range(4 + len(found["coming"])))
     assert len(Ensemble.load(tmp_path).members) == len(found["done"][-1]["members"])
     # Nothing is left for another, but what was in progress is finished, by a single process too.
-    again = on_two_cores(few_digits, tmp_path, found["spent"], workers=1)
+    again = in_time(few_digits, tmp_path, found["spent"], workers=1)
     ensemble = again.run()
     assert len(again.history) == 4 + len(found["coming"])
     assert again.history[:4] == begun.history
     assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
+
+
+class Futures:
+    """In the place of a pool: units end, or fail, when the test says so."""
+
+    def __init__(self):
+        self.begun = {}
+
+    def submit(self, task):
+        self.begun[task.keywords["number"]] = Future()
+        return self.begun[task.keywords["number"]]
+
+
+@pytest.mark.usefixtures("short")
+def test_slots_are_filled_until_they_are_full_and_an_error_of_any_unit_ends_the_budget(few_digits, tmp_path):
+    spending = in_time(few_digits, tmp_path, 1000.0, workers=3)
+    assert spending.slots == 3
+    assert spending._decide_more()
+    assert [unit.kind for unit in spending._ledger.coming] == ["first"]
+    figures = {"cost": 2.0, "train_loss": 0.9, "alone": 1.0, "loss": 1.0, "members": (0,)}
+    spending._ledger.done.append(Done(unit=spending._ledger.coming.pop(), epochs=2, **figures))
+    pool = Futures()
+    assert spending._decide_more()
+    spending._begin(pool)
+    units = spending._ledger.coming
+    assert [unit.number for unit in units] == list(pool.begun) == [1, 2, 3]
+    assert units[0].kind == "longer"
+    assert all(unit.parent is None for unit in units[1:])
+    # A unit that has ended gives its slot up before those that were begun earlier.
+    pool.begun[2].set_result(None)
+    assert spending._next_to_end().number == 2
+    assert spending._decide_more()
+    spending._begin(pool)
+    assert list(pool.begun) == [1, 2, 3, 4]
+    pool.begun[4].set_exception(MemoryError("no memory"))
+    units.remove(units[1])
+    with pytest.raises(MemoryError, match="no memory"):
+        spending._next_to_end()
+
+
+@pytest.mark.usefixtures("short")
+def test_how_many_are_trained_side_by_side(few_digits, tmp_path, monkeypatch):
+    def slots(name, seconds, **more):
+        return in_time(few_digits, tmp_path / name, seconds, **more).slots
+
+    assert slots("a", 1000.0) == 1
+    assert slots("b", 1000.0, workers=5) == 5
+    assert slots("c", 1000.0, workers=0) == torch.get_num_threads()
+    assert slots("d", 1000.0, workers=5, clock=time.process_time) == 1
+    assert spending(few_digits, tmp_path / "e").slots == 1
+    monkeypatch.setattr("dnas_ens.budget.run.SOON", 2000.0)
+    assert slots("f", 1000.0, workers=5) == 1
+    monkeypatch.setattr("dnas_ens.budget.run.SOON", 0.0)
+    begun = in_time(few_digits, tmp_path / "g", 1000.0, workers=5)
+    begun._ledger.epoch_seconds = 1000.0 / 2 / 3.5
+    assert begun._slots(5) == 3
+
+
+@pytest.mark.usefixtures("short")
+def test_what_an_epoch_costs_among_others(few_digits, tmp_path):
+    begun = in_time(few_digits, tmp_path, 1000.0, workers=2)
+    unit = Unit(kind="first", number=0, cell=0, parent=None, epochs=10, learning_rate=0.05)
+    figures = {"epochs": 10, "train_loss": 1.0, "alone": 1.0, "loss": 1.0, "members": (0,)}
+    begun._ledger.done.append(Done(unit=unit, cost=20.0, **figures))
+    # Of the first network alone, with a step that takes 1.5 times as long with half of the threads.
+    begun._steps_in = {1: 0.2, 2: 0.3}
+    assert begun._epoch_cost(0) == pytest.approx(2.0 * 1.5)
+    begun._ledger.done.append(Done(unit=replace(unit, number=1), cost=40.0, slots=2, **figures))
+    assert begun._epoch_cost(0) == pytest.approx(4.0)
+    # Gone on with alone: what was measured alone counts.
+    begun.slots = 1
+    assert begun._epoch_cost(0) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -264,6 +341,7 @@ def test_networks_are_trained_side_by_side_and_interrupted_ones_go_on(few_digits
         {"done": [{"unit": {}}]},
         {"unit": {"kind": "none"}},
         {"unit": {"number": 1}},
+        {"slots": 0},
         {"unit": {"cell": -1}},
         {"unit": {"epochs": 0}},
         {"unit": {"parent": 0}},
@@ -276,7 +354,7 @@ def test_a_ledger_that_no_budget_wrote_is_told(few_digits, tmp_path, wrong):
     found = read_json(file)
     if isinstance(wrong.get("unit"), dict):
         found["done"][0]["unit"] |= wrong["unit"]
-    elif "unit" in wrong:
+    elif wrong.keys() & {"unit", "slots"}:
         found["done"][0] |= wrong
     else:
         found |= wrong

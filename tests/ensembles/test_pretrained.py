@@ -16,7 +16,10 @@ def test_it_is_found_by_its_name_unless_a_folder_has_it(tmp_path, monkeypatch, o
     monkeypatch.chdir(tmp_path)
     assert pretrained_names() == ["fashion-mnist"]
     assert ensemble_folder("fashion-mnist") == PRETRAINED / "fashion-mnist"
-    own_ensemble.save("fashion-mnist")
+    # A folder of pictures may have the name.
+    (tmp_path / "fashion-mnist/test").mkdir(parents=True)
+    assert ensemble_folder("fashion-mnist") == PRETRAINED / "fashion-mnist"
+    own_ensemble.save("fashion-mnist", overwrite=True)
     assert de.load("fashion-mnist").num_members == own_ensemble.num_members
     with pytest.raises(UserError) as refused:
         de.load("fashion")
@@ -42,6 +45,9 @@ def test_it_predicts_from_the_command_line_in_any_folder(tmp_path):
     header, row = found.stdout.splitlines()
     assert header.startswith("path,label,probability")
     assert row.split(",")[1] in de.load("fashion-mnist").classes
+    found = subprocess.run([*command, "--coverage", "0.9"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert "error: fashion-mnist comes without the predictions of val" in found.stderr
 
 
 def test_its_figures_are_those_of_its_card():
