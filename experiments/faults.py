@@ -545,23 +545,18 @@ def page(records: Records) -> str:
     if rows:
         header = ["command", "writes", "ended equal", "ended different", "did not go on", "files left over"]
         text += f"## Gone on from before every write\n\n{markdown_table(header, rows, text_columns=(0,))}\n"
-    rows = []
     damages = [record for record in records if record["kind"] == "damage"]
     outcomes = ("told", "as without it", "another result", "a crash")
-    for kind in DAMAGES:
-        found = [record for record in damages if record["damage"] == kind]
+
+    def counted(name: str, found: list[Record]) -> list[str]:
         counts = Counter(record["outcome"] for record in found)
-        rows.append([kind, str(len(found)), *(str(counts[outcome]) for outcome in outcomes)])
-    counts = Counter(record["outcome"] for record in damages)
-    rows.append(["all", str(len(damages)), *(str(counts[outcome]) for outcome in outcomes)])
+        return [name, str(len(found)), *(str(counts[outcome]) for outcome in outcomes)]
+
+    rows = [counted(kind, [record for record in damages if record["damage"] == kind]) for kind in DAMAGES]
+    rows.append(counted("all", damages))
     text += f"## Damaged files\n\n{markdown_table(['damage', 'files', *outcomes], rows, text_columns=(0,))}\n"
-    of_file: dict[str, Counter[str]] = {}
-    for record in damages:
-        of_file.setdefault(record["file"], Counter())[record["outcome"]] += 1
-    rows = [
-        [file, str(counts.total()), *(str(counts[outcome]) for outcome in outcomes)]
-        for file, counts in sorted(of_file.items())
-    ]
+    files = sorted({record["file"] for record in damages})
+    rows = [counted(file, [record for record in damages if record["file"] == file]) for file in files]
     text += f"\n{markdown_table(['file', 'damages', *outcomes], rows, text_columns=(0,))}\n"
     wrong = [line for record in records for line in _wrong(record)]
     return text + "\n## What went wrong\n\n" + ("\n".join(wrong) or "Nothing.") + "\n"

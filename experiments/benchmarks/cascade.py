@@ -8,7 +8,6 @@ in one process, with a threshold fitted on val for the stated loss of accuracy. 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from tyro.conf import Positional
 
 from dnas_ens.commands.parse import run_main
 from dnas_ens.config import require
-from dnas_ens.run.files import with_ending, write_atomic
 from dnas_ens.run.machine import environment
 
 
@@ -89,7 +87,7 @@ def measure(folder: Path, options: Options) -> list[dict[str, Any]]:
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
-    from dnas_ens.compare.report import provenance
+    from dnas_ens.compare.report import provenance, write_results
 
     options = parse_benchmark("cascade", __doc__, Options(), argv)
     require(bool(options.folders), "No run folder was given.", "Give folders that evaluate has read.")
@@ -114,9 +112,7 @@ def main(argv: list[str]) -> None:
         + head
         + "".join(lines)
     )
-    write_atomic(with_ending(options.output, ".md"), text.encode())
-    record = json.dumps({"rows": rows, "environment": env})
-    write_atomic(with_ending(options.output, ".jsonl"), f"{record}\n".encode())
+    write_results(options.output, text, records=[{"rows": rows, "environment": env}])
     print(text)
 
 

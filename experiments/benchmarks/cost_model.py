@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from timing import RESULTS, in_fresh_process, parse_benchmark, tell
 
 from dnas_ens.commands.parse import run_main
+from dnas_ens.compare.records import append_line
 from dnas_ens.run.files import with_ending, write_atomic
 from dnas_ens.run.machine import environment, peak_resident_bytes
 
@@ -313,8 +314,7 @@ def main(argv: list[str]) -> None:
         rows = compared(options, Path(folder) / "run")
     tasks = {engine: in_fresh_process(overhead, engine, options.tasks) for engine in options.engines}
     env = environment(["python", "experiments/benchmarks/cost_model.py", *argv])
-    with with_ending(options.output, ".jsonl").open("a") as file:
-        file.write(json.dumps({"rows": rows, "tasks": tasks, "environment": env}) + "\n")
+    append_line(with_ending(options.output, ".jsonl"), {"rows": rows, "tasks": tasks, "environment": env})
     ratios = [row["predicted"][name] / row["measured"][name] for row in rows for name in ("wall", "cpu")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = (

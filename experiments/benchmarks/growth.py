@@ -248,17 +248,17 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
 
 def main(argv: list[str]) -> None:
     """Run the benchmark."""
+    from dnas_ens.compare.report import provenance
+
     options = parse_benchmark("growth", __doc__, Growth(), argv)
     points = measure_axes(options)
     lines = replace(options, output=with_ending(options.output, ".jsonl"))
     env = report("growth", argv, lines, {"points": points})
-    versions = {name: env["packages"][name] for name in ("torch", "numpy")}
-    hardware = env["cuda_device"] if points[0]["device"].startswith("cuda") else f"{env['num_cpus']} cores, no GPU"
+    card = env["cuda_device"] if points[0]["device"].startswith("cuda") else "no GPU"
+    hardware = f"{card}, {points[0]['threads']} threads"
     text = (
         "# How a step of the search grows (digits)\n\n"
-        f"Command: `{' '.join(env['command'])}`\n\n"
-        f"Hardware: {env['cpu']}, {hardware}; {points[0]['threads']} threads. Versions: {versions}. "
-        f"Revision: {env['git_revision']}. Date: {env['time']}.\n\n"
+        f"{provenance(env, hardware=hardware)}\n\n"
         f"Around C=8, 3 cells, B=64, m=4. Medians of {options.rounds} rounds in which both sides take turns; "
         "quartiles of the quotients round by round. Memory: what the first steps add to the peak of a process "
         "that holds the model, each side alone. *textbook, same images* is the reference supernet with a pass "

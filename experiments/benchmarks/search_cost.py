@@ -11,7 +11,6 @@ all.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from timing import RESULTS, parse_benchmark, tell
 
 from dnas_ens.commands.parse import run_main
+from dnas_ens.compare.records import append_line
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.run.files import with_ending, write_atomic
@@ -132,8 +132,7 @@ def main(argv: list[str]) -> None:
     options = parse_benchmark("search_cost", __doc__, Cost(), argv)
     rows = measure(options)
     env = environment(["python", "experiments/benchmarks/search_cost.py", *argv])
-    with with_ending(options.output, ".jsonl").open("a") as file:
-        file.write(json.dumps({"rows": rows, "environment": env}) + "\n")
+    append_line(with_ending(options.output, ".jsonl"), {"rows": rows, "environment": env})
     text = (
         "# What does a search cost, in trainings of a member?\n\n"
         f"{provenance(env, hardware=f'{options.device}, {options.threads} threads')}\n\n"

@@ -13,9 +13,8 @@ members' mixture weights, and that with respect to the supernet's weights. No op
 - ours: the fast supernet, channels_last, one pass over B images in m slices, parameters frozen for the architecture;
   with --precision bfloat16 and --cuda-graph as a GPU wants it.
 
-The textbook runs backward after each pass, which is the least memory it can take; --one-graph keeps the graphs of all
-passes until the end, as an objective that compares members needs it. Sides are timed in turn in one process; peak
-memory is taken of each alone in a process of its own. Two to four minutes on two CPU cores.
+The textbook runs backward after each pass, which is the least memory it can take. Sides are timed in turn in one
+process; peak memory is taken of each alone in a process of its own. Two to four minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -68,8 +67,6 @@ class SearchStep(Setting, ExecutedOptions):
     """m, members of a step."""
     num_cells: int = 3
     """Cells in the stack."""
-    one_graph: bool = False
-    """Let the textbook run backward once, after all passes, instead of after each."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,7 +94,7 @@ def build_step(side: str, options: SearchStep, device: torch.device) -> Side:
     share = options.members if side == SAME_IMAGES else 1
     repeats = options.members // share
     batches = list(zip(images.chunk(share) * repeats, labels.chunk(share) * repeats, strict=True))
-    return timed(lambda: textbook_step(supernet, batches, mixtures, one_graph=options.one_graph), device)
+    return timed(lambda: textbook_step(supernet, batches, mixtures), device)
 
 
 def our_step_of(options: SearchStep, device: torch.device) -> Callable[[], None]:
@@ -138,13 +135,7 @@ def _inputs(options: SearchStep, device: torch.device, *, fast: bool) -> tuple[t
     return supernet, images, labels, mixtures
 
 
-def textbook_step(
-    supernet: torch.nn.Module,
-    batches: list[tuple[Tensor, Tensor]],
-    mixtures: Tensor,
-    *,
-    one_graph: bool,
-) -> None:
+def textbook_step(supernet: torch.nn.Module, batches: list[tuple[Tensor, Tensor]], mixtures: Tensor) -> None:
     """Take both gradients with a pass for each member over its batch."""
     import torch
     import torch.nn.functional as F
@@ -158,17 +149,11 @@ def textbook_step(
     fixed = list(mixtures.unbind())
     leaves = [mixture.clone().requires_grad_() for mixture in fixed]
     with native_depthwise():
-        if one_graph:
-            torch.autograd.grad(torch.stack(list(losses(leaves))).sum(), leaves)
-        else:
-            for leaf, loss in zip(leaves, losses(leaves), strict=True):
-                torch.autograd.grad(loss, leaf)
+        for leaf, loss in zip(leaves, losses(leaves), strict=True):
+            torch.autograd.grad(loss, leaf)
         supernet.zero_grad(set_to_none=True)
-        if one_graph:
-            torch.stack(list(losses(fixed))).sum().backward()
-        else:
-            for loss in losses(fixed):
-                loss.backward()
+        for loss in losses(fixed):
+            loss.backward()
 
 
 def our_step(supernet: torch.nn.Module, images: Tensor, labels: Tensor, mixtures: Tensor, execution: Execution) -> None:

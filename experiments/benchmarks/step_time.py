@@ -14,23 +14,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from search_step import NUM_CLASSES
+from search_step import NUM_CLASSES, SETTINGS, Setting
 from timing import Options, parse_benchmark, report, tell
 
 from dnas_ens.commands.parse import peek, run_main
 
 if TYPE_CHECKING:
     import torch
-
-SETTINGS: dict[str, dict[str, Any]] = {"digits": {"image_size": 8}, "28x28": {"image_size": 28}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """Options that are read first, because they decide the defaults of the others."""
-
-    setting: Literal["digits", "28x28"] = "digits"
-    """Sets the default of the image size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +104,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     setting = peek(Setting, argv, prog="python experiments/benchmarks/step_time.py").setting
-    default = StepTime(setting=setting, **SETTINGS[setting])
+    default = StepTime(setting=setting, image_size=SETTINGS[setting]["image_size"])
     options = parse_benchmark("step_time", __doc__, default, argv)
     results = measure(options, torch.device(options.device))
     measured = results["measured_ms"]

@@ -132,8 +132,6 @@ def _limits(figures: Figures, axis: Axes) -> None:
 
 
 def _deviations(figures: Figures, axis: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for position, way in enumerate(STEERED):
         numbers = figures.sample_numbers(way, "retrained")
         for kind, marker in (("samples", "o"), ("deviations", "X")):

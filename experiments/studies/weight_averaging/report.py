@@ -90,11 +90,11 @@ def report(study: Study, problem: Problem, groups: Sequence[Group], env: Mapping
     """Return what OUTPUT.md begins with, and its tables."""
     recipe, (train_size, val_size, test_size) = study.recipe, problem.sizes
     seeds = "; ".join(f"{group.model} {', '.join(map(str, group.seeds))}" for group in groups)
-    cells = "a given genotype" if study.genotypes else f"a random genotype (seed {study.genotype_seed})"
+    cells = "a given genotype" if study.genotypes else "a random genotype (seed 0)"
     header = (
         f"# Averages of the weights of the last models of a training: {Path(study.data).name}\n\n"
         f"{provenance(env, hardware='no GPU, one thread')} Seeds of initialisation, order and augmentation, "
-        f"each from its own stream: {seeds}; split seed {study.split_seed}, the same for all, so "
+        f"each from its own stream: {seeds}; split seed 0, the same for all, so "
         "that intervals over seeds cover the luck of training and not that of the draw of the data.\n\n"
         "**No published table exists for this study.** What the literature expects: SWA generalises better than the "
         "end of a conventional training, when the learning rate stays constant or cycles (arXiv 1803.05407); soups of "

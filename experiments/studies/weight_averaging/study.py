@@ -62,14 +62,10 @@ class Study:
     """Where named data sets are kept; default: $DNAS_ENS_DATA or ~/.cache/dnas_ens/data."""
     limit_train: int | None = None
     """Use a stratified subset of this many training images; val and test stay whole."""
-    split_seed: int = 0
-    """Seed of the splits, and of the draw of the blobs; the same for all seeds."""
     model: tuple[str, ...] = ()
     """cell (a network of our cells) and reference models such as small-cnn; default: both, and mlp for blobs."""
     genotypes: Path | None = None
     """A run's genotypes.json, whose base is used as the cell; default: a random genotype."""
-    genotype_seed: int = 0
-    """Seed of the random genotype; the same for all seeds."""
     seeds: int = 3
     """Seeds: of initialisation, order and augmentation, each from its own stream."""
     epochs: int | None = None
@@ -141,7 +137,7 @@ class Study:
         if self.genotypes is not None:
             return load_genotype(self.genotypes)
         space = SearchSpace()
-        generator = np.random.default_rng(self.genotype_seed)
+        generator = np.random.default_rng(0)
         return random_genotype(generator, operations=space.operations, num_nodes=space.num_nodes)
 
     def place(self, record: Record) -> Path:
@@ -214,7 +210,7 @@ def draw_blobs(study: Study) -> Problem:
     import torch
     from sklearn.datasets import make_blobs
 
-    points, labels = make_blobs(sum(BLOB_SIZES), centers=3, cluster_std=2.0, random_state=study.split_seed)
+    points, labels = make_blobs(sum(BLOB_SIZES), centers=3, cluster_std=2.0, random_state=0)
     points, labels = points.astype(np.float32), labels.astype(np.int64)
     parts = np.cumsum(BLOB_SIZES)[:-1]
     mean, std = points[: parts[0]].mean(axis=0), points[: parts[0]].std(axis=0)
@@ -251,7 +247,7 @@ def load_problem(study: Study) -> Problem:
     from dnas_ens.data.batches import Augmentation, iterate_batches
     from dnas_ens.training.prediction import plain_passes
 
-    names = ("data", "data_root", "limit_train", "split_seed")
+    names = ("data", "data_root", "limit_train")
     data = load_configured_data(DataConfig(**{name: getattr(study, name) for name in names}))
     recipe = study.recipe
     augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
