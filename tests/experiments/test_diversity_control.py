@@ -28,19 +28,6 @@ def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_
         run_here("diversity_control", "--settings", STAR, "--epochs", "4", *rest[2:])
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--settings", "foo"], "no setting 'foo'"),
-        (["--settings"], "No setting was given"),
-        (["--seeds", "0"], "--seeds is 0"),
-    ],
-)
-def test_what_cannot_be_asked_for(options, message):
-    with pytest.raises(UserError, match=message):
-        diversity_control.main(options)
-
-
 def test_table_is_mean_and_deviation_over_seeds():
     plain = {"setting": "none, R=4", "between_over_lambda": None}
     runs = [

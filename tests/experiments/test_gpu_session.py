@@ -13,7 +13,6 @@ import pytest
 from sklearn.metrics import log_loss
 
 from dnas_ens.data import load_data
-from dnas_ens.errors import UserError
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 REHEARSAL = ("--rehearse", "--device", "cpu", "--out")
@@ -84,17 +83,3 @@ def test_what_does_not_fit_is_skipped_by_name(tmp_path, run_script, ends):
     assert ends(tmp_path) == [(0, "skipped"), (6, "skipped")]
     assert "section 6: skipped" in stderr
     assert f"next: python experiments/gpu_session.py --out {tmp_path} --resume {tmp_path}" in stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--only 9", "There is no section"),
-        ("--budget 0", "--budget is 0"),
-        ("--table nowhere", "There is no results.jsonl in nowhere"),
-    ],
-)
-def test_mistakes(arguments, message, tmp_path):
-    with pytest.raises(UserError, match=message):
-        gpu_session.main(["--out", str(tmp_path / "out"), *arguments.split()])
-    assert not (tmp_path / "out").exists()

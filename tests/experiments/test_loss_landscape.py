@@ -134,18 +134,3 @@ def test_members_of_a_search_bring_their_data_and_recipe(study, tmp_path, capsys
     assert "4 solutions (2 seeds an architecture), digits, 200 training" in printed
     assert study(*arguments, "--limit-train", 100) == 2
     assert re.fullmatch(r"error: .*own data.*\nremedy: .*\n", capsys.readouterr().err)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "cause"),
-    [
-        (("--seeds", 1), "--seeds is 1"),
-        (("--epochs", 3), "--checkpoints 10 do not fit 3 epochs"),
-        (("--run-dir", "tests"), "tests is not the run folder of a search"),
-    ],
-)
-def test_mistakes_are_told_in_two_lines(study, capsys, arguments, cause):
-    assert study(*arguments) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert cause in lines[0]

@@ -127,6 +127,4 @@ def test_what_is_finished_is_not_run_again_and_other_settings_are_refused(finish
     assert table_of(folder / "one.csv") == [row for row in both if row["seed"] == "0"]
     with pytest.raises(UserError, match=r"retrain\.epochs is 2 there and 3 here"):
         study(folder, "--epochs", "3", output="other")
-    with pytest.raises(UserError, match="--members is 0"):
-        study(folder, "--members", "0", output="other")
     assert not (folder / "other.md").exists()

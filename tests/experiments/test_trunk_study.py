@@ -6,8 +6,6 @@ import torch
 import trunk as study
 from PIL import Image
 
-from dnas_ens.errors import UserError
-
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -64,8 +62,3 @@ def test_a_seed_draws_pictures_and_the_head_alone_is_new(pictures, tmp_path, mon
     assert tuned.fc.out_features == 3
     kept = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
     assert all(torch.equal(tuned.state_dict()[name], value) for name, value in kept.items())
-
-
-def test_options_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="--seconds is 0"):
-        study.Study(seconds=0.0)

@@ -162,18 +162,3 @@ def test_images_with_a_cell_and_a_reference_model(tmp_path, read_lines):
         weight_averaging.main(["--data", "digits", "--model", "smal-cnn", "--run-dir", str(tmp_path / "other")])
     assert not (tmp_path / "other").exists()
     assert "one seed tells nothing" in output.with_suffix(".md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--model", "cell"), "two numbers a point"),
-        (("--keep", "100"), "cannot be kept"),
-        (("--averaging-rate", "0.5"), "averaging rate"),
-    ],
-)
-def test_mistakes_are_named_before_anything_is_trained(arguments, message, tmp_path):
-    where = ("--run-dir", str(tmp_path / "run"), "--output", str(tmp_path / "x"))
-    with pytest.raises(UserError, match=message):
-        weight_averaging.main([*arguments, *where])
-    assert not (tmp_path / "run").exists()
