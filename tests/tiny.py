@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.nn.fast_supernet import FastSupernet
@@ -46,6 +47,17 @@ def supernet_pair(**fields):
     """The reference and its fast form."""
     reference = supernet(**fields)
     return reference, FastSupernet.from_reference(reference)
+
+
+def same(first, second):
+    """Whether two states of a module are equal bit by bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def states_equal(first, second):
+    """Whether the leaves of two nested states are equal, tensors bit by bit."""
+    pairs = zip(tree_leaves(first), tree_leaves(second), strict=True)
+    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in pairs)
 
 
 def mixture(space, *lead, seed=0):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize_scalar
-from tiny import genotype
+from tiny import genotype, same
 
 import dnas_ens as de
 from dnas_ens.budget.amount import Amount
@@ -41,10 +41,6 @@ class Given:
 def spending(data, folder, *, epochs=24, cells=None):
     cells = cells or Given(genotype(0), genotype(1), genotype(2))
     return Spending(data, RECIPE, amount=Amount(total=epochs, unit="epochs"), cells=cells, folder=folder)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def ledger(folder):

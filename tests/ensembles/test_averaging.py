@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
+from tiny import same
 from torch import nn
 
 from dnas_ens.ensembles.averaging import (
@@ -50,10 +51,6 @@ def averaged_by_hand(stages, shares=None):
 
 def forbidden():
     raise AssertionError("no pass over the data was needed")
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
 
 
 @given(st.sampled_from(["equal", "linear", "exponential"]), st.integers(1, 300), st.floats(1e-3, 0.999))

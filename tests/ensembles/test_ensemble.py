@@ -20,7 +20,7 @@ from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature
-from dnas_ens.training.prediction import predict_batches, predict_members
+from dnas_ens.training.prediction import predict_batches
 
 WEIGHTS = 0.25, 0.75
 PREPROCESSING = Preprocessing(image_size=8, num_channels=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, np.float64(0.3)))
@@ -232,14 +232,6 @@ def test_members_on_two_devices(mixed_members):
     np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-4)
 
 
-def test_an_ensemble_within_an_ensemble_is_not_softmaxed_again(mixed_members):
-    inner = Ensemble(mixed_members(), weights=[0.3, 0.7], temperature=1.5).eval()
-    torch.testing.assert_close(Ensemble([inner]).eval()(IMAGES), inner(IMAGES))
-    probs, labels = predict_members([inner, *inner.members], LOADER)
-    np.testing.assert_allclose(probs[0], inner(IMAGES).detach().numpy(), atol=1e-6)
-    assert labels.tolist() == LABELS.tolist()
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -277,7 +269,6 @@ def test_weights_and_temperature_are_fitted_on_labelled_images_in_any_form(data,
     [
         ([], "no batches for evaluation"),
         (iter(LISTED), "only once"),
-        ([(IMAGES, LABELS, LABELS)], "a tuple of 3"),
         ([(PIXELS, LABELS)], "uint8 images must be normalised"),
         ([(IMAGES * torch.nan, LABELS)], "not finite"),
         ([(IMAGES, LABELS + 1)], "Labels reach from 1 to 3"),

@@ -2,12 +2,9 @@
 
 import torch
 from studies.reference_models import Bench, StudyOptions
+from tiny import same
 
 OPTIONS = StudyOptions(model="mlp", data="digits", limit_train=200, epochs=4, learning_rate=0.05, device="cpu", seeds=1)
-
-
-def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_branches_begin_alike_and_see_other_batches():

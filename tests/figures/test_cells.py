@@ -11,12 +11,11 @@ import tiny
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch, PathPatch
 
-from dnas_ens.figures.cells import draw_genotype, operation_colour, save_cells
+from dnas_ens.figures.cells import draw_genotype, save_cells
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.spaces import DARTS_OPERATIONS
 
 NAMES = DARTS_OPERATIONS
-EFFICIENT = "conv_3x3 depthwise_conv_3x3 dilated_conv_3x3 max_pool_3x3 skip_connect"
 LONG_NAME = "a_custom_operation_of_a_very_long_name_9x9"
 CASES = {
     "chain": Genotype(reduction=tuple(((NAMES[n + 3], 0), (NAMES[n], n + 1)) for n in range(4))),
@@ -83,15 +82,6 @@ def test_every_operation_and_node_is_named_and_nothing_overlaps(genotype):
                 expected[f"edge-{source}-{index + first}"] = read
         found = {text.get_gid().removeprefix(f"{cell_type}-"): text.get_text() for text in axis.texts}
         assert found == expected
-
-
-def test_colours():
-    colours = {text.get_gid(): text.get_color() for text in draw_genotype(CASES["one node"]).axes[0].texts}
-    # An input that nothing takes is drawn faintly.
-    assert colours["normal-node-0"] != colours["normal-node-1"] == colours["normal-node-3"]
-    for names in ("sep_conv_3x3 dil_conv_3x3 max_pool_3x3 skip_connect other", EFFICIENT):
-        assert len({operation_colour(name) for name in names.split()}) == 5
-    assert operation_colour("max_pool_3x3") == operation_colour("avg_pool_3x3")
 
 
 def test_saved_file_is_the_same_every_time(tmp_path):
