@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from dnas_ens.errors import UserError
 from dnas_ens.nn.depthwise import DepthwiseConv2d
 
+#: Called with in_channels, out_channels, stride and affine.
 OperationBuilder = Callable[[int, int, int, bool], nn.Module]
-_REGISTRY: dict[str, OperationBuilder] = {}
 # Past about 50 pixels, oneDNN's gradient of the weights of a strided 1x1 convolution writes beyond its memory where
 # there are fewer than 16 output channels (seen with PyTorch 2.14 on a CPU with AVX-512), and ends the process.
 _SAFE_WIDTH = 32
@@ -115,12 +115,12 @@ class AveragePool(nn.Module):
 
 
 class ReluConvBn(nn.Sequential):
-    """ReLU, convolution, BatchNorm: the preprocessing of a cell's inputs."""
+    """ReLU, pointwise convolution, BatchNorm: the preprocessing of a cell's inputs."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 1, *, affine: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, affine: bool) -> None:
         super().__init__(
             nn.ReLU(),
-            nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=False),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
             nn.BatchNorm2d(out_channels, affine=affine),
         )
 
@@ -172,27 +172,8 @@ class FactorizedReduce(nn.Module):
         return reduced
 
 
-class SeparableConv(nn.Sequential):
-    """ReLU, depthwise and pointwise convolution, BatchNorm, twice; the stride is in the first half."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        super().__init__(
-            *depthwise_separable(in_channels, in_channels, kernel_size, stride, dilation=1, affine=affine),
-            *depthwise_separable(in_channels, out_channels, kernel_size, 1, dilation=1, affine=affine),
-        )
-
-
-class DilatedConv(nn.Sequential):
-    """ReLU, depthwise convolution of dilation 2, pointwise convolution, BatchNorm."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, *, affine: bool) -> None:
-        super().__init__(
-            *depthwise_separable(in_channels, out_channels, kernel_size, stride, dilation=2, affine=affine)
-        )
-
-
 def depthwise_separable(
-    in_channels: int, out_channels: int, kernel_size: int, stride: int, *, dilation: int, affine: bool
+    in_channels: int, out_channels: int, kernel_size: int, stride: int, *, dilation: int = 1, affine: bool
 ) -> list[nn.Module]:
     """Return ReLU, depthwise convolution, pointwise convolution and BatchNorm, size kept at stride 1."""
     return [
@@ -201,6 +182,21 @@ def depthwise_separable(
         nn.Conv2d(in_channels, out_channels, 1, bias=False),
         nn.BatchNorm2d(out_channels, affine=affine),
     ]
+
+
+def _separable_conv(kernel_size: int) -> OperationBuilder:
+    """Build `depthwise_separable` twice; the stride is in the first half."""
+    return lambda before, after, stride, affine: nn.Sequential(
+        *depthwise_separable(before, before, kernel_size, stride, affine=affine),
+        *depthwise_separable(before, after, kernel_size, 1, affine=affine),
+    )
+
+
+def _dilated_conv(kernel_size: int) -> OperationBuilder:
+    """Build `depthwise_separable` of dilation 2."""
+    return lambda before, after, stride, affine: nn.Sequential(
+        *depthwise_separable(before, after, kernel_size, stride, dilation=2, affine=affine)
+    )
 
 
 class Zero(nn.Module):
@@ -224,37 +220,6 @@ def _pooling(pool: nn.Module, in_channels: int, out_channels: int, affine: bool)
     return nn.Sequential(pool, mix, nn.BatchNorm2d(out_channels, affine=affine))
 
 
-@register_operation("none")
-def _none(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return Zero(out_channels, stride)
-
-
-@register_operation("max_pool_3x3")
-def _max_pool(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return _pooling(nn.MaxPool2d(3, stride, padding=1), in_channels, out_channels, affine)
-
-
-@register_operation("avg_pool_3x3")
-def _avg_pool(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return _pooling(AveragePool(stride), in_channels, out_channels, affine)
-
-
-@register_operation("skip_connect")
-def _skip_connect(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return nn.Identity() if stride == 1 else FactorizedReduce(in_channels, out_channels, affine=affine)
-
-
-def _darts_convolution(kind: type[SeparableConv | DilatedConv], kernel_size: int) -> OperationBuilder:
-    return lambda in_channels, out_channels, stride, affine: kind(
-        in_channels, out_channels, kernel_size, stride, affine=affine
-    )
-
-
-for _name, _kind in (("sep_conv", SeparableConv), ("dil_conv", DilatedConv)):
-    for _size in (3, 5):
-        register_operation(f"{_name}_{_size}x{_size}")(_darts_convolution(_kind, _size))
-
-
 def conv_bn(
     in_channels: int,
     out_channels: int,
@@ -276,29 +241,28 @@ def conv_bn(
     return nn.Sequential(convolution, nn.BatchNorm2d(out_channels, affine=affine))
 
 
-@register_operation("conv_3x3")
-def _conv_3x3(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return conv_bn(in_channels, out_channels, 3, stride, affine=affine)
-
-
-@register_operation("conv_1x1")
-def _conv_1x1(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return conv_bn(in_channels, out_channels, 1, stride, affine=affine)
-
-
-@register_operation("group_conv_3x3")
-def _group_conv_3x3(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    groups = math.gcd(NUM_GROUPS, in_channels, out_channels)
-    return conv_bn(in_channels, out_channels, 3, stride, affine=affine, groups=groups)
-
-
-@register_operation("depthwise_conv_3x3")
-def _depthwise_conv_3x3(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return nn.Sequential(
-        DepthwiseConv2d(in_channels, 3, stride), *conv_bn(in_channels, out_channels, 1, 1, affine=affine)
-    )
-
-
-@register_operation("dilated_conv_3x3")
-def _dilated_conv_3x3(in_channels: int, out_channels: int, stride: int, affine: bool) -> nn.Module:
-    return conv_bn(in_channels, out_channels, 3, stride, affine=affine, dilation=2)
+_REGISTRY: dict[str, OperationBuilder] = {
+    "none": lambda before, after, stride, affine: Zero(after, stride),
+    "max_pool_3x3": lambda before, after, stride, affine: _pooling(
+        nn.MaxPool2d(3, stride, padding=1), before, after, affine
+    ),
+    "avg_pool_3x3": lambda before, after, stride, affine: _pooling(AveragePool(stride), before, after, affine),
+    "skip_connect": lambda before, after, stride, affine: (
+        nn.Identity() if stride == 1 else FactorizedReduce(before, after, affine=affine)
+    ),
+    "sep_conv_3x3": _separable_conv(3),
+    "sep_conv_5x5": _separable_conv(5),
+    "dil_conv_3x3": _dilated_conv(3),
+    "dil_conv_5x5": _dilated_conv(5),
+    "conv_3x3": lambda before, after, stride, affine: conv_bn(before, after, 3, stride, affine=affine),
+    "conv_1x1": lambda before, after, stride, affine: conv_bn(before, after, 1, stride, affine=affine),
+    "group_conv_3x3": lambda before, after, stride, affine: conv_bn(
+        before, after, 3, stride, affine=affine, groups=math.gcd(NUM_GROUPS, before, after)
+    ),
+    "depthwise_conv_3x3": lambda before, after, stride, affine: nn.Sequential(
+        DepthwiseConv2d(before, 3, stride), *conv_bn(before, after, 1, 1, affine=affine)
+    ),
+    "dilated_conv_3x3": lambda before, after, stride, affine: conv_bn(
+        before, after, 3, stride, affine=affine, dilation=2
+    ),
+}

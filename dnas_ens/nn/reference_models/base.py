@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from dnas_ens.errors import UserError
 
@@ -17,13 +17,23 @@ SMALLEST_IMAGE = 8
 class ReferenceModel(nn.Module):
     """A network (B, C, H, W) -> logits (B, K) that knows the arguments it was built with.
 
+    Its `features` are averaged over the pixels for its `classifier`, unless it has a ``forward`` of its own.
+
     Args:
         arguments: The constructor's arguments by name, ready for JSON.
     """
 
+    features: nn.Sequential
+    classifier: nn.Linear
+
     def __init__(self, **arguments: Any) -> None:
         super().__init__()
         self._arguments = arguments
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map normalised images (B, C, H, W) to logits (B, K)."""
+        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
+        return logits
 
     def spec(self) -> dict[str, Any]:
         """Return what `dnas_ens.nn.reference_models.model_from_spec` rebuilds this network from."""

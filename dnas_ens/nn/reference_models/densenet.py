@@ -102,8 +102,3 @@ class DenseNet(ReferenceModel):
         self.features = nn.Sequential(*layers, nn.BatchNorm2d(channels), nn.ReLU())
         self.classifier = nn.Linear(channels, num_classes)
         he_initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to logits (B, K)."""
-        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
-        return logits

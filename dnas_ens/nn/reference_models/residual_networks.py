@@ -87,11 +87,6 @@ class WideResNet(ReferenceModel):
         self.classifier = nn.Linear(channels, num_classes)
         he_initialise(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to logits (B, K)."""
-        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
-        return logits
-
 
 class ResNetBlock(nn.Module):
     """conv-BN-ReLU-conv-BN, shortcut added, ReLU (He et al., arXiv 1512.03385), with shortcuts of option A.
@@ -145,8 +140,3 @@ class ResNet(ReferenceModel):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels, num_classes)
         he_initialise(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to logits (B, K)."""
-        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
-        return logits

@@ -122,11 +122,6 @@ class SixLayerCNN(ReferenceModel):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(channels[-1], num_classes)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map normalised images (B, C, H, W) to logits (B, K)."""
-        logits: Tensor = self.classifier(self.features(images).mean(dim=(2, 3)))
-        return logits
-
 
 class MLP(ReferenceModel):
     """A multi-layer perceptron with ReLU; inputs of any shape are flattened.
@@ -148,7 +143,7 @@ class MLP(ReferenceModel):
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(hidden[-1] if hidden else in_features, num_classes)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Map (B, ...) with in_features numbers each to logits (B, K)."""
-        logits: Tensor = self.classifier(self.features(inputs))
+        logits: Tensor = self.classifier(self.features(images))
         return logits
