@@ -24,12 +24,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dnas_ens.ensembles.averaging import check_clone, check_fit, clone, copied_to_cpu
 from dnas_ens.ensembles.selection import greedy_selection
 from dnas_ens.errors import UserError
 from dnas_ens.training.prediction import Batches, predict_members
+from dnas_ens.training.step import set_learning_rate
 
 
 class Schedule(Protocol):
@@ -240,7 +241,7 @@ class SnapshotRecorder:
         self.steps_done = 0
         self.snapshots: list[dict[str, Any]] = []
         self.snapshot_steps: list[int] = []
-        self._set_learning_rate()
+        set_learning_rate(self.optimizer, self.learning_rate)
 
     @property
     def learning_rate(self) -> float:
@@ -263,7 +264,7 @@ class SnapshotRecorder:
         if due:
             self.snapshots.append(copied_to_cpu(self.model.state_dict()))
             self.snapshot_steps.append(self.steps_done)
-        self._set_learning_rate()
+        set_learning_rate(self.optimizer, self.learning_rate)
         return due
 
     def member(self, index: int) -> nn.Module:
@@ -329,20 +330,11 @@ class SnapshotRecorder:
         self.snapshots = [copied_to_cpu(snapshot) for snapshot in state["snapshots"]]
         self.snapshot_steps = list(state["snapshot_steps"])
         self.steps_done = int(state["steps_done"])
-        self._set_learning_rate()
+        set_learning_rate(self.optimizer, self.learning_rate)
 
     def _description(self) -> dict[str, Any]:
         fields: dict[str, Any] = asdict(self.schedule)  # type: ignore[call-overload]
         return {"kind": type(self.schedule).__name__, **fields, "steps_per_epoch": self.steps_per_epoch}
-
-    def _set_learning_rate(self) -> None:
-        rate = self.learning_rate
-        for group in self.optimizer.param_groups:
-            # A captured graph reads its learning rate from this very tensor.
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(rate)
-            else:
-                group["lr"] = rate
 
 
 def _check_learning_rate(name: str, value: float) -> None:

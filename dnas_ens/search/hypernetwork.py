@@ -7,14 +7,12 @@ at lambda = 0. The interface of both kinds is ``forward(lam, direction) -> (alph
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from dnas_ens.space.search_space import SearchSpace
 
-HypernetworkKind = Literal["star", "mlp"]
 #: Standard deviation of the logits at the start of a search (DARTS).
 INITIAL_SCALE = 1e-3
 
@@ -157,7 +155,7 @@ class MlpHypernetwork(Hypernetwork):
 
 
 #: By the name that a configuration gives them.
-HYPERNETWORKS: dict[HypernetworkKind, type[Hypernetwork]] = {
+HYPERNETWORKS: dict[str, type[Hypernetwork]] = {
     "star": PiecewiseLinearHypernetwork,
     "mlp": MlpHypernetwork,
 }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
@@ -12,8 +10,6 @@ from dnas_ens.search.divergence import jensen_shannon_terms
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import NONE, SKIP_CONNECT
-
-Relaxation = Literal["softmax", "gumbel-softmax", "gumbel-hard"]
 
 
 def edge_probs(beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) -> Tensor:

@@ -348,12 +348,7 @@ def predict_members(
 def plain_passes(data: ImageData, split: Split) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
     """Return passes over a split in its order, normalised as the data are and without augmentation."""
     augmentation = Augmentation.for_data(data, augment=False)
-
-    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in iterate_batches(split, EVALUATION_BATCH, augmentation=augmentation):
-            yield images.contiguous(memory_format=torch.channels_last), labels
-
-    return one_pass
+    return lambda: evaluation_batches(split, augmentation=augmentation)
 
 
 def no_batches(purpose: str) -> UserError:
