@@ -28,7 +28,7 @@ from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.search_space import stack_cell_types
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.batch_norm import CALIBRATION_IMAGES
-from dnas_ens.training.cost import Estimate
+from dnas_ens.training.cost import Estimate, seconds_of
 from dnas_ens.training.step import TrainingStep, build_sgd
 
 #: Activations kept for the backward pass, per edge, operation, channel and pixel, of each space and form of the
@@ -260,12 +260,7 @@ def _member_seconds(loop: FamilyLoop, recipe: RetrainConfig, data: ImageData) ->
     for _ in range(MEMBERS):
         network = _random_network(loop, member_stack(loop.config, recipe, data))
         network = execution.place_module(network, device).train()
-        optimizer = build_sgd(
-            network.parameters(),
-            learning_rate=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
+        optimizer = build_sgd(network.parameters(), recipe)
         step = TrainingStep(network, optimizer, recipe, execution=execution)
         taken.append(_step_seconds(lambda part, step=step: step(*part), batch, device))  # type: ignore[misc]
         if taken[-1] > LONG_STEP:
@@ -297,10 +292,4 @@ def _step_seconds(step: Callable[[Batch], object], batch: Batch, device: torch.d
 
 
 def _seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    step()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    return float(seconds_of(step, device)[0])

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dnas_ens.config import PENALTIES
 from dnas_ens.run.ranks import Ranks
 from dnas_ens.search.divergence import (
     architecture_distance,
@@ -28,10 +29,9 @@ from dnas_ens.space.search_space import SearchSpace
 from dnas_ens.space.spaces import NONE
 
 Likelihood = Literal["member", "ensemble", "none"]
-Penalty = Literal["js-pairwise", "js-predictive", "js-pairwise+js-predictive", "js-base", "edge-overlap", "none"]
 
 
-def needs_same_images(likelihood: Likelihood, penalty: Penalty) -> bool:
+def needs_same_images(likelihood: Likelihood, penalty: PENALTIES) -> bool:
     """Say whether all members must see the same images: for averaged or compared predictions they must."""
     return likelihood == "ensemble" or "js-predictive" in penalty
 
@@ -213,7 +213,7 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
 
 
 def diversity_penalty(
-    kind: Penalty,
+    kind: PENALTIES,
     *,
     distributions: Tensor,
     samples: Tensor,

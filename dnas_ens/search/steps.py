@@ -38,14 +38,8 @@ class SearchSteps(PenaltySteps):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        bilevel = self.config.bilevel
         self.weights = list(self.supernet.parameters())
-        self.weight_optimizer = build_sgd(
-            self.weights,
-            learning_rate=bilevel.learning_rate,
-            momentum=bilevel.momentum,
-            weight_decay=bilevel.weight_decay,
-        )
+        self.weight_optimizer = build_sgd(self.weights, self.config.bilevel)
         self.totals = {"train_loss": torch.zeros((), device=self.family.device), **self.totals}
         self._draws: deque[Points] = deque()
         self._seeds: deque[int] = deque()

@@ -117,9 +117,9 @@ def trial(genotype: Genotype, data: ImageData, recipe: RetrainConfig, *, device:
             counted = len(stamps) - 1 - WARM_UP
             if counted >= FEWEST and stamps[-1][0] - stamps[WARM_UP][0] >= TRIAL_SECONDS:
                 break
-        closing = _seconds(steps.close, device)[0]
+        closing = seconds_of(steps.close, device)[0]
         store = CheckpointStore(Path(folder), name="trial")
-        save = _seconds(lambda: store.save(0, training.state_dict()), device)
+        save = seconds_of(lambda: store.save(0, training.state_dict()), device)
     # After the last step of an epoch, past those that warm up; from one to another its end is counted too.
     first, last = -(-WARM_UP // n) * n, (len(stamps) - 1) // n * n
     if last > first:
@@ -128,7 +128,7 @@ def trial(genotype: Genotype, data: ImageData, recipe: RetrainConfig, *, device:
         epoch, epoch_cpu = n / counted * np.subtract(stamps[-1], stamps[WARM_UP]) + save
     images = data.val.drawn(TRIAL_IMAGES).to(device)
     passing = [
-        _seconds(lambda: predict_log_probs(training.network, images, augmentation=training.augmentation), device)[0]
+        seconds_of(lambda: predict_log_probs(training.network, images, augmentation=training.augmentation), device)[0]
         for _ in range(2)
     ]
     memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
@@ -271,7 +271,7 @@ def _clocks(device: torch.device) -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> FloatArray:
+def seconds_of(work: Callable[[], object], device: torch.device) -> FloatArray:
     """Return wall-clock and CPU seconds of a piece of work, (2,)."""
     before = _clocks(device)
     work()

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnas_ens.config import RetrainConfig
+from dnas_ens.config import BilevelConfig, RetrainConfig
 from dnas_ens.errors import DivergedError
 from dnas_ens.nn.execution import PLAIN, Execution
 from dnas_ens.nn.network import Network
@@ -37,20 +37,13 @@ class MemberSeeds:
         return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
 
 
-def build_sgd(
-    parameters: Iterable[Tensor], *, learning_rate: float, momentum: float, weight_decay: float
-) -> torch.optim.SGD:
+def build_sgd(parameters: Iterable[Tensor], recipe: RetrainConfig | BilevelConfig) -> torch.optim.SGD:
     """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads at every replay."""
-    weights = list(parameters)
+    weights, momentum, weight_decay = list(parameters), recipe.momentum, recipe.weight_decay
     if weights[0].device.type == "cuda":
-        return torch.optim.SGD(
-            weights,
-            lr=torch.tensor(learning_rate, device=weights[0].device),
-            momentum=momentum,
-            weight_decay=weight_decay,
-            fused=True,
-        )
-    return torch.optim.SGD(weights, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+        rate = torch.tensor(recipe.learning_rate, device=weights[0].device)
+        return torch.optim.SGD(weights, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
+    return torch.optim.SGD(weights, lr=recipe.learning_rate, momentum=momentum, weight_decay=weight_decay)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

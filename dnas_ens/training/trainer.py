@@ -113,12 +113,7 @@ class Training(Generic[Model]):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _new_optimizer(self, network: nn.Module) -> torch.optim.Optimizer:
-        return build_sgd(
-            network.parameters(),
-            learning_rate=self.recipe.learning_rate,
-            momentum=self.recipe.momentum,
-            weight_decay=self.recipe.weight_decay,
-        )
+        return build_sgd(network.parameters(), self.recipe)
 
     def _new_step(self) -> TrainingStep:
         return TrainingStep(

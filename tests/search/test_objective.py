@@ -8,10 +8,10 @@ from scipy.spatial.distance import jensenshannon
 from scipy.stats import entropy
 from tiny import distributions, logits
 
+from dnas_ens.config import PENALTIES
 from dnas_ens.search.divergence import architecture_distance
 from dnas_ens.search.family import Points
 from dnas_ens.search.objective import (
-    Penalty,
     discretisation_distance,
     diversity_penalty,
     edge_overlap_penalty,
@@ -59,7 +59,7 @@ def test_penalties_on_architectures_are_the_objective_of_the_method():
         target = max(lam[i], lam[j]) if direction[i] != direction[j] else abs(lam[i] - lam[j])
         pairs.append(max(0.0, target - float(architecture_distance(members[i], members[j], SPACE))) ** 2)
     given = {"distributions": members, "samples": members, "base": base, "points": points, "space": SPACE}
-    found = {kind: float(diversity_penalty(kind, **given)) for kind in get_args(Penalty)}
+    found = {kind: float(diversity_penalty(kind, **given)) for kind in get_args(PENALTIES)}
     assert found["js-pairwise"] == pytest.approx(to_base + np.mean(pairs))
     assert found["js-pairwise+js-predictive"] == found["js-pairwise"]
     assert found["js-predictive"] == pytest.approx(to_base)
