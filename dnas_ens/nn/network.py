@@ -47,6 +47,11 @@ def drop_path(features: Tensor, probability: float | Tensor, generator: torch.Ge
     return features * keep.bernoulli_(1.0 - probability, generator=generator)[own] / (1.0 - probability)
 
 
+def num_parameters(module: nn.Module) -> int:
+    """Return how many numbers the parameters of a module are; an auxiliary head counts where it is built."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 class NetworkCell(nn.Module):
     """One cell of a genotype, as DARTS has it: every node sums its kept edges, the output concatenates the nodes."""
 
@@ -210,7 +215,7 @@ class Network(nn.Module):
         return to_svg(draw_genotype(self.genotype, title=self._heading()), title=self._heading())
 
     def _heading(self) -> str:
-        stack, count = self.stack, sum(parameter.numel() for parameter in self.parameters())
+        stack, count = self.stack, num_parameters(self)
         return (
             f"Network({stack.num_cells} cells, C={stack.channels}, {stack.num_classes} classes, {count:,} parameters)"
         )

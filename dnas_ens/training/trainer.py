@@ -17,7 +17,7 @@ from dnas_ens.config.fields import to_dict
 from dnas_ens.data.batches import Augmentation, class_weights, count_batches, epoch_indices
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.nn.execution import Execution, candidates, fastest, step_seconds
-from dnas_ens.nn.network import Network
+from dnas_ens.nn.network import Network, num_parameters
 from dnas_ens.run.progress import Progress
 from dnas_ens.run.ranks import current
 from dnas_ens.space.genotype import Genotype
@@ -105,7 +105,7 @@ class Training(Generic[Model]):
     @property
     def num_parameters(self) -> int:
         """How many parameters the network has."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
+        return num_parameters(self.network)
 
     @property
     def learning_rate(self) -> float:
