@@ -4,7 +4,7 @@ A classifier that may abstain answers the most confident share of the images, it
 errors among them. The better confidence tells right answers from wrong ones, the faster risk falls with coverage.
 
 Images of equal confidence have no order. Their errors are spread evenly over them, which is the mean over all
-orders that they could come in, so that nothing depends on the order of the images. Legend: N images, K classes.
+orders that they could come in, so that nothing depends on the order of the images. Legend: N images.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import check_predictions
 from dnas_ens.types import FloatArray
 
 #: Coverage in exact arithmetic is a whole number of images; this much above it is rounding.
@@ -66,27 +65,3 @@ class RiskCoverage:
             raise ValueError(f"coverage must lie in (0, 1], got {coverage}")
         answered = max(1, int(np.ceil(coverage * len(self.risk) - _ROUNDING)))
         return float(1.0 - self.risk[answered - 1])
-
-
-def risk_coverage(
-    probs: npt.ArrayLike, labels: npt.ArrayLike, *, confidence: npt.ArrayLike | None = None
-) -> RiskCoverage:
-    """Return the risk-coverage curve of predicted class probabilities.
-
-    Args:
-        probs: Class probabilities, shape (N, K), range [0, 1]; the most probable class is the answer.
-        labels: Class indices, shape (N,), integers in 0..K-1.
-        confidence: How sure the classifier is of each answer, shape (N,), any finite numbers of which only the order
-            counts, such as the negative entropy; None for the probability of the answer.
-
-    Raises:
-        ValueError: Scores of a wrong shape or that are not finite; else see
-            `dnas_ens.metrics.scores.check_predictions`.
-    """
-    checked, classes = check_predictions(probs, labels)
-    scores = checked.max(axis=1) if confidence is None else np.asarray(confidence, dtype=np.float64)
-    if scores.shape != classes.shape:
-        raise ValueError(f"confidence must have shape {classes.shape}, one an image, got {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"confidence must be finite, {int((~np.isfinite(scores)).sum())} values are not")
-    return RiskCoverage.of(scores, checked.argmax(axis=1) != classes)

@@ -23,6 +23,8 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 AUTO, MEASURED = "auto", "measured"
 #: Steps of a trial; the first ones are slow, and a CUDA graph is not recorded before the fourth.
 _WARM_UP, _ROUNDS = 5, 5
+#: Calls of a step before the one that is recorded.
+_UNRECORDED = 3
 
 Module = TypeVar("Module", bound=nn.Module)
 #: What is timed, such as an execution.
@@ -49,9 +51,8 @@ class GraphedStep:
         device: torch.device,
         *,
         generators: Iterable[torch.Generator] = (),
-        unrecorded: int = 3,
     ) -> None:
-        self._step, self._device, self._left = step, device, unrecorded
+        self._step, self._device, self._left = step, device, _UNRECORDED
         self._generators = list(generators)
         self._stream = torch.cuda.Stream(device)
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 LossFunction = Callable[[], Tensor]
+#: Length of the finite-difference step in weight space.
+RADIUS = 0.01
 
 
 @contextmanager
@@ -45,7 +47,6 @@ def second_order_gradient(
     momentum: float = 0.0,
     momentum_buffers: Sequence[Tensor | None] | None = None,
     weight_decay: float = 0.0,
-    radius: float = 0.01,
     average: Callable[[list[Tensor]], list[Tensor]] = list,
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the validation loss after one virtual weight step and its total gradient (DARTS, arXiv 1806.09055).
@@ -61,7 +62,6 @@ def second_order_gradient(
         learning_rate: xi, of the virtual step.
         momentum: mu of the weights' optimiser.
         momentum_buffers: Its buffers, or None before the first step.
-        radius: Length of the finite-difference step in weight space.
         average: Takes the means of gradients over several processes that have a share of the images each; the returned
             gradient is left to be averaged.
     """
@@ -83,7 +83,7 @@ def second_order_gradient(
         length = torch.stack([entry.norm() for entry in vector]).norm()
         if length == 0:
             return loss.detach(), direct
-        epsilon = radius / length
+        epsilon = RADIUS / length
         sides = []
         for sign in (1.0, -1.0):
             with torch.no_grad():

@@ -227,12 +227,9 @@ def select(probs: np.ndarray, labels: np.ndarray, config: CandidateConfig) -> li
         UserError: If more members are asked for than there are candidates.
     """
     if config.selection == "exhaustive":
-        return list(exhaustive_selection(probs, labels, num_members=config.members))
-    return list(
-        greedy_selection(
-            probs, labels, num_members=config.members, replacement=config.selection == "greedy-replacement"
-        )
-    )
+        return exhaustive_selection(probs, labels, num_members=config.members)
+    replacement = config.selection == "greedy-replacement"
+    return greedy_selection(probs, labels, num_members=config.members, replacement=replacement)
 
 
 def rank(probs: np.ndarray, labels: np.ndarray, selected: list[int]) -> list[int]:

@@ -39,19 +39,18 @@ def jensen_shannon_terms(p: Tensor, q: Tensor) -> Tensor:
     return terms / math.log(2.0)
 
 
-def safe_root(divergence: Tensor, *, epsilon: float = ROOT_EPSILON) -> Tensor:
-    """Return the square root, linear below ``epsilon``, so that it is exact at 0 with a finite gradient.
+def safe_root(divergence: Tensor) -> Tensor:
+    """Return the square root, linear below `ROOT_EPSILON`, so that it is exact at 0 with a finite gradient.
 
     The Jensen-Shannon divergence is quadratic around equality and its own gradient vanishes there, where every
     search starts; its root is a metric (Endres and Schindelin, 2003) and has a gradient of constant size.
 
     Args:
         divergence: Values in [0, 1]; rounding may have taken them slightly below 0.
-        epsilon: Where the line takes over.
     """
-    root = divergence.clamp_min(epsilon).sqrt()
-    line = divergence.clamp_min(0.0) / math.sqrt(epsilon)
-    return torch.where(divergence > epsilon, root, line)
+    root = divergence.clamp_min(ROOT_EPSILON).sqrt()
+    line = divergence.clamp_min(0.0) / math.sqrt(ROOT_EPSILON)
+    return torch.where(divergence > ROOT_EPSILON, root, line)
 
 
 def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:

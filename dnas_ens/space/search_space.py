@@ -13,20 +13,15 @@ from dnas_ens.space.spaces import DARTS_OPERATIONS, NONE, Space, rules_of
 MOST_CELLS = 1000
 
 
-def reduction_positions(num_cells: int) -> tuple[int, ...]:
-    """Return the indices of the reduction cells of a stack, at one and two thirds of its depth (DARTS)."""
-    return tuple(sorted({num_cells // 3, 2 * num_cells // 3}))
-
-
 def stack_cell_types(num_cells: int) -> tuple[str, ...]:
-    """Return the type of every cell of a stack of ``num_cells``, the first cell first.
+    """Return the type of every cell of a stack, the first cell first; reductions are at one and two thirds (DARTS).
 
     Raises:
         UserError: There is none, or more than MOST_CELLS.
     """
     if not 1 <= num_cells <= MOST_CELLS:
         raise UserError(f"A stack of {num_cells} cells.", f"Give 1 to {MOST_CELLS} cells.")
-    reductions = reduction_positions(num_cells)
+    reductions = num_cells // 3, 2 * num_cells // 3
     return tuple("reduction" if index in reductions else "normal" for index in range(num_cells))
 
 

@@ -99,12 +99,14 @@ class StackSpec:
             space: The name of the space that its cells are of.
             stem_stride: None for what `default_stem_stride` says; 1 on a trunk, which has made images small.
         """
+        if stem_stride is None:
+            stem_stride = default_stem_stride(data.image_size, space) if data.trunk is None else 1
         return cls(
             num_cells=num_cells,
             channels=channels,
             in_channels=data.num_channels,
             num_classes=data.num_classes,
-            stem_stride=_stem_stride(data, space) if stem_stride is None else stem_stride,
+            stem_stride=stem_stride,
             partial_channels=partial_channels,
         )
 
@@ -112,10 +114,16 @@ class StackSpec:
         """Plan the cells of a space, of N nodes each.
 
         Raises:
-            UserError: If there is no such stack; see ``stack_cell_types``.
+            UserError: If there is no such stack (see ``stack_cell_types``), or the space has no such stem or no partial
+                channels.
         """
         rules = rules_of(space)
-        self._check(space)
+        if self.stem_stride not in rules.stem_strides:
+            raise UserError(
+                f"The stem of the space {space} has no stride of {self.stem_stride}.",
+                f"Give --stem-stride one of {', '.join(map(str, rules.stem_strides))}.",
+            )
+        check_partial_channels(space, self.partial_channels)
         before_last = last = rules.stem_channels * self.channels
         current, after_reduction = self.channels, False
         plans: list[CellPlan] = []
@@ -136,20 +144,6 @@ class StackSpec:
             before_last, last = last, plans[-1].out_channels
             after_reduction = cell_type == "reduction"
         return plans
-
-    def _check(self, space: str) -> None:
-        """Raise UserError where the space has no such stem or no partial channels."""
-        strides = rules_of(space).stem_strides
-        if self.stem_stride not in strides:
-            raise UserError(
-                f"The stem of the space {space} has no stride of {self.stem_stride}.",
-                f"Give --stem-stride one of {', '.join(map(str, strides))}.",
-            )
-        check_partial_channels(space, self.partial_channels)
-
-
-def _stem_stride(data: ImageData, space: str) -> int:
-    return default_stem_stride(data.image_size, space) if data.trunk is None else 1
 
 
 def default_stem_stride(image_size: int, space: str) -> int:
