@@ -25,7 +25,7 @@ from dnas_ens.baselines.evaluations import (
 )
 from dnas_ens.baselines.random_search import random_pool
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR
+from dnas_ens.metrics.scores import label_losses
 from dnas_ens.run.files import as_json, read_json, write_json
 from dnas_ens.space.genotype import Genotype, Node
 from dnas_ens.space.search_space import SearchSpace
@@ -269,7 +269,7 @@ class RegularisedEvolution:
     def _add(self, genotype: Genotype, parent: int | None) -> Individual:
         index = len(self.history)
         label_probs = self.evaluations.label_probs(genotype, index)
-        val_nll = float(-np.log(np.clip(label_probs, PROB_FLOOR, 1.0)).mean())
+        val_nll = float(label_losses(label_probs).mean())
         individual = Individual(index=index, genotype=genotype, parent=parent, val_nll=val_nll)
         self.history.append(individual)
         self._label_probs.append(label_probs)

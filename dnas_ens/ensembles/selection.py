@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature, tempered
-from dnas_ens.metrics.scores import PROB_FLOOR, accuracy, check_predictions, nll
+from dnas_ens.metrics.scores import accuracy, check_predictions, label_losses, nll
 from dnas_ens.types import FloatArray, IntArray
 
 Criterion = Literal["nll", "calibrated_nll", "accuracy"]
@@ -87,7 +87,7 @@ def tie_broken_error(nll: npt.ArrayLike, accuracy: npt.ArrayLike, num_images: in
 
 def _nll(averaged: FloatArray) -> FloatArray:
     """NLL over the last axis of probabilities of the right class, nats."""
-    result: FloatArray = -np.log(np.clip(averaged, PROB_FLOOR, 1.0)).mean(axis=-1)
+    result: FloatArray = label_losses(averaged).mean(axis=-1)
     return result
 
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, check_probs, evaluate_probs
+from dnas_ens.metrics.scores import check_predictions, check_probs, evaluate_probs, label_losses
 from dnas_ens.types import FloatArray, IntArray
 
 
@@ -151,7 +151,7 @@ def evaluate_members(
     members, classes = check_predictions(member_probs, labels, num_dims=3)
     shares = normalise_weights(weights, len(members))
     of_labels = members[:, np.arange(len(classes)), classes]
-    losses = -np.log(np.clip(of_labels, PROB_FLOOR, 1.0)) + 0.0
+    losses = label_losses(of_labels)
     return {
         **evaluate_probs.of(np.tensordot(shares, members, axes=1), classes),
         "disagreement": _mean_over_pairs(_disagreement(members)),

@@ -120,12 +120,17 @@ def balanced_accuracy(probs: FloatArray, labels: IntArray) -> float:
     return float((right[counts > 0] / counts[counts > 0]).mean())
 
 
+def label_losses(label_probs: FloatArray) -> FloatArray:
+    """Return -ln max(p, 1e-12) of probabilities of the right class, in nats, in [0, 27.7]."""
+    # A sum of rounded probabilities may exceed 1 in the last place: the upper clip keeps the losses >= 0.
+    losses: FloatArray = -np.log(np.clip(label_probs, PROB_FLOOR, 1.0)) + 0.0
+    return losses
+
+
 @measure
 def per_image_nll(probs: FloatArray, labels: IntArray) -> FloatArray:
     """Negative log-likelihood of every label, -ln max(p_n[y_n], 1e-12): nats in [0, 27.7], shape (N,)."""
-    # A sum of rounded probabilities may exceed 1 in the last place: the upper clip keeps the NLL >= 0.
-    losses: FloatArray = -np.log(np.clip(probs[np.arange(len(labels)), labels], PROB_FLOOR, 1.0)) + 0.0
-    return losses
+    return label_losses(probs[np.arange(len(labels)), labels])
 
 
 @measure
