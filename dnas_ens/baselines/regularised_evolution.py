@@ -238,10 +238,7 @@ class RegularisedEvolution:
             )
         individual = self._add(genotype, parent)
         if self.folder is not None:
-            files = [
-                f"{EVALUATIONS}/{self.evaluations.name_of(one.genotype, one.index)}/{VAL_PROBS}" for one in self.history
-            ]
-            _write_state(self.folder / STATE, self._settings(), self.history, files)
+            self._save(self.folder / STATE)
         return individual
 
     def run(self, num_evaluations: int) -> None:
@@ -282,6 +279,21 @@ class RegularisedEvolution:
             "space": asdict(self.space),
             "initial": [genotype.to_dict() for genotype in self.initial],
         }
+
+    def _save(self, path: Path) -> None:
+        """Write the settings and everyone ever trained, each with the seed and the file of its probabilities."""
+        entries = [
+            {
+                "index": one.index,
+                "genotype": one.genotype.to_dict(),
+                "parent": one.parent,
+                "seed": [self.config.seed, one.index],
+                "val_nll": one.val_nll,
+                "val_probs": f"{EVALUATIONS}/{self.evaluations.name_of(one.genotype, one.index)}/{VAL_PROBS}",
+            }
+            for one in self.history
+        ]
+        write_json(path, {"settings": self._settings(), "history": entries})
 
     def _resume(self) -> None:
         if self.folder is None or not (self.folder / STATE).is_file():
@@ -325,24 +337,6 @@ def nes_regularised_evolution(
     evolution = RegularisedEvolution(train, val_labels, space=space, config=config, folder=folder)
     evolution.run(num_evaluations)
     return evolution.select(num_members, num_evaluations=num_evaluations)
-
-
-def _write_state(
-    path: Path, settings: Mapping[str, Any], history: Sequence[Individual], val_probs: Sequence[str]
-) -> None:
-    """Write the settings, of which "seed" is one, and everyone ever trained with the file of their probabilities."""
-    entries = [
-        {
-            "index": individual.index,
-            "genotype": individual.genotype.to_dict(),
-            "parent": individual.parent,
-            "seed": [settings["seed"], individual.index],
-            "val_nll": individual.val_nll,
-            "val_probs": file,
-        }
-        for individual, file in zip(history, val_probs, strict=True)
-    ]
-    write_json(path, {"settings": settings, "history": entries})
 
 
 def _read_state(path: Path, settings: Mapping[str, Any]) -> list[Individual]:

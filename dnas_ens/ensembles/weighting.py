@@ -11,7 +11,6 @@ Legend: M members, N validation images, K classes, S weightings.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -216,21 +215,6 @@ def evolve_weights(
     return _fitted(best_weights, members, classes, evaluations)
 
 
-def selection_weights(picks: Sequence[int], num_members: int) -> FloatArray:
-    """Turn picks of members into weights (M,): how often each was picked, over the number of picks.
-
-    Raises:
-        UserError: No picks, or one that is not in 0..M-1.
-    """
-    if len(picks) == 0 or min(picks) < 0 or max(picks) >= num_members:
-        raise UserError(
-            f"The picks {list(picks)} are not a selection of {num_members} members.",
-            f"Give at least one index in 0..{num_members - 1}.",
-        )
-    counts: FloatArray = np.bincount(picks, minlength=num_members) / len(picks)
-    return counts
-
-
 def caruana_weights(
     val_probs: npt.ArrayLike,
     val_labels: npt.ArrayLike,
@@ -250,7 +234,7 @@ def caruana_weights(
     """
     members, classes = check_predictions(val_probs, val_labels, num_dims=3)
     picks = selection.greedy_selection(members, classes, num_members=num_picks, replacement=True, criterion=criterion)
-    prefixes = [selection_weights(picks[: end + 1], len(members)) for end in range(len(picks))]
+    prefixes = [np.bincount(picks[:end], minlength=len(members)) / end for end in range(1, len(picks) + 1)]
     losses = [
         selection.averaged_loss(np.tensordot(weights, members, axes=1), classes, criterion) for weights in prefixes
     ]

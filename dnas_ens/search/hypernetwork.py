@@ -23,7 +23,6 @@ class Hypernetwork(nn.Module, ABC):
     The last column of the packed tensor is beta. Packing lets one line interpolate both.
 
     Args:
-        space: The search space.
         num_directions: R.
         max_lambda: Largest lambda, > 0; larger and negative values are clipped.
         num_knots: K >= 2, of a piecewise-linear path.
@@ -46,10 +45,6 @@ class Hypernetwork(nn.Module, ABC):
         base_logits: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        if num_directions < 1 or max_lambda <= 0:
-            raise ValueError(f"num_directions {num_directions} and max_lambda {max_lambda} must be positive.")
-        if num_knots < 2:
-            raise ValueError(f"num_knots is {num_knots}; a path needs at least 2.")
         self.space, self.num_directions, self.max_lambda = space, num_directions, max_lambda
         self.num_knots, self.train_positions = num_knots, train_positions
         if base_logits is None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
 from dnas_ens.ensembles.selection import exhaustive_selection, greedy_selection
-from dnas_ens.ensembles.weighting import caruana_weights, evolve_weights, fit_weights, selection_weights
+from dnas_ens.ensembles.weighting import caruana_weights, evolve_weights, fit_weights
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import calibrated_nll, fit_temperature
 
@@ -168,7 +168,6 @@ def test_weights_lie_on_the_simplex_and_are_never_worse_than_the_simple_choices(
 
 
 def test_frequencies_of_picks_by_hand():
-    assert selection_weights([0, 2, 0, 2, 2], 4).tolist() == [0.4, 0.0, 0.6, 0.0]
     # Traced: A (0.9, 0.3) is best alone, then C (0.2, 0.9), then A again: 2/3 and 1/3.
     members = binary([0.9, 0.3], [0.8, 0.3], [0.2, 0.9], [0.5, 0.5])
     assert caruana_weights(members, [0, 0], num_picks=3).weights == pytest.approx([2 / 3, 0, 1 / 3, 0])
@@ -182,7 +181,6 @@ def test_frequencies_of_picks_by_hand():
         (lambda *data: evolve_weights(*data, generations=0), "0 generations"),
         (lambda *data: fit_weights(*data, random_starts=-1), "-1 random starts"),
         (lambda *data: caruana_weights(*data, num_picks=0), "0 members"),
-        (lambda *data: selection_weights([0, 3], 3), "picks"),
         (lambda members, labels: fit_weights(members * np.nan, labels), "finite"),
         (lambda members, labels: evolve_weights(members, labels[:5]), "labels"),
         (lambda members, labels: caruana_weights(members[:0], labels), "empty"),

@@ -66,12 +66,6 @@ def test_all_directions_part_from_the_base(build):
     assert sum(float(gradient.abs().sum()) for gradient in others) > 0
 
 
-@pytest.mark.parametrize(("knots", "directions", "cause"), [(1, 1, "num_knots is 1"), (5, 0, "must be positive")])
-def test_impossible_paths_are_refused(knots, directions, cause):
-    with pytest.raises(ValueError, match=cause):
-        PiecewiseLinearHypernetwork(SPACE, num_directions=directions, num_knots=knots, max_lambda=1.0)
-
-
 def test_draws_are_stratified_clipped_and_without_replacement():
     generator = torch.Generator().manual_seed(0)
     lams = []
