@@ -41,7 +41,6 @@ def coefficients(kind: CoefficientKind, num_models: int, *, decay: float = 0.9) 
     equal 1/n; linear 2 i / (n (n + 1)); exponential d^(n-i) (1 - d) / (1 - d^n), which is 1/n at d = 1.
 
     Args:
-        kind: The rule.
         num_models: n, 1 or more.
         decay: d in (0, 1], the ratio between a model's weight and its successor's, for the exponential rule.
 
@@ -121,19 +120,10 @@ def averaged_model(
     coefficients: npt.ArrayLike | None,
     batches: Batches,
 ) -> _Model:
-    """Return a copy of a module with the averaged weights and BatchNorm statistics of its own.
+    """Return a copy of a module with averaged weights and BatchNorm statistics of its own, in evaluation mode.
 
-    Args:
-        model: A module of the architecture; it is left as it is.
-        models: See `average_states`.
-        coefficients: See `average_states`.
-        batches: Training batches, for `recompute_batch_norm`.
-
-    Returns:
-        The copy, in evaluation mode.
-
-    Raises:
-        UserError: See `average_states`, `recompute_batch_norm` and `clone`; or states that do not fit the module.
+    The module is left as it is. Other arguments and errors as for `average_states`, `recompute_batch_norm` and `clone`;
+    UserError also for states that do not fit the module.
     """
     check_fit(model, models)
     averaged = clone(model).eval()
@@ -146,7 +136,7 @@ def recompute_batch_norm(model: nn.Module, batches: Batches) -> bool:
     """Recompute BatchNorm's running statistics as plain averages over batches (SWA, arXiv 1803.05407).
 
     Everything but BatchNorm is in evaluation mode meanwhile, dropout included; see
-    `dnas_ens.training.prediction.average_statistics`. Each module is back in its own mode afterwards.
+    `dnas_ens.training.batch_norm.average_statistics`. Each module is back in its own mode afterwards.
 
     Args:
         model: Any module; it is changed.
@@ -221,15 +211,11 @@ class RunningAverage(AveragedModel):
 class PolyakAverage(RunningAverage):
     """The equal average of the weights after every step, w = 1/t sum_s w_s (Polyak and Juditsky, 1992)."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-
 
 class ExponentialMovingAverage(RunningAverage):
     """EMA of the weights after every step, w <- d w + (1 - d) w_t, which starts at the first w_t.
 
     Args:
-        model: See `RunningAverage`.
         decay: d in [0, 1).
 
     Raises:
@@ -249,7 +235,6 @@ class StochasticWeightAverage(RunningAverage):
     `torch.optim.swa_utils.SWALR`.
 
     Args:
-        model: See `RunningAverage`.
         start_epoch: Epochs that are done when the first weights are taken. With 0 the first are those after one
             cycle: untrained weights are not averaged.
         cycle: Epochs from one taking to the next, 1 or more.

@@ -36,8 +36,6 @@ def cascaded(member_probs: npt.ArrayLike, weights: FloatArray, threshold: float)
 
     Args:
         member_probs: (M, N, K); what members that are not asked say is not read.
-        weights: M combining weights.
-        threshold: See `Cascade`.
 
     Returns:
         Class probabilities (N, K), and how many members they are of (N,), in 1..M.

@@ -321,8 +321,7 @@ class Ensemble(nn.Module):
         Args:
             data: Images, as `predict_probs` takes them, and labels: a split, or a DataLoader or anything starting
                 a pass over batches, see `dnas_ens.training.prediction.Batches`. A loader's order does not matter.
-            batch_size: See `predict_probs`; for a split only.
-            device: See `predict_probs`.
+            batch_size: For a split only; see `predict_probs`, as for the device.
 
         Returns:
             What `dnas_ens.metrics.diversity.evaluate_members` returns, for the average **before** the
@@ -351,9 +350,7 @@ class Ensemble(nn.Module):
         """Classify image files.
 
         Args:
-            paths: Image files.
-            batch_size: Images in memory at once; see `predict_probs`.
-            device: See `predict_probs`.
+            batch_size: Images in memory at once; see `predict_probs`, as for the device.
             top_k: How many of the most probable classes to name.
             threshold: Probability from which on a class is in an image's set, of
                 `dnas_ens.metrics.conformal.conformal_threshold`; None for no sets.
@@ -513,9 +510,6 @@ class Ensemble(nn.Module):
                 with the package: "fashion-mnist".
             members: Fresh modules to fill, in order: one for every member, or one for every member of the
                 kind "external", which only its owner can build.
-
-        Returns:
-            The ensemble.
 
         Raises:
             UserError: ensemble.json is missing or malformed; a member's file is outside the folder, is missing or

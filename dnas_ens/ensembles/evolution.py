@@ -144,14 +144,11 @@ def evolve_interpolation(
 
     Args:
         model: A module of the architecture; it is left as it is.
-        first: A state or a module.
-        second: A state or a module.
         training_batches: For BatchNorm. The first ones are taken at every evaluation: batches that are shuffled
             or augmented again make the criterion noisy, and an evolution then favours a lucky draw.
         val_batches: Validation batches, in the same order at every call.
         bounds: Range of e; outside of [0, 1] the line is extrapolated, as in [-0.5, 1.5].
         curve_points: Points of the grid over the range, to which e = 0 and e = 1 are added; 0 for no curve.
-        settings: None for the defaults.
         file: JSON file that makes the evolution resumable; see `evolve_simplex`.
 
     Returns:
@@ -208,11 +205,7 @@ def evolve_simplex(
         val_batches: Validation batches, in the same order at every call.
         per_layer: Whether every layer has coefficients of its own: every submodule with tensors of its own, such as
             a convolution, or a BatchNorm with its running statistics.
-        settings: None for the defaults.
         file: JSON file that makes the evolution resumable; None for none.
-
-    Returns:
-        The evolution.
 
     Raises:
         UserError: States that do not fit (see `dnas_ens.ensembles.averaging.check_fit`), no batches, or a file

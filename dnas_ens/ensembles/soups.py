@@ -113,12 +113,9 @@ def loss_barrier(
     statistics are recomputed at every point, the ends included.
 
     Args:
-        model: A module of the architecture; it is left as it is.
         first: The model at a = 0.
         second: The model at a = 1.
         batches: Training batches, for BatchNorm.
-        val_batches: Validation batches.
-        check: Points and threshold; None for the defaults.
         names: What the warning calls the two models.
 
     Raises:
@@ -185,12 +182,9 @@ def averaging_curve(
     ones of a training may fit so badly that recomputing them alone would pass for a gain of averaging.
 
     Args:
-        model: A module of the architecture; it is left as it is.
         states: Saved models, the oldest first.
-        kind: Rule of the coefficients; see `coefficients`.
+        kind: Rule of the `coefficients`, which ``decay`` belongs to.
         batches: Training batches, for BatchNorm.
-        val_batches: Validation batches.
-        decay: See `coefficients`.
         recompute_singles: Whether single models get recomputed statistics too; False scores them as saved.
         barrier_check: Asks for the loss barrier between each model and the newest, with a warning.
 

@@ -156,11 +156,9 @@ def evolve_weights(
     A whole generation is scored by one matrix product. The first one holds the uniform weights, every member
     alone and random Dirichlet(1) weights, and the best point always survives, so the result is never worse by
     the criterion than uniform weights or the best single member. For the NLL, which is convex, `fit_weights`
-    is exact and faster; accuracy is piecewise constant and has no gradient.
+    is exact and faster; accuracy is piecewise constant and has no gradient. Predictions as for `fit_weights`.
 
     Args:
-        val_probs: See `fit_weights`.
-        val_labels: See `fit_weights`.
         criterion: "nll", or "accuracy" with ties broken by the NLL.
         population_size: Points of a generation, at least M + 5; None for the larger of 30 and 10 M.
         generations: Generations after the first, 1 or more; fewer where the population has converged.

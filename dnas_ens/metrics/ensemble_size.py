@@ -120,16 +120,9 @@ def ensemble_size_curve(
 def draw_subsets(
     num_members: int, size: int, max_subsets: int, *, generator: np.random.Generator
 ) -> list[tuple[int, ...]]:
-    """Return all subsets of a size, or as many different ones at random as are allowed.
+    """Return all subsets of a size, 1..M, or as many different ones at random as are allowed, 1 or more.
 
-    Args:
-        num_members: M.
-        size: Members of a subset, 1..M.
-        max_subsets: At least 1.
-        generator: Of the sample.
-
-    Returns:
-        Sorted tuples of members, in lexicographic order.
+    They are sorted tuples of members, in lexicographic order.
     """
     if math.comb(num_members, size) <= max_subsets:
         return list(itertools.combinations(range(num_members), size))

@@ -380,7 +380,6 @@ def random_genotype(
     before them, that is one of their sources.
 
     Args:
-        generator: The source of randomness.
         operations: Names to draw from; "none" is never drawn.
         num_nodes: N, at least 1.
         edges_per_node: At least 1; a node with fewer sources than this takes them all.
@@ -423,10 +422,8 @@ def random_deviation(
     always a replacement: whichever source is free, at least one of them makes a new edge on it.
 
     Args:
-        genotype: The base to deviate from.
         num_edges: How many edges over all cells to replace, in 0 .. genotype.num_edges.
         operations: At least two names to draw from; "none" is never drawn.
-        generator: The source of randomness.
 
     Raises:
         UserError: `num_edges` is out of range, or fewer than two operations are given.

@@ -292,13 +292,11 @@ class Training(Generic[Model]):
 
 
 class NetworkTraining(Training[Model]):
-    """A training on the images of a data set, measured on ``val``.
+    """A training on the images of a data set, measured on ``val``; other arguments as in ``Training``.
 
     Args:
-        build: Makes the network with fresh weights from torch's global generator.
         data: Images; ``train`` is learnt from and ``val`` measured on.
         index: Position in the ensemble; decides its seeds.
-        execution: How the network is computed, where that is settled; None for what the recipe says.
     """
 
     def __init__(

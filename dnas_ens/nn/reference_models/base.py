@@ -43,8 +43,7 @@ class ReferenceModel(nn.Module):
 def he_initialise(module: nn.Module) -> None:
     """Draw every convolution from N(0, 2 / fan_out), set BatchNorm to 1 and 0 (He et al., arXiv 1502.01852).
 
-    Args:
-        module: The network; its linear layers keep the initialisation of torch.
+    Linear layers keep the initialisation of torch.
     """
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
@@ -55,22 +54,14 @@ def he_initialise(module: nn.Module) -> None:
 
 
 def require_positive(**counts: int) -> None:
-    """Check that channels, classes and widths are at least 1.
-
-    Raises:
-        UserError: Naming the first one that is not.
-    """
+    """Raise UserError for the first of channels, classes and widths that is below 1."""
     for name, count in counts.items():
         if count < 1:
             raise UserError(f"A reference model cannot have {name} = {count}.", f"Set {name} to 1 or more.")
 
 
 def require_dropout(dropout: float) -> None:
-    """Check that the probability is in [0, 1).
-
-    Raises:
-        UserError: If it does not.
-    """
+    """Raise UserError unless the probability is in [0, 1)."""
     if not 0.0 <= dropout < 1.0:
         raise UserError(f"The dropout probability is {dropout}.", "Give a number from 0 to below 1.")
 
