@@ -1,6 +1,8 @@
 """How differently the members of an ensemble predict, and how much that helps.
 
-Legend: M members, N images, K classes. Divergences and entropies are in nats unless [0, 1] is said. A
+Legend: M members, N images, K classes. Members' class probabilities have shape (M, N, K) and range [0, 1], labels are
+class indices, shape (N,), integers in 0..K-1; both are checked, and a ValueError says what does not fit (see
+`dnas_ens.metrics.scores.check_predictions`). Divergences and entropies are in nats unless [0, 1] is said. A
 value over pairs is over pairs of distinct members; one member alone counts as two copies of
 itself, so its disagreement and distance are 0. All members count equally, not by their
 combining weights, except in `mutual_information`.
@@ -59,14 +61,7 @@ def entropy(probs: npt.ArrayLike) -> FloatArray:
 def pairwise_disagreement(member_probs: npt.ArrayLike) -> FloatArray:
     """Share of images on which two members' most probable classes differ (arXiv 1912.02757).
 
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-
-    Returns:
-        Symmetric matrix, shape (M, M), range [0, 1], zero diagonal.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs`.
+    A symmetric matrix, shape (M, M), range [0, 1], zero diagonal.
     """
     return _disagreement(check_probs(member_probs, num_dims=3))
 
@@ -75,16 +70,8 @@ def predictive_js(member_probs: npt.ArrayLike) -> FloatArray:
     """Jensen-Shannon distance of two members' predictions, averaged over images.
 
     1/N sum_n sqrt(JSD(p_n, q_n) / ln 2) with JSD(p, q) = H((p + q)/2) - (H(p) + H(q))/2; the square
-    root is a metric (Endres and Schindelin, IEEE Transactions on Information Theory 49, 2003).
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-
-    Returns:
-        Symmetric matrix, shape (M, M), range [0, 1], zero diagonal.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs`.
+    root is a metric (Endres and Schindelin, IEEE Transactions on Information Theory 49, 2003). A symmetric
+    matrix, shape (M, M), range [0, 1], zero diagonal.
     """
     return _jensen_shannon(check_probs(member_probs, num_dims=3))
 
@@ -93,17 +80,8 @@ def pairwise_shared_errors(member_probs: npt.ArrayLike, labels: npt.ArrayLike) -
     """Share of the better member's errors that the other member repeats, for every pair.
 
     Unlike disagreement it does not grow merely because members err more. A pair whose better member makes no error
-    counts 0: there is no error that both make.
-
-    Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-
-    Returns:
-        Symmetric matrix, shape (M, M), range [0, 1]; the diagonal is 1 for a member that errs at all, else 0.
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
+    counts 0: there is no error that both make. A symmetric matrix, shape (M, M), range [0, 1]; the diagonal is 1 for
+    a member that errs at all, else 0.
     """
     return _shared_errors(*check_predictions(member_probs, labels, num_dims=3))
 
@@ -115,14 +93,10 @@ def mutual_information(member_probs: npt.ArrayLike, weights: npt.ArrayLike | Non
     1112.5745), high on images unlike the training data.
 
     Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        weights: Combining weights, shape (M,), non-negative; None for equal weights.
+        weights: Combining weights; see `normalise_weights`.
 
     Returns:
         Nats per image, shape (N,), range [0, min(ln M, ln K)].
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_probs` and `normalise_weights`.
     """
     members = check_probs(member_probs, num_dims=3)
     return _information(members, normalise_weights(weights, len(members)))
@@ -134,9 +108,7 @@ def evaluate_members(
     """Metrics of the averaged probabilities together with the members' diversity.
 
     Args:
-        member_probs: Members' class probabilities, shape (M, N, K), range [0, 1].
-        labels: Class indices, shape (N,), integers in 0..K-1.
-        weights: Combining weights, shape (M,), non-negative; None for equal weights.
+        weights: Combining weights; see `normalise_weights`.
 
     Returns:
         ``accuracy``, ``nll``, ``brier``, ``ece15`` of the average; ``disagreement``, ``predictive_js`` and
@@ -144,9 +116,6 @@ def evaluate_members(
         `pairwise_shared_errors`); the mean ``mutual_information`` in nats; ``average_member_nll``, the mean of the
         members' own NLL, an upper bound of the average's (Jensen); and ``oracle_nll``, that of the best member for
         every image, 1/N sum_n min_m -ln p_mn[y_n], low where members complement each other (arXiv 2006.08573).
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_predictions` and `normalise_weights`.
     """
     members, classes = check_predictions(member_probs, labels, num_dims=3)
     shares = normalise_weights(weights, len(members))
