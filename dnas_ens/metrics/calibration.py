@@ -2,7 +2,11 @@
 
 The primary figure of a comparison is the NLL after one temperature, fitted on validation data and
 applied **after** averaging (Ashukha et al., arXiv 2002.06470): without it the comparison measures how
-well each method happened to be calibrated. Legend: M members, N images, K classes.
+well each method happened to be calibrated.
+
+Legend: M members, N images, K classes. Averaged class probabilities have shape (N, K), members' (M, N, K), both in
+[0, 1]; labels are class indices, shape (N,), integers in 0..K-1. Those of val and test may differ in N alone. All are
+checked, and a ValueError says what does not fit (see `dnas_ens.metrics.scores.check_predictions`).
 """
 
 from __future__ import annotations
@@ -39,14 +43,13 @@ def apply_temperature(probs: npt.ArrayLike, temperature: float) -> FloatArray:
     probability below 1e-12 counts as 1e-12; a temperature of exactly 1 changes nothing.
 
     Args:
-        probs: Class probabilities, shape (N, K), range [0, 1].
         temperature: T, a finite number above 0.
 
     Returns:
         Class probabilities in float64, shape (N, K), range [0, 1].
 
     Raises:
-        ValueError: A temperature that is not finite and positive; else see `check_probs`.
+        ValueError: A temperature that is not finite and positive.
     """
     checked = check_probs(probs)
     if not (math.isfinite(temperature) and temperature > 0.0):
@@ -91,19 +94,7 @@ def fit_temperature(probs: FloatArray, labels: IntArray) -> float:
 
 
 def calibrated_nll(test_probs: npt.ArrayLike, test_labels: npt.ArrayLike, temperature: float) -> float:
-    """NLL of the test labels after a temperature that was fitted on other data (arXiv 2002.06470).
-
-    Args:
-        test_probs: Averaged class probabilities, shape (N, K), range [0, 1].
-        test_labels: Class indices, shape (N,), integers in 0..K-1.
-        temperature: T > 0, from `fit_temperature` on validation data.
-
-    Returns:
-        Mean over images in nats, in [0, 27.7].
-
-    Raises:
-        ValueError: See `apply_temperature` and `dnas_ens.metrics.scores.check_predictions`.
-    """
+    """NLL of the test labels after T > 0 that was fitted on other data (arXiv 2002.06470): nats, in [0, 27.7]."""
     return nll(apply_temperature(test_probs, temperature), test_labels)
 
 
@@ -112,19 +103,7 @@ def per_image_calibrated_nll(
 ) -> FloatArray:
     """NLL of every test label after one temperature that is fitted on validation data.
 
-    What paired tests over images compare; its mean is `calibrated_nll`.
-
-    Args:
-        val_probs: Averaged class probabilities, shape (N_val, K), range [0, 1].
-        val_labels: Class indices, shape (N_val,), integers in 0..K-1.
-        test_probs: Averaged class probabilities, shape (N, K), range [0, 1].
-        test_labels: Class indices, shape (N,), integers in 0..K-1.
-
-    Returns:
-        Nats, shape (N,), in [0, 27.7].
-
-    Raises:
-        ValueError: See `dnas_ens.metrics.scores.check_predictions`.
+    What paired tests over images compare; its mean is `calibrated_nll`. Nats, shape (N,), in [0, 27.7].
     """
     return per_image_nll(apply_temperature(test_probs, fit_temperature(val_probs, val_labels)), test_labels)
 
@@ -170,15 +149,10 @@ def cross_fit(
     average would be an ensemble of another kind.
 
     Args:
-        val_probs: Members' class probabilities on validation data, shape (M, N_val, K), range [0, 1].
-        val_labels: Class indices, shape (N_val,), integers in 0..K-1.
-        test_probs: Members' class probabilities on test data, shape (M, N, K), range [0, 1].
-        test_labels: Class indices, shape (N,), integers in 0..K-1.
         fit: How weights are fitted, such as ``lambda probs, labels: fit_weights(probs, labels).weights``.
 
     Raises:
-        ValueError: Fewer than two validation images, or invalid weights; else see
-            `dnas_ens.metrics.scores.check_predictions`.
+        ValueError: Fewer than two validation images, or invalid weights.
     """
     val, of_val = check_predictions(val_probs, val_labels, num_dims=3)
     test, of_test = check_predictions(test_probs, test_labels, num_dims=3)

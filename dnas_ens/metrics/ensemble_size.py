@@ -69,12 +69,9 @@ def ensemble_size_curve(
     """Measure the equally weighted average of k members on test, for k = 1..M.
 
     Every subset has a temperature of its own, fitted on val after averaging (Ashukha et al., arXiv 2002.06470).
+    Probabilities and labels as for `dnas_ens.metrics.calibration.cross_fit`.
 
     Args:
-        val_probs: Members' class probabilities on validation data, shape (M, N_val, K), range [0, 1].
-        val_labels: Class indices, shape (N_val,), integers in 0..K-1.
-        test_probs: Members' class probabilities on test data, shape (M, N, K), range [0, 1].
-        test_labels: Class indices, shape (N,), integers in 0..K-1.
         max_subsets: Largest number of subsets of one size, 1 or more; all of them where there are no more, else
             a sample without repetition.
         seed: Of the sample.

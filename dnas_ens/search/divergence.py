@@ -2,7 +2,8 @@
 
 The natural distribution of node n is categorical over its incoming (edge, operation) pairs,
 p_n(e, o) = softmax(beta)_e * softmax(alpha_e)_o, so a mixture tensor (T, E, O) holds one distribution for
-each of the T * N nodes.
+each of the T * N nodes. Two mixtures p and q that are compared, (..., T, E, O), may differ in shape as far as
+they broadcast.
 """
 
 from __future__ import annotations
@@ -54,15 +55,7 @@ def safe_root(divergence: Tensor) -> Tensor:
 
 
 def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
-    """Return the Jensen-Shannon divergence of every node's distribution.
-
-    Args:
-        p: Mixtures (..., T, E, O), summing to 1 over each node's incoming edges and operations.
-        q: Mixtures of a shape that broadcasts with p.
-
-    Returns:
-        (..., T, N), in [0, 1] (units of ln 2).
-    """
+    """Return the Jensen-Shannon divergence of every node's distribution, (..., T, N), in [0, 1] (units of ln 2)."""
     terms = jensen_shannon_terms(p, q).sum(-1)
     return torch.stack([terms[..., node].sum(-1) for node in space.node_slices], dim=-1)
 
@@ -70,12 +63,7 @@ def node_divergences(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
 def architecture_distance(p: Tensor, q: Tensor, space: SearchSpace) -> Tensor:
     """Return D, the mean over nodes and cell types of the Jensen-Shannon distance sqrt(JSD_n / ln 2).
 
-    Args:
-        p: Mixtures (..., T, E, O).
-        q: Mixtures of a shape that broadcasts with p.
-
-    Returns:
-        (...), in [0, 1]. It is a metric, as a mean of metrics.
+    Shape (...), in [0, 1]. It is a metric, as a mean of metrics.
     """
     return safe_root(node_divergences(p, q, space)).mean(dim=(-2, -1))
 
@@ -88,11 +76,7 @@ def pairwise_architecture_distance(mixtures: Tensor, space: SearchSpace) -> Tens
 def pairwise_predictive_distance(log_probs: Tensor) -> Tensor:
     """Return the mean over images of the Jensen-Shannon distance between predicted class distributions.
 
-    Args:
-        log_probs: (m, B, K), the members' log-probabilities on the same images.
-
-    Returns:
-        (m, m), in [0, 1].
+    Of log-probabilities (m, B, K) on the same images, as (m, m), in [0, 1].
     """
     probs = log_probs.exp()
     return safe_root(jensen_shannon_terms(probs[:, None], probs[None, :]).sum(-1)).mean(-1)

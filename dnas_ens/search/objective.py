@@ -4,6 +4,9 @@
                                        + mean_{i<j} relu(target_ij - D(theta_i, theta_j))^2 ]
 
 with target_ij = max(lam_i, lam_j) on different directions and |lam_i - lam_j| on the same one.
+
+Logits of members have shape (m, B, K), labels (m, B). Distributions of members, and their relaxed samples, have shape
+(m, T, E, O), those of their base (T, E, O), and lambdas (m,).
 """
 
 from __future__ import annotations
@@ -37,12 +40,7 @@ def needs_same_images(likelihood: Likelihood, penalty: PENALTIES) -> bool:
 
 
 def member_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the members, in nats.
-
-    Args:
-        logits: (m, B, K).
-        labels: (m, B) int64.
-    """
+    """Return the mean cross-entropy of the members, in nats."""
     return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
@@ -50,11 +48,7 @@ def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
     """Return -log of the averaged probability, the objective of neural ensemble search, in nats.
 
     Equation: mean over images of -log (1/m sum_i softmax(logits_i)_label). By Jensen's inequality it is at
-    most ``member_nll``.
-
-    Args:
-        logits: (m, B, K) of members that saw the same images.
-        labels: (m, B) int64, equal rows.
+    most ``member_nll``. For members that saw the same images, so that rows of labels are equal.
     """
     log_probs = logits.log_softmax(-1)
     log_mean = torch.logsumexp(log_probs, dim=0) - math.log(len(logits))
@@ -89,13 +83,7 @@ def pair_penalty(distances: Tensor, targets: Tensor) -> Tensor:
 
 
 def base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
-    """Return mean_i (lam_i - D(theta_i, base))^2, the part that makes lambda mean a distance.
-
-    Args:
-        mixtures: (m, T, E, O) distributions of the drawn members.
-        base: (T, E, O) distribution of the base.
-        lam: (m,), in [0, 1].
-    """
+    """Return mean_i (lam_i - D(theta_i, base))^2, the part that makes lambda in [0, 1] mean a distance."""
     return (lam - architecture_distance(mixtures, base, space)).square().mean()
 
 
@@ -104,11 +92,6 @@ def js_base_penalty(mixtures: Tensor, base: Tensor, lam: Tensor) -> Tensor:
 
     JS is the Jensen-Shannon divergence between the operation distributions, a mean over edges, in [0, 1].
     The published form has no target: with lambda large it asks for all the distance there is.
-
-    Args:
-        mixtures: (m, T, E, O) distributions of the drawn members.
-        base: (T, E, O) smoothed distribution of the base.
-        lam: (m,), >= 0.
     """
     terms = jensen_shannon_terms(per_edge(mixtures), per_edge(base))
     return -(lam * terms.sum(-1).mean(dim=(-2, -1))).mean()
@@ -127,8 +110,7 @@ def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpa
     over them.
 
     Args:
-        mixtures: (m, T, E, O) relaxed samples.
-        base_edges: (T, E, O), 1 on the triples of the base.
+        base_edges: 1 on the triples of the base.
 
     Returns:
         (m,).
@@ -142,13 +124,7 @@ def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpa
 
 
 def edge_overlap_penalty(samples: Tensor, base_edges: Tensor, lam: Tensor, space: SearchSpace) -> Tensor:
-    """Return mean_i (lam_i - expected shared edges)^2 (EdgeNES's second version); lambda counts shared edges.
-
-    Args:
-        samples: (m, T, E, O) relaxed samples of the drawn members.
-        base_edges: (T, E, O), 1 on the triples of the given base.
-        lam: (m,), in edges.
-    """
+    """Return mean_i (lam_i - expected shared edges)^2 (EdgeNES's second version); lambda counts shared edges."""
     return (lam - expected_shared_edges(samples, base_edges, space)).square().mean()
 
 
@@ -159,7 +135,6 @@ def predictive_penalty(logits: Tensor, points: Points, *, scale: float, ranks: R
     distance between the members' predictions.
 
     Args:
-        logits: (m, B, K) on the same images.
         scale: Predictive distance asked for per unit of lambda.
         ranks: Several processes with a share of the images each, whose mean J is. The mean of their gradients is the
             gradient of the penalty.
@@ -177,9 +152,6 @@ def discretisation_distance(mixtures: Tensor, space: SearchSpace, *, edges_per_n
     the sum of their discretisation distances. Without this term a member gets its distance from an undecided
     base by deciding for what the base prefers anyway, and lambda moves distributions but not genotypes.
 
-    Args:
-        mixtures: (..., T, E, O) natural distributions.
-
     Returns:
         (...), in [0, 1]: 0 for a distribution that is its own discretisation.
     """
@@ -196,9 +168,6 @@ def operation_imbalance(mixtures: Tensor, space: SearchSpace) -> Tensor:
     together, poolings gather in reduction cells, which hold most parameters (docs/log.md). Held near equal
     shares, as random cells have them on average, the search decides where an operation goes rather than how many
     there are.
-
-    Args:
-        mixtures: (..., T, E, O) natural distributions.
 
     Returns:
         (...), in [0, ln O].
@@ -225,9 +194,8 @@ def diversity_penalty(
 
     Args:
         kind: Which one. ``js-predictive`` keeps the term to the base alone, see ``predictive_penalty``.
-        distributions: (m, T, E, O) natural distributions of the drawn members.
-        samples: (m, T, E, O) relaxed samples (equal to the distributions for the softmax relaxation).
-        base: (T, E, O) natural distribution of the base; 1 on the base's triples for ``edge-overlap``.
+        samples: Equal to the distributions for the softmax relaxation.
+        base: The base's distribution; 1 on the base's triples for ``edge-overlap``.
     """
     if kind == "none":
         return distributions.new_zeros(())

@@ -1,4 +1,8 @@
-"""From architecture logits to mixture weights (softmax or Gumbel-softmax), on to a genotype, and back."""
+"""From architecture logits to mixture weights (softmax or Gumbel-softmax), on to a genotype, and back.
+
+Operation logits alpha have shape (..., T, E, O), edge logits beta (..., T, E). Natural distributions and relaxed
+samples, (..., T, E, O), sum to 1 over each node's incoming edges and operations.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,12 @@ from dnas_ens.space.spaces import NONE, SKIP_CONNECT
 
 
 def edge_probs(beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) -> Tensor:
-    """Return softmax(beta / t) over the incoming edges of each node (PC-DARTS, arXiv 1907.05737).
-
-    Args:
-        beta: (..., T, E) edge logits.
-
-    Returns:
-        (..., T, E), summing to 1 over each node's edges.
-    """
+    """Return softmax(beta / t) over the incoming edges of each node (PC-DARTS, arXiv 1907.05737), (..., T, E)."""
     return torch.cat([(beta[..., node] / temperature).softmax(-1) for node in space.node_slices], dim=-1)
 
 
 def mixture_distribution(alpha: Tensor, beta: Tensor, space: SearchSpace, *, temperature: float = 1.0) -> Tensor:
-    """Return the natural distribution p_n(e, o) = softmax(beta / t)_e * softmax(alpha_e / t)_o of every node.
-
-    Args:
-        alpha: (..., T, E, O) operation logits.
-        beta: (..., T, E) edge logits.
-
-    Returns:
-        (..., T, E, O), summing to 1 over each node's incoming edges and operations.
-    """
+    """Return the natural distribution p_n(e, o) = softmax(beta / t)_e * softmax(alpha_e / t)_o of every node."""
     operation_probs = (alpha / temperature).softmax(-1)
     return edge_probs(beta, space, temperature=temperature).unsqueeze(-1) * operation_probs
 
@@ -51,12 +40,7 @@ def gumbel_mixture(
     Source: Jang et al. (arXiv 1611.01144). Edges keep their softmax weights, because a node keeps several of them.
 
     Args:
-        alpha: (..., T, E, O) operation logits.
-        beta: (..., T, E) edge logits.
         temperature: t > 0; the sample tends to one-hot as t falls to 0.
-
-    Returns:
-        (..., T, E, O), summing to 1 over each node's incoming edges and operations.
     """
     operation_probs = ((alpha.log_softmax(-1) + gumbel_noise(alpha, generator)) / temperature).softmax(-1)
     return edge_probs(beta, space).unsqueeze(-1) * operation_probs
@@ -75,8 +59,6 @@ def add_auxiliary_skip(mixture: Tensor, space: SearchSpace, *, weight: float) ->
     The auxiliary skip of a stride-2 edge shares the weights of that edge's ``skip_connect``.
 
     Args:
-        mixture: (..., T, E, O).
-        space: The space; it must hold ``skip_connect``.
         weight: Share of the edge's weight, decayed to 0 over the search.
 
     Raises:
@@ -137,7 +119,6 @@ def nearest_discrete(mixtures: Tensor, space: SearchSpace, *, edges_per_node: in
     uniform distribution has the least Jensen-Shannon divergence from its own.
 
     Args:
-        mixtures: (..., T, E, O) natural distributions.
         edges_per_node: k, edges the discretisation keeps, at most.
 
     Returns:
