@@ -249,6 +249,7 @@ def train_members(
     )
     chains = plan_members(genotypes, recipe)
     plans = [plan for chain in chains for plan in chain]
+    each = recipe.cycles + 1
     networks: list[Network] = []
 
     def training_of(number: int, execution: Execution | None = None) -> MemberTraining:
@@ -275,25 +276,22 @@ def train_members(
     settled: dict[str, Any] = ranks.shared(_settled(training_of(0), folder).to_dict() if ranks.first else {})
     execution = Execution(**settled)
     if folder is not None and ranks.size == 1:
-        numbers = iter(range(len(plans)))
-        unfinished = {
-            f"member {index}": [
-                (number, plan) for plan in chain for number in [next(numbers)] if not _is_finished(folder, number)
-            ]
-            for index, chain in enumerate(chains)
-        }
         # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
         sends = device.type == "cpu" and engine == "local" and workers != 1 and len(chains) > 1
         sent = copy.deepcopy(data) if sends else data
         # A task of Ray sees the GPUs that it was given alone.
         where = torch.device(device.type) if engine == "ray" else device
         build = partial(build_training, data=sent, device=where, execution=execution, folder=folder)
+        unfinished = {
+            f"member {index}": [
+                partial(build, plans[number], number=number)
+                for number in range(index * each, (index + 1) * each)
+                if not _is_finished(folder, number)
+            ]
+            for index in range(len(chains))
+        }
         _train_side_by_side(
-            {
-                name: [partial(build, plan, number=number) for number, plan in chain]
-                for name, chain in unfinished.items()
-                if chain
-            },
+            {name: chain for name, chain in unfinished.items() if chain},
             device=device,
             folder=folder,
             workers=workers,
@@ -307,7 +305,7 @@ def train_members(
         networks.append(trained_network(training, folder=folder, num_members=len(plans)))
         val_probs.append(training.val_probs())
     labels = data.val.labels.cpu().numpy()
-    chosen = joining(val_probs, labels, networks_each=recipe.cycles + 1)
+    chosen = joining(val_probs, labels, networks_each=each)
     averaged = np.mean(np.stack([val_probs[number] for number in chosen]).astype(np.float64), axis=0)
     temperature = fit_temperature(averaged, labels)
     ensemble = ensemble_of([networks[number] for number in chosen], temperature=temperature, data=data)

@@ -56,16 +56,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state but keep the optimiser's own device and kernels, so that a run can continue on another device."""
+    """Load a state of SGD but keep the optimiser's own device and kernels: a run can continue on another device."""
     own = [{name: group[name] for name in ("lr", "fused")} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    learning_rate = float(optimizer.param_groups[0]["lr"])
     for group, kept in zip(optimizer.param_groups, own, strict=True):
-        learning_rate = float(group["lr"])
         group.update(kept)
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(learning_rate)
-        else:
-            group["lr"] = learning_rate
+    set_learning_rate(optimizer, learning_rate)
 
 
 class FiniteWatch:
