@@ -91,14 +91,11 @@ class PairedDifference:
 
 
 def paired_difference(first: npt.ArrayLike, second: npt.ArrayLike) -> PairedDifference:
-    """Compare the losses of two methods on the same seeds and images.
+    """Compare the losses of two methods on the same seeds and images, first minus second.
 
     Args:
         first: Loss of every seed on every image, shape (S, N), or (N,) of one seed.
         second: The same of the other method, the same shape.
-
-    Returns:
-        First minus second.
 
     Raises:
         ValueError: Shapes that differ, fewer than two images, or losses that are not finite.
@@ -130,15 +127,7 @@ def _effect_size(mean: float, deviation: float) -> float:
 def compare(first: npt.ArrayLike, others: Mapping[str, npt.ArrayLike]) -> dict[str, PairedDifference]:
     """Compare one method with several, their p-values corrected together by Holm's procedure.
 
-    Args:
-        first: Losses (S, N) or (N,).
-        others: Losses of every other method by its name, the same shape.
-
-    Returns:
-        First minus each of the others, by name, in the given order.
-
-    Raises:
-        ValueError: See `paired_difference`.
+    The first minus each of the others, by name and in their order; losses and errors as for `paired_difference`.
     """
     found = {name: paired_difference(first, losses) for name, losses in others.items()}
     corrected = holm([each.p_value for each in found.values()])

@@ -176,11 +176,7 @@ def _weight_gradient(gradient: Tensor, features: Tensor, weight: Tensor, stride:
 def parity_grids(features: Tensor) -> Tensor:
     """Return the pixels of equal row and column parity as images of their own, zero-padded to an even size.
 
-    Args:
-        features: (B, C, H, W).
-
-    Returns:
-        (4B, C, ceil(H / 2), ceil(W / 2)) in channels_last layout.
+    Of (B, C, H, W), as (4B, C, ceil(H / 2), ceil(W / 2)) in channels_last layout.
     """
     batch, channels, height, width = features.shape
     if height % 2 or width % 2:

@@ -79,11 +79,7 @@ def build_operation(name: str, in_channels: int, out_channels: int, stride: int,
 def average_pool(features: Tensor, stride: int) -> Tensor:
     """Average over 3x3 windows, counting only the pixels of a window that are in the image.
 
-    Args:
-        features: (B, C, H, W).
-
-    Returns:
-        (B, C, ceil(H / stride), ceil(W / stride)).
+    Maps (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride)).
     """
     if features.device.type == "cuda":
         return padded_average_pool(features, stride)
@@ -110,7 +106,7 @@ class AveragePool(nn.Module):
         self.stride = stride
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C, ceil(H / stride), ceil(W / stride))."""
+        """Return ``average_pool``."""
         return average_pool(features, self.stride)
 
 
@@ -126,15 +122,7 @@ class ReluConvBn(nn.Sequential):
 
 
 def halving_pointwise(features: Tensor, weight: Tensor) -> Tensor:
-    """Convolve by 1x1 kernels at stride 2.
-
-    Args:
-        features: (B, C, H, W).
-        weight: (C_out, C, 1, 1).
-
-    Returns:
-        (B, C_out, ceil(H / 2), ceil(W / 2)).
-    """
+    """Convolve (B, C, H, W) by 1x1 kernels (C_out, C, 1, 1) at stride 2: (B, C_out, ceil(H / 2), ceil(W / 2))."""
     if features.device.type == "cpu" and features.shape[-1] > _SAFE_WIDTH:
         return F.conv2d(features[:, :, ::2, ::2], weight)
     return F.conv2d(features, weight, stride=2)
@@ -147,7 +135,7 @@ class HalvingConv2d(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, stride=2, bias=False)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C_out, ceil(H / 2), ceil(W / 2))."""
+        """Return ``halving_pointwise``."""
         return halving_pointwise(features, self.weight)
 
 

@@ -103,7 +103,7 @@ def per_edge(mixtures: Tensor) -> Tensor:
 
 
 def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpace) -> Tensor:
-    """Return how many (node, edge, operation) triples a draw from the mixture shares with the base.
+    """Return how many (node, edge, operation) triples a draw from each mixture shares with the base, (m,).
 
     Every node draws as many pairs as the base keeps there, so the number is the sum over nodes of
     k_n * sum of p_n(e, o) over the base's pairs, at most the base's number of edges when p_n is spread evenly
@@ -111,9 +111,6 @@ def expected_shared_edges(mixtures: Tensor, base_edges: Tensor, space: SearchSpa
 
     Args:
         base_edges: 1 on the triples of the base.
-
-    Returns:
-        (m,).
     """
     shared = (mixtures * base_edges).sum(-1)
     kept = base_edges.sum(-1)
