@@ -41,6 +41,7 @@ from dnas_ens.training.prediction import (
     class_probs,
     evaluation_mode,
     no_batches,
+    not_finite,
     one_pass,
 )
 from dnas_ens.types import FloatArray, IntArray
@@ -242,7 +243,7 @@ class Ensemble(nn.Module):
         probs: npt.NDArray[np.float32] = torch.cat(parts, dim=1).numpy()
         broken = np.flatnonzero(~np.isfinite(probs).all(axis=(1, 2)))
         if len(broken):
-            raise _not_finite(int(broken[0]))
+            raise not_finite(int(broken[0]))
         return probs
 
     def _move(self, device: torch.device | str | None) -> None:
@@ -298,7 +299,7 @@ class Ensemble(nn.Module):
             if probs is None:
                 probs = np.full((self.num_members, len(inputs), found.shape[1]), np.nan, dtype=np.float32)
             if not bool(found.isfinite().all()):
-                raise _not_finite(index)
+                raise not_finite(index)
             probs[index, unsure] = found.float().cpu().numpy()
             averaged = np.tensordot(shares[: index + 1], probs[: index + 1, unsure].astype(np.float64), axes=1)
             sure = averaged.max(axis=1) >= threshold * shares[: index + 1].sum()
@@ -515,15 +516,7 @@ class Ensemble(nn.Module):
             UserError: ensemble.json is missing or malformed; a member's file is outside the folder, is missing or
                 damaged, or does not fit its member; or modules are missing.
         """
-        stored = read_ensemble(folder, members=members)
-        return cls(
-            stored.members,
-            weights=stored.weights,
-            temperature=stored.temperature,
-            classes=stored.classes,
-            preprocessing=stored.preprocessing,
-            outputs=stored.outputs,
-        ).eval()
+        return cls(**vars(read_ensemble(folder, members=members))).eval()
 
 
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
@@ -589,13 +582,6 @@ def _as_classes(classes: Sequence[str] | None) -> tuple[str, ...] | None:
     if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
         raise UserError(f"The classes are {classes!r}.", "Give a list of names as text, one a class.")
     return tuple(str(name) for name in names)
-
-
-def _not_finite(member: int) -> UserError:
-    return UserError(
-        f"Member {member} predicts probabilities that are not finite.",
-        "Train it again, with a lower learning rate if it diverged, or leave it out.",
-    )
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -91,8 +91,7 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     """Compute everything that follows from predictions and write it to the folder.
 
     That is results.csv, .md and .json, the last two with figures of each class, and ensemble_size.json: metrics of
-    the equally weighted average of k members against k, see
-    `dnas_ens.metrics.ensemble_size.EnsembleSizeCurve.to_rows`.
+    the equally weighted average of k members against k, see `dnas_ens.metrics.ensemble_size.ensemble_size_curve`.
 
     Returns:
         The rows; see ``result_rows``. That of the ensemble, the last, has ``recall_per_class`` too, by class name, None
@@ -107,10 +106,10 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
     rows[-1] |= found
     write_tables(folder, rows, below=f"\n{sentences}\n{figures.to_markdown()}")
-    curve = ensemble_size_curve(
+    sizes = ensemble_size_curve(
         predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
     )
-    write_json(folder / "ensemble_size.json", curve.to_rows())
+    write_json(folder / "ensemble_size.json", sizes)
     return rows
 
 

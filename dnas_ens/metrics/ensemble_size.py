@@ -17,44 +17,11 @@ import numpy.typing as npt
 
 from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.scores import accuracy, check_predictions, nll
-from dnas_ens.types import FloatArray, IntArray
 
 #: What is measured at every size.
 CURVE_METRICS = ("accuracy", "nll", "calibrated_nll")
 #: Losses closer than this are equal, in nats: the order in which members are added changes a loss by rounding.
 SAME_LOSS = 1e-9
-
-
-@dataclass(frozen=True, kw_only=True)
-class EnsembleSizeCurve:
-    """Metrics against ensemble size.
-
-    The deviation is over subsets of the same M members. Subsets overlap, the more the larger they are, so it
-    tells how much the choice among these members matters, not how another M trainings would turn out.
-
-    Args:
-        sizes: 1..M, shape (M,).
-        subsets: How many subsets of each size were measured, shape (M,).
-        mean: For each of `CURVE_METRICS` the mean over subsets, shape (M,).
-        deviation: For each of them the standard deviation over subsets, shape (M,); NaN where there is one subset.
-    """
-
-    sizes: IntArray
-    subsets: IntArray
-    mean: dict[str, FloatArray]
-    deviation: dict[str, FloatArray]
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """Return a dictionary a size, ready for JSON: ``size``, ``subsets``, each metric and its ``_deviation``."""
-        rows = []
-        for position, size in enumerate(self.sizes):
-            row: dict[str, Any] = {"size": int(size), "subsets": int(self.subsets[position])}
-            for name in CURVE_METRICS:
-                deviation = float(self.deviation[name][position])
-                row[name] = float(self.mean[name][position])
-                row[f"{name}_deviation"] = None if math.isnan(deviation) else deviation
-            rows.append(row)
-        return rows
 
 
 def ensemble_size_curve(
@@ -65,16 +32,23 @@ def ensemble_size_curve(
     *,
     max_subsets: int = 30,
     seed: int = 0,
-) -> EnsembleSizeCurve:
+) -> list[dict[str, Any]]:
     """Measure the equally weighted average of k members on test, for k = 1..M.
 
     Every subset has a temperature of its own, fitted on val after averaging (Ashukha et al., arXiv 2002.06470).
     Probabilities and labels as for `dnas_ens.metrics.calibration.cross_fit`.
 
+    The deviation is over subsets of the same M members. Subsets overlap, the more the larger they are, so it
+    tells how much the choice among these members matters, not how another M trainings would turn out.
+
     Args:
         max_subsets: Largest number of subsets of one size, 1 or more; all of them where there are no more, else
             a sample without repetition.
         seed: Of the sample.
+
+    Returns:
+        A dictionary a size, ready for JSON: ``size``, ``subsets``, the mean over subsets of each of `CURVE_METRICS` and
+        its ``_deviation``, the standard deviation over them, None where there is one subset.
 
     Raises:
         ValueError: Another number of members on val than on test, no subsets; else see
@@ -88,8 +62,6 @@ def ensemble_size_curve(
     if max_subsets < 1:
         raise ValueError(f"max_subsets must be at least 1, got {max_subsets}")
     generator = np.random.default_rng(seed)
-    sizes = range(1, num_members + 1)
-    chosen = [draw_subsets(num_members, size, max_subsets, generator=generator) for size in sizes]
 
     def measure(subset: tuple[int, ...]) -> tuple[float, ...]:
         members = list(subset)
@@ -101,17 +73,16 @@ def ensemble_size_curve(
             nll.of(tempered(averaged, temperature), of_test),
         )
 
-    measured = [np.array([measure(subset) for subset in subsets]) for subsets in chosen]
-    means = np.stack([values.mean(axis=0) for values in measured])
-    deviations = np.stack(
-        [values.std(axis=0, ddof=1) if len(values) > 1 else np.full(len(CURVE_METRICS), np.nan) for values in measured]
-    )
-    return EnsembleSizeCurve(
-        sizes=np.array(sizes),
-        subsets=np.array([len(subsets) for subsets in chosen]),
-        mean=dict(zip(CURVE_METRICS, means.T, strict=True)),
-        deviation=dict(zip(CURVE_METRICS, deviations.T, strict=True)),
-    )
+    rows = []
+    for size in range(1, num_members + 1):
+        subsets = draw_subsets(num_members, size, max_subsets, generator=generator)
+        measured = np.array([measure(subset) for subset in subsets])
+        deviations = measured.std(axis=0, ddof=1).tolist() if len(subsets) > 1 else [None] * len(CURVE_METRICS)
+        row: dict[str, Any] = {"size": size, "subsets": len(subsets)}
+        for name, mean, deviation in zip(CURVE_METRICS, measured.mean(axis=0).tolist(), deviations, strict=True):
+            row |= {name: mean, f"{name}_deviation": deviation}
+        rows.append(row)
+    return rows
 
 
 def draw_subsets(
@@ -159,8 +130,7 @@ def deep_ensemble_equivalent(
 
     Args:
         calibrated_nll: Of the method in question, in nats, on the same test images.
-        curve: Mean calibrated NLL of deep ensembles, shape (L,), nats, such as
-            ``EnsembleSizeCurve.mean["calibrated_nll"]``.
+        curve: Mean calibrated NLL of deep ensembles, shape (L,), nats.
         sizes: Their numbers of members, shape (L,), rising from 1; None for 1..L.
 
     Raises:

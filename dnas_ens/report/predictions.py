@@ -221,7 +221,7 @@ def draw_by_size(rows: Sequence[Mapping[str, Any]], metric: str, *, y_label: str
     """Draw a metric against the number of members, with a band of one standard deviation over subsets around it.
 
     Args:
-        rows: See `dnas_ens.metrics.ensemble_size.EnsembleSizeCurve.to_rows`.
+        rows: See `dnas_ens.metrics.ensemble_size.ensemble_size_curve`.
         metric: "accuracy", shown in per cent, or one in nats.
         y_label: What it is, with its unit.
     """

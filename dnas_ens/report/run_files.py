@@ -276,4 +276,4 @@ def _sizes(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
         return rows
     return ensemble_size_curve(
         predictions.val_probs, predictions.val_labels, predictions.test_probs, predictions.test_labels
-    ).to_rows()
+    )

@@ -324,10 +324,7 @@ def predict_members(
     for index, member in enumerate(members):
         probs, labels = predict_batches(member, val_batches, outputs=outputs, name=f"Member {index}")
         if not np.isfinite(probs).all():
-            raise UserError(
-                f"Member {index} predicts probabilities that are not finite.",
-                "Train it again, with a lower learning rate if it diverged, or leave it out.",
-            )
+            raise not_finite(index)
         if first_labels is not None and not np.array_equal(labels, first_labels):
             raise UserError(
                 f"Member {index} saw other labels than member 0.",
@@ -354,3 +351,11 @@ def plain_passes(data: ImageData, split: Split) -> Callable[[], Iterator[tuple[T
 def no_batches(purpose: str) -> UserError:
     """Return the error for a pass over the data that was empty."""
     return UserError(f"There are no batches for {purpose}.", _BATCHES_REMEDY)
+
+
+def not_finite(member: int) -> UserError:
+    """Return the error for a member whose probabilities are not finite."""
+    return UserError(
+        f"Member {member} predicts probabilities that are not finite.",
+        "Train it again, with a lower learning rate if it diverged, or leave it out.",
+    )

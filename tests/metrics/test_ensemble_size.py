@@ -1,4 +1,3 @@
-import math
 from itertools import combinations, permutations
 
 import numpy as np
@@ -20,10 +19,9 @@ def predictions(num_members, seed=0):
 
 def test_against_scikit_learn_on_every_subset():
     val, val_labels, test, test_labels = predictions(4)
-    curve = ensemble_size_curve(val, val_labels, test, test_labels)
-    assert curve.sizes.tolist() == [1, 2, 3, 4]
-    assert curve.subsets.tolist() == [4, 6, 4, 1]
-    for size in curve.sizes:
+    rows = ensemble_size_curve(val, val_labels, test, test_labels)
+    assert [(row["size"], row["subsets"]) for row in rows] == [(1, 4), (2, 6), (3, 4), (4, 1)]
+    for size, row in enumerate(rows, start=1):
         accuracies, losses, calibrated = [], [], []
         for subset in combinations(range(4), size):
             averaged = test[list(subset)].mean(0)
@@ -34,15 +32,9 @@ def test_against_scikit_learn_on_every_subset():
             losses.append(log_loss(test_labels, averaged, labels=range(4)))
             calibrated.append(log_loss(test_labels, tempered, labels=range(4)))
         for name, values in zip(CURVE_METRICS, (accuracies, losses, calibrated), strict=True):
-            assert curve.mean[name][size - 1] == pytest.approx(np.mean(values))
-            if size < 4:
-                assert curve.deviation[name][size - 1] == pytest.approx(np.std(values, ddof=1))
-            else:
-                assert math.isnan(curve.deviation[name][size - 1])
-    rows = curve.to_rows()
-    assert [row["size"] for row in rows] == [1, 2, 3, 4]
-    assert rows[0]["nll_deviation"] == curve.deviation["nll"][0]
-    assert rows[3]["nll_deviation"] is None
+            assert row[name] == pytest.approx(np.mean(values))
+            deviation = row[f"{name}_deviation"]
+            assert deviation is None if size == 4 else deviation == pytest.approx(np.std(values, ddof=1))
 
 
 def test_a_sample_is_seeded_and_has_no_subset_twice():
@@ -50,7 +42,8 @@ def test_a_sample_is_seeded_and_has_no_subset_twice():
     assert first == again
     assert len(set(first)) == 40
     assert all(len(set(subset)) == 5 and max(subset) < 12 for subset in first)
-    assert ensemble_size_curve(*predictions(6), max_subsets=5).subsets.tolist() == [5, 5, 5, 5, 5, 1]
+    rows = ensemble_size_curve(*predictions(6), max_subsets=5)
+    assert [row["subsets"] for row in rows] == [5, 5, 5, 5, 5, 1]
 
 
 def test_what_does_not_fit():
