@@ -16,11 +16,6 @@ MIN_PASSES = 5
 MIN_SECONDS = 0.2
 
 
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; an auxiliary head that only training uses counts where it is built."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def count_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Count the floating-point operations of classifying one image, in evaluation mode.
 

@@ -205,8 +205,8 @@ class Predictions:
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
     """Predict the validation and the test images with every member, and measure what a member costs to use."""
-    from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
-    from dnas_ens.nn.network import Network
+    from dnas_ens.evaluate.compute_cost import count_flops, inference_seconds
+    from dnas_ens.nn.network import Network, num_parameters
     from dnas_ens.run.machine import describe_device
 
     ensemble.to(device)
@@ -222,7 +222,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
         test_labels=data.test.labels.cpu().numpy(),
         classes=data.classes,
         weights=ensemble.weights.double().tolist(),
-        parameters=[count_parameters(member) for member in members],
+        parameters=[num_parameters(member) for member in members],
         flops=[count_flops(member, shape) for member in members],
         inference_seconds=[inference_seconds(member, shape, channels_last=channels_last) for member in members],
         device=describe_device(device),

@@ -225,8 +225,9 @@ def train(
             if loop.steps_done:
                 states.after_step(done=loop.steps_done, of=loop.steps_per_epoch)
 
+        warmup = loop.config.bilevel.warmup_epochs
         # A resumed search stops early where it had stopped before.
-        while loop.epoch < loop.num_epochs and not _stops_early(loop):
+        while loop.epoch < loop.num_epochs and not (loop.epoch > warmup and loop.should_stop()):
             scalars = loop.run_epoch(on_step)
             loop.require_agreement()
             shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}
@@ -236,10 +237,6 @@ def train(
                 run.metrics.log(scalars, step=loop.step, epoch=loop.epoch, phase="search")
             states.after_epoch()
     return cost
-
-
-def _stops_early(loop: FamilyLoop) -> bool:
-    return loop.epoch > loop.config.bilevel.warmup_epochs and loop.should_stop()
 
 
 def _flagged_skips(skips: float) -> str:

@@ -35,7 +35,7 @@ from dnas_ens.training.cluster import RayPool
 from dnas_ens.training.members import member_steps, plan_members
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.trainer import MemberTraining
-from dnas_ens.training.workers import Pool, completed, worker_pool
+from dnas_ens.training.workers import completed, worker_pool
 from dnas_ens.types import FloatArray
 
 #: Seconds of steps that are timed, after a few that are not, and steps at least.
@@ -216,7 +216,7 @@ def measured(
 
     opened = time.time()
     with worker_pool(places, engine=fanout.engine, gpu=device.type == "cuda") as pool:
-        slots = _slots(pool, places)
+        slots = pool.slots if isinstance(pool, RayPool) else places
         # The first ones import, and are not alike.
         first = [pace for _, pace in completed(pool, tasks(waves[:places]))]
         paces = dict(completed(pool, tasks(waves)))
@@ -259,10 +259,6 @@ def _named_trial(
     name: Hashable, genotype: Genotype, data: ImageData, recipe: RetrainConfig, device: torch.device
 ) -> tuple[Hashable, Pace]:
     return name, trial(genotype, data, recipe, device=device)
-
-
-def _slots(pool: Pool, places: int) -> int:
-    return pool.slots if isinstance(pool, RayPool) else places
 
 
 def _clocks(device: torch.device) -> tuple[float, float]:

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
+from dnas_ens.evaluate.compute_cost import count_flops, inference_seconds
+from dnas_ens.nn.network import num_parameters
 
 
 def small_network():
@@ -21,7 +22,7 @@ def test_flops_by_hand():
     dense, depthwise, linear = 8 * (8 * 10) * (3 * 9), 8 * (4 * 5) * 25, 7 * (8 * 4 * 5)
     model = small_network()
     assert count_flops(model, (3, 8, 10)) == 2 * (dense + depthwise + linear)
-    assert count_parameters(model) == (8 * 27 + 8) + 16 + 8 * 25 + (7 * 160 + 7)
+    assert num_parameters(model) == (8 * 27 + 8) + 16 + 8 * 25 + (7 * 160 + 7)
 
 
 def test_measuring_leaves_no_trace():
