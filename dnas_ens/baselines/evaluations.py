@@ -144,13 +144,9 @@ class Evaluations:
 
 
 def forward_select(label_probs: npt.ArrayLike, num_members: int) -> list[int]:
-    """ForwardSelect of arXiv 2006.08573 by the probabilities of the right class alone.
+    """ForwardSelect of arXiv 2006.08573 by the probabilities of the right class alone, (P, N), in [0, 1].
 
-    Args:
-        label_probs: (P, N), in [0, 1].
-
-    Returns:
-        M positions, best first; see `dnas_ens.ensembles.selection.greedy_selection`.
+    Returns M positions, best first; see `dnas_ens.ensembles.selection.greedy_selection`.
     """
     # Rounded probabilities may exceed 1 in the last place.
     right = np.clip(np.asarray(label_probs, dtype=np.float64), 0.0, 1.0)

@@ -321,7 +321,6 @@ def nes_regularised_evolution(
     """Run NES-RE (arXiv 2006.08573) and choose M of the pool greedily on the ensemble's validation NLL.
 
     Args:
-        train: See `RegularisedEvolution`.
         num_evaluations: Genotypes trained in all (the paper's budget K), at least M and at least P.
         folder: Where state and evaluations are kept; run again with it, the evolution continues.
 

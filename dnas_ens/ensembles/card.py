@@ -19,7 +19,6 @@ def model_card(stored: StoredEnsemble, entries: Sequence[Mapping[str, Any]], *, 
     """Return the card as Markdown.
 
     Args:
-        stored: The ensemble.
         entries: Those of its members in ensemble.json.
         notes: What only its owner knows, such as where the images are from and what was measured on others.
     """

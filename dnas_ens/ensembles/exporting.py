@@ -71,7 +71,6 @@ def export(
 
     Args:
         ensemble: With preprocessing; it is moved to the CPU.
-        path: The file.
         images: At least two real images, uint8 (N, C, H, W), on which both are compared.
         format: "torch" (`torch.export`, .pt2) or "onnx"; None tells it by the ending of the path.
 

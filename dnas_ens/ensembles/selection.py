@@ -70,15 +70,10 @@ def averaged_loss(averaged: FloatArray, labels: IntArray, criterion: Criterion) 
 
 
 def tie_broken_error(nll: npt.ArrayLike, accuracy: npt.ArrayLike, num_images: int) -> FloatArray:
-    """Return 1 - accuracy + NLL / (28 N).
+    """Return 1 - accuracy + NLL / (28 N), of accuracies in [0, 1] and NLLs in nats of the same shape, over N images.
 
     An error rate moves in steps of 1/N and says nothing within a step; the second term stays below one step
     because an NLL does not exceed 27.7 nats.
-
-    Args:
-        nll: NLL in nats, in [0, 27.7], any shape.
-        accuracy: Accuracy in [0, 1], the same shape.
-        num_images: N.
     """
     errors = 1.0 - np.asarray(accuracy, dtype=np.float64)
     ranked: FloatArray = errors + np.asarray(nll, dtype=np.float64) / (28.0 * num_images)

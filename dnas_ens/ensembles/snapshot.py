@@ -216,7 +216,6 @@ class SnapshotRecorder:
 
     Args:
         model: The model that is trained, any module.
-        optimizer: Its optimiser.
         schedule: `CosineCycles`, `TriangularCycles` or another dataclass with their methods.
         steps_per_epoch: Steps of the optimiser in an epoch, 1 or more; with 1 a "step" may be an epoch.
 

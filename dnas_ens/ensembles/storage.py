@@ -52,13 +52,7 @@ def write_ensemble(
     num_trained: int | None = None,
     notes: str | None = None,
 ) -> None:
-    """Write ensemble.json, one safetensors file a member and the card; see `Ensemble.save`.
-
-    Args:
-        numbers: Names of the members' folders under members/; None for 0 to M - 1.
-        num_trained: Networks that were trained for the ensemble, from which the members were chosen; None for M.
-        notes: See `dnas_ens.ensembles.card.model_card`.
-    """
+    """Write ensemble.json, one safetensors file a member and the card; see `Ensemble.save`."""
     manifest = folder / MANIFEST
     if manifest.exists() and not overwrite:
         raise UserError(f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True.")

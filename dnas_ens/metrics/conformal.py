@@ -40,11 +40,9 @@ def conformal_threshold(val_probs: npt.ArrayLike, val_labels: npt.ArrayLike, cov
 
 
 def prediction_sets(probs: npt.ArrayLike, threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which classes are in the set of each image, (N, K); the most probable one always is.
+    """Return which classes of probabilities (N, K) are in the set of each image, (N, K), by a `conformal_threshold`.
 
-    Args:
-        probs: Class probabilities (N, K).
-        threshold: Of `conformal_threshold`.
+    The most probable one always is.
     """
     checked = check_probs(probs)
     sets: npt.NDArray[np.bool_] = checked >= threshold

@@ -45,14 +45,7 @@ def normalise_weights(weights: npt.ArrayLike | None, num_members: int) -> FloatA
 
 
 def entropy(probs: npt.ArrayLike) -> FloatArray:
-    """Shannon entropy over the last axis, -sum_k p_k ln p_k with 0 ln 0 = 0.
-
-    Args:
-        probs: Class probabilities, shape (..., K), range [0, 1].
-
-    Returns:
-        Entropy in nats, shape (...), range [0, ln K].
-    """
+    """Shannon entropy of probabilities (..., K), -sum_k p_k ln p_k with 0 ln 0 = 0: nats, shape (...), in [0, ln K]."""
     array = np.asarray(probs, dtype=np.float64)
     result: FloatArray = -(array * np.log(np.where(array > 0.0, array, 1.0))).sum(axis=-1) + 0.0
     return result

@@ -53,14 +53,7 @@ class RiskCoverage:
         return float(self.risk.mean())
 
     def accuracy_at(self, coverage: float) -> float:
-        """Accuracy on the fewest images that make up at least this coverage, in [0, 1].
-
-        Args:
-            coverage: In (0, 1].
-
-        Raises:
-            ValueError: A coverage outside (0, 1].
-        """
+        """Accuracy, in [0, 1], on the fewest images that make up at least a coverage; ValueError outside (0, 1]."""
         if not 0.0 < coverage <= 1.0:
             raise ValueError(f"coverage must lie in (0, 1], got {coverage}")
         answered = max(1, int(np.ceil(coverage * len(self.risk) - _ROUNDING)))

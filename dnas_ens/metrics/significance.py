@@ -137,13 +137,10 @@ def compare(first: npt.ArrayLike, others: Mapping[str, npt.ArrayLike]) -> dict[s
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
+    """Correct p-values in [0, 1] for their number (Holm, Scandinavian Journal of Statistics 6, 1979), in their order.
 
     The i-th smallest of n is multiplied by n - i + 1, never falls, and is at most 1; this bounds the chance of
     one false claim among all, whatever their dependence.
-
-    Args:
-        p_values: In [0, 1]; the corrected ones come in the same order.
     """
     corrected = np.empty(len(p_values))
     largest = 0.0

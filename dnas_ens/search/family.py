@@ -60,7 +60,6 @@ def draw_points(
     Directions come without replacement; when m exceeds R every direction comes equally often, up to one.
 
     Args:
-        margin: Overhang on both sides.
         generator: A CPU generator.
         fixed_lambda: If given, every lambda is this one.
 

@@ -25,7 +25,6 @@ class SearchResult:
     """The result of ``dnas_ens.search``.
 
     Args:
-        base: The base's genotype.
         candidates: The pool, with scores.
         ranking: Positions in the pool in the order that larger ensembles take them in, the chosen members first.
         curve: The sweep of lambda; None for random deviations, which have no hypernetwork.

@@ -44,8 +44,6 @@ class FamilyLoop(ABC):
     Attributes:
         ranks: The processes that share the search.
         epoch: Epochs done.
-        num_epochs: Epochs of the whole search.
-        steps_per_epoch: Steps of an epoch.
         steps_done: Steps done of the epoch in progress, where a state can be taken between two steps; 0 elsewhere.
     """
 

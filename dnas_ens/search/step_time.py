@@ -42,7 +42,6 @@ class StepTimes:
     """Times of a step of a network in milliseconds, forward and backward.
 
     Args:
-        space: The space of its cells.
         edges_per_node: Edges that a node of a discrete cell keeps, at most.
         operations: (T, E, O), of an operation on an edge, summed over the cells of a type; 0 for ``none``.
         rest: Of all that no choice changes: stem, preprocessing, sums, classifier, loss.
@@ -131,9 +130,6 @@ def measured_step_times(
     Args:
         stack: Of the members, its types of cells all searched.
         image_size: Side of the images in pixels.
-        batch_size: Images of a step.
-        edges_per_node: Edges that a discrete cell keeps.
-        execution: How the networks are computed.
     """
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

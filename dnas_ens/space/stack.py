@@ -147,11 +147,7 @@ class StackSpec:
 
 
 def default_stem_stride(image_size: int, space: str) -> int:
-    """Return what a stem divides the sides of images by: as DARTS does, or once below 64 pixels already.
-
-    Args:
-        image_size: Side in pixels.
-    """
+    """Return what a stem divides the sides of images, in pixels, by: as DARTS does, or once below 64 pixels already."""
     if image_size > SMALL_IMAGE:
         return 4
     return 2 if image_size >= TINY_IMAGE and 2 in rules_of(space).stem_strides else 1

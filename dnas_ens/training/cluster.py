@@ -34,7 +34,6 @@ class RayPool:
     """Runs tasks on a Ray cluster that this process is connected to.
 
     Args:
-        ray: The module.
         num_threads: Threads of PyTorch in a task.
         resources: What a task asks Ray for, as arguments of ``ray.remote``.
         slots: How many fit side by side.

@@ -148,8 +148,6 @@ class Fanout:
 
     Args:
         workers: As the command takes them; 0 for one a thread, on a GPU for one.
-        engine: What runs them.
-        device: Where.
     """
 
     workers: int

@@ -167,7 +167,6 @@ class Plan:
     """One network to train.
 
     Args:
-        genotype: Its cells.
         recipe: What it is trained with, without cycles of its own.
         parent: Number of the network it goes on from; None for fresh weights.
     """

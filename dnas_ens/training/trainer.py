@@ -54,7 +54,6 @@ class Training(Generic[Model]):
         class_weights: As ``TrainingStep`` takes them.
 
     Attributes:
-        network: The module.
         epoch: Epochs done.
         steps_done: Steps done of the epoch in progress; 0 between two epochs.
         total_epochs: Those there will be, where the cosine of the learning rate ends; the recipe's unless lowered.
@@ -394,7 +393,6 @@ class Parent:
     """The network that a training goes on from.
 
     Args:
-        number: Its position.
         weights: Gives its state; called when the training begins.
     """
 

@@ -43,9 +43,6 @@ def process_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
     what they run must be importable. They ignore Ctrl-C: leaving the block ends them, at once where an exception
     leaves it, and otherwise when they have done what was submitted.
 
-    Args:
-        num_workers: How many, at least 1.
-
     Yields:
         An executor; `completed` gives results as they come, `map` of the executor in the order of the tasks.
 
