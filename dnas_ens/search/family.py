@@ -45,38 +45,6 @@ class Points:
         return Points(torch.cat([self.lam, other.lam]), torch.cat([self.direction, other.direction]))
 
 
-def draw_points(
-    num_points: int,
-    *,
-    num_directions: int,
-    max_lambda: float,
-    margin: float,
-    generator: torch.Generator,
-    fixed_lambda: float | None = None,
-) -> Points:
-    """Draw m pairs: lambda stratified on [-margin, max_lambda + margin] and clipped, directions shuffled.
-
-    The margin gives the ends of the range their share of training (EdgeNES found them untrained otherwise).
-    Directions come without replacement; when m exceeds R every direction comes equally often, up to one.
-
-    Args:
-        generator: A CPU generator.
-        fixed_lambda: If given, every lambda is this one.
-
-    Returns:
-        On the CPU; ``moved`` takes many at once to another device.
-    """
-    strata = torch.arange(num_points) + torch.rand(num_points, generator=generator)
-    lam = strata / num_points * (max_lambda + 2 * margin) - margin
-    # Shuffled, because the first slice of every batch would otherwise hold the small lambdas.
-    lam = lam[torch.randperm(num_points, generator=generator)].clamp(0.0, max_lambda)
-    if fixed_lambda is not None:
-        lam = torch.full_like(lam, fixed_lambda)
-    rounds = -(-num_points // num_directions)
-    direction = torch.cat([torch.randperm(num_directions, generator=generator) for _ in range(rounds)])
-    return Points(lam, direction[:num_points])
-
-
 def moved(draws: Sequence[Points], device: torch.device | str) -> list[Points]:
     """Return the points on a device, by one copy of all lambdas and one of all directions."""
     if not draws:
@@ -138,16 +106,25 @@ class ArchitectureFamily:
         return self.temperature if self.config.objective.relaxation == "softmax" else 1.0
 
     def draw(self, num_points: int, generator: torch.Generator) -> Points:
-        """Draw m points as the configuration says, on the CPU."""
-        hyper = self.config.hypernetwork
-        return draw_points(
-            num_points,
-            num_directions=hyper.directions,
-            max_lambda=hyper.max_lambda,
-            margin=hyper.lambda_margin,
-            generator=generator,
-            fixed_lambda=self.config.objective.fixed_lambda,
-        )
+        """Draw m pairs: lambda stratified on [-margin, max_lambda + margin] and clipped, directions shuffled.
+
+        The margin gives the ends of the range their share of training (EdgeNES found them untrained otherwise).
+        Directions come without replacement; when m exceeds R every direction comes equally often, up to one. Where the
+        configuration fixes lambda, every lambda is that one.
+
+        Args:
+            generator: On the CPU, like the points; `moved` takes many of them at once to another device.
+        """
+        hyper, fixed = self.config.hypernetwork, self.config.objective.fixed_lambda
+        strata = torch.arange(num_points) + torch.rand(num_points, generator=generator)
+        lam = strata / num_points * (hyper.max_lambda + 2 * hyper.lambda_margin) - hyper.lambda_margin
+        # Shuffled, because the first slice of every batch would otherwise hold the small lambdas.
+        lam = lam[torch.randperm(num_points, generator=generator)].clamp(0.0, hyper.max_lambda)
+        if fixed is not None:
+            lam = torch.full_like(lam, fixed)
+        rounds = -(-num_points // hyper.directions)
+        direction = torch.cat([torch.randperm(hyper.directions, generator=generator) for _ in range(rounds)])
+        return Points(lam, direction[:num_points])
 
     def grid(self, lam: Tensor) -> Points:
         """Return L lambdas (L,) on each of the R directions, direction by direction, R * L points."""

@@ -3,7 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dnas_ens.search.family import draw_points
+from dnas_ens.config import SearchConfig
+from dnas_ens.config.fields import with_fields
+from dnas_ens.search.family import ArchitectureFamily
 from dnas_ens.search.hypernetwork import MlpHypernetwork, PiecewiseLinearHypernetwork
 from dnas_ens.space.search_space import SearchSpace
 
@@ -66,11 +68,15 @@ def test_all_directions_part_from_the_base(build):
     assert sum(float(gradient.abs().sum()) for gradient in others) > 0
 
 
+def family(**fields):
+    return ArchitectureFamily(with_fields(SearchConfig(), **fields))
+
+
 def test_draws_are_stratified_clipped_and_without_replacement():
-    generator = torch.Generator().manual_seed(0)
-    lams = []
+    points = family(directions=5, max_lambda=0.8, lambda_margin=0.1)
+    generator, lams = torch.Generator().manual_seed(0), []
     for _ in range(500):
-        draw = draw_points(4, num_directions=5, max_lambda=0.8, margin=0.1, generator=generator)
+        draw = points.draw(4, generator)
         assert len(set(draw.direction.tolist())) == 4
         ordered = draw.lam.sort().values
         # One draw a stratum of [-0.1, 0.9], clipped to the range.
@@ -83,6 +89,5 @@ def test_draws_are_stratified_clipped_and_without_replacement():
     # Shuffled: no slice of the batch sees small lambdas only.
     assert float(everything.mean(0).std()) < 0.05
     # More members than directions share them evenly.
-    fields = {"max_lambda": 1, "margin": 0, "generator": torch.Generator().manual_seed(1)}
-    assert draw_points(5, num_directions=2, **fields).direction.tolist().count(0) in (2, 3)
-    assert draw_points(3, num_directions=1, fixed_lambda=0.25, **fields).lam.tolist() == [0.25] * 3
+    assert family(directions=2).draw(5, generator).direction.tolist().count(0) in (2, 3)
+    assert family(directions=1, fixed_lambda=0.25).draw(3, generator).lam.tolist() == [0.25] * 3
