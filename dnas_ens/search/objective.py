@@ -39,25 +39,18 @@ def needs_same_images(likelihood: Likelihood, penalty: PENALTIES) -> bool:
     return likelihood == "ensemble" or "js-predictive" in penalty
 
 
-def member_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy of the members, in nats."""
-    return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+def likelihood_nll(kind: Likelihood, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the likelihood part of the objective, in nats.
 
-
-def ensemble_nll(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return -log of the averaged probability, the objective of neural ensemble search, in nats.
-
-    Equation: mean over images of -log (1/m sum_i softmax(logits_i)_label). By Jensen's inequality it is at
-    most ``member_nll``. For members that saw the same images, so that rows of labels are equal.
+    The mean cross-entropy of the members; or for the kind "ensemble" -log of their averaged probability, the objective
+    of neural ensemble search: mean over images of -log (1/m sum_i softmax(logits_i)_label), by Jensen's inequality at
+    most the former. The members then saw the same images, so that rows of labels are equal.
     """
+    if kind != "ensemble":
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
     log_probs = logits.log_softmax(-1)
     log_mean = torch.logsumexp(log_probs, dim=0) - math.log(len(logits))
     return F.nll_loss(log_mean, labels[0])
-
-
-def likelihood_nll(kind: Likelihood, logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the likelihood part of the objective; see ``member_nll`` and ``ensemble_nll``."""
-    return ensemble_nll(logits, labels) if kind == "ensemble" else member_nll(logits, labels)
 
 
 def pair_targets(points: Points) -> Tensor:
