@@ -283,8 +283,6 @@ class Ensemble(nn.Module):
                 probs, asked = self._cascaded(self._inputs(batch), cascade.threshold)
                 parts.append(probs)
                 counts.append(asked)
-        if not parts:
-            raise no_batches("evaluation")
         return np.concatenate(parts, axis=1), np.concatenate(counts)
 
     def _cascaded(self, inputs: Tensor, threshold: float) -> tuple[npt.NDArray[np.float32], IntArray]:

@@ -20,7 +20,7 @@ from scipy.optimize import Bounds, LinearConstraint, differential_evolution, min
 
 from dnas_ens.ensembles import selection
 from dnas_ens.errors import UserError
-from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions
+from dnas_ens.metrics.scores import PROB_FLOOR, check_predictions, label_losses
 from dnas_ens.types import FloatArray, IntArray
 
 Criterion = Literal["nll", "accuracy"]
@@ -254,7 +254,7 @@ def _corners(num_members: int) -> FloatArray:
 def _score(weights: FloatArray, members: FloatArray, classes: IntArray) -> tuple[FloatArray, FloatArray]:
     """Return NLL and accuracy of many weightings (S, M), each of shape (S,)."""
     num_members, num_images, num_classes = members.shape
-    averaged = np.clip(weights @ _label_probs(members, classes), PROB_FLOOR, 1.0)
+    losses = label_losses(weights @ _label_probs(members, classes))
     hits = np.zeros(len(weights))
     step = max(1, _CHUNK // (len(weights) * num_classes))
     for start in range(0, num_images, step):
@@ -262,7 +262,7 @@ def _score(weights: FloatArray, members: FloatArray, classes: IntArray) -> tuple
         probs = weights @ part.reshape(num_members, -1)
         predicted = probs.reshape(len(weights), -1, num_classes).argmax(axis=2)
         hits += (predicted == classes[start : start + step]).sum(axis=1)
-    return -np.log(averaged).mean(axis=1) + 0.0, hits / num_images
+    return losses.mean(axis=1), hits / num_images
 
 
 def _fitted(weights: FloatArray, members: FloatArray, classes: IntArray, evaluations: int) -> FittedWeights:

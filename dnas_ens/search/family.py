@@ -6,8 +6,7 @@ The one route from lambda to a genotype: `Points` -> hypernetwork -> ``distribut
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -214,10 +213,6 @@ class DiversityCurve:
     distance_to_base: list[float]
     shared_edges: list[int]
     distance_between: list[float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return asdict(self)
 
 
 @torch.no_grad()

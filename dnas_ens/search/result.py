@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dnas_ens.config import SearchConfig
@@ -152,7 +152,7 @@ class SearchResult:
             "ranking": self.ranking,
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "temperature": self.temperature,
-            "curve": None if self.curve is None else self.curve.to_dict(),
+            "curve": None if self.curve is None else asdict(self.curve),
             "report": self.report,
             "execution": self.execution,
         }
