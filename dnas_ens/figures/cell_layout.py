@@ -78,11 +78,8 @@ def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
         graph: What `Genotype.to_graph` returns.
         label_width: The width of a label box.
     """
-    output = max(graph)
-    depth: dict[int, int] = {}
-    for node in range(output + 1):
-        # Inputs, which come first, have no predecessors.
-        depth[node] = max((1 + depth[source] for source in graph.predecessors(node)), default=0)
+    generations = enumerate(networkx.topological_generations(graph))
+    depth: dict[int, int] = {node: column for column, nodes in generations for node in nodes}
     routes = {
         (source, target): [
             (source,),
@@ -91,7 +88,7 @@ def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
         ]
         for source, target in graph.edges
     }
-    columns: list[list[Item]] = [[] for _ in range(depth[output] + 1)]
+    columns: list[list[Item]] = [[] for _ in range(depth[max(graph)] + 1)]
     for node in sorted(graph):
         columns[depth[node]].append((node,))
     for route in routes.values():

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import (
     ABSENT,
     as_json,
@@ -96,7 +95,7 @@ class RunFolder:
                 run.config = _read_config(run.path)
                 run._compare(section, config, resume=resume, otherwise=_OTHER_FOLDER)
             else:
-                run._write_section(section, config)
+                run.replace_config(section, config)
         except BaseException:
             run.close()
             raise
@@ -121,7 +120,7 @@ class RunFolder:
             # A later command has no folder of its own to name.
             self._compare(section, config, resume=resume, otherwise="Search into another folder")
         else:
-            self._write_section(section, config)
+            self.replace_config(section, config)
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one command.
@@ -135,8 +134,9 @@ class RunFolder:
         return section
 
     def replace_config(self, section: str, config: Mapping[str, Any]) -> None:
-        """Replace a section of config.json by one that means the same, as with data that have moved."""
-        self._write_section(section, config)
+        """Write a section of config.json: a new one, or one that means the same, as with data that have moved."""
+        self.config = {**self.config, section: as_json(config)}
+        self.write_json("config.json", self.config)
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder.
@@ -155,10 +155,6 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """Read a JSON file of the folder; see `dnas_ens.run.files.read_json`."""
         return read_json(self.file(name))
-
-    def checkpoints(self, name: str) -> CheckpointStore:
-        """The resumable states of one part of the run, in checkpoints/."""
-        return CheckpointStore(self.path / "checkpoints", name=name)
 
     def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
         """Append this command's versions, device, command line and git revision to env.json.
@@ -198,10 +194,6 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _write_section(self, section: str, config: Mapping[str, Any]) -> None:
-        self.config = {**self.config, section: as_json(config)}
-        self.write_json("config.json", self.config)
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, ABSENT)
