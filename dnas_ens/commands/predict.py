@@ -216,18 +216,13 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
 def readable_of(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
     """Return the files that can be read as the ensemble wants them, naming the others on standard error."""
-    from dnas_ens.data.images import in_threads, read_image
+    from dnas_ens.data.images import in_threads
     from dnas_ens.errors import UserError
 
     def fault(path: Path) -> str | None:
         """Why a file cannot be read."""
         try:
-            read_image(
-                path,
-                num_channels=preprocessing.num_channels,
-                image_size=preprocessing.image_size,
-                deep_bits=preprocessing.deep_bits,
-            )
+            preprocessing.read(path)
         except UserError as error:
             return error.cause
         return None
