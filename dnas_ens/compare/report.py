@@ -162,7 +162,6 @@ def table_over_seeds(
     Args:
         rows: For each row its record of every seed.
         columns: By the field of the records.
-        heading: Of the first column.
     """
     return markdown_table(
         [heading, *(column.heading for column in columns.values())],
@@ -176,13 +175,7 @@ def table_over_seeds(
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Collection[int] = (0,)
 ) -> str:
-    """Return a Markdown table.
-
-    Args:
-        header: Column names.
-        rows: As many cells each.
-        text_columns: Positions of the columns that are set to the left; -1 is the last.
-    """
+    """Return a Markdown table; of the columns those at ``text_columns`` are set to the left, -1 is the last."""
     left = {position % len(header) for position in text_columns}
     rule = "".join("|:--" if position in left else "|--:" for position in range(len(header))) + "|"
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
@@ -195,7 +188,6 @@ def provenance(env: Mapping[str, Any], *, hardware: str, packages: Sequence[str]
     Args:
         env: From `dnas_ens.run.machine.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
-        packages: Whose versions are told.
     """
     return (
         f"Command: `{shlex.join(env['command'])}`\n\n{machine(env, hardware=hardware, packages=packages)} "
@@ -222,10 +214,8 @@ def write_results(
 
     Args:
         path: Without ending.
-        markdown: The whole text.
         records: PATH.jsonl, a line a record.
-        rows: PATH.csv.
-        columns: Its columns.
+        rows: PATH.csv, with these columns.
         document: PATH.json.
     """
     from dnas_ens.evaluate.tables import to_csv

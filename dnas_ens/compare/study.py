@@ -47,8 +47,6 @@ def tasks_of(run_one: Callable[[C, int], Unit], conditions: Iterable[C], seeds: 
 
     Args:
         run_one: Runs one condition with one seed; importable where workers run it.
-        conditions: What is compared.
-        seeds: Each is run with every condition.
     """
     conditions = list(conditions)
     return {
@@ -66,7 +64,6 @@ def run_missing(
     """Run the tasks whose units are not in the store, and keep each as it comes.
 
     Args:
-        records: The store.
         tasks: By the key of the unit they make.
         pool: Runs them side by side (`dnas_ens.training.workers.worker_pool`); None for one after another, here.
         said: What is printed of a unit that has just been finished.

@@ -217,7 +217,6 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
 
     Args:
         environments: Entries of env.json, the oldest first; a command that was repeated is named once.
-        device: Where it ran.
     """
     commands: dict[str, list[str]] = {}
     for entry in environments:

@@ -95,7 +95,6 @@ def read_image(
     A grey image is repeated over three channels; one in colour gives one channel only if its three are equal.
 
     Args:
-        path: The image file.
         num_channels: 1 or 3.
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
         deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only

@@ -28,9 +28,6 @@ def predict_folder(
     """Predict val and test with the ensemble of a folder and keep the result as its predictions.npz.
 
     Args:
-        folder: Of the ensemble.
-        data: The images.
-        device: Where to predict.
         reuse: Whether to take the predictions that are kept, if they are of the same members, images and device.
 
     Raises:

@@ -75,7 +75,6 @@ def single_row(
     """Return the metrics of one predictor on test, its temperature fitted on val.
 
     Args:
-        name: Row name.
         val_probs: (N_val, K), in [0, 1].
         val_labels: (N_val,).
         test_probs: (N_test, K), in [0, 1].

@@ -76,9 +76,7 @@ def save_cells(genotype: Genotype, path: str | Path, *, title: str | None = None
     """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype.
 
     Args:
-        genotype: What to draw.
         path: The file; ".svg" is added where it is missing, and the folder is made if need be.
-        title: A common heading.
 
     Returns:
         The path written.

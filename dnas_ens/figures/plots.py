@@ -31,7 +31,6 @@ def plot_diversity_curve(
         distance_to_base: P distances D in [0, 1].
         shared_edges: P numbers of edges shared with the base, for a second panel below.
         directions: P direction numbers; one line for all points by default.
-        title: A heading.
 
     Returns:
         The figure, its first axis the distances and its second, if any, the shared edges.

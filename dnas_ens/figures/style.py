@@ -81,7 +81,6 @@ def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -
     """Return a figure as SVG text that depends on the figure alone: no date, version or random identifiers.
 
     Args:
-        figure: Any matplotlib figure.
         title: The document's title, for readers who cannot see it.
         outlines: Glyphs are stored as outlines, each text also as a comment beside them, so no font is needed to
             view it; if false, as text for the reader's own font.

@@ -39,7 +39,6 @@ class RunFolder:
         command: The command line, for env.json.
 
     Attributes:
-        path: The folder.
         config: What config.json holds: a section a command, such as `{"search": {...}, "retrain": {...}}`.
         metrics: The run's own metrics.jsonl and TensorBoard folder.
     """
@@ -69,11 +68,8 @@ class RunFolder:
         Args:
             run_dir: The folder; None makes a fresh `<root>/<NNN>-<name>`.
             config: The configuration, which config.json holds under `section`.
-            section: The command it belongs to.
             command: The command line; this process's own by default.
             resume: Go on with a folder that holds the same configuration.
-            name: Last part of a numbered folder's name.
-            root: The folder of numbered folders.
 
         Raises:
             UserError: The folder holds something else, belongs to another configuration (the first field that

@@ -87,11 +87,9 @@ class Result:
         """Return the row of networks that are all in its ensemble.
 
         Args:
-            trained: The networks.
             searching: What searching took.
             fixed: What is spent before the first of them; by default that.
             ordered: Whether they were chosen in their order; exchangeable otherwise.
-            **fields: Other fields of the row.
         """
         fixed = searching if fixed is None else fixed
         options = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
@@ -128,14 +126,8 @@ class Comparison:
 
     Args:
         folder: The run folder.
-        search: The configuration of its search.
         found: Its genotypes.json.
-        data: Images.
-        recipe: The run's recipe.
-        device: Where to train.
         workers: Members trained side by side on a CPU.
-        engine: What trains them side by side.
-        budget: How much the methods may train.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
 
@@ -211,7 +203,6 @@ class Comparison:
 
         Args:
             name: Folder of the method; it decides the seeds.
-            genotypes: What to train.
             **fields: Fields of the recipe that differ.
         """
         if name not in self._trained:
@@ -291,12 +282,7 @@ class Comparison:
         return predict_splits(ensemble.eval(), self.data, device=self.device)
 
     def kept(self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]) -> tuple[Predictions, Record]:
-        """Return a method's predictions and what is noted of them; made once for each number of our members.
-
-        Args:
-            name: Folder of the method.
-            make: Trains and predicts.
-        """
+        """Return a method's predictions and what is noted of them; made once for each number of our members."""
         file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
         records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
         if key not in records or not file.exists():
@@ -329,8 +315,6 @@ class Comparison:
         Args:
             name: Folder under ``baselines/``, a run folder of its own.
             regime: One of `dnas_ens.config.presets`.
-            seed: Seed of the search.
-            members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
         config = replace(self.further_search(regime, members=members, base=base), seed=seed)

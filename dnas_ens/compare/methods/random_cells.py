@@ -187,12 +187,8 @@ def random_deviations(
     """Return random deviations of a base that share as many edges with it as given genotypes do.
 
     Args:
-        comparison: Trains them.
-        folder: Folder of the method.
-        base: What is deviated from.
         like: Genotypes whose numbers of shared edges are matched; none is matched at all edges.
         search_seconds: What finding the base took.
-        name: The row's name.
     """
     shared = [min(genotype.shared_edges(base), base.num_edges - 1) for genotype in like]
     genotypes = deviations_sharing(base, shared, operations=comparison.operations, seed=comparison.recipe.seed)
