@@ -93,9 +93,6 @@ def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -
     return buffer.getvalue().decode("utf-8")
 
 
-def save_svg(figure: Figure, path: str | Path, *, title: str | None = None) -> Path:
-    """Write a figure as SVG, adding the suffix where it is missing and making the folder if need be."""
-    path = Path(path)
-    path = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
+def save_svg(figure: Figure, path: Path, *, title: str | None = None) -> None:
+    """Write a figure as an SVG file, whose folder is made if need be; see `to_svg`."""
     write_atomic(path, to_svg(figure, title=title).encode())
-    return path

@@ -92,13 +92,13 @@ class Result:
             ordered: Whether they were chosen in their order; exchangeable otherwise.
         """
         fixed = searching if fixed is None else fixed
-        options = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
+        if "options" not in fields:
+            fields["options"] = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
         found: dict[str, Any] = {
             "predictions": trained.predictions,
             "networks": len(trained.seconds),
             "cpu_seconds": fixed + sum(trained.seconds),
             "search_seconds": searching,
-            "options": options,
         }
         return cls(**found | fields)
 

@@ -63,13 +63,10 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
 
 def random_nes(comparison: Comparison, trained: Trained, others: Sequence[Trained] = ()) -> Result:
     """Return the first M random cells; more, fewer and other numbers of epochs are its options."""
-    count = comparison.num_members
-    return Result(
+    return Result.of_all(
+        trained.first(comparison.num_members),
         name="random cells (Random-NES)",
         label="random cells",
-        predictions=trained.predictions.of_members(range(count)),
-        networks=count,
-        cpu_seconds=sum(trained.seconds[:count]),
         options=[found for one in (trained, *others) for found in of_exchangeable(one)],
     )
 

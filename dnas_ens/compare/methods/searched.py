@@ -33,13 +33,11 @@ def ours(comparison: Comparison) -> Iterator[Result]:
     """
     search = comparison.search_seconds
     trainings = [comparison.grown, *comparison.at_other_epochs("ours", comparison.genotypes)]
-    whole = Result(
+    whole = Result.of_all(
+        comparison.members,
+        searching=search,
         name="ours (searched ensemble)",
         label="ours",
-        predictions=comparison.members.predictions,
-        networks=comparison.num_members,
-        cpu_seconds=comparison.total_seconds,
-        search_seconds=search,
         options=[found for trained in trainings for found in of_ordered(trained, fixed_seconds=search)],
     )
     yield whole
