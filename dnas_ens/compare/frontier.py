@@ -157,9 +157,6 @@ def frontier(seeds: Sequence[Sequence[Option]]) -> tuple[list[float], list[float
     It is a staircase: it changes where another option can be afforded with some seed, and begins where every seed
     can afford one. As val chooses, it may rise.
 
-    Args:
-        seeds: The method's options with each of S seeds.
-
     Returns:
         Budgets in rising order, and the calibrated NLL on test from each to the next, nats.
     """

@@ -157,12 +157,7 @@ class Column:
 def table_over_seeds(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, Column], *, heading: str = ""
 ) -> str:
-    """Return mean ± standard deviation over seeds of every row as Markdown.
-
-    Args:
-        rows: For each row its record of every seed.
-        columns: By the field of the records.
-    """
+    """Return mean ± standard deviation over seeds of every row, which has a record a seed, as Markdown."""
     return markdown_table(
         [heading, *(column.heading for column in columns.values())],
         [
@@ -186,7 +181,6 @@ def provenance(env: Mapping[str, Any], *, hardware: str, packages: Sequence[str]
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
-        env: From `dnas_ens.run.machine.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
     """
     return (
@@ -212,11 +206,7 @@ def write_results(
 ) -> None:
     """Write PATH.md and what is given beside it, each file atomically.
 
-    Args:
-        path: Without ending.
-        records: PATH.jsonl, a line a record.
-        rows: PATH.csv, with these columns.
-        document: PATH.json.
+    Records become PATH.jsonl, a line each; rows, with these columns, PATH.csv; and a document PATH.json.
     """
     from dnas_ens.evaluate.tables import to_csv
 

@@ -150,7 +150,6 @@ def write_comparison(
     """Print the tables of both budgets and write them to OUTPUT.md, .csv and .json, with the frontier as OUTPUT.png.
 
     Args:
-        output: Without ending.
         comparisons: One a seed.
         results: The results of every seed, the same rows in the same order, ours first.
         environments: Entries of env.json of all runs.

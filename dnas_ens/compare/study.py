@@ -45,8 +45,7 @@ def require_positive(options: object, *names: str) -> None:
 def tasks_of(run_one: Callable[[C, int], Unit], conditions: Iterable[C], seeds: Iterable[int]) -> dict[Hashable, Task]:
     """Return conditions × seeds as tasks by (condition, seed), seed by seed: an interrupted study has all conditions.
 
-    Args:
-        run_one: Runs one condition with one seed; importable where workers run it.
+    Where workers run them, what runs one must be importable.
     """
     conditions = list(conditions)
     return {
@@ -90,8 +89,6 @@ def write_study(
     """Write OUTPUT.md, OUTPUT.png and, where the store is elsewhere, OUTPUT.jsonl, and say so.
 
     Args:
-        output: Without ending.
-        text: All of OUTPUT.md.
         figure: Draws to a path.
         records: The lines of OUTPUT.jsonl; None where that is the store itself.
         shown: What is printed of the text; None for all.

@@ -71,12 +71,8 @@ def override(default: T, values: Any) -> T:
     """Replace fields of a dataclass, nested ones included, by plain JSON values.
 
     Args:
-        default: An instance of a frozen dataclass.
         values: The fields to replace; a nested dataclass takes an object, which may leave fields out. Lists
             become tuples and strings paths where the field asks for them.
-
-    Returns:
-        A new instance, validated by its own `__post_init__`.
 
     Raises:
         UserError: A field is unknown (the nearest is named) or a value has another type.

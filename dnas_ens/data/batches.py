@@ -175,7 +175,6 @@ def iterate_batches(
     """One epoch of batches on the split's device.
 
     Args:
-        split: The images.
         batch_size: B, at least 1.
         generator: On the CPU; one permutation is drawn from it, before the first batch. None keeps the order.
         augmentation: Normalises, and augments if `augmentation_generator` is given. None only scales to [0, 1].

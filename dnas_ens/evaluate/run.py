@@ -57,11 +57,7 @@ def _source(folder: Path, data: ImageData) -> str:
 
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables.
-
-    Returns:
-        The rows; see ``result_rows``.
-    """
+    """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables; see `write_results`."""
     from dnas_ens.ensembles.storage import MANIFEST
 
     if (folder / "distilled" / MANIFEST).exists():

@@ -203,9 +203,8 @@ def write_shift(folder: Path, shift: ShiftPredictions) -> str:
 def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str, list[dict[str, Any]]]:
     """Compute what shift.json holds, from the two files of predictions alone.
 
-    Returns:
-        ``corruptions``, the rows of `corruption_rows`, and ``out_of_distribution``, those
-        of `detection_rows`; their own images are the whole clean test split.
+    ``corruptions`` are the rows of `corruption_rows`, and ``out_of_distribution`` those of `detection_rows`, whose own
+    images are the whole clean test split.
     """
     fit = fit_on_clean(predictions)
     return {

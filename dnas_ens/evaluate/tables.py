@@ -138,7 +138,6 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
     """Return the seconds of all members' training: GPU seconds where a GPU did all of it, CPU seconds where none did.
 
     Args:
-        predictions: Of the members.
         search: Whether the search that found them counts too, with its discarded candidates.
 
     Returns:

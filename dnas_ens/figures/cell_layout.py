@@ -55,8 +55,6 @@ class CellLayout:
     """Positions of a drawn cell, its upper left corner at the origin.
 
     Args:
-        width: Width of everything.
-        height: Height of everything.
         nodes: A box for each node of the graph.
         labels: A box for the operation of each edge (source, target) that has one.
         paths: For each edge the points it passes, from its source to its label or to the output. Every
@@ -72,12 +70,7 @@ class CellLayout:
 
 
 def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
-    """Lay out a cell.
-
-    Args:
-        graph: What `Genotype.to_graph` returns.
-        label_width: The width of a label box.
-    """
+    """Lay out a cell, of which the graph is what `Genotype.to_graph` returns."""
     generations = enumerate(networkx.topological_generations(graph))
     depth: dict[int, int] = {node: column for column, nodes in generations for node in nodes}
     routes = {

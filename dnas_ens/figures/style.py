@@ -63,14 +63,9 @@ def style_axis(axis: Axes, *, x_label: str = "", y_label: str = "") -> None:
 
 
 def spread(wishes: Sequence[float], distances: Sequence[float]) -> list[float]:
-    """Place items of a row near to where they wish to be (least squares), in their order and far enough apart.
+    """Place P items of a row near to where they wish to be (least squares), in their order.
 
-    Args:
-        wishes: P wanted positions.
-        distances: P - 1 least distances of neighbours.
-
-    Returns:
-        P positions.
+    Neighbours are at least the P - 1 distances apart.
     """
     offsets = np.cumsum([0.0, *distances])
     placed = isotonic_regression(np.asarray(wishes) - offsets).x + offsets

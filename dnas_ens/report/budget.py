@@ -83,12 +83,7 @@ def _name(unit: Mapping[str, Any]) -> str:
 
 
 def draw_budget(units: Sequence[Mapping[str, Any]], *, timed: bool) -> Figure:
-    """Draw the ensemble's loss against what was spent, a marked point a unit.
-
-    Args:
-        units: Finished units as budget.json holds them.
-        timed: Whether costs are seconds; else epochs.
-    """
+    """Draw the ensemble's loss against what was spent, seconds if ``timed``, else epochs, a marked point a unit."""
     spent = np.array([float(done["at"]) for done in units])
     minutes = timed and spent[-1] > 300
     spent = spent / 60 if minutes else spent

@@ -98,8 +98,6 @@ def name_ends(axis: Axes, ends: Mapping[str, tuple[float, str]], *, x: float, of
     Args:
         axis: Of a `panel` of usual height.
         ends: Last value and colour of each line, by name.
-        x: Last place of all lines.
-        offset: Of the names, in points.
         span: What the height of the axis stands for.
     """
     gap = 13 / (HEIGHT - TOP - BOTTOM) * span

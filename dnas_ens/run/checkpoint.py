@@ -47,10 +47,7 @@ class CheckpointStore:
         self.name = name
 
     def save(self, step: int, state: Any) -> None:
-        """Save a state under its step, and drop all but it and the one before.
-
-        Args:
-            step: Steps taken so far, >= 0.
+        """Save a state under its step, >= 0, and drop all but it and the one before.
 
         Raises:
             DivergedError: A tensor holds NaN or infinity; nothing is written.
@@ -127,11 +124,7 @@ class CheckpointStore:
 
 
 class RegularStates:
-    """Saves states at the ends of epochs, and between two steps where the last one is `SECONDS_BETWEEN_STATES` old.
-
-    Args:
-        save: Saves the state as it is now.
-    """
+    """Saves states at the ends of epochs, and between two steps where the last one is `SECONDS_BETWEEN_STATES` old."""
 
     def __init__(self, save: Callable[[], object]) -> None:
         self._save, self._last = save, time.monotonic()

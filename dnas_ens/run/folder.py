@@ -153,11 +153,7 @@ class RunFolder:
         return read_json(self.file(name))
 
     def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
-        """Append this command's versions, device, command line and git revision to env.json.
-
-        Args:
-            extra: More to note, such as the data set's name and fingerprint.
-        """
+        """Append this command's versions, device, command line and git revision to env.json, and more to note."""
         path = self.file("env.json")
         entries = self._env(path) if path.exists() else []
         write_json(path, [*entries, {**environment(self._command), **(extra or {})}])

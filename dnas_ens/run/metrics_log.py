@@ -81,10 +81,6 @@ class MetricsLog:
     def truncate(self, phase: str, *, step: int) -> int:
         """Drop what a phase logged after a step, in both places, so that resuming leaves no line twice.
 
-        Args:
-            phase: The course that is resumed.
-            step: Step of the state it resumes from, of which the line stays.
-
         Returns:
             Number of lines dropped.
         """

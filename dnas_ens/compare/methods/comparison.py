@@ -125,8 +125,7 @@ class Comparison:
     """A run and what is trained beside it.
 
     Args:
-        folder: The run folder.
-        found: Its genotypes.json.
+        found: genotypes.json of the run folder.
         workers: Members trained side by side on a CPU.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
@@ -233,7 +232,6 @@ class Comparison:
         """Train networks in the folder of a method, and as many more as a cost pays for in NAME-more.
 
         Args:
-            name: Folder of the method.
             cells: Returns the first so many genotypes.
             first: Networks that are trained in any case; what one costs is their mean.
             seconds: CPU seconds that all together may take.
@@ -340,10 +338,5 @@ def trained_files(folder: Path, num_members: int) -> list[dict[str, Any]]:
 
 
 def affordable_networks(trained: Sequence[float], seconds: float) -> int:
-    """Return how many networks a cost pays for, those included that are trained in any case.
-
-    Args:
-        trained: CPU seconds of the latter; what one costs is their mean.
-        seconds: CPU seconds that all together may take.
-    """
+    """Return how many networks a cost pays for, those included that are trained anyway; one costs their mean."""
     return max(len(trained), round(seconds * len(trained) / sum(trained)))

@@ -70,9 +70,7 @@ def train_on(
     """Train up to a number of epochs, from the newest checkpoint where there is one.
 
     Args:
-        training: At its beginning.
         folder: Holds checkpoints/.
-        epochs: In all.
         save_every: Epochs from one checkpoint to the next, where they take no longer than a minute.
 
     Returns:
