@@ -209,14 +209,9 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
     Args:
         environments: Entries of env.json, the oldest first; a command that was repeated is named once.
     """
-    commands: dict[str, list[str]] = {}
+    commands: dict[str, dict[str, None]] = {}
     for entry in environments:
-        revisions, revision = (
-            commands.setdefault(shlex.join(entry["command"]), []),
-            str(entry["git_revision"]),
-        )
-        if revision not in revisions:
-            revisions.append(revision)
+        commands.setdefault(shlex.join(entry["command"]), {})[str(entry["git_revision"])] = None
     latest = environments[-1]
     hardware = latest["cuda_device"] if device.startswith("cuda") else "no GPU used"
     typed = "".join(

@@ -23,9 +23,8 @@ def budget_section(files: RunFiles) -> Section | None:
         return None
     units, timed = files.budget["done"], files.budget["budget"]["unit"] == "seconds"
     spent = float(units[-1]["at"])
-    amount = duration(spent) if timed else count(round(spent), "epoch")
-    whole = (
-        duration(files.budget["budget"]["total"]) if timed else count(round(files.budget["budget"]["total"]), "epoch")
+    amount, whole = (
+        duration(each) if timed else count(round(each), "epoch") for each in (spent, files.budget["budget"]["total"])
     )
     each = ", each where val let expect the most for what it costs" if len(units) > 1 else ""
     text = (
