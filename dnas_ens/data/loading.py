@@ -119,7 +119,7 @@ def load_data(
                 f"The data are loaded at {data.image_size} pixels, but {image_size} were asked for.",
                 "Load them with that image_size.",
             )
-        loaded = data if flip in (None, data.flip) else dataclasses.replace(data, flip=flip)
+        loaded = data if flip is None or flip == data.flip else dataclasses.replace(data, flip=flip)
         loaded = loaded if limit_train is None else loaded.limited(limit_train, seed=seed)
     else:
         own = True
