@@ -34,11 +34,14 @@ def predict_folder(
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
+    from dnas_ens.ensembles.storage import MANIFEST
     from dnas_ens.run.machine import describe_device
 
     # Loaded in any case, so that a member's file that has changed since is refused.
     ensemble = Ensemble.load(folder)
-    path, source = folder / "predictions.npz", _source(folder, data)
+    path = folder / "predictions.npz"
+    # Of members and images: ensemble.json holds the weights' hashes.
+    source = hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
     if reuse and path.exists():
         kept = Predictions.load(path)
         if (kept.source, kept.device) == (source, describe_device(device)):
@@ -47,13 +50,6 @@ def predict_folder(
     predictions = dataclasses.replace(predictions, source=source)
     predictions.save(path)
     return predictions
-
-
-def _source(folder: Path, data: ImageData) -> str:
-    """Identify members and images: SHA-256 of ensemble.json, which holds the weights' hashes, and the fingerprint."""
-    from dnas_ens.ensembles.storage import MANIFEST
-
-    return hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
 
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
