@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
-from dnas_ens.nn.network import Network
+from dnas_ens.nn.network import Network, count_parameters
 
 if TYPE_CHECKING:
     from dnas_ens.ensembles.storage import StoredEnsemble
@@ -28,7 +26,7 @@ def model_card(stored: StoredEnsemble, entries: Sequence[Mapping[str, Any]], *, 
     members = list(stored.members)
     shares = stored.weights or [1 / len(members)] * len(members)
     rows = [
-        f"| `{entry['file']}` | {type(member).__name__} | {_num_parameters(member):,} | {share:.3f} |"
+        f"| `{entry['file']}` | {type(member).__name__} | {count_parameters(member):,} | {share:.3f} |"
         for entry, member, share in zip(entries, members, shares, strict=True)
     ]
     fresh = sum(entry["spec"] == EXTERNAL for entry in entries)
@@ -71,7 +69,3 @@ def _classes(classes: object) -> str:
     if not names:
         return "its classes, which have no names here"
     return f"{len(names)} classes ({', '.join(map(str, names[:20]))}{', ...' if len(names) > 20 else ''})"
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

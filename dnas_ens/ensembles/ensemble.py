@@ -29,7 +29,7 @@ from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.conformal import prediction_sets
 from dnas_ens.metrics.diversity import entropy, evaluate_members, mutual_information, normalise_weights
 from dnas_ens.metrics.scores import PROB_FLOOR, nll
-from dnas_ens.nn.network import Network
+from dnas_ens.nn.network import Network, count_parameters
 from dnas_ens.nn.reference_models import ReferenceModel
 from dnas_ens.run.machine import resolve_device
 from dnas_ens.training.prediction import (
@@ -112,7 +112,7 @@ class Ensemble(nn.Module):
         weights = ", ".join(f"{weight:.3g}" for weight in self.weights.tolist()[:_SHOWN])
         return (
             f"Ensemble({self.num_members} members: {', '.join(f'{kinds[kind]} {kind}' for kind in kinds)})\n"
-            f"  {_num_parameters(self):,} parameters on {self.weights.device}\n"
+            f"  {count_parameters(self):,} parameters on {self.weights.device}\n"
             f"  {self._named_classes()}\n"
             f"  weights {weights}{', ...' if self.num_members > _SHOWN else ''}; "
             f"temperature {float(self.temperature):.3g}"
@@ -121,7 +121,7 @@ class Ensemble(nn.Module):
     def _repr_html_(self) -> str:
         """A notebook's view: a table of the members and their weights."""
         rows = "".join(
-            f"<tr><td>{index}</td><td>{html.escape(type(member).__name__)}</td><td>{_num_parameters(member):,}</td>"
+            f"<tr><td>{index}</td><td>{html.escape(type(member).__name__)}</td><td>{count_parameters(member):,}</td>"
             f"<td>{weight:.3f}</td></tr>"
             for index, (member, weight) in enumerate(zip(self.members, self.weights.tolist(), strict=True))
         )
@@ -529,10 +529,6 @@ class Ensemble(nn.Module):
 def load(folder: str | Path, *, members: Sequence[nn.Module] | None = None) -> Ensemble:
     """Load the ensemble of a run folder, one that `Ensemble.save` wrote, or "fashion-mnist"; see `Ensemble.load`."""
     return Ensemble.load(folder, members=members)
-
-
-def _num_parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _as_members(members: Iterable[nn.Module] | nn.Module) -> list[nn.Module]:

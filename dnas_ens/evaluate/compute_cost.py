@@ -1,4 +1,4 @@
-"""What a network costs to use: parameters, floating-point operations and time of one image."""
+"""What a network costs to use: floating-point operations and time of one image."""
 
 from __future__ import annotations
 
@@ -14,11 +14,6 @@ from dnas_ens.training.prediction import EVALUATION_BATCH, evaluation_mode
 #: A timing takes at least so many passes and seconds, after a first pass that does not count.
 MIN_PASSES = 5
 MIN_SECONDS = 0.2
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of parameters; an auxiliary head that only training uses counts where it is built."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

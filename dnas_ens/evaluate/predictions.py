@@ -202,8 +202,8 @@ class Predictions:
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
     """Predict the validation and the test images with every member, and measure what a member costs to use."""
-    from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
-    from dnas_ens.nn.network import Network
+    from dnas_ens.evaluate.compute_cost import count_flops, inference_seconds
+    from dnas_ens.nn.network import Network, count_parameters
     from dnas_ens.run.machine import describe_device
 
     ensemble.to(device)

@@ -210,7 +210,7 @@ class Network(nn.Module):
         return to_svg(draw_genotype(self.genotype, title=self._heading()), title=self._heading())
 
     def _heading(self) -> str:
-        stack, count = self.stack, sum(parameter.numel() for parameter in self.parameters())
+        stack, count = self.stack, count_parameters(self)
         return (
             f"Network({stack.num_cells} cells, C={stack.channels}, {stack.num_classes} classes, {count:,} parameters)"
         )
@@ -260,6 +260,11 @@ class Network(nn.Module):
             raise UserError(
                 f"The description of a member does not fit: {error}.", "Use a folder this version wrote."
             ) from error
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of parameters; an auxiliary head that only training uses counts where it is built."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def inherit(supernet: Supernet, genotype: Genotype) -> Network:

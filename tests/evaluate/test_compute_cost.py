@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from dnas_ens.evaluate.compute_cost import count_flops, count_parameters, inference_seconds
+from dnas_ens.evaluate.compute_cost import count_flops, inference_seconds
+from dnas_ens.nn.network import count_parameters
 
 
 def small_network():
