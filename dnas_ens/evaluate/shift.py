@@ -166,7 +166,7 @@ def predict_shift(
         for done, name in enumerate(names, start=1):
             for severity in options.severities:
                 if public is not None and name.startswith(CIFAR10_C):
-                    corrupted = public.split(name.removeprefix(CIFAR10_C), severity).images
+                    corrupted = public.images(name.removeprefix(CIFAR10_C), severity)
                 else:
                     corrupted = corrupt(images, name, severity, seed=CORRUPTION_SEED)
                 probs.append(ensemble.predict_probs(corrupted))

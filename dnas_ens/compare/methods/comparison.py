@@ -84,7 +84,7 @@ class Result:
         ordered: bool = False,
         **fields: Any,
     ) -> Result:
-        """Return the row of networks that are all in its ensemble.
+        """Return the row of networks that are all in its ensemble; fields that are given beat what follows from them.
 
         Args:
             searching: What searching took.
