@@ -101,11 +101,7 @@ def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
         if command.dry_run:
             training = MemberTraining(genotypes[0], data, recipe, index=0)
             steps = training.steps_per_epoch * recipe.epochs_in_all
-            facts = {
-                "members": len(genotypes),
-                "parameters_a_member": training.num_parameters,
-                "steps_a_member": steps,
-            }
+            facts = {"members": len(genotypes), "parameters_a_member": training.num_parameters, "steps_a_member": steps}
             fanout = Fanout(workers=command.workers, engine=command.engine, device=device)
             taken = estimate_members(genotypes, data, recipe, fanout)
             print_resolved(recipe, {**facts, **taken.facts(command.price_per_hour)})

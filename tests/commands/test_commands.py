@@ -9,8 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import start
 
 import dnas_ens as de
 from dnas_ens.commands import compare, distil, evaluate, predict, retrain, search, whole_way
@@ -41,21 +40,8 @@ MAINS = {
 }
 
 
-def start(*arguments, cwd):
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
 def run(*arguments, cwd, code=0):
-    process = start(*arguments, cwd=cwd)
+    process = start(*arguments, cwd=cwd, env=ENVIRONMENT)
     out, err = process.communicate(timeout=240)
     assert process.returncode == code, f"{arguments}\n{out}\n{err}"
     return out, err
@@ -314,7 +300,7 @@ def test_nothing_is_overwritten(finished, monkeypatch, capsys):
 
 def test_an_interrupted_search_resumes_to_the_same_genotypes(finished, tmp_path):
     run_dir, _ = finished
-    process = start("-m", "dnas_ens.search", *TINY, cwd=tmp_path)
+    process = start("-m", "dnas_ens.search", *TINY, env=ENVIRONMENT)
     while process.poll() is None and not list(tmp_path.glob("runs/001-*/checkpoints/search-*.json")):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -423,7 +409,7 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, cap
 
 
 def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
-    process = start("-m", "dnas_ens", *BUDGET, "--budget", "2m", "--run-dir", "bought", cwd=tmp_path)
+    process = start("-m", "dnas_ens", *BUDGET, "--budget", "2m", "--run-dir", "bought", env=ENVIRONMENT)
     said = ""
     while "budget: the best network" not in said and "budget: another" not in said:
         line = process.stderr.readline()
