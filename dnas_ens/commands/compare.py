@@ -70,30 +70,12 @@ class CompareCommand:
 
 
 def main(argv: list[str], *, prog: str = PROG, description: str = DESCRIPTION) -> None:
-    """Run the command.
-
-    Args:
-        argv: What was typed after the program's name.
-        prog: The program's name as typed.
-        description: First lines of ``--help``.
-    """
+    """Run the command, by default under its own name."""
     command = parse(CompareCommand, argv, prog=prog, description=description)
     from dnas_ens.compare.run import compare_runs
-    from dnas_ens.run.machine import resolve_device
 
     require(bool(command.run_dirs), "No run folder was given.", "Name one or more whose members are trained.")
-    compare_runs(
-        command.run_dirs,
-        command.path,
-        methods=command.methods,
-        budget=command.budget,
-        device=resolve_device(command.device),
-        workers=command.workers,
-        engine=command.engine,
-        plan=command.plan,
-        price=command.price_per_hour,
-        command=[*prog.split(), *argv],
-    )
+    compare_runs(command, typed=[*prog.split(), *argv])
     run = command.run_dirs[0]
     if command.plan:
         print(f"next: {shlex.join([*prog.split(), *(word for word in argv if word != '--plan')])}")

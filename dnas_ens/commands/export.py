@@ -68,23 +68,13 @@ def compared_images(command: ExportCommand, ensemble: Ensemble) -> Tensor:
 
     from dnas_ens.commands.options import data_of_run
     from dnas_ens.commands.predict import image_files
-    from dnas_ens.data import read_image
     from dnas_ens.run.folder import RunFolder
 
     wanted = ensemble.preprocessing
     if command.images and wanted is not None:
         files = image_files(command.images)[:NUM_COMPARED]
         require(len(files) > 1, f"{files[0]} is the only picture.", "Give two or more to compare the file on.")
-        read = [
-            read_image(
-                path,
-                num_channels=wanted.num_channels,
-                image_size=wanted.image_size,
-                deep_bits=wanted.deep_bits,
-            )
-            for path in files
-        ]
-        return torch.stack(read)
+        return torch.stack([wanted.read(path) for path in files])
     require(
         (command.folder / "config.json").exists(),
         f"{command.folder} is no run folder, so there are no images to compare the file on.",

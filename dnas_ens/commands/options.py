@@ -45,8 +45,6 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     """Return search and recipe as preset, regime and configuration file set them; a flag beats the file.
 
     Args:
-        argv: The command line.
-        prog: The program's name as typed.
         section: The one the file's fields belong to where it has no sections; None if it has both.
     """
     early = peek(EarlyOptions, argv, prog=prog)

@@ -57,9 +57,6 @@ def parse(command: type[T], argv: Sequence[str], *, prog: str, description: str,
         description: First lines of `--help`.
         default: Values of the fields that are not given; None where fields have defaults of their own.
 
-    Returns:
-        The dataclass with what was given.
-
     Raises:
         UserError: A flag is unknown (the nearest is named) or a value does not fit.
         SystemExit: With 0, after `--help` was printed.
@@ -83,8 +80,6 @@ def peek(options: type[T], argv: Sequence[str], *, prog: str) -> T:
 
     Args:
         options: Their dataclass, each with a default. The command has fields of the same names.
-        argv: The whole command line.
-        prog: The program's name as typed.
 
     Raises:
         UserError: A value is missing or does not fit.

@@ -18,6 +18,7 @@ from tyro.conf import Positional
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import require
+from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
     from dnas_ens.ensembles.cascade import Cascade
@@ -88,12 +89,8 @@ def main(argv: list[str]) -> None:
     paths = image_files(command.images)
     ensemble = Ensemble.load(command.folder).to(resolve_device(command.device))
     preprocessing = ensemble.preprocessing
-    require(
-        preprocessing is not None,
-        f"{command.folder} does not say how its members want images.",
-        GIVE_PREPROCESSING,
-    )
-    assert preprocessing is not None
+    if preprocessing is None:
+        raise UserError(f"{command.folder} does not say how its members want images.", GIVE_PREPROCESSING)
     threshold, cascade = fitted_on_val(command, ensemble)
     predicted = functools.partial(
         ensemble.predict, batch_size=command.batch_size, top_k=command.top_k, threshold=threshold, cascade=cascade
@@ -216,18 +213,12 @@ def image_files(given: Sequence[Path]) -> list[Path]:
 
 def readable_of(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Path]:
     """Return the files that can be read as the ensemble wants them, naming the others on standard error."""
-    from dnas_ens.data.images import in_threads, read_image
-    from dnas_ens.errors import UserError
+    from dnas_ens.data.images import in_threads
 
     def fault(path: Path) -> str | None:
         """Why a file cannot be read."""
         try:
-            read_image(
-                path,
-                num_channels=preprocessing.num_channels,
-                image_size=preprocessing.image_size,
-                deep_bits=preprocessing.deep_bits,
-            )
+            preprocessing.read(path)
         except UserError as error:
             return error.cause
         return None

@@ -1,6 +1,6 @@
 """Equal total cost: each method spends it as is best on val, and is compared with ours.
 
-Legend: S seeds.
+Legend: S seeds; results are those of every seed, the same rows in the same order, ours first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ def equal_cost(
     """Give every method the total cost of ours at several sizes, and compare the results.
 
     Args:
-        results: The results of every seed, the same rows in the same order, ours first.
         budgets: CPU seconds of each of S seeds, by the size of our ensemble that they pay for.
 
     Returns:

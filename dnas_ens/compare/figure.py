@@ -31,8 +31,6 @@ def plot_frontiers(
     Args:
         results: The results of every seed, the same rows in the same order, ours first.
         budgets: Total costs that are compared, means over seeds, by the words their marks have.
-        title: A heading.
-        path: The file.
     """
     lines = {
         result.label: frontier([of_seed[index].options for of_seed in results])
@@ -116,11 +114,7 @@ def plot_frontiers(
 def spread(heights: Sequence[float], gap: float, *, low: float, high: float) -> list[float]:
     """Move labels apart until none is nearer than a gap to the next, keeping their order and staying near.
 
-    Args:
-        heights: Wanted heights.
-        gap: Least distance.
-        low: Lowest place.
-        high: Highest place; given up where there are too many labels.
+    They stay above ``low``, and below ``high`` unless there are too many of them.
     """
     order = np.argsort(heights, kind="stable")
     offsets = gap * np.arange(len(order))

@@ -69,10 +69,9 @@ def option(
     """Evaluate an option as the mean over subsets of the members, each averaged with equal weights.
 
     Args:
-        predictions: Of all members, on val and test.
+        predictions: Of all members.
         subsets: Positions of members, subsets of one size.
         cpu_seconds: What each subset needs.
-        epochs: Epochs of the members.
         spent: Members and epochs in words; by default one times the other.
     """
     val_nlls, losses, hits = [], [], []
@@ -97,13 +96,7 @@ def option(
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """Networks trained for a method.
-
-    Args:
-        predictions: On val and test, equal weights.
-        seconds: CPU seconds of each.
-        epochs: Epochs of each.
-    """
+    """Networks trained for a method: their predictions with equal weights, and CPU seconds and epochs of each."""
 
     predictions: Predictions
     seconds: list[float]
@@ -137,12 +130,7 @@ def of_exchangeable(trained: Trained, *, fixed_seconds: float = 0.0, paid: int =
 
 
 def of_ordered(trained: Trained, *, fixed_seconds: float = 0.0) -> list[Option]:
-    """Return the options of the first 1, 2, ..., all members, in the order they were chosen in.
-
-    Args:
-        trained: The members.
-        fixed_seconds: What is spent before the first.
-    """
+    """Return the options of the first 1, 2, ..., all members, in the order they were chosen in."""
     return [
         option(
             trained.predictions,
@@ -168,9 +156,6 @@ def frontier(seeds: Sequence[Sequence[Option]]) -> tuple[list[float], list[float
 
     It is a staircase: it changes where another option can be afforded with some seed, and begins where every seed
     can afford one. As val chooses, it may rise.
-
-    Args:
-        seeds: The method's options with each of S seeds.
 
     Returns:
         Budgets in rising order, and the calibrated NLL on test from each to the next, nats.

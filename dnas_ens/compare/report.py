@@ -157,13 +157,7 @@ class Column:
 def table_over_seeds(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], columns: Mapping[str, Column], *, heading: str = ""
 ) -> str:
-    """Return mean ± standard deviation over seeds of every row as Markdown.
-
-    Args:
-        rows: For each row its record of every seed.
-        columns: By the field of the records.
-        heading: Of the first column.
-    """
+    """Return mean ± standard deviation over seeds of every row, which has a record a seed, as Markdown."""
     return markdown_table(
         [heading, *(column.heading for column in columns.values())],
         [
@@ -176,13 +170,7 @@ def table_over_seeds(
 def markdown_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], *, text_columns: Collection[int] = (0,)
 ) -> str:
-    """Return a Markdown table.
-
-    Args:
-        header: Column names.
-        rows: As many cells each.
-        text_columns: Positions of the columns that are set to the left; -1 is the last.
-    """
+    """Return a Markdown table; of the columns those at ``text_columns`` are set to the left, -1 is the last."""
     left = {position % len(header) for position in text_columns}
     rule = "".join("|:--" if position in left else "|--:" for position in range(len(header))) + "|"
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
@@ -193,9 +181,7 @@ def provenance(env: Mapping[str, Any], *, hardware: str, packages: Sequence[str]
     """Return command, hardware, versions, revision and date as Markdown.
 
     Args:
-        env: From `dnas_ens.run.machine.environment`.
         hardware: What was used beside the CPU, such as "no GPU, one thread".
-        packages: Whose versions are told.
     """
     return (
         f"Command: `{shlex.join(env['command'])}`\n\n{machine(env, hardware=hardware, packages=packages)} "
@@ -220,13 +206,7 @@ def write_results(
 ) -> None:
     """Write PATH.md and what is given beside it, each file atomically.
 
-    Args:
-        path: Without ending.
-        markdown: The whole text.
-        records: PATH.jsonl, a line a record.
-        rows: PATH.csv.
-        columns: Its columns.
-        document: PATH.json.
+    Records become PATH.jsonl, a line each; rows, with these columns, PATH.csv; and a document PATH.json.
     """
     from dnas_ens.evaluate.tables import to_csv
 

@@ -7,71 +7,53 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from dnas_ens.commands.options import data_of_run
 from dnas_ens.compare import tables
 from dnas_ens.compare.budgets import equal_cost, options_table
 from dnas_ens.compare.figure import plot_frontiers
-from dnas_ens.compare.methods import METHODS, Budget
+from dnas_ens.compare.methods import METHODS
 from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.plan import plan_text
 from dnas_ens.compare.report import write_results
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override
-from dnas_ens.config.settings import Engine
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import first_difference, with_ending
 from dnas_ens.run.folder import RunFolder
+from dnas_ens.run.machine import resolve_device
 from dnas_ens.space.genotype import ranked_genotypes
 
+if TYPE_CHECKING:
+    import torch
 
-def compare_runs(
-    run_dirs: Sequence[Path],
-    output: Path,
-    *,
-    methods: Sequence[str],
-    budget: Budget,
-    device: torch.device,
-    workers: int,
-    engine: Engine = "local",
-    plan: bool = False,
-    price: float | None = None,
-    command: Sequence[str],
-) -> None:
+    from dnas_ens.commands.compare import CompareCommand
+
+
+def compare_runs(command: CompareCommand, *, typed: Sequence[str]) -> None:
     """Train the methods beside runs, then print and write the comparison; what is finished is not done again.
 
-    Args:
-        run_dirs: Run folders with trained members, one a search seed of the same configuration.
-        output: Where the results go, without ending.
-        methods: Names in `METHODS`; ours is always among them.
-        budget: How much the methods may train.
-        device: Where to train.
-        workers: Members trained side by side on a CPU.
-        engine: What trains them side by side.
-        plan: Print what it will take instead, from a short trial.
-        price: What an hour of the machines costs, for the plan.
-        command: What was typed.
+    Ours is always among the methods. With ``plan`` it prints what that will take instead, from a short trial.
 
     Raises:
         UserError: The runs are not trained or not alike, or the budget does not fit their members.
     """
+    device = resolve_device(command.device)
     with ExitStack() as stack:
-        runs = [stack.enter_context(RunFolder.open(path, command=command)) for path in run_dirs]
+        runs = [stack.enter_context(RunFolder.open(path, command=typed)) for path in command.run_dirs]
         require_alike(runs)
-        comparisons = [_beside(run, budget, device=device, workers=workers, engine=engine) for run in runs]
-        if plan:
-            print(plan_text(comparisons, methods, price=price)[0], end="")
+        comparisons = [_beside(run, command, device) for run in runs]
+        if command.plan:
+            print(plan_text(comparisons, command.methods, price=command.price_per_hour)[0], end="")
             return
         # Seed by seed, so that an interrupted comparison has some whole ones.
         results = [
             [
                 row
                 for name, family in METHODS.items()
-                if name == "ours" or name in methods
+                if name == "ours" or name in command.methods
                 for row in getattr(import_module(f"dnas_ens.compare.methods.{family}"), name.replace("-", "_"))(
                     comparison
                 )
@@ -79,12 +61,10 @@ def compare_runs(
             for comparison in comparisons
         ]
         environments = [entry for run in runs for entry in run.read_json("env.json")]
-        write_comparison(output, comparisons, results, environments)
+        write_comparison(command.path, comparisons, results, environments)
 
 
-def _beside(
-    run: RunFolder, budget: Budget, *, device: torch.device, workers: int, engine: Engine = "local"
-) -> Comparison:
+def _beside(run: RunFolder, command: CompareCommand, device: torch.device) -> Comparison:
     """Load a run's data, and refuse a budget that does not fit its members before anything is trained."""
     data = data_of_run(run)
     run.write_env({"device": str(device), "data": data.describe()})
@@ -95,12 +75,12 @@ def _beside(
         data=data,
         recipe=override(RetrainConfig(), run.config["retrain"]),
         device=device,
-        workers=workers,
-        engine=engine,
-        budget=budget,
+        workers=command.workers,
+        engine=command.engine,
+        budget=command.budget,
         trained_members=members_of(run),
     )
-    budget.require_room_for(comparison.num_members)
+    command.budget.require_room_for(comparison.num_members)
     ranked_genotypes(comparison.found, comparison.sizes[-1])
     return comparison
 
@@ -170,7 +150,6 @@ def write_comparison(
     """Print the tables of both budgets and write them to OUTPUT.md, .csv and .json, with the frontier as OUTPUT.png.
 
     Args:
-        output: Without ending.
         comparisons: One a seed.
         results: The results of every seed, the same rows in the same order, ours first.
         environments: Entries of env.json of all runs.

@@ -45,10 +45,7 @@ def require_positive(options: object, *names: str) -> None:
 def tasks_of(run_one: Callable[[C, int], Unit], conditions: Iterable[C], seeds: Iterable[int]) -> dict[Hashable, Task]:
     """Return conditions × seeds as tasks by (condition, seed), seed by seed: an interrupted study has all conditions.
 
-    Args:
-        run_one: Runs one condition with one seed; importable where workers run it.
-        conditions: What is compared.
-        seeds: Each is run with every condition.
+    Where workers run them, what runs one must be importable.
     """
     conditions = list(conditions)
     return {
@@ -66,7 +63,6 @@ def run_missing(
     """Run the tasks whose units are not in the store, and keep each as it comes.
 
     Args:
-        records: The store.
         tasks: By the key of the unit they make.
         pool: Runs them side by side (`dnas_ens.training.workers.worker_pool`); None for one after another, here.
         said: What is printed of a unit that has just been finished.
@@ -93,8 +89,6 @@ def write_study(
     """Write OUTPUT.md, OUTPUT.png and, where the store is elsewhere, OUTPUT.jsonl, and say so.
 
     Args:
-        output: Without ending.
-        text: All of OUTPUT.md.
         figure: Draws to a path.
         records: The lines of OUTPUT.jsonl; None where that is the store itself.
         shown: What is printed of the text; None for all.

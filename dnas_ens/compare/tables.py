@@ -1,6 +1,6 @@
 """Rows, sentences and spread of a comparison of methods, over one or several search seeds.
 
-Legend: S seeds, N test images.
+Legend: S seeds, N test images; results and rows are of every seed, the same ones in the same order, ours first.
 """
 
 from __future__ import annotations
@@ -77,11 +77,7 @@ def rows_of(results: Sequence[Result], *, seed: int) -> list[dict[str, Any]]:
 
 
 def over_seeds(rows: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rows as they are shown: as they are for one seed, mean ± standard deviation for several.
-
-    Args:
-        rows: Of every seed, the same rows in the same order.
-    """
+    """Return the rows as they are shown: as they are for one seed, mean ± standard deviation for several."""
     merged = []
     for of_seeds in zip(*rows, strict=True):
         details = [str(row["detail"]) for row in of_seeds if row["detail"]]
@@ -126,11 +122,7 @@ def stacked(losses: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def differences(results: Sequence[Sequence[Result]]) -> str:
-    """Say how the calibrated NLL of the first row differs from every other's, paired by seed and image.
-
-    Args:
-        results: The results of every seed, the same rows in the same order, ours first.
-    """
+    """Say how the calibrated NLL of the first row differs from every other's, paired by seed and image."""
     return sentences(
         {
             result.name: stacked([of_seed[index].losses() for of_seed in results])
@@ -142,8 +134,7 @@ def differences(results: Sequence[Sequence[Result]]) -> str:
 def spread_sentence(results: Sequence[Sequence[Result]]) -> str:
     """Separate the luck of a search from that of a training, by the networks of the base cells trained by themselves.
 
-    Args:
-        results: The results of every seed; "" where none holds networks of the base cell.
+    It is empty where no result holds networks of the base cell.
     """
     of_base = [one.predictions for of_seed in results for one in of_seed if one.label == BASE_FOR_FREE]
     if not of_base:
@@ -217,16 +208,10 @@ def provenance(environments: Sequence[Mapping[str, Any]], *, device: str) -> str
 
     Args:
         environments: Entries of env.json, the oldest first; a command that was repeated is named once.
-        device: Where it ran.
     """
-    commands: dict[str, list[str]] = {}
+    commands: dict[str, dict[str, None]] = {}
     for entry in environments:
-        revisions, revision = (
-            commands.setdefault(shlex.join(entry["command"]), []),
-            str(entry["git_revision"]),
-        )
-        if revision not in revisions:
-            revisions.append(revision)
+        commands.setdefault(shlex.join(entry["command"]), {})[str(entry["git_revision"])] = None
     latest = environments[-1]
     hardware = latest["cuda_device"] if device.startswith("cuda") else "no GPU used"
     typed = "".join(

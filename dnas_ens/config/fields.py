@@ -67,17 +67,12 @@ def with_fields(config: Config, **values: Any) -> Config:
     return dataclasses.replace(config, **own, **replaced)
 
 
-def override(default: T, values: Any, *, source: str = "the configuration") -> T:
+def override(default: T, values: Any) -> T:
     """Replace fields of a dataclass, nested ones included, by plain JSON values.
 
     Args:
-        default: An instance of a frozen dataclass.
         values: The fields to replace; a nested dataclass takes an object, which may leave fields out. Lists
             become tuples and strings paths where the field asks for them.
-        source: Where the values come from, for the message.
-
-    Returns:
-        A new instance, validated by its own `__post_init__`.
 
     Raises:
         UserError: A field is unknown (the nearest is named) or a value has another type.
@@ -96,7 +91,7 @@ def override(default: T, values: Any, *, source: str = "the configuration") -> T
                 elsewhere = [other for other in places if other.rpartition(".")[2] == name]
                 names = [field.name for field in dataclasses.fields(current)]
                 hint = f"Did you mean {elsewhere[0]}?" if elsewhere else _hint(place, places, names)
-                raise UserError(f"Unknown field {place} in {source}.", hint)
+                raise UserError(f"Unknown field {place} in the configuration.", hint)
             part = getattr(current, name)
             changes[name] = (
                 replaced(part, value, f"{place}.") if _is_section(part) else converted(value, hints[name], place)
@@ -124,7 +119,7 @@ def override(default: T, values: Any, *, source: str = "the configuration") -> T
         raise misfit(place, value, _described(hint))
 
     def misfit(place: str, value: Any, wanted: str) -> UserError:
-        return UserError(f"{place} is {json.dumps(value, default=str)} in {source}.", f"Make it {wanted}.")
+        return UserError(f"{place} is {json.dumps(value, default=str)} in the configuration.", f"Make it {wanted}.")
 
     result: T = replaced(default, values, "")
     return result

@@ -108,9 +108,7 @@ class Augmentation:
         The padding is 4 pixels from 28 x 28 up, and one seventh of the side (at least 1) below.
 
         Args:
-            data: Gives the size, the normalisation and whether flips keep the meaning.
             augment: False for normalisation only (`cutout` is then ignored).
-            cutout: Side of the cutout square in pixels, 0 for none.
         """
         if not augment:
             return cls(pad=0, flip=False, cutout=0, mean=data.mean, std=data.std)
@@ -177,7 +175,6 @@ def iterate_batches(
     """One epoch of batches on the split's device.
 
     Args:
-        split: The images.
         batch_size: B, at least 1.
         generator: On the CPU; one permutation is drawn from it, before the first batch. None keeps the order.
         augmentation: Normalises, and augments if `augmentation_generator` is given. None only scales to [0, 1].

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.dataset import ImageData
 from dnas_ens.data.names import SEVERITIES, check_severity
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import unreadable
@@ -56,30 +55,32 @@ class Cifar10C:
                 f"{self.folder} holds no corruption of CIFAR-10-C.",
                 "Name the folder that has gaussian_noise.npy and labels.npy in it.",
             )
+        self._require_labels_of(data)
+        self._num_images = len(data.test)
         self._shape = (data.image_size, data.image_size, data.num_channels)
-        self.labels = self._checked_labels(data)
 
-    def split(self, name: str, severity: int) -> Split:
+    def images(self, name: str, severity: int) -> torch.Tensor:
         """Read the test images under one of `names` at one severity from 1 to 5, in the order of the run's test split.
+
+        Returns:
+            uint8 (N, 3, H, W).
 
         Raises:
             UserError: The severity is another, or the file is missing, damaged or of another form.
         """
         check_severity(severity)
-        num_images = len(self.labels)
-        wanted = (len(SEVERITIES) * num_images, *self._shape)
+        wanted = (len(SEVERITIES) * self._num_images, *self._shape)
         stored = _read(self.folder / f"{name}.npy")
         if stored.dtype != np.uint8 or stored.shape != wanted:
             raise unreadable(
                 self.folder / f"{name}.npy",
                 f"it holds {stored.dtype} of shape {stored.shape}, not uint8 of shape {wanted}",
             )
-        block = stored[(severity - 1) * num_images : severity * num_images]
-        pixels = np.ascontiguousarray(block.transpose(0, 3, 1, 2))
-        return Split(torch.from_numpy(pixels), torch.from_numpy(self.labels.copy()))
+        block = stored[(severity - 1) * self._num_images : severity * self._num_images]
+        return torch.from_numpy(np.ascontiguousarray(block.transpose(0, 3, 1, 2)))
 
-    def _checked_labels(self, data: ImageData) -> NDArray[np.int64]:
-        """The labels of one severity, which must be those of the run's test split in every block."""
+    def _require_labels_of(self, data: ImageData) -> None:
+        """Check that the labels are those of the run's test split in every block of a severity."""
         labels = _read(self.folder / "labels.npy")
         expected = data.test.labels.cpu().numpy()
         same = (
@@ -93,7 +94,6 @@ class Cifar10C:
                 f"The labels in {self.folder} are not those of the {len(expected):,} test images of {data.name}.",
                 "CIFAR-10-C corrupts CIFAR-10's own test images: use it with a run on --data cifar10.",
             )
-        return expected.astype(np.int64)
 
 
 def _find(folder: Path, data_root: Path | None) -> Path:

@@ -308,12 +308,11 @@ class ImageData:
     def limited(self, num_train: int, *, seed: int) -> ImageData:
         """The same data with a stratified subset of the training images; val and test unchanged.
 
+        Normalisation and fingerprint are measured again.
+
         Args:
             num_train: Training images to keep, from the number of classes to the number there are.
             seed: At least 0.
-
-        Returns:
-            New data, normalisation and fingerprint measured again.
 
         Raises:
             UserError: `num_train` is out of range.

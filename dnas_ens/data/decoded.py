@@ -41,7 +41,6 @@ class DecodedPictures(ExitStack):
         folder: Where such files are; None to keep nothing.
         root: The folder of the pictures.
         paths: N files, known by their number.
-        image_size: Side in pixels.
     """
 
     def __init__(self, folder: Path | None, root: Path, paths: Sequence[str], *, image_size: int) -> None:

@@ -95,7 +95,6 @@ def read_image(
     A grey image is repeated over three channels; one in colour gives one channel only if its three are equal.
 
     Args:
-        path: The image file.
         num_channels: 1 or 3.
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
         deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only
@@ -261,11 +260,10 @@ def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[l
     machines write 10, 12 or 14 bits into files of 16, and no file says so.
 
     Args:
-        pictures: N of them.
         names: What a message calls each.
 
     Returns:
-        N arrays (H, H) or (H, H, 3), and the bits; None where there is no deep grey.
+        Arrays (H, H) or (H, H, 3), and the bits; None where there is no deep grey.
 
     Raises:
         UserError: 16-bit colours use fewer than 16 bits, of which Pillow keeps the upper 8.

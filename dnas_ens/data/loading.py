@@ -104,23 +104,13 @@ def load_data(
     Raises:
         UserError: The data cannot be found, read or split as asked.
     """
+    stages = None
     if trunk is not None:
         from dnas_ens.data.trunk import PICTURE_SIZE, Trunk, stand_on
 
         # Before the pictures are read, which may take long.
         stages = Trunk.pretrained(trunk, stride=trunk_stride, image_size=image_size or PICTURE_SIZE)
-        pictures = load_data(
-            data,
-            data_root=data_root,
-            limit_train=limit_train,
-            image_size=stages.image_size,
-            seed=seed,
-            download=download,
-            skip_bad_images=skip_bad_images,
-            flip=flip,
-        )
-        root = default_data_root() if data_root is None else Path(data_root).expanduser()
-        return stand_on(pictures, stages, cache=root / "maps")
+        image_size = stages.image_size
     if image_size is not None and image_size < 1:
         raise UserError(f"The image size is {image_size}.", "Give --image-size a side in pixels, such as 32.")
     if isinstance(data, ImageData):
@@ -129,20 +119,23 @@ def load_data(
                 f"The data are loaded at {data.image_size} pixels, but {image_size} were asked for.",
                 "Load them with that image_size.",
             )
-        if flip is not None and flip != data.flip:
-            data = dataclasses.replace(data, flip=flip)
-        return data if limit_train is None else data.limited(limit_train, seed=seed)
-    own = True
-    if isinstance(data, Dataset):
-        source = load_torch_dataset(data, image_size=image_size)
+        loaded = data if flip is None or flip == data.flip else dataclasses.replace(data, flip=flip)
+        loaded = loaded if limit_train is None else loaded.limited(limit_train, seed=seed)
     else:
-        root = default_data_root() if data_root is None else Path(data_root).expanduser()
-        if isinstance(data, str) and data in SOURCE_NAMES:
-            source, own = load_source(data, root, image_size=image_size, download=download), False
+        own = True
+        if isinstance(data, Dataset):
+            source = load_torch_dataset(data, image_size=image_size)
+        elif isinstance(data, str) and data in SOURCE_NAMES:
+            source, own = load_source(data, _root(data_root), image_size=image_size, download=download), False
         else:
-            folder = find_folder(data, data_root=root)
-            source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images, cache=root / "decoded")
-    return _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
+            folder, cache = find_folder(data, data_root=_root(data_root)), _root(data_root) / "decoded"
+            source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images, cache=cache)
+        loaded = _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
+    return loaded if stages is None else stand_on(loaded, stages, cache=_root(data_root) / "maps")
+
+
+def _root(given: str | os.PathLike[str] | None) -> Path:
+    return default_data_root() if given is None else Path(given).expanduser()
 
 
 def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:

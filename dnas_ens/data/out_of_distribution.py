@@ -33,8 +33,6 @@ def load_out_of_distribution(
         name: A name or a path that `load_data` knows; or "photographs": patches of the two photographs that come with
             scikit-learn, which need no download.
         data: The run's data, for size, channels and classes.
-        data_root: See `load_data`.
-        download: See `load_data`.
 
     Returns:
         uint8 (N, C, H, W), N at least 1.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dnas_ens.data.dataset import Split
-from dnas_ens.data.images import in_threads, read_image
+from dnas_ens.data.images import in_threads
 from dnas_ens.ensembles.cascade import Cascade, cascaded
 from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING, Preprocessing, as_pixels, check_images
 from dnas_ens.ensembles.storage import StoredEnsemble, read_ensemble, write_ensemble
@@ -370,16 +370,10 @@ class Ensemble(nn.Module):
         if self.preprocessing is None:
             raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
         _check_batch_size(batch_size)
-        read = functools.partial(
-            read_image,
-            num_channels=self.preprocessing.num_channels,
-            image_size=self.preprocessing.image_size,
-            deep_bits=self.preprocessing.deep_bits,
-        )
         rows: list[dict[str, Any]] = []
         for start in range(0, len(paths), batch_size):
             chunk = paths[start : start + batch_size]
-            images = torch.stack(list(in_threads(read, chunk)))
+            images = torch.stack(list(in_threads(self.preprocessing.read, chunk)))
             if cascade is None:
                 probs = self.predict_probs(images, batch_size=batch_size, device=device)
                 asked = np.full(len(chunk), self.num_members)

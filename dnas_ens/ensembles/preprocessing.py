@@ -6,6 +6,7 @@ Legend: N images, C channels, H x W.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from dnas_ens.data.batches import normalise
 from dnas_ens.data.dataset import ImageData, Split
+from dnas_ens.data.images import read_image
 from dnas_ens.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,6 +92,10 @@ class Preprocessing:
             deep_bits=data.deep_bits,
             trunk=data.trunk,
         )
+
+    def read(self, path: str | os.PathLike[str]) -> Tensor:
+        """Read an image file as uint8 (C, H, H); see `dnas_ens.data.images.read_image`."""
+        return read_image(path, num_channels=self.num_channels, image_size=self.image_size, deep_bits=self.deep_bits)
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return uint8 pictures, or a trunk's maps, (B, C, H, W) as the members take them: normalised."""

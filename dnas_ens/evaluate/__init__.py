@@ -13,7 +13,6 @@ def evaluate(ensemble: Ensemble, data: ImageData, *, device: str = "auto") -> di
     """Measure an ensemble, its members and its best single member on the test images.
 
     Args:
-        ensemble: Any ensemble.
         data: Images; temperatures are fitted on ``val``, figures are measured on ``test``.
         device: auto, cpu, cuda or cuda:N.
 

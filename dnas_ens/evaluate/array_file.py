@@ -51,7 +51,6 @@ def load_arrays(path: Path, make: Callable[[dict[str, np.ndarray]], T]) -> T:
     """Read arrays by name and make something of them.
 
     Args:
-        path: A .npz file.
         make: Called with all arrays; if it raises ValueError, KeyError or TypeError, the file counts as damaged.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a network costs to use: parameters, floating-point operations and time of one image."""
+"""What a network costs to use: floating-point operations and time of one image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ def count_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     Args:
         model: Network (B, C, H, W) -> logits (B, K).
         image_shape: (C, H, W).
-
-    Returns:
-        Operations of one image, at least 0.
     """
     with evaluation_mode(model), torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(_images(model, 1, image_shape))
@@ -49,8 +46,6 @@ def inference_seconds(
     Args:
         model: Network (B, C, H, W) -> logits (B, K).
         image_shape: (C, H, W).
-        batch_size: Images of a pass.
-        channels_last: Whether the images are channels_last in memory.
 
     Returns:
         Median over passes, in seconds an image.

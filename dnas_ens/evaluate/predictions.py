@@ -144,9 +144,6 @@ class Predictions:
 
         The search's cost is this one's.
 
-        Args:
-            other: Predictions of other members on the same images.
-
         Raises:
             ValueError: Other images or classes.
         """
@@ -230,15 +227,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
 
 
 def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:
-    """Add what the members of a folder and their search cost, from member.json and genotypes.json.
-
-    Args:
-        predictions: Of the folder's ensemble.
-        folder: Of an ensemble, such as a run folder.
-
-    Returns:
-        The same predictions with what is known.
-    """
+    """Add what the members of a folder and their search cost, as far as member.json and genotypes.json tell."""
     from dnas_ens.ensembles.storage import trained_folders
 
     members, discarded = trained_folders(folder)

@@ -28,20 +28,20 @@ def predict_folder(
     """Predict val and test with the ensemble of a folder and keep the result as its predictions.npz.
 
     Args:
-        folder: Of the ensemble.
-        data: The images.
-        device: Where to predict.
         reuse: Whether to take the predictions that are kept, if they are of the same members, images and device.
 
     Raises:
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
+    from dnas_ens.ensembles.storage import MANIFEST
     from dnas_ens.run.machine import describe_device
 
     # Loaded in any case, so that a member's file that has changed since is refused.
     ensemble = Ensemble.load(folder)
-    path, source = folder / "predictions.npz", _source(folder, data)
+    path = folder / "predictions.npz"
+    # Of members and images: ensemble.json holds the weights' hashes.
+    source = hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
     if reuse and path.exists():
         kept = Predictions.load(path)
         if (kept.source, kept.device) == (source, describe_device(device)):
@@ -52,19 +52,8 @@ def predict_folder(
     return predictions
 
 
-def _source(folder: Path, data: ImageData) -> str:
-    """Identify members and images: SHA-256 of ensemble.json, which holds the weights' hashes, and the fingerprint."""
-    from dnas_ens.ensembles.storage import MANIFEST
-
-    return hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
-
-
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
-    """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables.
-
-    Returns:
-        The rows; see ``result_rows``.
-    """
+    """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables; see `write_results`."""
     from dnas_ens.ensembles.storage import MANIFEST
 
     if (folder / "distilled" / MANIFEST).exists():

@@ -136,19 +136,13 @@ def predict_shift(
     usual: Sequence[str] = (),
     data_root: Path | None = None,
     device: torch.device | str = "cpu",
-    seed: int = CORRUPTION_SEED,
 ) -> ShiftPredictions:
     """Predict corrupted test images and foreign images with every member, with a progress bar.
 
     Args:
-        ensemble: The members.
         data: The run's data; nothing but its test split is corrupted.
-        options: What to measure.
         usual: What "auto" in `options.ood` stands for; a data set among them that is not on the disk is left out
             with a line that says so.
-        data_root: Where data sets are kept.
-        device: Where to corrupt and to predict.
-        seed: Of the corruptions, at least 0.
 
     Raises:
         UserError: A data set or the CIFAR-10-C files cannot be read or do not fit the run.
@@ -172,9 +166,9 @@ def predict_shift(
         for done, name in enumerate(names, start=1):
             for severity in options.severities:
                 if public is not None and name.startswith(CIFAR10_C):
-                    corrupted = public.split(name.removeprefix(CIFAR10_C), severity).images
+                    corrupted = public.images(name.removeprefix(CIFAR10_C), severity)
                 else:
-                    corrupted = corrupt(images, name, severity, seed=seed)
+                    corrupted = corrupt(images, name, severity, seed=CORRUPTION_SEED)
                 probs.append(ensemble.predict_probs(corrupted))
                 progress.step(corruption=name, severity=severity)
                 progress.count_images(len(corrupted))
@@ -192,7 +186,6 @@ def predict_shift(
         probs=np.stack(probs) if probs else np.empty(empty, dtype=np.float32),
         labels=labels,
         foreign=predicted,
-        seed=seed,
     )
 
 

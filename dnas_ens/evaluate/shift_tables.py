@@ -66,8 +66,6 @@ def corruption_rows(
     Args:
         member_probs: Members' class probabilities on the corrupted images, shape (M, N, K), range [0, 1].
         labels: Class indices, shape (N,).
-        fit: What clean validation images decided.
-        corruption: Its name.
         severity: 1 to 5.
 
     Returns:
@@ -157,7 +155,6 @@ def detection_rows(
         own_probs: Members' class probabilities on the test images, shape (M, N_own, K), range [0, 1].
         foreign_probs: The same on images of other classes, shape (M, N_foreign, K).
         weights: Combining weights, shape (M,); None for equal ones.
-        name: Name of the foreign images.
 
     Returns:
         Two dictionaries: ``name``, ``row`` ("ensemble", "average member"), ``num_images`` (the foreign ones),
@@ -192,10 +189,6 @@ def detection_rows(
 def write_shift(folder: Path, shift: ShiftPredictions) -> str:
     """Write shift.json and shift.md from predictions alone; return what shift.md holds.
 
-    Args:
-        folder: The run folder, with predictions.npz.
-        shift: Its predictions under shift.
-
     Raises:
         UserError: The folder has no predictions.npz.
     """
@@ -210,9 +203,8 @@ def write_shift(folder: Path, shift: ShiftPredictions) -> str:
 def shift_tables(predictions: Predictions, shift: ShiftPredictions) -> dict[str, list[dict[str, Any]]]:
     """Compute what shift.json holds, from the two files of predictions alone.
 
-    Returns:
-        ``corruptions``, the rows of `corruption_rows`, and ``out_of_distribution``, those
-        of `detection_rows`; their own images are the whole clean test split.
+    ``corruptions`` are the rows of `corruption_rows`, and ``out_of_distribution`` those of `detection_rows`, whose own
+    images are the whole clean test split.
     """
     fit = fit_on_clean(predictions)
     return {

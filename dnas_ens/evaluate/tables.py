@@ -75,7 +75,6 @@ def single_row(
     """Return the metrics of one predictor on test, its temperature fitted on val.
 
     Args:
-        name: Row name.
         val_probs: (N_val, K), in [0, 1].
         val_labels: (N_val,).
         test_probs: (N_test, K), in [0, 1].
@@ -139,7 +138,6 @@ def train_seconds(predictions: Predictions, *, search: bool) -> float | None:
     """Return the seconds of all members' training: GPU seconds where a GPU did all of it, CPU seconds where none did.
 
     Args:
-        predictions: Of the members.
         search: Whether the search that found them counts too, with its discarded candidates.
 
     Returns:

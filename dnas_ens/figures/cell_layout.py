@@ -55,8 +55,6 @@ class CellLayout:
     """Positions of a drawn cell, its upper left corner at the origin.
 
     Args:
-        width: Width of everything.
-        height: Height of everything.
         nodes: A box for each node of the graph.
         labels: A box for the operation of each edge (source, target) that has one.
         paths: For each edge the points it passes, from its source to its label or to the output. Every
@@ -72,17 +70,9 @@ class CellLayout:
 
 
 def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
-    """Lay out a cell.
-
-    Args:
-        graph: What `Genotype.to_graph` returns.
-        label_width: The width of a label box.
-    """
-    output = max(graph)
-    depth: dict[int, int] = {}
-    for node in range(output + 1):
-        # Inputs, which come first, have no predecessors.
-        depth[node] = max((1 + depth[source] for source in graph.predecessors(node)), default=0)
+    """Lay out a cell, of which the graph is what `Genotype.to_graph` returns."""
+    generations = enumerate(networkx.topological_generations(graph))
+    depth: dict[int, int] = {node: column for column, nodes in generations for node in nodes}
     routes = {
         (source, target): [
             (source,),
@@ -91,7 +81,7 @@ def layout_cell(graph: networkx.DiGraph, *, label_width: float) -> CellLayout:
         ]
         for source, target in graph.edges
     }
-    columns: list[list[Item]] = [[] for _ in range(depth[output] + 1)]
+    columns: list[list[Item]] = [[] for _ in range(depth[max(graph)] + 1)]
     for node in sorted(graph):
         columns[depth[node]].append((node,))
     for route in routes.values():

@@ -72,19 +72,10 @@ def draw_genotype(genotype: Genotype, *, title: str | None = None) -> Figure:
     return figure
 
 
-def save_cells(genotype: Genotype, path: str | Path, *, title: str | None = None) -> Path:
-    """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype.
-
-    Args:
-        genotype: What to draw.
-        path: The file; ".svg" is added where it is missing, and the folder is made if need be.
-        title: A common heading.
-
-    Returns:
-        The path written.
-    """
+def save_cells(genotype: Genotype, path: Path, *, title: str | None = None) -> None:
+    """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype."""
     description = title or f"Cells of genotype {genotype.canonical_hash()}"
-    return style.save_svg(draw_genotype(genotype, title=title), path, title=description)
+    style.save_svg(draw_genotype(genotype, title=title), path, title=description)
 
 
 def _layout(genotype: Genotype, cell_type: str) -> CellLayout:

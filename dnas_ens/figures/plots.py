@@ -13,7 +13,7 @@ from dnas_ens.figures import style
 
 # Lengths in points.
 WIDTH, LEGEND_WIDTH, DISTANCE_HEIGHT, SHARED_HEIGHT = 360.0, 110.0, 230.0, 130.0
-LEFT, BOTTOM, TOP, TITLE_HEIGHT, PANEL_GAP = 56.0, 46.0, 16.0, 26.0, 20.0
+LEFT, BOTTOM, TOP, PANEL_GAP = 56.0, 46.0, 16.0, 20.0
 
 
 def plot_diversity_curve(
@@ -22,7 +22,6 @@ def plot_diversity_curve(
     shared_edges: ArrayLike | None = None,
     *,
     directions: ArrayLike | None = None,
-    title: str | None = None,
 ) -> Figure:
     """Draw the distance D to the base against lambda, one line a direction, beside the diagonal D = lambda.
 
@@ -31,7 +30,6 @@ def plot_diversity_curve(
         distance_to_base: P distances D in [0, 1].
         shared_edges: P numbers of edges shared with the base, for a second panel below.
         directions: P direction numbers; one line for all points by default.
-        title: A heading.
 
     Returns:
         The figure, its first axis the distances and its second, if any, the shared edges.
@@ -48,7 +46,7 @@ def plot_diversity_curve(
         raise UserError(f"A curve cannot have {lengths} points.", "Give as many values of each, at least one.")
 
     heights = [DISTANCE_HEIGHT] if shared_edges is None else [DISTANCE_HEIGHT, SHARED_HEIGHT]
-    figure, axes = _panels(heights, title)
+    figure, axes = _panels(heights)
     span = float(max(columns["lam"].max(), 1e-3))
     axes[0].plot([0, min(span, 1)], [0, min(span, 1)], color=style.MUTED_COLOUR, linestyle="--", linewidth=1.2)
     axes[0].lines[0].set(label="D = λ", gid="diagonal")
@@ -79,21 +77,17 @@ def _column(name: str, values: ArrayLike) -> NDArray[np.float64]:
     return column
 
 
-def _panels(heights: list[float], title: str | None) -> tuple[Figure, list[Axes]]:
+def _panels(heights: list[float]) -> tuple[Figure, list[Axes]]:
     """Return a figure with panels of these heights one below the other, room for a legend on their right."""
-    head = TOP + (TITLE_HEIGHT if title else 0.0)
     width = LEFT + WIDTH + LEGEND_WIDTH
-    height = head + sum(heights) + PANEL_GAP * (len(heights) - 1) + BOTTOM
+    height = TOP + sum(heights) + PANEL_GAP * (len(heights) - 1) + BOTTOM
     figure = style.new_figure(width, height)
-    axes, top = [], height - head
+    axes, top = [], height - TOP
     for panel in heights:
         axes.append(
             figure.add_axes((LEFT / width, (top - panel) / height, WIDTH / width, panel / height), label=str(top))
         )
         top -= panel + PANEL_GAP
-    if title:
-        heading = style.font(13, bold=True)
-        figure.text(LEFT / width, 1 - TOP / height, title, fontproperties=heading, color=style.TEXT_COLOUR, va="top")
     return figure, axes
 
 

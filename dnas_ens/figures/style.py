@@ -63,14 +63,9 @@ def style_axis(axis: Axes, *, x_label: str = "", y_label: str = "") -> None:
 
 
 def spread(wishes: Sequence[float], distances: Sequence[float]) -> list[float]:
-    """Place items of a row near to where they wish to be (least squares), in their order and far enough apart.
+    """Place P items of a row near to where they wish to be (least squares), in their order.
 
-    Args:
-        wishes: P wanted positions.
-        distances: P - 1 least distances of neighbours.
-
-    Returns:
-        P positions.
+    Neighbours are at least the P - 1 distances apart.
     """
     offsets = np.cumsum([0.0, *distances])
     placed = isotonic_regression(np.asarray(wishes) - offsets).x + offsets
@@ -81,7 +76,6 @@ def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -
     """Return a figure as SVG text that depends on the figure alone: no date, version or random identifiers.
 
     Args:
-        figure: Any matplotlib figure.
         title: The document's title, for readers who cannot see it.
         outlines: Glyphs are stored as outlines, each text also as a comment beside them, so no font is needed to
             view it; if false, as text for the reader's own font.
@@ -94,9 +88,6 @@ def to_svg(figure: Figure, *, title: str | None = None, outlines: bool = True) -
     return buffer.getvalue().decode("utf-8")
 
 
-def save_svg(figure: Figure, path: str | Path, *, title: str | None = None) -> Path:
-    """Write a figure as SVG, adding the suffix where it is missing and making the folder if need be."""
-    path = Path(path)
-    path = path if path.suffix == ".svg" else path.with_name(f"{path.name}.svg")
+def save_svg(figure: Figure, path: Path, *, title: str | None = None) -> None:
+    """Write a figure as an SVG file, whose folder is made if need be; see `to_svg`."""
     write_atomic(path, to_svg(figure, title=title).encode())
-    return path

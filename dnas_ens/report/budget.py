@@ -23,9 +23,8 @@ def budget_section(files: RunFiles) -> Section | None:
         return None
     units, timed = files.budget["done"], files.budget["budget"]["unit"] == "seconds"
     spent = float(units[-1]["at"])
-    amount = duration(spent) if timed else count(round(spent), "epoch")
-    whole = (
-        duration(files.budget["budget"]["total"]) if timed else count(round(files.budget["budget"]["total"]), "epoch")
+    amount, whole = (
+        duration(each) if timed else count(round(each), "epoch") for each in (spent, files.budget["budget"]["total"])
     )
     each = ", each where val let expect the most for what it costs" if len(units) > 1 else ""
     text = (
@@ -83,12 +82,7 @@ def _name(unit: Mapping[str, Any]) -> str:
 
 
 def draw_budget(units: Sequence[Mapping[str, Any]], *, timed: bool) -> Figure:
-    """Draw the ensemble's loss against what was spent, a marked point a unit.
-
-    Args:
-        units: Finished units as budget.json holds them.
-        timed: Whether costs are seconds; else epochs.
-    """
+    """Draw the ensemble's loss against what was spent, seconds if ``timed``, else epochs, a marked point a unit."""
     spent = np.array([float(done["at"]) for done in units])
     minutes = timed and spent[-1] > 300
     spent = spent / 60 if minutes else spent

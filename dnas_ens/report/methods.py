@@ -131,8 +131,6 @@ def draw_cost(
         labels: Label of each point; empty for none.
         ours: Which points are this run's own.
         intervals: An interval of the loss or None for each point; empty for none at all.
-        x_label: What the cost is, as ``y_label`` says what the loss is.
-        y_label: See ``x_label``.
     """
     cost, loss = np.asarray(seconds, dtype=np.float64), np.asarray(losses, dtype=np.float64)
     width = 2 * panels.WIDTH - 40

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from dnas_ens.figures.style import to_svg
+from dnas_ens.figures.style import save_svg, to_svg
 from dnas_ens.report.build import build_report
 from dnas_ens.report.inline_svg import inline_svg
 from dnas_ens.report.parts import Picture, Report, Section
@@ -41,7 +41,7 @@ def write(folder: Path) -> Path:
 
 
 def _write_files(picture: Picture, folder: Path) -> None:
-    write_atomic(folder / f"{picture.name}.svg", to_svg(picture.figure, title=picture.title).encode())
+    save_svg(picture.figure, folder / f"{picture.name}.svg", title=picture.title)
     buffer = io.BytesIO()
     picture.figure.savefig(buffer, format="png", dpi=PIXELS_PER_INCH, metadata={"Software": None})
     write_atomic(folder / f"{picture.name}.png", buffer.getvalue())

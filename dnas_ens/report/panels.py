@@ -86,15 +86,7 @@ def plain(text: str) -> str:
 
 
 def spread(values: Sequence[float], gap: float) -> list[float]:
-    """Move labels' heights apart until no two are nearer than a gap, keeping their order and their mean.
-
-    Args:
-        values: Wanted heights.
-        gap: Least distance of two.
-
-    Returns:
-        The heights to write them at, in the given order.
-    """
+    """Move labels' heights apart until no two are nearer than a gap, keeping their order and their mean."""
     order = sorted(range(len(values)), key=values.__getitem__)
     placed = style.spread([values[index] for index in order], [gap] * (len(values) - 1))
     return [height for _, height in sorted(zip(order, placed, strict=True))]
@@ -106,8 +98,6 @@ def name_ends(axis: Axes, ends: Mapping[str, tuple[float, str]], *, x: float, of
     Args:
         axis: Of a `panel` of usual height.
         ends: Last value and colour of each line, by name.
-        x: Last place of all lines.
-        offset: Of the names, in points.
         span: What the height of the axis stands for.
     """
     gap = 13 / (HEIGHT - TOP - BOTTOM) * span
@@ -150,12 +140,8 @@ class LabelPlacer:
         """Write a label, centred at the first of the offsets where it hides the least.
 
         Args:
-            text: The label.
             position: The point it belongs to, in data coordinates.
             offsets: Places of its middle relative to the point, in points of paper, the best one first.
-            size: Of the type, as are its colour and weight.
-            colour: See ``size``.
-            bold: See ``size``.
         """
         half = half_width(text, size=size, bold=bold)
         anchor = self._on_paper([position])[0]

@@ -26,7 +26,6 @@ class Picture:
         title: Heading above the caption's text.
         caption: HTML of what it shows and how to read it.
         description: What it shows, in plain text, for readers who cannot see it.
-        figure: The figure.
         shape: "panel" for half a wide page's width, "wide" for all of it, "cells" for drawings of cells, which have
             files elsewhere.
     """
@@ -56,10 +55,8 @@ class Report:
 
     Args:
         subject: Run and data, for the page's title.
-        headline: One sentence.
-        lead: Plain sentences below it.
+        lead: Plain sentences below the headline.
         figures: Name, value and note of the few figures to remember.
-        sections: In order.
     """
 
     subject: str

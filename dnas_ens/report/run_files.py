@@ -89,21 +89,16 @@ SHIFT = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """The content of a run folder.
+    """The content of a run folder: config.json, ensemble.json, budget.json and rows of comparison.json as they are.
 
     Args:
-        folder: The folder.
-        config: config.json.
         environment: env.json, an entry a command.
         found: genotypes.json.
         members: Each member's member.json, in order.
         discarded: Those of the networks that were trained for the ensemble and not chosen.
-        ensemble: ensemble.json.
-        budget: budget.json.
         predictions: predictions.npz; ``averaged``, ``best`` and ``classes`` are there where it is.
         rows: results.json, or the same computed from the predictions.
         ensemble_sizes: ensemble_size.json, or the same computed from the predictions.
-        comparison: Rows of comparison.json.
         corruptions: Rows of shift.json on corrupted test images.
         out_of_distribution: Rows of shift.json on images of other data.
     """

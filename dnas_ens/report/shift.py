@@ -114,15 +114,11 @@ def _out_of_distribution_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return table(headings, body, label="Telling other images from the run's own")
 
 
-def _draw_mean(
-    rows: Sequence[Mapping[str, Any]], metric: str, *, y_label: str, clean: Mapping[str, float] | None = None
-) -> Figure:
+def _draw_mean(rows: Sequence[Mapping[str, Any]], metric: str, *, y_label: str, clean: Mapping[str, float]) -> Figure:
     """Draw a metric against severity, the mean over corruptions, a line a predictor.
 
     Args:
-        rows: With corruption, severity, row and the metric.
         metric: "accuracy", shown in per cent, or one in nats.
-        y_label: What it is.
         clean: The metric on untouched images by row, drawn as severity 0.
     """
     figure, axis = panels.panel(x_label="severity", y_label=y_label, right=92)
@@ -130,7 +126,7 @@ def _draw_mean(
     ends: dict[str, tuple[float, str]] = {}
     for name in _ordered(rows):
         curve = {
-            **({0: clean[name]} if clean and name in clean else {}),
+            **({0: clean[name]} if name in clean else {}),
             **mean_by_severity(rows, name, metric),
         }
         values = [factor * value for value in curve.values()]

@@ -46,15 +46,8 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.name = name
 
-    def save(self, step: int, state: Any) -> Path:
-        """Save a state under its step, and drop all but it and the one before.
-
-        Args:
-            step: Steps taken so far, >= 0.
-            state: What to resume from.
-
-        Returns:
-            The state's file.
+    def save(self, step: int, state: Any) -> None:
+        """Save a state under its step, >= 0, and drop all but it and the one before.
 
         Raises:
             DivergedError: A tensor holds NaN or infinity; nothing is written.
@@ -69,7 +62,6 @@ class CheckpointStore:
         manifest = {"step": step, "file": path.name, "sha256": hashlib.sha256(data).hexdigest()}
         write_atomic(self._file(step, "json"), json.dumps(manifest, indent=2).encode())
         self._drop_all_but({*[other for other in self.steps() if other < step][-1:], step})
-        return path
 
     def steps(self) -> list[int]:
         """The steps of complete saves, ascending."""
@@ -132,11 +124,7 @@ class CheckpointStore:
 
 
 class RegularStates:
-    """Saves states at the ends of epochs, and between two steps where the last one is `SECONDS_BETWEEN_STATES` old.
-
-    Args:
-        save: Saves the state as it is now.
-    """
+    """Saves states at the ends of epochs, and between two steps where the last one is `SECONDS_BETWEEN_STATES` old."""
 
     def __init__(self, save: Callable[[], object]) -> None:
         self._save, self._last = save, time.monotonic()

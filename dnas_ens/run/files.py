@@ -64,10 +64,7 @@ def with_ending(path: Path, ending: str) -> Path:
 def write_atomic(path: Path, data: bytes | Iterable[bytes]) -> None:
     """Replace a file as a whole: a reader sees the old content or the new one, also after a crash.
 
-    Its folder is made where it is absent.
-
-    Args:
-        data: All of it, or its parts one after the other.
+    Its folder is made where it is absent. The data may come in parts, one after the other.
 
     Raises:
         UserError: The disk is full or the folder cannot be written; the old content is untouched.
@@ -112,10 +109,7 @@ def write_json(path: Path, obj: Any) -> None:
 
 
 def read_json(path: Path, *, by_hand: bool = False) -> Any:
-    """Read a JSON file, without its `DIGEST`.
-
-    Args:
-        by_hand: Whether it may have been edited.
+    """Read a JSON file, without its `DIGEST`, which a file that may have been edited ``by_hand`` need not match.
 
     Raises:
         UserError: It is missing, is no valid JSON, or was changed since it was written.
@@ -159,7 +153,6 @@ def read_checked(path: Path, form: object) -> Any:
     """Read a JSON file that must have a form.
 
     Args:
-        path: The file.
         form: A type; [form] for a list of such; {key: form} for an object that has these keys and perhaps others,
             where a key that ends in "?" may be absent; or a tuple of forms, one of which it must have. A bool is no
             number here.

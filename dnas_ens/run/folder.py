@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import (
     ABSENT,
     as_json,
@@ -40,7 +39,6 @@ class RunFolder:
         command: The command line, for env.json.
 
     Attributes:
-        path: The folder.
         config: What config.json holds: a section a command, such as `{"search": {...}, "retrain": {...}}`.
         metrics: The run's own metrics.jsonl and TensorBoard folder.
     """
@@ -70,11 +68,8 @@ class RunFolder:
         Args:
             run_dir: The folder; None makes a fresh `<root>/<NNN>-<name>`.
             config: The configuration, which config.json holds under `section`.
-            section: The command it belongs to.
             command: The command line; this process's own by default.
             resume: Go on with a folder that holds the same configuration.
-            name: Last part of a numbered folder's name.
-            root: The folder of numbered folders.
 
         Raises:
             UserError: The folder holds something else, belongs to another configuration (the first field that
@@ -96,7 +91,7 @@ class RunFolder:
                 run.config = _read_config(run.path)
                 run._compare(section, config, resume=resume, otherwise=_OTHER_FOLDER)
             else:
-                run._write_section(section, config)
+                run.replace_config(section, config)
         except BaseException:
             run.close()
             raise
@@ -121,7 +116,7 @@ class RunFolder:
             # A later command has no folder of its own to name.
             self._compare(section, config, resume=resume, otherwise="Search into another folder")
         else:
-            self._write_section(section, config)
+            self.replace_config(section, config)
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one command.
@@ -135,8 +130,9 @@ class RunFolder:
         return section
 
     def replace_config(self, section: str, config: Mapping[str, Any]) -> None:
-        """Replace a section of config.json by one that means the same, as with data that have moved."""
-        self._write_section(section, config)
+        """Write a section of config.json: a new one, or one that means the same, as with data that have moved."""
+        self.config = {**self.config, section: as_json(config)}
+        self.write_json("config.json", self.config)
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder.
@@ -156,16 +152,8 @@ class RunFolder:
         """Read a JSON file of the folder; see `dnas_ens.run.files.read_json`."""
         return read_json(self.file(name))
 
-    def checkpoints(self, name: str) -> CheckpointStore:
-        """The resumable states of one part of the run, in checkpoints/."""
-        return CheckpointStore(self.path / "checkpoints", name=name)
-
     def write_env(self, extra: Mapping[str, Any] | None = None) -> None:
-        """Append this command's versions, device, command line and git revision to env.json.
-
-        Args:
-            extra: More to note, such as the data set's name and fingerprint.
-        """
+        """Append this command's versions, device, command line and git revision to env.json, and more to note."""
         path = self.file("env.json")
         entries = self._env(path) if path.exists() else []
         write_json(path, [*entries, {**environment(self._command), **(extra or {})}])
@@ -198,10 +186,6 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _write_section(self, section: str, config: Mapping[str, Any]) -> None:
-        self.config = {**self.config, section: as_json(config)}
-        self.write_json("config.json", self.config)
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, ABSENT)

@@ -78,23 +78,14 @@ class MetricsLog:
             lines.append(line)
         return [line for line in lines if phase in (None, line["phase"])]
 
-    def truncate(self, phase: str, *, step: int) -> int:
-        """Drop what a phase logged after a step, in both places, so that resuming leaves no line twice.
-
-        Args:
-            phase: The course that is resumed.
-            step: Step of the state it resumes from, of which the line stays.
-
-        Returns:
-            Number of lines dropped.
-        """
+    def truncate(self, phase: str, *, step: int) -> None:
+        """Drop what a phase logged after a step, in both places, so that resuming leaves no line twice."""
         self.close()
         lines = self.read()
         kept = [line for line in lines if line["phase"] != phase or line["step"] <= step]
         if len(kept) < len(lines):
             write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._purge_steps[phase] = step + 1
-        return len(lines) - len(kept)
 
     def add_figure(self, tag: str, figure: Figure, *, step: int, phase: str) -> None:
         """Add a matplotlib figure to TensorBoard as the image `<phase>/<tag>`; it needs no display."""

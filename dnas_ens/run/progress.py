@@ -15,12 +15,9 @@ class Progress:
     """A bar on a terminal, and everywhere one printed line an epoch.
 
     Args:
-        total_epochs: Epochs of the whole work.
         description: What is being done, the first word of the line.
-        steps_per_epoch: Steps of one epoch.
         initial_epoch: Epochs that an earlier process has done.
         stream: Where to write; stderr by default.
-        clock: Returns seconds.
     """
 
     #: Makes bars that share a terminal with other processes' (of tqdm's interface total, desc, unit, update,
@@ -77,7 +74,6 @@ class Progress:
 
         Args:
             epoch: Epochs done, this one included: 1 ... total_epochs.
-            **values: What to show, in this order.
         """
         now = self._clock()
         parts = [f"{self._description} {epoch}/{self._total}"]

@@ -18,7 +18,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
-from dnas_ens.run.checkpoint import RegularStates
+from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.run.ranks import current
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
@@ -195,7 +195,7 @@ def train(
     Returns:
         The meter of what the search costs, over all its starts; it keeps running.
     """
-    store = None if run is None else run.checkpoints("search")
+    store = None if run is None else CheckpointStore(run.path / "checkpoints", name="search")
     newest = store.load_newest() if resume and store is not None else None
     state = loop.ranks.shared_state(None if newest is None else newest[1])
     before = dict(spent or {}) if state is None else state["seconds"]

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 import sample_config
 import tyro
+from processes import start
 from sample_config import Bilevel
 
 from dnas_ens.commands import evaluate, whole_way
@@ -207,17 +206,6 @@ def main(argv):
 
 sys.exit(run_main(main))
 """
-
-
-def start(*arguments, stdout=subprocess.PIPE):
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

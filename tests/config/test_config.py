@@ -123,26 +123,26 @@ def test_what_a_file_names_is_replaced():
 @pytest.mark.parametrize(
     ("values", "cause", "remedy"),
     [
-        ({"sed": 1}, "Unknown field sed in a.json", "Did you mean seed?"),
-        ({"bilevel": {"epoch": 1}}, "Unknown field bilevel.epoch in a.json", "Did you mean bilevel.epochs?"),
+        ({"sed": 1}, "Unknown field sed in the configuration.", "Did you mean seed?"),
+        ({"bilevel": {"epoch": 1}}, "Unknown field bilevel.epoch in", "Did you mean bilevel.epochs?"),
         ({"seed": "x"}, 'seed is "x" in', "Make it a whole number."),
-        ({"seed": True}, "seed is true in a.json", "Make it a whole number."),
+        ({"seed": True}, "seed is true in", "Make it a whole number."),
         ({"limit": "x"}, 'limit is "x" in', "Make it a whole number or null."),
-        ({"data_root": 3}, "data_root is 3 in a.json", "Make it a path or null."),
+        ({"data_root": 3}, "data_root is 3 in", "Make it a path or null."),
         ({"penalty": "jss"}, 'penalty is "jss" in', 'Make it one of "js", "none".'),
         ({"operations": "skip"}, 'operations is "skip" in', "Make it a list, each item a string."),
-        ({"operations": ["a", 1]}, "operations[1] is 1 in a.json", "Make it a string."),
+        ({"operations": ["a", 1]}, "operations[1] is 1 in", "Make it a string."),
         ({"pairs": [["a"]]}, 'pairs[0] is ["a"] in', "Make it a list of 2: a string, a whole number."),
-        ({"bilevel": 3}, "bilevel is 3 in a.json", "Make it an object of fields."),
-        ({"bilevel": {"second_order": 1}}, "bilevel.second_order is 1 in a.json", "Make it true or false."),
+        ({"bilevel": 3}, "bilevel is 3 in", "Make it an object of fields."),
+        ({"bilevel": {"second_order": 1}}, "bilevel.second_order is 1 in", "Make it true or false."),
         ({"bilevel": {"learning_rate": "x"}}, 'bilevel.learning_rate is "x" in', "Make it a number."),
-        ({"bilevel": {"temperature": [1]}}, "bilevel.temperature is [1] in a.json", "Make it a list of 2: a number"),
+        ({"bilevel": {"temperature": [1]}}, "bilevel.temperature is [1] in", "Make it a list of 2: a number"),
         ({"bilevel": {"epochs": 0}}, "--epochs is 0.", "Give --epochs 1 or more."),
-        ([1], "the whole is [1] in a.json", "Make it an object of fields."),
+        ([1], "the whole is [1] in", "Make it an object of fields."),
     ],
 )
 def test_a_field_that_does_not_fit_is_named(values, cause, remedy):
     with pytest.raises(UserError) as caught:
-        override(Search(), values, source="a.json")
+        override(Search(), values)
     assert caught.value.cause.startswith(cause)
     assert caught.value.remedy.startswith(remedy)

@@ -7,10 +7,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 
 from dnas_ens.commands import retrain, search
@@ -68,16 +68,7 @@ def environment(**more):
 
 def start(*arguments, **more):
     """A command in a session of its own, by which its processes are known."""
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs with Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        env=environment(**more),
-    )
+    return processes.start(*arguments, stderr=subprocess.STDOUT, start_new_session=True, env=environment(**more))
 
 
 def run(*arguments, **more):

@@ -84,23 +84,21 @@ class Result:
         ordered: bool = False,
         **fields: Any,
     ) -> Result:
-        """Return the row of networks that are all in its ensemble.
+        """Return the row of networks that are all in its ensemble; fields that are given beat what follows from them.
 
         Args:
-            trained: The networks.
             searching: What searching took.
             fixed: What is spent before the first of them; by default that.
             ordered: Whether they were chosen in their order; exchangeable otherwise.
-            **fields: Other fields of the row.
         """
         fixed = searching if fixed is None else fixed
-        options = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
+        if "options" not in fields:
+            fields["options"] = (of_ordered if ordered else of_exchangeable)(trained, fixed_seconds=fixed)
         found: dict[str, Any] = {
             "predictions": trained.predictions,
             "networks": len(trained.seconds),
             "cpu_seconds": fixed + sum(trained.seconds),
             "search_seconds": searching,
-            "options": options,
         }
         return cls(**found | fields)
 
@@ -127,15 +125,8 @@ class Comparison:
     """A run and what is trained beside it.
 
     Args:
-        folder: The run folder.
-        search: The configuration of its search.
-        found: Its genotypes.json.
-        data: Images.
-        recipe: The run's recipe.
-        device: Where to train.
+        found: genotypes.json of the run folder.
         workers: Members trained side by side on a CPU.
-        engine: What trains them side by side.
-        budget: How much the methods may train.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
 
@@ -211,7 +202,6 @@ class Comparison:
 
         Args:
             name: Folder of the method; it decides the seeds.
-            genotypes: What to train.
             **fields: Fields of the recipe that differ.
         """
         if name not in self._trained:
@@ -242,7 +232,6 @@ class Comparison:
         """Train networks in the folder of a method, and as many more as a cost pays for in NAME-more.
 
         Args:
-            name: Folder of the method.
             cells: Returns the first so many genotypes.
             first: Networks that are trained in any case; what one costs is their mean.
             seconds: CPU seconds that all together may take.
@@ -291,12 +280,7 @@ class Comparison:
         return predict_splits(ensemble.eval(), self.data, device=self.device)
 
     def kept(self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]) -> tuple[Predictions, Record]:
-        """Return a method's predictions and what is noted of them; made once for each number of our members.
-
-        Args:
-            name: Folder of the method.
-            make: Trains and predicts.
-        """
+        """Return a method's predictions and what is noted of them; made once for each number of our members."""
         file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
         records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
         if key not in records or not file.exists():
@@ -329,8 +313,6 @@ class Comparison:
         Args:
             name: Folder under ``baselines/``, a run folder of its own.
             regime: One of `dnas_ens.config.presets`.
-            seed: Seed of the search.
-            members: Members to choose.
             base: genotypes.json of a given base, in another folder of ``baselines/``.
         """
         config = replace(self.further_search(regime, members=members, base=base), seed=seed)
@@ -356,10 +338,5 @@ def trained_files(folder: Path, num_members: int) -> list[dict[str, Any]]:
 
 
 def affordable_networks(trained: Sequence[float], seconds: float) -> int:
-    """Return how many networks a cost pays for, those included that are trained in any case.
-
-    Args:
-        trained: CPU seconds of the latter; what one costs is their mean.
-        seconds: CPU seconds that all together may take.
-    """
+    """Return how many networks a cost pays for, those included that are trained anyway; one costs their mean."""
     return max(len(trained), round(seconds * len(trained) / sum(trained)))

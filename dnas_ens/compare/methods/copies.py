@@ -32,22 +32,18 @@ def base_cell(comparison: Comparison) -> Iterator[Result]:
     others = comparison.at_other_epochs("base-cell", [comparison.base] * affordable)
     free = [option for trained in (everyone, *others) for option in of_exchangeable(trained)]
     search = comparison.search_seconds
-    yield Result(
+    yield Result.of_all(
+        everyone.first(count),
+        searching=search,
         name="deep ensemble of the base cell",
         label="deep ensemble, base cell",
-        predictions=everyone.predictions.of_members(range(count)),
-        networks=count,
-        cpu_seconds=search + sum(everyone.seconds[:count]),
-        search_seconds=search,
         options=[replace(option, cpu_seconds=search + option.cpu_seconds) for option in free],
     )
-    yield Result(
+    yield Result.of_all(
+        everyone.first(affordable),
         name="the same at our cost, cell for free",
         label="deep ensemble, base cell for free",
         detail=f"{affordable} members",
-        predictions=everyone.predictions.of_members(range(affordable)),
-        networks=affordable,
-        cpu_seconds=sum(everyone.seconds[:affordable]),
         options=free,
     )
 
@@ -68,13 +64,13 @@ def best_cell(comparison: Comparison) -> Iterator[Result]:
         seconds=comparison.largest_seconds - fixed,
     )
     with_best = members.predictions.of_members([best]).with_members_of(copies.predictions)
-    yield Result(
+    yield Result.of_all(
+        copies.first(count),
+        searching=comparison.search_seconds,
+        fixed=fixed,
         name="deep ensemble of the best found cell",
         label="deep ensemble, best found cell",
-        predictions=copies.predictions.of_members(range(count)),
         networks=2 * count,
-        cpu_seconds=fixed + sum(copies.seconds[:count]),
-        search_seconds=comparison.search_seconds,
         options=of_exchangeable(replace(copies, predictions=with_best), fixed_seconds=fixed, paid=1),
     )
 

@@ -70,12 +70,8 @@ def train_on(
     """Train up to a number of epochs, from the newest checkpoint where there is one.
 
     Args:
-        training: At its beginning.
-        companion: What goes along.
         folder: Holds checkpoints/.
-        epochs: In all.
         save_every: Epochs from one checkpoint to the next, where they take no longer than a minute.
-        description: First word of the progress.
 
     Returns:
         The scalars of the last epoch, and the seconds of all starts.

@@ -63,13 +63,10 @@ def random_cells(comparison: Comparison) -> Iterator[Result]:
 
 def random_nes(comparison: Comparison, trained: Trained, others: Sequence[Trained] = ()) -> Result:
     """Return the first M random cells; more, fewer and other numbers of epochs are its options."""
-    count = comparison.num_members
-    return Result(
+    return Result.of_all(
+        trained.first(comparison.num_members),
         name="random cells (Random-NES)",
         label="random cells",
-        predictions=trained.predictions.of_members(range(count)),
-        networks=count,
-        cpu_seconds=sum(trained.seconds[:count]),
         options=[found for one in (trained, *others) for found in of_exchangeable(one)],
     )
 
@@ -187,12 +184,8 @@ def random_deviations(
     """Return random deviations of a base that share as many edges with it as given genotypes do.
 
     Args:
-        comparison: Trains them.
-        folder: Folder of the method.
-        base: What is deviated from.
         like: Genotypes whose numbers of shared edges are matched; none is matched at all edges.
         search_seconds: What finding the base took.
-        name: The row's name.
     """
     shared = [min(genotype.shared_edges(base), base.num_edges - 1) for genotype in like]
     genotypes = deviations_sharing(base, shared, operations=comparison.operations, seed=comparison.recipe.seed)

@@ -19,7 +19,6 @@ from dnas_ens.ensembles import weighting
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.tables import best_single
 from dnas_ens.metrics.calibration import WeightFit, cross_fit
-from dnas_ens.types import FloatArray, IntArray
 
 #: Val images from which weights and temperature are fitted on different halves of val. Half of fewer may hold no
 #: error of a good ensemble, which leaves the temperature without a minimum.
@@ -34,13 +33,11 @@ def ours(comparison: Comparison) -> Iterator[Result]:
     """
     search = comparison.search_seconds
     trainings = [comparison.grown, *comparison.at_other_epochs("ours", comparison.genotypes)]
-    whole = Result(
+    whole = Result.of_all(
+        comparison.members,
+        searching=search,
         name="ours (searched ensemble)",
         label="ours",
-        predictions=comparison.members.predictions,
-        networks=comparison.num_members,
-        cpu_seconds=comparison.total_seconds,
-        search_seconds=search,
         options=[found for trained in trainings for found in of_ordered(trained, fixed_seconds=search)],
     )
     yield whole
@@ -48,20 +45,12 @@ def ours(comparison: Comparison) -> Iterator[Result]:
     best = best_single(whole.predictions)
     yield replace(part, name="its best member on val", predictions=whole.predictions.of_members([best]))
 
-    def log_loss(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
-        return weighting.fit_weights(val_probs, val_labels).weights
-
-    def evolved(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
-        return weighting.evolve_weights(val_probs, val_labels).weights
-
-    def caruana(val_probs: FloatArray, val_labels: IntArray) -> FloatArray:
-        return weighting.caruana_weights(val_probs, val_labels).weights
-
-    for name, fit in (
-        ("log-loss (SLSQP)", log_loss),
-        ("differential evolution", evolved),
-        ("Caruana selection", caruana),
-    ):
+    fits: dict[str, WeightFit] = {
+        "log-loss (SLSQP)": lambda probs, labels: weighting.fit_weights(probs, labels).weights,
+        "differential evolution": lambda probs, labels: weighting.evolve_weights(probs, labels).weights,
+        "Caruana selection": lambda probs, labels: weighting.caruana_weights(probs, labels).weights,
+    }
+    for name, fit in fits.items():
         yield replace(part, name=f"its members weighted by {name}", **weighted(whole.predictions, fit))
 
 
