@@ -277,7 +277,8 @@ def test_a_budget_is_spent_on_one_core_and_on_two(benchmark, tmp_path, read_line
     for line in lines:
         assert line["networks"] >= 1
         assert 1 <= line["trainings"] <= line["epochs"]
-        assert f"| {line['workers']} | {line['trainings']:.1f}" in (tmp_path / "side.md").read_text()
+        row = f"| {line['workers']} | {line['spent']:.0f} | {line['trainings']:.1f} | {line['epochs']:.0f} |"
+        assert row in (tmp_path / "side.md").read_text()
     assert "5s" in printed
 
 
