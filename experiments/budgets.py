@@ -80,6 +80,8 @@ class Regime:
         return load_data(self.data, limit_train=self.limit_train, image_size=self.image_size, seed=seed)
 
 
+#: Of small images that are augmented.
+AUGMENTED = ((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2))
 REGIMES = {
     # All of digits leave no error to tell methods by.
     "digits-200": Regime(
@@ -93,7 +95,7 @@ REGIMES = {
         limit_train=2000,
         image_size=14,
         budgets=(15, 40, 100),
-        trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2)),
+        trainings=AUGMENTED,
     ),
     "fashion-mnist-14px-2k-plain": Regime(
         data="fashion-mnist",
@@ -108,7 +110,7 @@ REGIMES = {
         limit_train=2000,
         image_size=16,
         budgets=(15, 40, 100),
-        trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2)),
+        trainings=AUGMENTED,
     ),
     "fashion-mnist-28px-10k": Regime(
         data="fashion-mnist",

@@ -269,7 +269,7 @@ def test_the_first_run_is_measured_and_tabled(benchmark, tmp_path, read_lines):
 
 
 @pytest.mark.slow
-def test_a_budget_is_spent_on_one_core_and_on_two(benchmark, tmp_path, read_lines):
+def test_a_budget_has_a_row_for_each_number_of_workers(benchmark, tmp_path, read_lines):
     tiny = ["--data", "digits", "--limit-train", 96, "--image-size", 8, "--budget", "5s", "--seeds", 1]
     printed, _ = benchmark("budget_workers", *tiny, "--workers", 1, 2, "--output", tmp_path / "side")
     lines = read_lines(tmp_path / "side.jsonl")
