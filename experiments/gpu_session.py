@@ -36,13 +36,13 @@ from dnas_ens.config import require
 #: Seconds a section may take, and the least that it is begun with.
 LIMITS = {
     0: (30, 10),
-    1: (75, 30),
+    1: (110, 30),
     2: (60, 25),
     3: (45, 20),
     4: (120, 40),
     5: (70, 30),
     6: (60, 30),
-    7: (230, 80),
+    7: (430, 120),
     8: (150, 60),
 }
 #: Seconds that a section has to end itself before it is killed.

@@ -89,6 +89,15 @@ def search_pair(loop: SearchLoop) -> Callable[[], None]:
     return pair
 
 
+def joint_step(loop: SearchLoop) -> Callable[[], None]:
+    """Return a step by hard paths, of weights and architecture, on the first batch of the training images."""
+    loop.supernet.train()
+    loop.steps.begin_epoch(loop.schedules)
+    half, size = loop.weight_images, loop.config.bilevel.batch_size
+    batch = loop.augmentation.normalise(half.images[:size]), half.labels[:size]
+    return lambda: loop.steps.joint_step(batch)
+
+
 def profile(step: Callable[[], object], device: torch.device, *, repeats: int = 1, **table: Any) -> str:
     """Return a step's operations by time, as PyTorch's profiler tables them, after as many steps to warm up."""
     import torch

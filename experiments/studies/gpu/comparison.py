@@ -1,21 +1,25 @@
-"""Ensembles of equal GPU seconds on all of Fashion-MNIST: cells, searched and random, beside plain networks.
+"""Ensembles of equal GPU seconds on all of Fashion-MNIST: a budget, cells, found and random, plain networks.
 
-Networks of three cells; the search is that of the preset ``fast``.
+Networks of three cells of the efficient space; the search on images is that of the preset ``fast``.
 
 Each method has the same seconds, a search included; how they are spent is decided by a rule before anything is
 trained, and written down: three members side by side; of a kind's sizes the widest whose step takes at most
-``WIDER`` times the smallest's; as many epochs as fit, the learning rate falling by one cosine. What a method predicts
-on val and test is kept and not looked at; `table` reads it.
+``WIDER`` times the smallest's; as many epochs as fit, the learning rate falling by one cosine. A budget decides all
+that itself. What a method predicts on val and test is kept and not looked at; `table` reads it.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +28,7 @@ from timing import timed
 
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.run.files import write_atomic
 from studies.gpu.sections import Session
 
 if TYPE_CHECKING:
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
 
     from dnas_ens.config import RetrainConfig
     from dnas_ens.data import ImageData
+    from dnas_ens.data.batches import Augmentation
     from dnas_ens.space.genotype import Genotype
     from dnas_ens.training.trainer import NetworkTraining
 
@@ -41,7 +47,10 @@ WIDER = 1.25
 SEARCH_SHARE = 0.3
 #: Seconds kept back for predictions and what cannot be foreseen, of each method.
 RESERVE = 4.0
-SEARCHED, RANDOM, COPIES = "searched cells", "random cells", "copies of the best random cell"
+BUDGET, STAR, SEARCHED = "ours by budget", "cells by the star alone", "searched cells"
+RANDOM, COPIES = "random cells", "copies of the best random cell"
+#: Holds what every method predicts.
+LOG_PROBS = "log-probs.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,18 +71,25 @@ class Kind:
 def compare(session: Session) -> None:
     """Train and predict with every method that fits, each in the same seconds."""
     from dnas_ens.space.genotype import random_genotype
-    from dnas_ens.space.spaces import DARTS_OPERATIONS
+    from dnas_ens.space.spaces import SPACES
 
     data = session.data()
     way = session.executions("bfloat16")[-1]
     recipe = with_fields(retrain_preset(), batch_size=session.scaled(256, 64), learning_rate=0.1, **way.settings())
+    rules = SPACES["efficient"]
     cells = [
-        random_genotype(np.random.default_rng(1000 + index), operations=DARTS_OPERATIONS) for index in range(MEMBERS)
+        random_genotype(
+            np.random.default_rng(1000 + index),
+            operations=rules.operations,
+            num_nodes=rules.num_nodes,
+            space="efficient",
+        )
+        for index in range(MEMBERS)
     ]
     plain = {"cnn6": (2,)} if session.rehearse else {"cnn6": (32, 64, 128), "resnet20": (1,)}
     kinds = [_cells_kind(session, data, cells), *(_plain_kind(data, *kind) for kind in plain.items())]
     plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
-    methods = [SEARCHED, RANDOM, COPIES, *plain]
+    methods = [BUDGET, *plain, STAR, RANDOM, COPIES, SEARCHED]
     finished = [name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")]
     if finished:
         seconds = session.earlier["comparison plan"]["seconds"]
@@ -89,7 +105,16 @@ def compare(session: Session) -> None:
         if session.seconds_left < seconds + RESERVE and not session.rehearse:
             session.keep(f"left out, {method}", {"seconds_left": session.seconds_left})
             continue
-        _run(session, data, recipe, method, seconds, plan, kinds, cells)
+        try:
+            if method == BUDGET:
+                _spend(session, data, recipe, seconds)
+            else:
+                _run(session, data, recipe, method, seconds, plan, kinds, cells)
+        except Exception:
+            # What fails on a GPU costs its own seconds alone.
+            session.keep(f"failed, {method}", {"error": traceback.format_exc()})
+            if session.rehearse:
+                raise
         session.free()
 
 
@@ -101,7 +126,7 @@ def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]
         stack = StackSpec.for_data(data, space=genotypes[index].space, num_cells=session.scaled(3, 2), channels=size)
         return Network(genotypes[index], stack)
 
-    return Kind(name="cells", sizes=(2, 4) if session.rehearse else (16, 32), build=build)
+    return Kind(name="cells", sizes=(2, 4) if session.rehearse else (32, 64, 128), build=build)
 
 
 def _plain_kind(data: ImageData, name: str, sizes: Sequence[int]) -> Kind:
@@ -164,12 +189,15 @@ def _run(
     kinds: Sequence[Kind],
     cells: Sequence[Genotype],
 ) -> None:
-    """Search if the method does, train its members and keep what they predict."""
+    """Find cells if the method does, train its members and keep what they predict."""
     record: dict[str, Any] = {"budget_seconds": seconds}
     start = time.perf_counter()
     kind = next((kind for kind in kinds if kind.name == method), kinds[0])
     if method == SEARCHED:
         genotypes, record["search"] = _search(session, data, SEARCH_SHARE * seconds)
+        kind = _cells_kind(session, data, genotypes)
+    elif method == STAR:
+        genotypes, record["search"] = _star(data)
         kind = _cells_kind(session, data, genotypes)
     elif method == COPIES:
         nlls = session.earlier[f"comparison, {RANDOM}"]["val_nlls"]
@@ -190,7 +218,55 @@ def _run(
     record |= {"size": size, "epochs": epochs, "seconds": time.perf_counter() - start}
     parameters = sum(weight.numel() for weight in trainings[0].network.parameters())
     record |= {"members": MEMBERS, "parameters": parameters, "execution": recipe.precision}
-    _keep_predictions(session, data, trainings, method, record)
+    networks = [training.network for training in trainings]
+    _keep_predictions(session, data, networks, trainings[0].augmentation, method, record)
+
+
+def _spend(session: Session, data: ImageData, recipe: RetrainConfig, seconds: float) -> None:
+    """Spend the seconds as ``--budget`` does, and keep what the members predict."""
+    from dnas_ens.budget.amount import Amount
+    from dnas_ens.budget.cells import StarCells
+    from dnas_ens.budget.run import Spending
+    from dnas_ens.data.batches import Augmentation
+
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        spending = Spending(
+            data,
+            recipe,
+            amount=Amount(total=4.0 if session.rehearse else seconds),
+            # Its steps are small, and a GPU waits for the host in each.
+            cells=StarCells(search_preset("fast"), data),
+            folder=Path(folder),
+            device=session.device,
+        )
+        ensemble = spending.run()
+    members = list(ensemble.members)
+    units = [
+        {"kind": done.unit.kind, "cell": done.unit.cell, "epochs": done.epochs, "seconds": done.cost, "loss": done.loss}
+        for done in spending.history
+    ]
+    record = {
+        "budget_seconds": seconds,
+        "seconds": time.perf_counter() - start,
+        "size": spending.recipe.channels,
+        "epochs": sum(done.epochs for done in spending.history),
+        "members": len(members),
+        "units": units,
+        "execution": recipe.precision,
+    }
+    _keep_predictions(session, data, members, Augmentation.for_data(data), BUDGET, record)
+
+
+def _star(data: ImageData) -> tuple[list[Genotype], dict[str, Any]]:
+    """Return cells by the star alone, as many as there are members."""
+    from dnas_ens.budget.cells import StarCells
+
+    start = time.perf_counter()
+    cells = StarCells(search_preset("fast"), data)
+    found = list(cells.find()[len(cells.known) :])
+    chosen = list(itertools.islice(itertools.cycle(found), MEMBERS))
+    return chosen, {"seconds": time.perf_counter() - start, "genotypes": [cell.to_dict() for cell in chosen]}
 
 
 def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Genotype], dict[str, Any]]:
@@ -200,17 +276,15 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
     from dnas_ens.search.run import conclude
 
     start = time.perf_counter()
-    way = session.executions("bfloat16")[-1]
     fields: dict[str, Any] = {
         "batch_size": session.scaled(256, 64),
         "learning_rate": 0.1,
-        **way.settings(),
         "members": MEMBERS,
         "pool_size": session.scaled(20, 9),
     }
     if session.rehearse:
         fields |= {"num_cells": 1, "channels": 2, "directions": 3}
-    preset = search_preset("smoke" if session.rehearse else "fast", space="darts")
+    preset = search_preset("smoke" if session.rehearse else "fast")
     # An epoch of the same search that is thrown away says how long one takes, recording included.
     trial = SearchLoop(with_fields(preset, epochs=2, warmup_epochs=0, **fields), data, device=session.device)
     epoch_seconds = timed(trial.run_epoch, session.device)()
@@ -234,29 +308,32 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
 def _keep_predictions(
     session: Session,
     data: ImageData,
-    trainings: Sequence[NetworkTraining[nn.Module]],
+    networks: Sequence[nn.Module],
+    augmentation: Augmentation,
     method: str,
     record: dict[str, Any],
 ) -> None:
     """Write log-probabilities in half precision, and the record with each member's NLL on val."""
     from dnas_ens.training.prediction import predict_log_probs
 
-    test = data.test.to(session.device)
+    splits = {"val": data.val.to(session.device), "test": data.test.to(session.device)}
     predicted = {
-        name: [
-            predict_log_probs(
-                training.network, training.val if name == "val" else test, augmentation=training.augmentation
-            )
-            for training in trainings
-        ]
-        for name in ("val", "test")
+        name: [predict_log_probs(network.to(session.device), split, augmentation=augmentation) for network in networks]
+        for name, split in splits.items()
     }
     log_probs: dict[str, Any] = {
         name: np.stack([part.half().cpu().numpy() for part in parts]) for name, parts in predicted.items()
     }
     labels = data.val.labels.numpy()
     picked = np.take_along_axis(log_probs["val"].astype(np.float64), labels[None, :, None], axis=2)
-    file = session.out / f"log-probs-{method.replace(' ', '-')}.npz"
-    np.savez_compressed(file, **log_probs)
-    record |= {"val_nlls": (-picked[..., 0].mean(axis=1)).tolist(), "file": file.name}
+    file = session.out / LOG_PROBS
+    kept: dict[str, Any] = {}
+    if file.exists():
+        with np.load(file, allow_pickle=False) as stored:
+            kept = dict(stored)
+    kept |= {f"{method}, {name}": value for name, value in log_probs.items()}
+    whole = io.BytesIO()
+    np.savez_compressed(whole, **kept)
+    write_atomic(file, whole.getvalue())
+    record["val_nlls"] = (-picked[..., 0].mean(axis=1)).tolist()
     session.keep(f"comparison, {method}", record)

@@ -19,7 +19,7 @@ import numpy as np
 import retraining
 import search_step
 import side_by_side
-from steps import member_training, profile, search_pair
+from steps import joint_step, member_training, profile, search_pair
 from timing import Side, in_turn, peak_memory, spread, timed
 
 from dnas_ens.config.fields import with_fields
@@ -243,7 +243,7 @@ def kernel_variants(session: Session) -> None:
 def search_steps(session: Session) -> None:
     """A pair of search steps: the textbook's, ours eager and recorded; its floor, the whole loop, and a profile."""
     batch_sizes = (64,) if session.rehearse else (64, 256)
-    for measure, batch_size in itertools.product((_supernet_steps, _loop_steps), batch_sizes):
+    for measure, batch_size in itertools.product((_loop_steps, _hard_steps, _supernet_steps), batch_sizes):
         measure(session, batch_size)
         session.free()
 
@@ -309,6 +309,24 @@ def _loop_steps(session: Session, batch_size: int) -> None:
             recording[str(way)] = side() - usual
         sides[str(way)] = side
     session.keep_times(f"search loop, batch {batch_size}", sides, session.scaled(5, 1), seconds_to_record=recording)
+
+
+def _hard_steps(session: Session, batch_size: int) -> None:
+    """The default's step by hard paths, which trains weights and architecture at once and is never recorded."""
+    from dnas_ens.search.loop import SearchLoop
+
+    data, device = session.data(), session.device
+    sides = {}
+    for precision in ("float32", "bfloat16"):
+        session.say(f"hard paths, batch {batch_size}, {precision}")
+        config = with_fields(
+            search_preset("smoke" if session.rehearse else "fast"),
+            batch_size=session.scaled(batch_size, 8),
+            precision=precision,
+        )
+        loop = SearchLoop(config, data, device=device)
+        sides[precision] = timed(joint_step(loop), device)
+    session.keep_times(f"hard paths, batch {batch_size}", sides, session.scaled(10, 1))
 
 
 def training_step(session: Session) -> None:
