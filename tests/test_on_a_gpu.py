@@ -15,7 +15,7 @@ RECIPE = {"num_cells": 2, "channels": 8, "batch_size": 16}
 
 
 @DEVICES
-@pytest.mark.parametrize("relaxation", ["gumbel-hard", "normalised"])
+@pytest.mark.parametrize("relaxation", ["gumbel-hard", "softmax"])
 def test_cells_are_found_and_retrained(few_digits, tmp_path, device, relaxation):
     found = de.search(
         few_digits,

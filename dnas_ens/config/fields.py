@@ -12,6 +12,7 @@ import json
 import types
 import typing
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -24,8 +25,8 @@ Config = TypeVar("Config", SearchConfig, RetrainConfig)
 #: Plain types in words, and the types accepted for them.
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
+    int: ("a whole number", (Integral,)),
+    float: ("a number", (Real,)),
     str: ("a string", (str,)),
     Path: ("a path", (str, Path)),
     types.NoneType: ("null", (types.NoneType,)),
@@ -50,21 +51,19 @@ def with_fields(config: Config, **values: Any) -> Config:
     """Return a configuration with fields replaced by their own name, whichever section they are in.
 
     Raises:
-        UserError: If no section has a field of that name; the nearest one is named.
+        UserError: No section has a field of that name (the nearest one is named), or a value has another type.
     """
     sections = [entry.name for entry in dataclasses.fields(config) if _is_section(getattr(config, entry.name))]
-    changes: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, value in values.items():
         if section := next((part for part in sections if hasattr(getattr(config, part), name)), None):
             changes.setdefault(section, {})[name] = value
         elif hasattr(config, name):
-            own[name] = value
+            changes[name] = value
         else:
             known = [place.rpartition(".")[2] for place in _places(config) if place not in sections]
             raise UserError(f"The configuration has no field {name!r}.", _hint(name, known, known))
-    replaced = {part: dataclasses.replace(getattr(config, part), **some) for part, some in changes.items()}
-    return dataclasses.replace(config, **own, **replaced)
+    return override(config, changes)
 
 
 def override(default: T, values: Any) -> T:
@@ -115,7 +114,8 @@ def override(default: T, values: Any) -> T:
                     parts = enumerate(zip(value, kinds, strict=True))
                     return tuple(converted(part, kind, f"{place}[{index}]") for index, (part, kind) in parts)
         elif isinstance(value, _PLAIN[hint][1]) and (hint is bool or not isinstance(value, bool)):
-            return hint(value) if hint in (float, Path) else value
+            # NumPy has numbers of its own.
+            return hint(value) if hint in (int, float, Path) else value
         raise misfit(place, value, _described(hint))
 
     def misfit(place: str, value: Any, wanted: str) -> UserError:

@@ -39,7 +39,8 @@ class SearchSteps(PenaltySteps):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.weights = list(self.supernet.parameters())
-        self.weight_optimizer = build_sgd(self.weights, self.config.bilevel)
+        # Of hard paths only what was drawn has gradients.
+        self.weight_optimizer = build_sgd(self.weights, self.config.bilevel, fused=not self.config.objective.hard)
         self.totals = {"train_loss": torch.zeros((), device=self.family.device), **self.totals}
         self._draws: deque[Points] = deque()
         self._seeds: deque[int] = deque()

@@ -37,10 +37,16 @@ class MemberSeeds:
         return cls(initialisation=int(words[0]), order=int(words[1]), augmentation=int(words[2]))
 
 
-def build_sgd(parameters: Iterable[Tensor], recipe: RetrainConfig | BilevelConfig) -> torch.optim.SGD:
-    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads at every replay."""
+def build_sgd(
+    parameters: Iterable[Tensor], recipe: RetrainConfig | BilevelConfig, *, fused: bool = True
+) -> torch.optim.SGD:
+    """Return SGD; on a GPU fused, its learning rate a tensor that a recorded step reads at every replay.
+
+    Args:
+        fused: False where some parameters have no gradient in some steps, which the fused kernel refuses.
+    """
     weights, momentum, weight_decay = list(parameters), recipe.momentum, recipe.weight_decay
-    if weights[0].device.type == "cuda":
+    if fused and weights[0].device.type == "cuda":
         rate = torch.tensor(recipe.learning_rate, device=weights[0].device)
         return torch.optim.SGD(weights, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)
     return torch.optim.SGD(weights, lr=recipe.learning_rate, momentum=momentum, weight_decay=weight_decay)

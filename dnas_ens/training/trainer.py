@@ -235,7 +235,8 @@ class Training(Generic[Model]):
     def _set_drop_path(self, network: Network) -> None:
         network.drop_path_generator = self._drop_path_generator.manual_seed(self._epoch_seed())
         probability = self._drop_path_now()
-        if not self.execution.cuda_graph or self.recipe.drop_path == 0.0:
+        # On a GPU a tensor in eager steps too: from a number the same generator draws other paths.
+        if self.device.type != "cuda" or self.recipe.drop_path == 0.0:
             network.drop_path_probability = probability
         elif isinstance(network.drop_path_probability, Tensor):
             network.drop_path_probability.fill_(probability)
