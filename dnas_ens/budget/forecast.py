@@ -409,7 +409,7 @@ def _longer(
         return None
     # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
     growth = 1 + (LONGEST_GROWTH - 1) * left_to_learn(base.end)
-    most = math.floor(max(growth * base.epochs, enough) - KEPT * base.epochs)
+    most = math.floor((enough if base.epochs < enough else growth * base.epochs) - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
     return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
 
 #: The first network is trained for this share of the budget, and for so many steps at most, so that there is soon an
-#: ensemble. In less than so many seconds nobody waits for one, and it is trained as long as one network may be.
-FIRST_SHARE, FIRST_STEPS, SOON = 0.1, 500, 60.0
+#: ensemble. In less than so many seconds nobody waits for one, and it is trained for this share of what is enough: then
+#: it shows whether longer networks or more of them are worth more.
+FIRST_SHARE, FIRST_STEPS, SOON, SOON_SHARE = 0.1, 500, 60.0, 0.5
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
 NARROW_BELOW = 8
 #: Epochs, and steps, that a network should have before it is made wider or has company, with augmentation and without:
@@ -53,6 +54,9 @@ FOUND = {True: 2.5, False: math.inf}
 #: Twice the width must leave room for so many networks of that length, and of so many steps: cycles and several narrow
 #: networks are worth more than a wide one, always so without augmentation.
 WIDE, WIDE_STEPS = {True: 5, False: math.inf}, 3700
+#: With augmentation it is also taken while epochs take so many times as long at most: on a GPU that a narrow network
+#: leaves idle. Up to so many channels.
+FREE, WIDEST = 1.25, 128
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 
@@ -177,12 +181,15 @@ class Spending:
         wide = WIDE[self.recipe.augment] * max(enough, WIDE_STEPS / self._steps_per_epoch)
         while timed and affordable(chosen) >= 2 * wide and affordable(2 * chosen) >= wide:
             chosen *= 2
+        free = timed and self.recipe.augment
+        while free and 2 * chosen <= WIDEST and FREE * affordable(2 * chosen) >= affordable(chosen):
+            chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
         first = int(max(1, min(FIRST_SHARE * count, most)))
         if timed and self.amount.total <= SOON:
             # Few steps were measured: how many of many epochs there is time for shows while it is trained.
-            first = int(max(1, min(enough, 2 * count if count >= NARROW_BELOW else count)))
+            first = int(max(1, min(SOON_SHARE * enough, 2 * count if count >= NARROW_BELOW else count)))
         taken = epochs[chosen]
         if count < 1:
             raise UserError(

@@ -210,6 +210,21 @@ def test_a_budget_of_time_is_planned_from_measured_steps(few_digits, tmp_path, c
     assert "of 0:06 spent" in said
 
 
+@pytest.mark.parametrize(("augment", "channels"), [(True, 16), (False, 4)])
+def test_a_network_is_as_wide_as_hardly_costs_more(few_digits, tmp_path, monkeypatch, augment, channels):
+    # As on a GPU: twice as wide costs 1.1, 1.2 and 1.5 times as much.
+    steps = {4: 1.0, 8: 1.1, 16: 1.32, 32: 1.98}
+    monkeypatch.setattr(
+        "dnas_ens.training.trainer.MemberTraining.measured_step",
+        lambda training: 1e-3 * steps[training.recipe.channels],
+    )
+    recipe = replace(RECIPE, augment=augment)
+    planned = Spending(few_digits, recipe, amount=Amount(total=1.0), cells=Given(genotype(0)), folder=tmp_path)
+    assert planned.recipe.channels == planned._ledger.channels == channels
+    # Six steps.
+    assert planned._ledger.epoch_seconds == pytest.approx(6e-3 * steps[channels])
+
+
 @pytest.fixture
 def short(monkeypatch):
     """A network of two epochs needs no more before it has company, and processes may start in any time."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import statistics
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from steps import endless_steps
+from steps import endless_steps, joint_step
 from timing import timed
 
 from dnas_ens.config.fields import with_fields
@@ -285,9 +286,11 @@ def _search(session: Session, data: ImageData, seconds: float) -> tuple[list[Gen
     if session.rehearse:
         fields |= {"num_cells": 1, "channels": 2, "directions": 3}
     preset = search_preset("smoke" if session.rehearse else "fast")
-    # An epoch of the same search that is thrown away says how long one takes, recording included.
+    # Some steps of the same search that are thrown away say how long an epoch takes.
     trial = SearchLoop(with_fields(preset, epochs=2, warmup_epochs=0, **fields), data, device=session.device)
-    epoch_seconds = timed(trial.run_epoch, session.device)()
+    step = timed(joint_step(trial), session.device)
+    step()
+    epoch_seconds = trial.steps_per_epoch * statistics.median(step() for _ in range(session.scaled(10, 1)))
     del trial
     session.free()
     left = seconds - (time.perf_counter() - start) - 2.0
