@@ -31,7 +31,7 @@ def write_table(folder: Path, output: Path) -> None:
     # The latest run of a section counts.
     records = {line["name"]: line for line in lines if "name" in line}
     ends = {line["section"]: line for line in lines if "end" in line}
-    parts = _machine(records, ends)
+    parts = _machine(records, ends) + _days(lines)
     for part in (_comparison, _search, _training, _side_by_side, _losses, _kernels, _tests):
         parts += part(records)
     write_atomic(with_ending(output, ".md"), ("\n".join(parts) + "\n").encode())
@@ -85,6 +85,21 @@ def _machine(records: Records, ends: Mapping[int, Any]) -> list[str]:
             "",
         ]
     return lines
+
+
+def _days(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what says which day a section was measured on, where several sessions are put together."""
+    day, days = "", dict[int, list[str]]()
+    for line in lines:
+        if line.get("name") == "environment":
+            day = line["time"][:10]
+        if "section" in line and "name" in line and day not in days.setdefault(line["section"], []):
+            days[line["section"]].append(day)
+    of_days = dict[str, list[str]]()
+    for number, those in sorted(days.items()):
+        of_days.setdefault(" and ".join(those), []).append(str(number))
+    said = "; ".join(f"{', '.join(numbers)} on {those}" for those, numbers in of_days.items())
+    return [f"Sections were measured on several days, by the code of each: {said}.", ""] if len(of_days) > 1 else []
 
 
 def _medians(record: Mapping[str, Any]) -> dict[str, float]:
@@ -215,7 +230,7 @@ def _comparison(records: Records) -> list[str]:
         record, score = found[method], scores[method]
         rows.append(
             [
-                f"{method}, {record['members']} of C={record['size']}",
+                f"{method}, {record['members']} of width {record['size']}",
                 f"{score['calibrated_nll']:.4f}",
                 f"{100 * score['accuracy']:.2f}",
                 f"{score['member_nll']:.4f}",
