@@ -12,15 +12,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.choice import best_set, cross_fitted_losses, likely_temperature
-from dnas_ens.budget.forecast import NAMES, Done, Forecast, Unit, forecasts
+from dnas_ens.budget.forecast import KEPT, NAMES, Done, Forecast, Unit, bases_of, forecasts
 from dnas_ens.budget.ledger import LEDGER, Ledger
+from dnas_ens.budget.length import Length, val_share
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
@@ -37,9 +38,8 @@ if TYPE_CHECKING:
     from dnas_ens.run.folder import RunFolder
 
 #: The first network is trained for this share of the budget, and for so many steps at most, so that there is soon an
-#: ensemble. In less than so many seconds nobody waits for one, and it is trained for this share of what is enough: then
-#: it shows whether longer networks or more of them are worth more.
-FIRST_SHARE, FIRST_STEPS, SOON, SOON_SHARE = 0.1, 500, 60.0, 0.5
+#: ensemble. In less than so many seconds nobody waits for one, and it is trained as long as one network may be.
+FIRST_SHARE, FIRST_STEPS, SOON = 0.1, 500, 60.0
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
 NARROW_BELOW = 8
 #: Epochs, and steps, that a network should have before it is made wider or has company, with augmentation and without:
@@ -189,7 +189,7 @@ class Spending:
         first = int(max(1, min(FIRST_SHARE * count, most)))
         if timed and self.amount.total <= SOON:
             # Few steps were measured: how many of many epochs there is time for shows while it is trained.
-            first = int(max(1, min(SOON_SHARE * enough, 2 * count if count >= NARROW_BELOW else count)))
+            first = int(max(1, min(enough, 2 * count if count >= NARROW_BELOW else count)))
         taken = epochs[chosen]
         if count < 1:
             raise UserError(
@@ -270,7 +270,9 @@ class Spending:
             running = sum(not future.done() for _, future in self._started.values())
             if unit.number not in self._started and running < self.slots:
                 plan, number = self._plan_of(unit), unit.number
-                task = partial(_train_in_time, plan, self._sent, number=number, folder=self.folder, ends=self._ends)
+                task = partial(
+                    _train_in_time, plan, self._sent, number=number, folder=self.folder, length=self._length_of(unit)
+                )
                 self._started[number] = self.clock(), pool.submit(task)
 
     def _next_to_end(self) -> Unit:
@@ -420,10 +422,19 @@ class Spending:
         """Train the unit's network, or take it from the folder if it is finished there."""
         training = self._training(self._plan_of(unit), unit.number)
         training.val_measurements = 1
-        if self.amount.unit == "seconds":
-            training.on_epoch = ends_in_time(training, self._ends, val_share=_val_share(self.data), clock=self.clock)
+        training.on_epoch = Length(training, **self._length_of(unit), clock=self.clock)
         self._networks[unit.number] = trained_network(training, folder=self.folder, num_members=unit.number + 1)
         self._val_probs[unit.number] = training.val_probs()
+
+    def _length_of(self, unit: Unit) -> dict[str, Any]:
+        """Return what decides how long a unit's training becomes, by argument of `Length`."""
+        ends = self._ends if self.amount.unit == "seconds" else None
+        if unit.kind == "first":
+            return {"ends": ends, "at_most": self._enough}
+        if unit.kind == "longer":
+            (base,) = [base for base in bases_of(self._ledger.done) if base.newest.unit.number == unit.parent]
+            return {"ends": ends, "worth": KEPT * base.epochs, "at_most": self._enough}
+        return {"ends": ends}
 
     @property
     def _ends(self) -> float:
@@ -434,7 +445,8 @@ class Spending:
     def _reserve(self) -> float:
         """Share of a budget of time that is kept for what is not training."""
         # Networks that end together wait for one another while val is predicted.
-        val = self._ledger.epoch_seconds * _val_share(self.data) / self.amount.total
+        share = val_share(len(self.data.val), len(self.data.train))
+        val = self._ledger.epoch_seconds * share / self.amount.total
         return RESERVE + (self.slots - 1) * val
 
     def _save(self, members: Sequence[int]) -> Ensemble:
@@ -472,41 +484,11 @@ class Spending:
         print(f"budget: {text}", file=sys.stderr, flush=True)
 
 
-def ends_in_time(
-    training: MemberTraining, ends: float, *, val_share: float, clock: Callable[[], float] = time.monotonic
-) -> Callable[[], None]:
-    """Return what holds a training's epochs to those that end in time, as they are measured.
-
-    Args:
-        ends: When, on the clock.
-        val_share: What predicting val at the end takes, in epochs.
-    """
-    seen: list[tuple[float, int]] = []
-
-    def hold() -> None:
-        seen.append((clock(), training.epoch))
-        if len(seen) < 2:
-            if seen[0][0] >= ends:
-                training.total_epochs = training.epoch
-            return
-        (began, first), (now, latest) = seen[0], seen[-1]
-        an_epoch = (now - began) / (latest - first)
-        left = int((ends - now) / an_epoch - val_share)
-        training.total_epochs = min(training.recipe.epochs, training.epoch + max(0, left))
-
-    return hold
-
-
-def _val_share(data: ImageData) -> float:
-    # A third of a step is its forward pass.
-    return len(data.val) / (3 * len(data.train))
-
-
-def _train_in_time(plan: Plan, data: ImageData, *, number: int, folder: Path, ends: float) -> None:
+def _train_in_time(plan: Plan, data: ImageData, *, number: int, folder: Path, length: dict[str, Any]) -> None:
     """Train a network into the folder, in a process of its own."""
     training = build_training(plan, data, number=number, device="cpu", folder=folder)
     training.val_measurements = 1
-    training.on_epoch = ends_in_time(training, ends, val_share=_val_share(data))
+    training.on_epoch = Length(training, **length)
     trained_network(training, folder=folder, num_members=number + 1)
 
 

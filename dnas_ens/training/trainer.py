@@ -411,11 +411,12 @@ class MemberTraining(NetworkTraining[Network]):
 
     Attributes:
         val_measurements: How often val is measured during a training, evenly spread, the last time at its end.
-        on_epoch: Called after every epoch, and may lower ``total_epochs`` to no less than ``epoch``.
+        on_epoch: Called with every epoch's scalars, and may lower ``total_epochs`` to no less than ``epoch``.
+        looks: What it has found of a training so far; a part of the state.
     """
 
     val_measurements: int = 4
-    on_epoch: Callable[[], object] | None = None
+    on_epoch: Callable[[Mapping[str, float]], object] | None = None
 
     def __init__(
         self,
@@ -429,6 +430,7 @@ class MemberTraining(NetworkTraining[Network]):
         parent: Parent | None = None,
     ) -> None:
         self.parent = parent
+        self.looks: list[float] = []
         stack = StackSpec.for_data(
             data,
             space=genotype.space,
@@ -450,6 +452,15 @@ class MemberTraining(NetworkTraining[Network]):
         """Take over the parent's weights, if there is one."""
         if self.parent is not None:
             self.network.load_state_dict(self.parent.weights())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, with what was found of the training."""
+        return super().state_dict() | {"looks": list(self.looks)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state."""
+        super().load_state_dict(state)
+        self.looks = list(state["looks"])
 
     def _drop_path_now(self) -> float:
         # Where a training goes on, the probability has risen already.

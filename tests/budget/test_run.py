@@ -2,7 +2,6 @@ import json
 import time
 from concurrent.futures import Future
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import dnas_ens as de
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.choice import best_set, cross_fitted_loss
 from dnas_ens.budget.forecast import Done, Unit
-from dnas_ens.budget.run import Spending, ends_in_time
+from dnas_ens.budget.run import Spending
 from dnas_ens.config import RetrainConfig
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
@@ -163,26 +162,6 @@ def test_a_search_that_finds_no_other_cell_is_no_failure(few_digits, tmp_path):
     spending(few_digits, tmp_path, epochs=40, cells=cells).run()
     assert cells.asked == 1
     assert {entry["unit"]["cell"] for entry in ledger(tmp_path)["done"]} == {0}
-
-
-def test_a_training_is_shortened_to_what_the_time_pays_for():
-    clock = [0.0]
-    training = SimpleNamespace(epoch=0, total_epochs=50, recipe=SimpleNamespace(epochs=50))
-    hold = ends_in_time(training, 98.0, val_share=1 / 7, clock=lambda: clock[0])
-    for taken in (4.0, 10.0, 10.0, 10.0):
-        clock[0] += taken
-        training.epoch += 1
-        hold()
-    # 64 of 98 s are left, an epoch takes 10, and val a seventh of one: six more.
-    assert training.total_epochs == 4 + 6
-    # Epochs that become faster lengthen it again: five of 6 s on average.
-    training.epoch, clock[0] = 6, 34.0
-    hold()
-    assert training.total_epochs == 6 + 10
-    clock[0] = 99.0
-    training.epoch = 9
-    hold()
-    assert training.total_epochs == 9
 
 
 def test_an_epoch_of_another_cell_costs_what_its_steps_say(few_digits, tmp_path, monkeypatch):

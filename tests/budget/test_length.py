@@ -1,0 +1,97 @@
+"""How long a network is trained: as the time pays for, and until it knows its images."""
+
+import copy
+import math
+import statistics
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import genotype, same
+
+from dnas_ens.budget.choice import cross_fitted_loss
+from dnas_ens.budget.forecast import LAST_RATIO
+from dnas_ens.budget.length import FIRST_RATIO, LANDING, Length, saturated_after
+from dnas_ens.config import RetrainConfig
+from dnas_ens.training.trainer import MemberTraining
+
+
+def test_a_training_is_shortened_to_what_the_time_pays_for():
+    clock = [0.0]
+    training = SimpleNamespace(
+        epoch=0, total_epochs=50, recipe=SimpleNamespace(epochs=50), val=range(30), train_split=range(70)
+    )
+    hold = Length(training, ends=98.0, clock=lambda: clock[0])
+    for taken in (4.0, 10.0, 10.0, 10.0):
+        clock[0] += taken
+        training.epoch += 1
+        hold({})
+    # 64 of 98 s are left, an epoch takes 10, and val a seventh of one: six more.
+    assert training.total_epochs == 4 + 6
+    # Epochs that become faster lengthen it again: five of 6 s on average.
+    training.epoch, clock[0] = 6, 34.0
+    hold({})
+    assert training.total_epochs == 6 + 10
+    clock[0] = 99.0
+    training.epoch = 9
+    hold({})
+    assert training.total_epochs == 9
+
+
+def test_a_ratio_that_falls_by_equal_steps_says_when_it_is_low_enough():
+    step = 0.007
+    expected = (FIRST_RATIO - LAST_RATIO) / step
+    for epochs in (1, 8, 40, 100):
+        assert saturated_after(epochs, FIRST_RATIO - epochs * step) == pytest.approx(expected)
+    # A training loss above that on val, as with strong augmentation, says nothing of an end.
+    assert saturated_after(8, 1.1) == math.inf
+
+
+def trained(training, length, *, epochs=None, seen=None):
+    while training.epoch < training.total_epochs and training.epoch != epochs:
+        scalars = training.run_epoch()
+        length(scalars)
+        if seen is not None:
+            loss = cross_fitted_loss(training.val_probs()[None], training.val.labels.numpy())
+            seen[training.epoch] = scalars["train_loss"] / loss
+    return training
+
+
+@pytest.mark.parametrize("worth", [0.0, 2.5])
+def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth):
+    # Images that never change are soon known.
+    recipe = RetrainConfig(num_cells=1, channels=16, batch_size=16, augment=False, epochs=48)
+
+    def begun():
+        return MemberTraining(genotype(), few_digits, recipe, index=0)
+
+    seen = {}
+    training = begun()
+    trained(training, Length(training, worth=worth, at_most=48), seen=seen)
+    looks = [math.ceil(look - worth) for look in (8, 12, 16)]
+    expected = [saturated_after(worth + look, seen[look]) for look in looks]
+    assert training.looks == pytest.approx(expected)
+    landed = (1 + LANDING) * (worth + looks[-1])
+    assert training.epoch == round(max(landed, min(48, statistics.median(expected))) - worth) < 48
+    # The cosine ends where the training does.
+    assert training.learning_rate < 0.05 * recipe.learning_rate
+
+    # Interrupted between two looks it becomes as long.
+    stopped = begun()
+    trained(stopped, Length(stopped, worth=worth, at_most=48), epochs=looks[1])
+    again = begun()
+    again.load_state_dict(copy.deepcopy(stopped.state_dict()))
+    trained(again, Length(again, worth=worth, at_most=48))
+    assert again.epoch == training.epoch
+    assert same(again.network.state_dict(), training.network.state_dict())
+
+
+def test_a_network_that_still_learns_becomes_as_long_as_planned(few_digits):
+    recipe = RetrainConfig(num_cells=1, channels=2, batch_size=16, learning_rate=1e-4, epochs=9)
+    training = MemberTraining(genotype(), few_digits, recipe, index=0)
+    assert trained(training, Length(training, at_most=9)).epoch == 9
+    # One that goes on from what is long already is not looked at.
+    on = MemberTraining(genotype(), few_digits, recipe, index=0)
+    assert trained(on, Length(on, worth=30.0, at_most=48)).epoch == 9
+    assert on.looks == []
+    assert torch.isfinite(next(on.network.parameters())).all()
