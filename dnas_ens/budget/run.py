@@ -432,7 +432,12 @@ class Spending:
         if unit.kind == "first":
             return {"ends": ends, "at_most": self._enough}
         if unit.kind == "longer":
-            (base,) = [base for base in bases_of(self._ledger.done) if base.newest.unit.number == unit.parent]
+            by_number = {done.unit.number: done for done in self._ledger.done}
+            line, parent = list[Done](), unit.parent
+            while parent is not None:
+                line.insert(0, by_number[parent])
+                parent = line[0].unit.parent
+            (base,) = bases_of(line)
             return {"ends": ends, "worth": KEPT * base.epochs, "at_most": self._enough}
         return {"ends": ends}
 

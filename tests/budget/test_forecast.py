@@ -150,7 +150,7 @@ def test_a_doubling_is_forecast_from_the_ones_before_it():
 
 
 @pytest.mark.parametrize(
-    ("train_loss", "share"), [(None, 1.0), (0.6, 1.0), (0.5, 1.0), (0.4, 0.6), (0.25, 0.0), (0.1, 0.0)]
+    ("train_loss", "share"), [(None, 1.0), (0.6, 1.0), (0.5, 1.0), (0.4, 3 / 7), (0.325, 0.0), (0.1, 0.0)]
 )
 def test_a_network_that_knows_its_images_has_less_to_learn(train_loss, share):
     (base,) = bases_of([done("first", 0, 0.5, train_loss=train_loss)])

@@ -10,8 +10,7 @@ import torch
 from tiny import genotype, same
 
 from dnas_ens.budget.choice import cross_fitted_loss
-from dnas_ens.budget.forecast import LAST_RATIO
-from dnas_ens.budget.length import FIRST_RATIO, LANDING, Length, saturated_after
+from dnas_ens.budget.length import END_GAP, LANDING, LOOKS, Length, saturated_after
 from dnas_ens.config import RetrainConfig
 from dnas_ens.training.trainer import MemberTraining
 
@@ -38,13 +37,11 @@ def test_a_training_is_shortened_to_what_the_time_pays_for():
     assert training.total_epochs == 9
 
 
-def test_a_ratio_that_falls_by_equal_steps_says_when_it_is_low_enough():
-    step = 0.007
-    expected = (FIRST_RATIO - LAST_RATIO) / step
+def test_a_gap_that_grows_by_equal_steps_says_when_it_is_wide_enough():
     for epochs in (1, 8, 40, 100):
-        assert saturated_after(epochs, FIRST_RATIO - epochs * step) == pytest.approx(expected)
+        assert saturated_after(epochs, epochs * 0.01) == pytest.approx(END_GAP / 0.01)
     # A training loss above that on val, as with strong augmentation, says nothing of an end.
-    assert saturated_after(8, 1.1) == math.inf
+    assert saturated_after(8, -0.1) == math.inf
 
 
 def trained(training, length, *, epochs=None, seen=None):
@@ -53,7 +50,7 @@ def trained(training, length, *, epochs=None, seen=None):
         length(scalars)
         if seen is not None:
             loss = cross_fitted_loss(training.val_probs()[None], training.val.labels.numpy())
-            seen[training.epoch] = scalars["train_loss"] / loss
+            seen[training.epoch] = loss - scalars["train_loss"]
     return training
 
 
@@ -68,7 +65,7 @@ def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth):
     seen = {}
     training = begun()
     trained(training, Length(training, worth=worth, at_most=48), seen=seen)
-    looks = [math.ceil(look - worth) for look in (8, 12, 16)]
+    looks = [math.ceil(48 * share - worth) for share in LOOKS]
     expected = [saturated_after(worth + look, seen[look]) for look in looks]
     assert training.looks == pytest.approx(expected)
     landed = (1 + LANDING) * (worth + looks[-1])

@@ -59,7 +59,8 @@ def test_after_every_unit_there_is_an_ensemble_and_the_budget_is_kept(few_digits
     assert [members for _, members, _ in seen] == [len(entry["members"]) for entry in entries]
     assert np.isfinite([loss for _, _, loss in seen]).all()
     spent = sum(entry["epochs"] for entry in entries)
-    assert 20 < spent <= 24
+    # What is left is too short for anything.
+    assert 16 < spent <= 24
     assert ledger(tmp_path)["spent"] == spent
     assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
     manifest = json.loads((tmp_path / "ensemble.json").read_text())
