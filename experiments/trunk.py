@@ -9,6 +9,7 @@ thread; training the ResNet is free for all who use it.
 
 - *budget*: `--budget` on the pictures.
 - *budget on the trunk*: `--budget --trunk`, the maps included.
+- *budget on the trunk, trained before*: the same with `--fine-tune-trunk`, which gets half of the seconds.
 - *fine-tuned*: the whole ResNet with a new head, one for all the seconds, or two or four for a share each; the split
   that val prefers over seeds, in hindsight.
 - *logistic regression*: scikit-learn's on the features before the head, its strength chosen on val.
@@ -46,7 +47,7 @@ from dnas_ens.compare.tables import sentences
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
-from dnas_ens.data import Augmentation, ImageData, iterate_batches, load_data
+from dnas_ens.data import Augmentation, ImageData, fine_tuning, iterate_batches, load_data
 from dnas_ens.data.large import default_data_root
 from dnas_ens.data.trunk import Trunk, stand_on
 from dnas_ens.figures.style import new_figure, style_axis
@@ -64,6 +65,8 @@ PRETRAINING_EPOCHS, BATCH = 8, 64
 #: Of ImageNet, as a trunk normalises.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OURS = "budget on the trunk"
+#: What training the network before gets of the seconds.
+TUNING_SHARE = 0.5
 Probs = tuple[np.ndarray, np.ndarray]
 
 
@@ -190,6 +193,18 @@ def budget_on_trunk(study: Study, data: ImageData, seed: int) -> dict[str, Probs
         return {"": spend(maps, study.seconds - (time.process_time() - start), seed)}
 
 
+def budget_on_tuned_trunk(study: Study, data: ImageData, seed: int) -> dict[str, Probs]:
+    """A budget on the maps of a trunk that was trained on the pictures before."""
+    start = time.process_time()
+    epochs = max(1, int(TUNING_SHARE * study.seconds / _seconds_of_an_epoch(study, data)))
+    with tempfile.TemporaryDirectory() as cache:
+        trunk = fine_tuning.fine_tuned(
+            f"resnet18:{study.weights}", data, epochs=epochs, stride=STRIDE, image_size=SIDE, cache=Path(cache)
+        )
+        maps = stand_on(data, trunk, cache=Path(cache))
+        return {f"{epochs} epochs before": spend(maps, study.seconds - (time.process_time() - start), seed)}
+
+
 def fine_tuned(study: Study, data: ImageData, seed: int) -> dict[str, Probs]:
     """One, two or four whole networks, each with a share of the seconds."""
     found: dict[str, Probs] = {}
@@ -240,6 +255,7 @@ def logistic_regression(study: Study, data: ImageData, seed: int) -> dict[str, P
 
 METHODS = {
     OURS: budget_on_trunk,
+    "budget on the trunk, trained before": budget_on_tuned_trunk,
     "fine-tuned": fine_tuned,
     "logistic regression": logistic_regression,
     "budget": budget,

@@ -230,6 +230,7 @@ def load_configured_data(config: DataConfig) -> ImageData:
         flip=config.flip,
         trunk=config.trunk,
         trunk_stride=config.trunk_stride,
+        fine_tune_trunk=config.fine_tune_trunk,
     )
 
 

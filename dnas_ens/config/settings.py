@@ -83,6 +83,8 @@ class DataConfig:
     resnet18, with its own weights, or NAME:FILE.safetensors. Pictures then have 224 pixels a side by default."""
     trunk_stride: int = 16
     """What those stages divide the sides of the pictures by, at most: 8 keeps fewer of them, 32 nearly all."""
+    fine_tune_trunk: int = 0
+    """Epochs that all of the pretrained network is trained on the training pictures before, with a new head."""
 
 
 @dataclass(frozen=True, kw_only=True)

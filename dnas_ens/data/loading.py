@@ -71,6 +71,7 @@ def load_data(
     flip: bool | None = None,
     trunk: str | None = None,
     trunk_stride: int = 16,
+    fine_tune_trunk: int = 0,
 ) -> ImageData:
     """Load images and split them: disjoint, stratified, seeded, fingerprinted.
 
@@ -97,6 +98,7 @@ def load_data(
             a side unless `image_size` says otherwise: a name of torchvision, or NAME:FILE; see
             `dnas_ens.data.trunk.Trunk.pretrained`.
         trunk_stride: What the stages divide the sides of the pictures by, at most.
+        fine_tune_trunk: Epochs that all of the network is trained on the training pictures before, with a new head.
 
     Returns:
         The data on the CPU.
@@ -104,6 +106,11 @@ def load_data(
     Raises:
         UserError: The data cannot be found, read or split as asked.
     """
+    if fine_tune_trunk < 0 or (fine_tune_trunk and trunk is None):
+        raise UserError(
+            f"--fine-tune-trunk is {fine_tune_trunk}" + (", and there is no trunk." if trunk is None else "."),
+            "Give it 0 or more epochs, and --trunk a network such as resnet18.",
+        )
     stages = None
     if trunk is not None:
         from dnas_ens.data.trunk import PICTURE_SIZE, Trunk, stand_on
@@ -131,7 +138,16 @@ def load_data(
             folder, cache = find_folder(data, data_root=_root(data_root)), _root(data_root) / "decoded"
             source = load_folder(folder, image_size=image_size, skip_bad_images=skip_bad_images, cache=cache)
         loaded = _split(source, _decide_flip(source, flip, own=own), limit_train=limit_train, seed=seed, own=own)
-    return loaded if stages is None else stand_on(loaded, stages, cache=_root(data_root) / "maps")
+    if trunk is None or stages is None:
+        return loaded
+    cache = _root(data_root) / "maps"
+    if fine_tune_trunk:
+        from dnas_ens.data.fine_tuning import fine_tuned
+
+        stages = fine_tuned(
+            trunk, loaded, epochs=fine_tune_trunk, stride=trunk_stride, image_size=stages.image_size, cache=cache
+        )
+    return stand_on(loaded, stages, cache=cache)
 
 
 def _root(given: str | os.PathLike[str] | None) -> Path:

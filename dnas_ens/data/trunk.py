@@ -66,7 +66,7 @@ class Trunk(nn.Module):
             )
         self.name, self.stride, self.image_size = name, stride, image_size
         self.stages, self.num_channels, self.map_size = _first_stages(
-            _build(name) if whole is None else whole, name, stride, image_size
+            build_classifier(name) if whole is None else whole, name, stride, image_size
         )
         for statistic, values in (("mean", _MEAN), ("std", _STD)):
             self.register_buffer(statistic, torch.tensor(values).view(1, 3, 1, 1))
@@ -75,18 +75,21 @@ class Trunk(nn.Module):
         self.requires_grad_(False).eval()
 
     @classmethod
-    def pretrained(cls, given: str, *, stride: int = 16, image_size: int = PICTURE_SIZE) -> Trunk:
+    def pretrained(
+        cls, given: str, *, stride: int = 16, image_size: int = PICTURE_SIZE, whole: nn.Module | None = None
+    ) -> Trunk:
         """Build a trunk with weights.
 
         Args:
             given: A name, for torchvision's own weights, which it downloads; or NAME:FILE with the weights of such a
                 network, a .safetensors file.
+            whole: The classifier, if it is there already; it gets the weights too, but for a head of other classes.
 
         Raises:
             UserError: See `Trunk`; or the weights cannot be had.
         """
         name, _, file = given.partition(":")
-        whole = _build(name)
+        whole = build_classifier(name) if whole is None else whole
         trunk = cls(name, stride=stride, image_size=image_size, whole=whole)
         state = load_tensors(Path(file)) if file else _downloaded(name)
         own = whole.state_dict(keep_vars=True)
@@ -139,10 +142,7 @@ class Trunk(nn.Module):
 
     def digest(self) -> str:
         """Return the SHA-256 of the stages' weights and of what they are."""
-        found = hashlib.sha256(f"{self.name} {self.stride} {self.image_size}".encode())
-        for key, value in sorted(self.stages.state_dict().items()):
-            found.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
+        return digest_of(self.stages, said=f"{self.name} {self.stride} {self.image_size}")
 
     def describe(self) -> dict[str, str | int]:
         """Return what it is built from, but for the weights."""
@@ -209,8 +209,16 @@ def _computed(trunk: Trunk, splits: Sequence[Split]) -> Iterator[bytes]:
                 bar.update(len(maps))
 
 
-def _build(name: str) -> nn.Module:
-    """Return torchvision's classifier of a name, without weights."""
+def digest_of(module: nn.Module, *, said: str = "") -> str:
+    """Return the SHA-256 of a module's weights and of a text."""
+    found = hashlib.sha256(said.encode())
+    for key, value in sorted(module.state_dict().items()):
+        found.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def build_classifier(name: str, *, num_classes: int | None = None) -> nn.Module:
+    """Return torchvision's classifier of a name, without weights; None for its own number of classes."""
     from torchvision import models
 
     known = models.list_models(module=models)
@@ -219,7 +227,8 @@ def _build(name: str) -> nn.Module:
             f"torchvision has no classifier {name!r}.",
             f"Give one of its {len(known)} names, such as resnet18, resnet50, efficientnet_b0 or convnext_tiny.",
         )
-    built: nn.Module = models.get_model(name, weights=None)
+    classes = {} if num_classes is None else {"num_classes": num_classes}
+    built: nn.Module = models.get_model(name, weights=None, **classes)
     return built
 
 

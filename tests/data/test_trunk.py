@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -92,6 +92,48 @@ def test_maps_are_computed_once_and_belong_to_pictures_and_weights(weights, phot
     with pytest.raises(AssertionError, match="computed again"):
         de.load_data(photos, data_root=root, image_size=SIZE, trunk=f"resnet18:{weights[0]}", trunk_stride=8)
     assert Trunk("resnet18", image_size=SIZE).digest() != data.trunk.digest()
+
+
+def test_a_network_is_trained_on_the_pictures_before_it_becomes_a_trunk(weights, photos, tmp_path, monkeypatch):
+    given = {"data_root": tmp_path, "image_size": SIZE, "trunk": f"resnet18:{weights[0]}"}
+    before = de.load_data(photos, **given)
+    data = de.load_data(photos, **given, fine_tune_trunk=4)
+    assert data.splits == before.splits
+    assert data.fingerprint != before.fingerprint
+    # All of the network learns: its own answers on val, and its first stages, which the maps are from.
+    (file,) = (tmp_path / "maps").glob("*.tuned.safetensors")
+    whole = models.resnet18(num_classes=3)
+    whole.load_state_dict(load_file(file))
+    pictures = de.load_data(photos, data_root=tmp_path, image_size=SIZE)
+    values = (pictures.val.images / 255 - data.trunk.mean) / data.trunk.std
+    with torch.no_grad():
+        answers = whole.eval()(values).argmax(1)
+        expected = create_feature_extractor(whole, {"layer3": "maps"})(values)["maps"]
+    assert (answers == pictures.val.labels).float().mean() > 0.6
+    assert not torch.equal(whole.conv1.weight, weights[1].conv1.weight)
+    low, high = data.trunk.low, data.trunk.high
+    inside = (expected >= low) & (expected <= high)
+    found = low + data.val.images / 255 * (high - low)
+    assert ((found - expected).abs() <= 0.51 * (high - low) / 255 + 1e-4)[inside].all()
+    assert not any(parameter.requires_grad for parameter in data.trunk.parameters())
+
+    # It is trained once, and again where the file is damaged, to the same weights.
+    def never(*_, **__):
+        raise AssertionError("trained again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("dnas_ens.data.fine_tuning._train", never)
+        assert de.load_data(photos, **given, fine_tune_trunk=4).fingerprint == data.fingerprint
+    file.write_bytes(file.read_bytes()[:-100])
+    again = de.load_data(photos, **given, fine_tune_trunk=4)
+    assert again.fingerprint == data.fingerprint
+    assert torch.equal(again.test.images, data.test.images)
+
+
+@pytest.mark.parametrize(("trunk", "epochs"), [(None, 3), ("resnet18", -1)])
+def test_what_cannot_be_trained_before_is_told(photos, trunk, epochs):
+    with pytest.raises(UserError, match=f"--fine-tune-trunk is {epochs}"):
+        de.load_data(photos, trunk=trunk, fine_tune_trunk=epochs)
 
 
 @pytest.fixture(scope="module")

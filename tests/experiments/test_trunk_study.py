@@ -27,7 +27,7 @@ def pictures(tmp_path):
 def test_every_row_is_run_and_told(pictures, tmp_path, monkeypatch, capsys):
     for name, value in (("PICTURES", 10), ("SIDE", 16), ("STRIDE", 4), ("PRETRAINING_EPOCHS", 1)):
         monkeypatch.setattr(study, name, value)
-    options = study.Study(pictures=pictures, weights=tmp_path / "resnet.safetensors", seconds=1.0)
+    options = study.Study(pictures=pictures, weights=tmp_path / "resnet.safetensors", seconds=2.0)
     study.pretrain(options)
     assert "% on val" in capsys.readouterr().out
     records = study.Records(tmp_path / "r.jsonl", key=("method", "seed"), arrays=lambda r: tmp_path / r["method"])
