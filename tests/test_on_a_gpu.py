@@ -48,10 +48,10 @@ def test_a_budget_is_spent_and_kept(few_digits, tmp_path, device):
     np.testing.assert_allclose(on_device, on_cpu, atol=2e-4)
 
 
-@DEVICES
-def test_what_comes_with_the_package_answers_alike(device):
+@pytest.mark.gpu
+def test_what_comes_with_the_package_answers_alike():
     ensemble = de.load("fashion-mnist")
     pictures = torch.randint(256, (16, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = copy.deepcopy(ensemble).predict_probs(pictures)
-    found = ensemble.to(device).predict_probs(pictures)
+    found = ensemble.to("cuda").predict_probs(pictures)
     np.testing.assert_allclose(found, expected, atol=2e-4)

@@ -30,15 +30,22 @@ SECOND_NETWORK = 0.05
 FIRST_CYCLE, NEXT_CYCLE = 0.015, 0.8
 #: What of it is left where the base is saturated: a network that knows its images finds little new by going on.
 SATURATED_CYCLE = 0.3
-#: The loss in training over that on val from where a longer training gains nothing, on photographs, on Fashion-MNIST
-#: and without augmentation alike (docs/log.md).
+#: The loss in training over that on val from where a longer training is expected to gain nothing (docs/log.md).
 LAST_RATIO = 0.65
+#: By how much the loss on val is above that in training where a training ends, nats. This gap is nearly proportional to
+#: the epochs: 0.01 an epoch on 2,000 photographs of 16x16, 0.0015 on as many images of Fashion-MNIST, 0.029 there
+#: without augmentation (docs/log.md).
+END_GAP = 0.3
+#: A network is looked at after these shares of the epochs that are enough, see `dnas_ens.budget.length`.
+LOOKS = (1 / 6, 1 / 4, 1 / 3)
+#: Lengthening makes a network this many times as long at least: what it is worth is known no better.
+LEAST_GROWTH = 1.2
 #: Epochs of a cycle as a share of its base's.
 CYCLE_EPOCHS = 0.2
 #: A cosine that goes on from the full rate forgets a part: L epochs and then x are worth KEPT * L + x in one go.
 KEPT = 0.7
-#: A network becomes at most so many times as long at once, so that a wrong forecast is noticed; less where it is nearly
-#: saturated.
+#: A network becomes at most so many times as long at once, so that a wrong forecast is noticed, and less where it is
+#: nearly saturated; one of less than half of the epochs that are enough becomes as long as those.
 LONGEST_GROWTH = 4
 #: Weight of a first guess beside a measured doubling, whose noise is that of one network's loss.
 GUESS = 0.25
@@ -79,7 +86,7 @@ class Done:
 
     Args:
         unit: What was to be done.
-        epochs: How long it became; less than planned where time ran out.
+        epochs: How long it became; less than planned where time ran out, or where it was found to know its images.
         cost: Seconds, or epochs where the budget is one of epochs.
         train_loss: Mean loss of its last epoch, nats; None where it is not known.
         alone: Calibrated NLL of its network on val, cross-fitted, nats.
@@ -222,6 +229,16 @@ def left_to_learn(done: Done) -> float:
     return min(1.0, max(0.0, (done.train_loss / done.alone - LAST_RATIO) / (1 - LAST_RATIO)))
 
 
+def saturated_after(epochs: float, gap: float) -> float:
+    """Return after how many epochs a training should end, where the loss on val is that of training and `END_GAP`.
+
+    Args:
+        epochs: Those so far.
+        gap: By how much the loss on val is above that in training after them, nats.
+    """
+    return epochs * END_GAP / gap if gap > 0 else math.inf
+
+
 def next_doubling(base: Base) -> float:
     """Return what the next doubling of a base's epochs is expected to take off its own loss, nats.
 
@@ -281,7 +298,7 @@ def forecasts(
         epoch_cost: Gives the cost of an epoch of the cell of a number.
         num_cells: How many cells there are, or can be.
         learning_rate: Where every cosine begins.
-        enough: Epochs up to which a network certainly learns, so that it may become so long at once.
+        enough: Epochs that a short network may become long at once.
         shortest_cycle: Epochs that a cycle needs at least to come down from its learning rate.
         setup_cost: What finding the other cells costs, until they are found.
         longest: What one unit may cost at most; less than what is left where several are trained side by side.
@@ -405,14 +422,23 @@ def _longer(
         for length in (math.floor(tenth * reach / 10) for tenth in range(1, 11))
         if KEPT + length / base.epochs > 1
     ]
-    if not lengths:
+    useful = math.inf
+    if base.end.train_loss is not None:
+        useful = saturated_after(base.epochs, base.end.alone - base.end.train_loss)
+    if not lengths or useful < LEAST_GROWTH * base.epochs:
         return None
     length = min(lengths, key=final)
     if final(length) >= final(0):
         return None
     # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
     growth = 1 + (LONGEST_GROWTH - 1) * left_to_learn(base.end)
-    most = math.floor((enough if base.epochs < enough else growth * base.epochs) - KEPT * base.epochs)
+    goal = enough if 2 * base.epochs <= enough else max(enough, growth * base.epochs)
+    if KEPT * base.epochs >= LOOKS[0] * enough:
+        # It will not be looked at on the way.
+        goal = min(goal, useful)
+    most = math.ceil(goal - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
+    if KEPT + length / base.epochs < LEAST_GROWTH:
+        return None
     return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

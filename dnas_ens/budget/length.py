@@ -10,39 +10,25 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from dnas_ens.budget.choice import cross_fitted_loss
+from dnas_ens.budget.forecast import LOOKS, saturated_after
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.trainer import MemberTraining
 
-#: By how much the loss on val is above that in training where a training ends, nats. This gap is nearly proportional to
-#: the epochs: 0.01 an epoch on 2,000 photographs of 16x16, 0.0015 on as many images of Fashion-MNIST, 0.029 there
-#: without augmentation (docs/log.md).
-END_GAP = 0.3
-#: A network is looked at after these shares of the epochs that it has at most.
-LOOKS = (1 / 6, 1 / 4, 1 / 3)
-#: Its rate then falls to 0 within this share of those it has had, at least.
+#: After the last look the rate falls to 0 within this share of the epochs so far, at least.
 LANDING = 0.25
-
-
-def saturated_after(epochs: float, gap: float) -> float:
-    """Return after how many epochs a training should end, where the loss on val is that of training and `END_GAP`.
-
-    Args:
-        epochs: Those so far.
-        gap: By how much the loss on val is above that in training after them, nats.
-    """
-    return epochs * END_GAP / gap if gap > 0 else math.inf
 
 
 class Length:
     """Holds a training's epochs to those that are of use and end in time; called after every epoch.
 
-    Three looks at val, in the first third of a training, say after how many epochs the network will be saturated; their
-    median becomes its length, if it is less than planned. What they said is part of the training's state.
+    Three looks at val, in the first third of the epochs that are enough, say after how many the network will know its
+    images; their median becomes its length, if it is less than those. What they said is part of the training's state.
 
     Args:
         training: Its ``total_epochs`` are lowered.
         worth: Epochs that the network it goes on from is worth.
-        at_most: Epochs that it is worth in the end, at most; None where its length needs no looks.
+        at_most: Epochs that are enough; None where its length needs no looks. A network that is worth more than a sixth
+            of them is not looked at, since it has just gone back to the full rate.
         ends: When on the clock there will be no more time; None for no such time.
     """
 
@@ -72,12 +58,14 @@ class Length:
         """Return the epochs that are of use, once all looks have said so."""
         training, worth = self._training, self._worth
         looks = [max(1, math.ceil(share * at_most - worth)) for share in LOOKS]
-        if worth < LOOKS[-1] * at_most and training.epoch in looks:
+        if worth < LOOKS[0] * at_most and training.epoch in looks:
             training.looks.append(saturated_after(worth + training.epoch, self._val_loss() - train_loss))
         if training.epoch < looks[-1] or not training.looks:
             return training.recipe.epochs
-        landed = (1 + LANDING) * (worth + looks[-1])
-        return round(max(landed, min(at_most, statistics.median(training.looks))) - worth)
+        useful = statistics.median(training.looks)
+        if useful >= at_most:
+            return training.recipe.epochs
+        return round(max((1 + LANDING) * (worth + looks[-1]), useful) - worth)
 
     def _val_loss(self) -> float:
         """Return the calibrated NLL on val, or on as many of its images as are trained on."""

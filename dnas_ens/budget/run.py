@@ -181,8 +181,8 @@ class Spending:
         wide = WIDE[self.recipe.augment] * max(enough, WIDE_STEPS / self._steps_per_epoch)
         while timed and affordable(chosen) >= 2 * wide and affordable(2 * chosen) >= wide:
             chosen *= 2
-        free = timed and self.recipe.augment
-        while free and 2 * chosen <= WIDEST and FREE * affordable(2 * chosen) >= affordable(chosen):
+        free = timed and self.recipe.augment and self._waits_for_host
+        while free and 2 * chosen <= WIDEST and FREE * self._or_none(affordable, 2 * chosen) >= affordable(chosen):
             chosen *= 2
         self.recipe, count = replace(self.recipe, channels=chosen), affordable(chosen)
         most = max(4, FIRST_STEPS // self._steps_per_epoch)
@@ -198,7 +198,7 @@ class Spending:
             )
         self._say(
             f"an epoch of {len(self.data.train):,} images takes {taken:.2f} s with C={chosen}; the budget is "
-            f"about {count:,.0f} epochs, the first training {min(first, int(count))}"
+            f"about {count:,.0f} epochs, the first training up to {min(first, int(count))}"
         )
         better = self.cells.relative_cost > 1 and self.cells.count > len(self.cells.known)
         first_cell = len(self.cells.known) if better and count >= FOUND[self.recipe.augment] * enough else 0
@@ -221,8 +221,21 @@ class Spending:
         return slots
 
     @property
+    def _waits_for_host(self) -> bool:
+        """Whether a narrow network may leave the device idle."""
+        return self.device.type == "cuda"
+
+    @staticmethod
+    def _or_none(affordable: Callable[[int], float], channels: int) -> float:
+        """Return how many epochs of a width are affordable, none where it does not fit in memory."""
+        try:
+            return affordable(channels)
+        except torch.OutOfMemoryError:
+            return 0.0
+
+    @property
     def _enough(self) -> float:
-        """Epochs that a network should have before it is made wider or has company."""
+        """Epochs that a network should have before it is wider or has company, unless it knows its images before."""
         epochs, steps = ENOUGH[self.recipe.augment]
         return max(epochs, steps / self._steps_per_epoch)
 

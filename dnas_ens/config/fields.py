@@ -12,7 +12,6 @@ import json
 import types
 import typing
 from collections.abc import Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -25,8 +24,8 @@ Config = TypeVar("Config", SearchConfig, RetrainConfig)
 #: Plain types in words, and the types accepted for them.
 _PLAIN: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
-    int: ("a whole number", (Integral,)),
-    float: ("a number", (Real,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
     str: ("a string", (str,)),
     Path: ("a path", (str, Path)),
     types.NoneType: ("null", (types.NoneType,)),
@@ -56,10 +55,12 @@ def with_fields(config: Config, **values: Any) -> Config:
     sections = [entry.name for entry in dataclasses.fields(config) if _is_section(getattr(config, entry.name))]
     changes: dict[str, Any] = {}
     for name, value in values.items():
-        if section := next((part for part in sections if hasattr(getattr(config, part), name)), None):
+        if _is_section(value) and _is_section(getattr(config, name, None)):
+            config = dataclasses.replace(config, **{name: value})
+        elif section := next((part for part in sections if hasattr(getattr(config, part), name)), None):
             changes.setdefault(section, {})[name] = value
         elif hasattr(config, name):
-            changes[name] = value
+            changes[name] = changes.get(name, {}) | value if isinstance(value, dict) else value
         else:
             known = [place.rpartition(".")[2] for place in _places(config) if place not in sections]
             raise UserError(f"The configuration has no field {name!r}.", _hint(name, known, known))
@@ -98,6 +99,9 @@ def override(default: T, values: Any) -> T:
         return dataclasses.replace(current, **changes)
 
     def converted(value: Any, hint: Any, place: str) -> Any:
+        if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+            # A number, a truth value or a string of NumPy's own.
+            value = value.item()
         origin, arguments = typing.get_origin(hint), typing.get_args(hint)
         if origin in (Union, types.UnionType):
             for option in arguments:
@@ -114,8 +118,7 @@ def override(default: T, values: Any) -> T:
                     parts = enumerate(zip(value, kinds, strict=True))
                     return tuple(converted(part, kind, f"{place}[{index}]") for index, (part, kind) in parts)
         elif isinstance(value, _PLAIN[hint][1]) and (hint is bool or not isinstance(value, bool)):
-            # NumPy has numbers of its own.
-            return hint(value) if hint in (int, float, Path) else value
+            return hint(value) if hint in (float, Path) else value
         raise misfit(place, value, _described(hint))
 
     def misfit(place: str, value: Any, wanted: str) -> UserError:

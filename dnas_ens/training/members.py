@@ -134,7 +134,9 @@ def member_steps(
                 scalars = yield from _metered(training.epoch_steps(progress, on_step=on_step), cost)
             ranks.require_agreement(training.network, f"Member {index}")
             if training.on_epoch is not None:
+                cost.pause()
                 training.on_epoch(scalars)
+                cost.resume()
             # Not at every epoch: the last state is the member, whatever its validation loss on the way.
             times, total = training.val_measurements, training.total_epochs
             if times * training.epoch // total > times * (training.epoch - 1) // total:

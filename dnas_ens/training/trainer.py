@@ -454,13 +454,13 @@ class MemberTraining(NetworkTraining[Network]):
             self.network.load_state_dict(self.parent.weights())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state, with what was found of the training."""
-        return super().state_dict() | {"looks": list(self.looks)}
+        """Return the state, with what was found of the training and how long it is to be."""
+        return super().state_dict() | {"looks": list(self.looks), "total_epochs": self.total_epochs}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         super().load_state_dict(state)
-        self.looks = list(state["looks"])
+        self.looks, self.total_epochs = list(state["looks"]), state["total_epochs"]
 
     def _drop_path_now(self) -> float:
         # Where a training goes on, the probability has risen already.

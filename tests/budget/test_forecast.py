@@ -314,3 +314,22 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
 
     assert kinds(left=30.0) == ["cycle"]
     assert kinds(left=60.0, longest=30.0) == ["cycle"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "train_loss", "longer"),
+    [
+        # At once as long as is enough, 120 epochs, of which going on keeps 0.7 of the 16.
+        (16, 1.4, 109),
+        # Later no longer than until it knows its images, which is expected after 137.5 epochs.
+        (110, 1.26, 61),
+        # It knows them.
+        (110, 1.2, None),
+        (30, 1.0, None),
+    ],
+)
+def test_a_network_becomes_longer_by_enough_or_not_at_all(epochs, train_loss, longer):
+    history = [done("first", 0, 1.5, epochs=epochs, train_loss=train_loss)]
+    options = forecasts(history, left=1500, epoch_cost=lambda cell: 1.0, num_cells=1, learning_rate=0.05, enough=120.0)
+    found = [option.unit.epochs for option in options if option.unit.kind == "longer"]
+    assert found == ([] if longer is None else [longer])

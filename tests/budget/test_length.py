@@ -6,12 +6,13 @@ import statistics
 from types import SimpleNamespace
 
 import pytest
-import torch
 from tiny import genotype, same
 
 from dnas_ens.budget.choice import cross_fitted_loss
-from dnas_ens.budget.length import END_GAP, LANDING, LOOKS, Length, saturated_after
+from dnas_ens.budget.forecast import END_GAP, LOOKS, saturated_after
+from dnas_ens.budget.length import LANDING, Length
 from dnas_ens.config import RetrainConfig
+from dnas_ens.data import ImageData
 from dnas_ens.training.trainer import MemberTraining
 
 
@@ -54,8 +55,8 @@ def trained(training, length, *, epochs=None, seen=None):
     return training
 
 
-@pytest.mark.parametrize("worth", [0.0, 2.5])
-def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth):
+@pytest.mark.parametrize(("worth", "stop"), [(0.0, "between looks"), (2.5, "after the looks"), (0.0, "at its end")])
+def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth, stop):
     # Images that never change are soon known.
     recipe = RetrainConfig(num_cells=1, channels=16, batch_size=16, augment=False, epochs=48)
 
@@ -73,9 +74,10 @@ def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth):
     # The cosine ends where the training does.
     assert training.learning_rate < 0.05 * recipe.learning_rate
 
-    # Interrupted between two looks it becomes as long.
+    # Interrupted it becomes as long, by the same rates.
     stopped = begun()
-    trained(stopped, Length(stopped, worth=worth, at_most=48), epochs=looks[1])
+    at = {"between looks": looks[1], "after the looks": looks[2] + 1, "at its end": training.epoch}[stop]
+    trained(stopped, Length(stopped, worth=worth, at_most=48), epochs=at)
     again = begun()
     again.load_state_dict(copy.deepcopy(stopped.state_dict()))
     trained(again, Length(again, worth=worth, at_most=48))
@@ -91,4 +93,16 @@ def test_a_network_that_still_learns_becomes_as_long_as_planned(few_digits):
     on = MemberTraining(genotype(), few_digits, recipe, index=0)
     assert trained(on, Length(on, worth=30.0, at_most=48)).epoch == 9
     assert on.looks == []
-    assert torch.isfinite(next(on.network.parameters())).all()
+
+
+def test_no_more_of_val_is_looked_at_than_is_trained_on(few_digits, monkeypatch):
+    recipe = RetrainConfig(num_cells=1, channels=2, batch_size=8, epochs=6)
+    parts = few_digits.named_splits() | {"train": few_digits.train.subset(range(16))}
+    few = ImageData.from_splits("fewer", few_digits.classes, **parts, flip=False)
+    training = MemberTraining(genotype(), few, recipe, index=0)
+    seen = []
+    monkeypatch.setattr(
+        "dnas_ens.budget.length.cross_fitted_loss", lambda probs, labels: seen.append(probs.shape) or 2.0
+    )
+    trained(training, Length(training, at_most=6))
+    assert seen == [(1, 16, 10)] * 2

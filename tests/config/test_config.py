@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sample_config import Bilevel, Search
 
@@ -121,6 +122,21 @@ def test_what_a_file_names_is_replaced():
     assert override(default, {}) == default
     config = with_fields(SearchConfig(), channels=4, epochs=9, gradient_clip=INFINITE)
     assert (config.supernet.channels, config.bilevel.epochs) == (4, 9)
+    # NumPy's own, whole sections, and dictionaries, which stay as they are.
+    values = {
+        "epochs": np.int64(9),
+        "learning_rate": np.float32(0.5),
+        "augment": np.False_,
+        "precision": np.str_("auto"),
+    }
+    config = with_fields(SearchConfig(), **values)
+    found = config.bilevel
+    assert (found.epochs, found.learning_rate, found.augment, found.precision) == (9, 0.5, False, "auto")
+    assert [type(value) for value in (found.epochs, found.learning_rate, found.augment)] == [int, float, bool]
+    assert with_fields(SearchConfig(), bilevel=found, channels=4).bilevel == found
+    given = {"momentum": 0.5}
+    found = with_fields(SearchConfig(), bilevel=given, epochs=9).bilevel
+    assert (found.momentum, found.epochs, given) == (0.5, 9, {"momentum": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_what_crashed_or_was_interrupted_is_done_by_resuming_and_tabled(tmp_path
     probs /= probs.sum(-1, keepdims=True)
     expected = np.mean([log_loss(labels, member) for member in probs])
     # The size is the widest that takes hardly longer, which a rehearsal's two steps say by chance.
-    (row,) = re.findall(r"\| random cells, 3 of width \d \| (.*) \|", text)
+    (row,) = re.findall(r"\| random cells, 3 of C=\d \| (.*) \|", text)
     assert float(row.split(" | ")[2]) == pytest.approx(expected, abs=1e-4)
 
 

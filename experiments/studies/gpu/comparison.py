@@ -99,6 +99,7 @@ def compare(session: Session) -> None:
         left = (session.seconds_left - 10.0) / len(methods) - RESERVE
         seconds = 0.5 if session.rehearse else left
         session.keep("comparison plan", {"data": data.name, "seconds": seconds, "members": MEMBERS, "kinds": plan})
+    failed = []
     for method in methods:
         if method in finished:
             continue
@@ -114,9 +115,11 @@ def compare(session: Session) -> None:
         except Exception:
             # What fails on a GPU costs its own seconds alone.
             session.keep(f"failed, {method}", {"error": traceback.format_exc()})
-            if session.rehearse:
-                raise
+            failed.append(method)
         session.free()
+    if failed:
+        # So that --resume tries them again.
+        raise RuntimeError(f"failed: {', '.join(failed)}")
 
 
 def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]) -> Kind:

@@ -221,7 +221,7 @@ def _scores(folder: Path, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, 
 
 def _comparison(records: Records) -> list[str]:
     title, found = "## Ensembles of equal seconds", _after("comparison, ", records)
-    scores = _after("scores, ", records)
+    scores = {method: score for method, score in _after("scores, ", records).items() if method in found}
     if not scores:
         missing = "Not measured: section 7 did not come to its turn on a GPU. It is written and rehearsed."
         return [title, "", missing, ""]
@@ -230,7 +230,7 @@ def _comparison(records: Records) -> list[str]:
         record, score = found[method], scores[method]
         rows.append(
             [
-                f"{method}, {record['members']} of width {record['size']}",
+                f"{method}, {record['members']}" + ("" if method == "resnet20" else f" of C={record['size']}"),
                 f"{score['calibrated_nll']:.4f}",
                 f"{100 * score['accuracy']:.2f}",
                 f"{score['member_nll']:.4f}",
