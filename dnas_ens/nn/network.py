@@ -35,7 +35,7 @@ def drop_path(features: Tensor, probability: float | Tensor, generator: torch.Ge
 
     Args:
         features: (B, C, H, W).
-        probability: In [0, 1); a tensor () on the features' device if a recorded step reads it again at each replay.
+        probability: In [0, 1); a tensor () on a GPU, whose recorded step reads it again at each replay.
         generator: On the features' device; None for the global one.
     """
     # Drawn for the images of all ranks.
