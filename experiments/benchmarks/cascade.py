@@ -1,9 +1,11 @@
 """How much time does a cascade save, and what does it cost in accuracy?
 
     python experiments/benchmarks/cascade.py runs/001-digits runs/002-fashion-mnist
+    python experiments/benchmarks/cascade.py fashion-mnist --output experiments/results/cascade-fashion-mnist
 
-For every run folder, evaluated before: all members on all test images against members asked in turn, both timed in turn
-in one process, with a threshold fitted on val for the stated loss of accuracy. Writes OUTPUT.md and OUTPUT.jsonl.
+For every run folder, evaluated before, or ensemble that comes with the package, by name: all members on all test images
+against members asked in turn, both timed in turn in one process, with a threshold fitted on val for the stated loss of
+accuracy. Writes OUTPUT.md and OUTPUT.jsonl.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ class Options:
     """Options of the benchmark."""
 
     folders: Positional[tuple[Path, ...]] = ()
-    """Run folders that were evaluated."""
+    """Run folders that were evaluated, and names of ensembles that come with the package."""
     losses: tuple[float, ...] = (0.0, 0.001)
     """Accuracy on val that the cascade may lose."""
     rounds: int = 10
@@ -40,21 +42,30 @@ class Options:
 
 
 def measure(folder: Path, options: Options) -> list[dict[str, Any]]:
-    """Time both ways on the test images of a run."""
+    """Time both ways on the test images of a run, or of the data set that an ensemble has its name from."""
     from dnas_ens.commands.options import load_configured_data
     from dnas_ens.config import DataConfig
+    from dnas_ens.data import load_data
     from dnas_ens.ensembles import load
     from dnas_ens.ensembles.cascade import fit_cascade
+    from dnas_ens.ensembles.storage import pretrained_names
     from dnas_ens.evaluate.run import stored_predictions
     from dnas_ens.run.files import read_json
 
-    fields = read_json(folder / "config.json")["search"]["data"]
-    data = load_configured_data(DataConfig(**{**fields, "data_root": None}))
-    ensemble, found = load(folder), stored_predictions(folder)
+    ensemble = load(folder)
+    if str(folder) in pretrained_names():
+        data = load_data(str(folder))
+        val_probs, weights = ensemble.predict_probs(data.val), ensemble.weights.numpy()
+    else:
+        fields = read_json(folder / "config.json")["search"]["data"]
+        data = load_configured_data(DataConfig(**{**fields, "data_root": None}))
+        found = stored_predictions(folder)
+        val_probs, weights = found.val_probs, found.weights
+    val_labels = data.val.labels.numpy()
     images, labels = data.test.images, data.test.labels.numpy()
     rows = []
     for loss in options.losses:
-        cascade = fit_cascade(found.val_probs, found.val_labels, weights=found.weights, accuracy_loss=loss)
+        cascade = fit_cascade(val_probs, val_labels, weights=weights, accuracy_loss=loss)
         taken: dict[str, list[float]] = {"all": [], "cascade": []}
         for _ in range(options.rounds + 1):
             start = time.perf_counter()
