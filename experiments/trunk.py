@@ -9,7 +9,7 @@ thread; training the ResNet is free for all who use it.
 
 - *budget*: `--budget` on the pictures.
 - *budget on the trunk*: `--budget --trunk`, the maps included.
-- *budget on the trunk, trained before*: the same with `--fine-tune-trunk`, which gets half of the seconds.
+- *budget on the trunk, trained before*: the same with `--fine-tune-trunk`, which gets about half of the seconds.
 - *fine-tuned*: the whole ResNet with a new head, one for all the seconds, or two or four for a share each; the split
   that val prefers over seeds, in hindsight.
 - *logistic regression*: scikit-learn's on the features before the head, its strength chosen on val.

@@ -298,7 +298,7 @@ def forecasts(
         epoch_cost: Gives the cost of an epoch of the cell of a number.
         num_cells: How many cells there are, or can be.
         learning_rate: Where every cosine begins.
-        enough: Epochs that a short network may become long at once.
+        enough: Length, in epochs, that a short network may reach at once.
         shortest_cycle: Epochs that a cycle needs at least to come down from its learning rate.
         setup_cost: What finding the other cells costs, until they are found.
         longest: What one unit may cost at most; less than what is left where several are trained side by side.
@@ -423,7 +423,8 @@ def _longer(
         if KEPT + length / base.epochs > 1
     ]
     useful = math.inf
-    if base.end.train_loss is not None:
+    # Else looks at it on the way decide.
+    if base.end.train_loss is not None and KEPT * base.epochs >= LOOKS[0] * enough:
         useful = saturated_after(base.epochs, base.end.alone - base.end.train_loss)
     if not lengths or useful < LEAST_GROWTH * base.epochs:
         return None
@@ -433,10 +434,7 @@ def _longer(
     # Not more at once than lets a wrong forecast be noticed, unless what would be left is of no use.
     growth = 1 + (LONGEST_GROWTH - 1) * left_to_learn(base.end)
     goal = enough if 2 * base.epochs <= enough else max(enough, growth * base.epochs)
-    if KEPT * base.epochs >= LOOKS[0] * enough:
-        # It will not be looked at on the way.
-        goal = min(goal, useful)
-    most = math.ceil(goal - KEPT * base.epochs)
+    most = math.ceil(min(goal, useful) - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
     if KEPT + length / base.epochs < LEAST_GROWTH:

@@ -81,7 +81,7 @@ class Length:
         self._seen.append((self._clock(), training.epoch))
         (began, first), (now, latest) = self._seen[0], self._seen[-1]
         if latest == first:
-            return training.epoch if now >= ends else training.recipe.epochs
+            return training.epoch if now >= ends else training.total_epochs
         an_epoch = (now - began) / (latest - first)
         left = int((ends - now) / an_epoch - val_share(len(training.val), len(training.train_split)))
         return training.epoch + max(0, left)

@@ -179,7 +179,7 @@ class Spending:
         if timed and affordable(chosen) < NARROW_BELOW:
             chosen = max(4, chosen // 8 * 4)
         wide = WIDE[self.recipe.augment] * max(enough, WIDE_STEPS / self._steps_per_epoch)
-        while timed and affordable(chosen) >= 2 * wide and affordable(2 * chosen) >= wide:
+        while timed and affordable(chosen) >= 2 * wide and self._or_none(affordable, 2 * chosen) >= wide:
             chosen *= 2
         free = timed and self.recipe.augment and self._waits_for_host
         while free and 2 * chosen <= WIDEST and FREE * self._or_none(affordable, 2 * chosen) >= affordable(chosen):
@@ -442,7 +442,8 @@ class Spending:
     def _length_of(self, unit: Unit) -> dict[str, Any]:
         """Return what decides how long a unit's training becomes, by argument of `Length`."""
         ends = self._ends if self.amount.unit == "seconds" else None
-        if unit.kind == "first":
+        if unit.kind == "first" or (unit.parent is None and self.slots > 1):
+            # Beside others it may have begun before it was known how long they are of use.
             return {"ends": ends, "at_most": self._enough}
         if unit.kind == "longer":
             by_number = {done.unit.number: done for done in self._ledger.done}

@@ -197,7 +197,8 @@ def _require_same_data(run: RunFolder, data: ImageData, named: str) -> None:
         raise UserError(
             f"The data {named} are not those {run.path} was made with: their fingerprint is "
             f"{data.fingerprint[:12]}, not {stored['fingerprint'][:12]}.",
-            "Bring the images back as they were, or search again with another --run-dir.",
+            "Bring the images back as they were, with --fine-tune-trunk also maps/ of the data root, or search again "
+            "with another --run-dir.",
         )
 
 
@@ -216,22 +217,12 @@ def resumable(run: RunFolder | None, command: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def load_configured_data(config: DataConfig) -> ImageData:
-    """Load the data a configuration names."""
+def load_configured_data(config: DataConfig, *, dry_run: bool = False) -> ImageData:
+    """Load the data a configuration names; in a dry run no network is trained for it."""
     from dnas_ens.data import load_data
 
-    return load_data(
-        config.data,
-        data_root=config.data_root,
-        limit_train=config.limit_train,
-        image_size=config.image_size,
-        seed=config.split_seed,
-        skip_bad_images=config.skip_bad_images,
-        flip=config.flip,
-        trunk=config.trunk,
-        trunk_stride=config.trunk_stride,
-        fine_tune_trunk=config.fine_tune_trunk,
-    )
+    options = config.how_to_load()
+    return load_data(config.data, **options | ({"fine_tune_trunk": None} if dry_run else {}))
 
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:

@@ -51,7 +51,7 @@ def _search(command: SearchCommand, ranks: Ranks, typed: list[str]) -> None:
 
     config, device = command.search, ranks.device
     require_operations(config.supernet.search_space.operations)
-    data = ranks.after_first(lambda: load_configured_data(config.data))
+    data = ranks.after_first(lambda: load_configured_data(config.data, dry_run=command.dry_run))
     if command.dry_run:
         recipe = retrain_preset(config.preset, config.supernet.space)
         facts, taken = search_facts(config, recipe, data, device=device)

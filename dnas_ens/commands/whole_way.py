@@ -118,7 +118,7 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     given = None if command.genotypes is None else SearchResult.given(*_given(command.genotypes, config))
     config = config if given is None else given.config
     require_operations(config.supernet.search_space.operations)
-    data = ranks.after_first(lambda: load_configured_data(config.data))
+    data = ranks.after_first(lambda: load_configured_data(config.data, dry_run=command.dry_run))
     if command.dry_run and command.amount is not None:
         print_resolved(recipe, {"budget": command.amount.shown(0.0)})
         return

@@ -55,8 +55,9 @@ def with_fields(config: Config, **values: Any) -> Config:
     sections = [entry.name for entry in dataclasses.fields(config) if _is_section(getattr(config, entry.name))]
     changes: dict[str, Any] = {}
     for name, value in values.items():
-        if _is_section(value) and _is_section(getattr(config, name, None)):
-            config = dataclasses.replace(config, **{name: value})
+        if _is_section(value) and type(value) is type(getattr(config, name, None)):
+            section_as_given: dict[str, Any] = {name: value}
+            config = dataclasses.replace(config, **section_as_given)
         elif section := next((part for part in sections if hasattr(getattr(config, part), name)), None):
             changes.setdefault(section, {})[name] = value
         elif hasattr(config, name):

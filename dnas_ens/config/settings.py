@@ -83,8 +83,13 @@ class DataConfig:
     resnet18, with its own weights, or NAME:FILE.safetensors. Pictures then have 224 pixels a side by default."""
     trunk_stride: int = 16
     """What those stages divide the sides of the pictures by, at most: 8 keeps fewer of them, 32 nearly all."""
-    fine_tune_trunk: int = 0
-    """Epochs that all of the pretrained network is trained on the training pictures before, with a new head."""
+    fine_tune_trunk: int | None = None
+    """Epochs for which the whole pretrained network is first trained on the training pictures, with a new head."""
+
+    def how_to_load(self) -> dict[str, Any]:
+        """Return all but the data themselves, as arguments of `dnas_ens.data.load_data`."""
+        options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "data"}
+        return {"seed": options.pop("split_seed"), **options}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """A pretrained network trained on one's own pictures, all of it, before its first stages become a trunk.
 
-Legend: B pictures a batch, C channels, S pixels a side, K classes.
+On the CPU, like the maps of a trunk.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
@@ -41,7 +41,9 @@ def fine_tuned(given: str, data: ImageData, *, epochs: int, stride: int, image_s
         torch.manual_seed(0)
         whole = build_classifier(given.partition(":")[0], num_classes=data.num_classes)
     trunk = Trunk.pretrained(given, stride=stride, image_size=image_size, whole=whole)
-    name = hashlib.sha256(f"{data.fingerprint} {digest_of(whole)} {epochs}".encode()).hexdigest()
+    # Flips are no part of the fingerprint.
+    said = f"{data.fingerprint} {data.flip} {digest_of(whole)} {epochs}"
+    name = hashlib.sha256(said.encode()).hexdigest()
     file = cache / f"{name[:32]}.tuned.safetensors"
     if not _taken_over(whole, file):
         _train(whole, trunk, data, epochs=epochs)
@@ -62,9 +64,7 @@ def _taken_over(whole: nn.Module, file: Path) -> bool:
 
 
 def _train(whole: nn.Module, trunk: Trunk, data: ImageData, *, epochs: int) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    whole.to(device).requires_grad_(True).train()
-    mean, std = trunk.mean.to(device), trunk.std.to(device)
+    whole.requires_grad_(True).train()
     # To 0 .. 1; the network's own mean and deviation are of three channels, and pictures may have one.
     augmentation = Augmentation(
         pad=data.image_size // 8,
@@ -73,23 +73,22 @@ def _train(whole: nn.Module, trunk: Trunk, data: ImageData, *, epochs: int) -> N
         mean=(0.0,) * data.num_channels,
         std=(1.0,) * data.num_channels,
     )
-    order, draws = torch.Generator().manual_seed(0), torch.Generator(device).manual_seed(0)
+    order, draws = torch.Generator().manual_seed(0), torch.Generator().manual_seed(0)
     optimizer = torch.optim.SGD(
         whole.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY
     )
     steps = epochs * count_batches(data.train, BATCH, drop_last=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    pictures = data.train.to(device)
     said = f"training {trunk.name} on the pictures"
     with (
         tqdm(total=steps, desc=said, unit="step", file=sys.stderr, disable=None, leave=False) as bar,
         # Dropout draws from the global stream.
-        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.random.fork_rng(devices=[]),
     ):
         torch.manual_seed(0)
         for epoch in range(epochs):
             batches = iterate_batches(
-                pictures,
+                data.train,
                 BATCH,
                 generator=order,
                 augmentation=augmentation,
@@ -98,7 +97,7 @@ def _train(whole: nn.Module, trunk: Trunk, data: ImageData, *, epochs: int) -> N
             )
             for images, labels in batches:
                 optimizer.zero_grad(set_to_none=True)
-                loss = F.cross_entropy(_logits(whole((images - mean) / std)), labels)
+                loss = F.cross_entropy(whole((images - trunk.mean) / trunk.std), labels)
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -108,9 +107,3 @@ def _train(whole: nn.Module, trunk: Trunk, data: ImageData, *, epochs: int) -> N
                     f"{trunk.name} diverged in epoch {epoch + 1} of its training on the pictures.",
                     "Leave --fine-tune-trunk out, or give it other epochs.",
                 )
-    whole.cpu()
-
-
-def _logits(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """Return the logits (B, K); in training some networks return those of auxiliary heads too."""
-    return outputs if isinstance(outputs, Tensor) else outputs[0]

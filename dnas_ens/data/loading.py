@@ -71,7 +71,7 @@ def load_data(
     flip: bool | None = None,
     trunk: str | None = None,
     trunk_stride: int = 16,
-    fine_tune_trunk: int = 0,
+    fine_tune_trunk: int | None = None,
 ) -> ImageData:
     """Load images and split them: disjoint, stratified, seeded, fingerprinted.
 
@@ -98,7 +98,7 @@ def load_data(
             a side unless `image_size` says otherwise: a name of torchvision, or NAME:FILE; see
             `dnas_ens.data.trunk.Trunk.pretrained`.
         trunk_stride: What the stages divide the sides of the pictures by, at most.
-        fine_tune_trunk: Epochs that all of the network is trained on the training pictures before, with a new head.
+        fine_tune_trunk: Epochs for which the whole network is first trained on the training pictures, with a new head.
 
     Returns:
         The data on the CPU.
@@ -106,10 +106,10 @@ def load_data(
     Raises:
         UserError: The data cannot be found, read or split as asked.
     """
-    if fine_tune_trunk < 0 or (fine_tune_trunk and trunk is None):
+    if fine_tune_trunk is not None and (fine_tune_trunk < 1 or trunk is None):
         raise UserError(
             f"--fine-tune-trunk is {fine_tune_trunk}" + (", and there is no trunk." if trunk is None else "."),
-            "Give it 0 or more epochs, and --trunk a network such as resnet18.",
+            "Give it 1 epoch or more, and --trunk a network such as resnet18.",
         )
     stages = None
     if trunk is not None:
@@ -141,7 +141,7 @@ def load_data(
     if trunk is None or stages is None:
         return loaded
     cache = _root(data_root) / "maps"
-    if fine_tune_trunk:
+    if fine_tune_trunk is not None:
         from dnas_ens.data.fine_tuning import fine_tuned
 
         stages = fine_tuned(

@@ -83,25 +83,33 @@ class Trunk(nn.Module):
         Args:
             given: A name, for torchvision's own weights, which it downloads; or NAME:FILE with the weights of such a
                 network, a .safetensors file.
-            whole: The classifier, if it is there already; it gets the weights too, but for a head of other classes.
+            whole: The classifier that is to be trained further; it gets all of the weights but for the last layer's.
 
         Raises:
             UserError: See `Trunk`; or the weights cannot be had.
         """
         name, _, file = given.partition(":")
-        whole = build_classifier(name) if whole is None else whole
+        tuned, whole = whole is not None, build_classifier(name) if whole is None else whole
         trunk = cls(name, stride=stride, image_size=image_size, whole=whole)
         state = load_tensors(Path(file)) if file else _downloaded(name)
         own = whole.state_dict(keep_vars=True)
         fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
         needed = {id(value) for value in trunk.stages.state_dict(keep_vars=True).values()}
-        # The classifier on top may be of other classes.
-        if missing := [key for key, value in own.items() if id(value) in needed and key not in fitting]:
+        # The classifier on top may be of other classes; what is trained needs everything below it.
+        head = _head_of(own)
+        if missing := [
+            key
+            for key, value in own.items()
+            if key not in fitting and (id(value) in needed or (tuned and not key.startswith(head)))
+        ]:
             raise UserError(
                 f"{file} holds no weights of {name}: {missing[0]} is missing or of another size.",
                 f"Save them by safetensors.torch.save_file(network.state_dict(), ...) of torchvision's {name}.",
             )
-        whole.load_state_dict(fitting, strict=False)
+        # Some classifiers of torchvision read the versions of their modules.
+        complete = whole.state_dict()
+        complete.update(fitting)
+        whole.load_state_dict(complete)
         return trunk
 
     def train(self, mode: bool = True) -> Trunk:
@@ -209,6 +217,11 @@ def _computed(trunk: Trunk, splits: Sequence[Split]) -> Iterator[bytes]:
                 bar.update(len(maps))
 
 
+def _head_of(state: dict[str, Tensor]) -> str:
+    """Return the name of a classifier's last layer, with a dot, of its state."""
+    return list(state)[-1].rpartition(".")[0] + "."
+
+
 def digest_of(module: nn.Module, *, said: str = "") -> str:
     """Return the SHA-256 of a module's weights and of a text."""
     found = hashlib.sha256(said.encode())
@@ -238,7 +251,8 @@ def _downloaded(name: str) -> dict[str, Tensor]:
 
     weights = models.get_model_weights(name)
     try:
-        state: dict[str, Tensor] = weights["DEFAULT"].get_state_dict(progress=True, check_hash=True)
+        # By the network's own builder, which renames what old files call otherwise.
+        state: dict[str, Tensor] = models.get_model(name, weights=weights["DEFAULT"]).state_dict()
     except (OSError, RuntimeError) as error:
         raise UserError(
             f"The weights of {name} cannot be downloaded ({error}).",

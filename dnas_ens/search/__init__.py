@@ -53,13 +53,5 @@ def search(
         names = {name: overrides.pop(name) for name in ("preset", "regime") if name in overrides}
         config = search_preset(**names, space=overrides.get("space"))
     chosen = with_fields(config, **overrides)
-    loaded = load_data(
-        data,
-        data_root=chosen.data.data_root,
-        limit_train=chosen.data.limit_train,
-        image_size=chosen.data.image_size,
-        seed=chosen.data.split_seed,
-        skip_bad_images=chosen.data.skip_bad_images,
-        flip=chosen.data.flip,
-    )
+    loaded = load_data(data, **chosen.data.how_to_load())
     return run_search(chosen, loaded, device=resolve_device(device), base=base)

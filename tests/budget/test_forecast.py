@@ -321,6 +321,8 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
     [
         # At once as long as is enough, 120 epochs, of which going on keeps 0.7 of the 16.
         (16, 1.4, 109),
+        # Looks on the way decide, whatever the gap is.
+        (4, 1.1, 118),
         # Later no longer than until it knows its images, which is expected after 137.5 epochs.
         (110, 1.26, 61),
         # It knows them.

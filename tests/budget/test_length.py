@@ -32,6 +32,14 @@ def test_a_training_is_shortened_to_what_the_time_pays_for():
     training.epoch, clock[0] = 6, 34.0
     hold({})
     assert training.total_epochs == 6 + 10
+    # Another process keeps that until it knows better.
+    again = Length(training, ends=98.0, clock=lambda: clock[0])
+    training.epoch, clock[0] = 7, 40.0
+    again({})
+    assert training.total_epochs == 6 + 10
+    training.epoch, clock[0] = 8, 50.0
+    again({})
+    assert training.total_epochs == 8 + 4
     clock[0] = 99.0
     training.epoch = 9
     hold({})

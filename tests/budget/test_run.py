@@ -209,6 +209,30 @@ def test_a_network_is_as_wide_as_hardly_costs_more(few_digits, tmp_path, monkeyp
     assert planned._ledger.epoch_seconds == pytest.approx(6e-3 * steps[channels])
 
 
+def test_what_is_looked_at_is_what_nobody_knows_the_length_of(few_digits, tmp_path):
+    begun = spending(few_digits, tmp_path)
+
+    def made(kind, number, parent, epochs):
+        unit = Unit(kind=kind, number=number, cell=0, parent=parent, epochs=epochs, learning_rate=0.05)
+        figures = {"cost": 1.0, "train_loss": 1.0, "alone": 1.0, "loss": 1.0, "members": (0,)}
+        begun._ledger.done.append(Done(unit=unit, epochs=epochs, **figures))
+        return unit
+
+    enough = begun._enough
+    assert begun._length_of(made("first", 0, None, 10)) == {"ends": None, "at_most": enough}
+    assert begun._length_of(made("longer", 1, 0, 20)) == {"ends": None, "at_most": enough, "worth": 7.0}
+    assert begun._length_of(made("cycle", 2, 1, 4)) == {"ends": None}
+    again = made("longer", 3, 2, 30)
+    assert begun._length_of(again) == {"ends": None, "at_most": enough, "worth": pytest.approx(0.7 * 27)}
+    copied = made("copy", 4, None, 27)
+    # What has gone on since does not matter to it.
+    assert begun._length_of(again)["worth"] == pytest.approx(0.7 * 27)
+    assert begun._length_of(copied) == {"ends": None}
+    # Beside others a copy may begin before that is known.
+    begun.slots = 2
+    assert begun._length_of(copied) == {"ends": None, "at_most": enough}
+
+
 @pytest.fixture
 def short(monkeypatch):
     """A network of two epochs needs no more before it has company, and processes may start in any time."""

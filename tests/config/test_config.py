@@ -1,5 +1,6 @@
 """The configuration: presets and regimes, fields set by name and from JSON, numbers without a meaning refused."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from sample_config import Bilevel, Search
 
-from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
+from dnas_ens.data import load_data
 from dnas_ens.errors import UserError
 
 
@@ -165,3 +167,9 @@ def test_a_field_that_does_not_fit_is_named(values, cause, remedy):
         override(Search(), values)
     assert caught.value.cause.startswith(cause)
     assert caught.value.remedy.startswith(remedy)
+
+
+def test_how_data_are_read_is_all_handed_on():
+    known = set(inspect.signature(load_data).parameters)
+    assert set(SearchConfig().data.how_to_load()) == known - {"data", "download"}
+    assert SearchConfig(data=DataConfig(split_seed=7)).data.how_to_load()["seed"] == 7

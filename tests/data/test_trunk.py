@@ -12,6 +12,8 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import dnas_ens as de
+from dnas_ens.data import ImageData, Split
+from dnas_ens.data.fine_tuning import fine_tuned
 from dnas_ens.data.trunk import Trunk, stand_on
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
@@ -113,6 +115,7 @@ def test_a_network_is_trained_on_the_pictures_before_it_becomes_a_trunk(weights,
     assert not torch.equal(whole.conv1.weight, weights[1].conv1.weight)
     low, high = data.trunk.low, data.trunk.high
     inside = (expected >= low) & (expected <= high)
+    assert inside.float().mean() > 0.9
     found = low + data.val.images / 255 * (high - low)
     assert ((found - expected).abs() <= 0.51 * (high - low) / 255 + 1e-4)[inside].all()
     assert not any(parameter.requires_grad for parameter in data.trunk.parameters())
@@ -128,9 +131,31 @@ def test_a_network_is_trained_on_the_pictures_before_it_becomes_a_trunk(weights,
     again = de.load_data(photos, **given, fine_tune_trunk=4)
     assert again.fingerprint == data.fingerprint
     assert torch.equal(again.test.images, data.test.images)
+    # Other epochs and flips make another.
+    for other in ({"fine_tune_trunk": 1}, {"fine_tune_trunk": 4, "flip": not data.flip}):
+        assert de.load_data(photos, **given, **other).fingerprint != data.fingerprint
 
 
-@pytest.mark.parametrize(("trunk", "epochs"), [(None, 3), ("resnet18", -1)])
+def test_few_grey_pictures_are_enough(weights, tmp_path):
+    pixels = torch.randint(256, (12, 1, SIZE, SIZE), dtype=torch.uint8)
+    split = Split(images=pixels, labels=torch.arange(12) % 3)
+    data = ImageData.from_splits("grey", ("a", "b", "c"), train=split, val=split, test=split, flip=False)
+    given = f"resnet18:{weights[0]}"
+    trunk = fine_tuned(given, data, epochs=2, stride=16, image_size=SIZE, cache=tmp_path)
+    assert trunk(pixels).shape == (12, 256, 4, 4)
+    assert not torch.equal(trunk.stages[0].weight, weights[1].conv1.weight)
+
+
+def test_what_is_trained_further_needs_all_of_its_weights(weights, photos, tmp_path):
+    kept = {name: value for name, value in load_file(weights[0]).items() if not name.startswith("layer4.1.bn2")}
+    save_file(kept, tmp_path / "part.safetensors")
+    given = {"data_root": tmp_path, "image_size": SIZE, "trunk": f"resnet18:{tmp_path / 'part.safetensors'}"}
+    assert de.load_data(photos, **given).num_channels == 256
+    with pytest.raises(UserError, match=r"layer4\.1\.bn2\.weight is missing"):
+        de.load_data(photos, **given, fine_tune_trunk=1)
+
+
+@pytest.mark.parametrize(("trunk", "epochs"), [(None, 3), ("resnet18", -1), ("resnet18", 0)])
 def test_what_cannot_be_trained_before_is_told(photos, trunk, epochs):
     with pytest.raises(UserError, match=f"--fine-tune-trunk is {epochs}"):
         de.load_data(photos, trunk=trunk, fine_tune_trunk=epochs)
