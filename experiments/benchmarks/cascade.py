@@ -55,12 +55,12 @@ def measure(folder: Path, options: Options) -> list[dict[str, Any]]:
     ensemble = load(folder)
     if str(folder) in pretrained_names():
         data = load_data(str(folder))
-        val_probs, weights = ensemble.predict_probs(data.val), ensemble.weights.numpy()
+        val_probs, weights = ensemble.predict_probs(data.val), ensemble.weights.tolist()
     else:
         fields = read_json(folder / "config.json")["search"]["data"]
         data = load_configured_data(DataConfig(**{**fields, "data_root": None}))
         found = stored_predictions(folder)
-        val_probs, weights = found.val_probs, found.weights
+        val_probs, weights = found.val_probs, list(found.weights)
     val_labels = data.val.labels.numpy()
     images, labels = data.test.images, data.test.labels.numpy()
     rows = []
