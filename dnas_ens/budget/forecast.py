@@ -437,6 +437,8 @@ def _longer(
     most = math.ceil(min(goal, useful) - KEPT * base.epochs)
     if length > most and epochs_left - most >= SHORTEST * most:
         length = most
+    if useful < math.inf:
+        length = min(length, math.ceil(useful - KEPT * base.epochs))
     if KEPT + length / base.epochs < LEAST_GROWTH:
         return None
     return length, gain_of_growth(base, KEPT + length / base.epochs) / num_bases

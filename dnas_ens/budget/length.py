@@ -29,6 +29,7 @@ class Length:
         worth: Epochs that the network it goes on from is worth.
         at_most: Epochs that are enough; None where its length needs no looks. A network that is worth more than a sixth
             of them is not looked at, since it has just gone back to the full rate.
+        looks: Whether it is looked at; what earlier looks have said holds in any case.
         ends: When on the clock there will be no more time; None for no such time.
     """
 
@@ -38,10 +39,11 @@ class Length:
         *,
         worth: float = 0.0,
         at_most: float | None = None,
+        looks: bool = True,
         ends: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._training, self._worth, self._at_most = training, worth, at_most
+        self._training, self._worth, self._at_most, self._looks = training, worth, at_most, looks
         self._ends, self._clock = ends, clock
         self._seen: list[tuple[float, int]] = []
 
@@ -58,7 +60,7 @@ class Length:
         """Return the epochs that are of use, once all looks have said so."""
         training, worth = self._training, self._worth
         looks = [max(1, math.ceil(share * at_most - worth)) for share in LOOKS]
-        if worth < LOOKS[0] * at_most and training.epoch in looks:
+        if self._looks and worth < LOOKS[0] * at_most and training.epoch in looks:
             training.looks.append(saturated_after(worth + training.epoch, self._val_loss() - train_loss))
         if training.epoch < looks[-1] or not training.looks:
             return training.recipe.epochs

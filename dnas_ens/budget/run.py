@@ -442,9 +442,6 @@ class Spending:
     def _length_of(self, unit: Unit) -> dict[str, Any]:
         """Return what decides how long a unit's training becomes, by argument of `Length`."""
         ends = self._ends if self.amount.unit == "seconds" else None
-        if unit.kind == "first" or (unit.parent is None and self.slots > 1):
-            # Beside others it may have begun before it was known how long they are of use.
-            return {"ends": ends, "at_most": self._enough}
         if unit.kind == "longer":
             by_number = {done.unit.number: done for done in self._ledger.done}
             line, parent = list[Done](), unit.parent
@@ -453,7 +450,10 @@ class Spending:
                 parent = line[0].unit.parent
             (base,) = bases_of(line)
             return {"ends": ends, "worth": KEPT * base.epochs, "at_most": self._enough}
-        return {"ends": ends}
+        if unit.kind == "cycle":
+            return {"ends": ends}
+        # Beside others it may begin before it is known how long they are of use.
+        return {"ends": ends, "at_most": self._enough, "looks": unit.kind == "first" or self.slots > 1}
 
     @property
     def _ends(self) -> float:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -222,7 +223,12 @@ def load_configured_data(config: DataConfig, *, dry_run: bool = False) -> ImageD
     from dnas_ens.data import load_data
 
     options = config.how_to_load()
-    return load_data(config.data, **options | ({"fine_tune_trunk": None} if dry_run else {}))
+    if dry_run and config.fine_tune_trunk is not None:
+        print(
+            f"not in the estimate: {config.fine_tune_trunk} epochs of {config.trunk} on the pictures", file=sys.stderr
+        )
+        options["fine_tune_trunk"] = None
+    return load_data(config.data, **options)
 
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:

@@ -86,6 +86,14 @@ class DataConfig:
     fine_tune_trunk: int | None = None
     """Epochs for which the whole pretrained network is first trained on the training pictures, with a new head."""
 
+    def __post_init__(self) -> None:
+        epochs = self.fine_tune_trunk
+        require(
+            epochs is None or (epochs >= 1 and self.trunk is not None),
+            f"--fine-tune-trunk is {epochs}" + (", and there is no trunk." if self.trunk is None else "."),
+            "Give it 1 epoch or more, and --trunk a network such as resnet18.",
+        )
+
     def how_to_load(self) -> dict[str, Any]:
         """Return all but the data themselves, as arguments of `dnas_ens.data.load_data`."""
         options = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "data"}

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from dnas_ens.data.batches import Augmentation, count_batches, iterate_batches
 from dnas_ens.data.dataset import ImageData
-from dnas_ens.data.trunk import Trunk, build_classifier, digest_of
+from dnas_ens.data.trunk import Trunk, build_classifier, digest_of, take_over
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors, save_tensors
 
@@ -57,9 +57,13 @@ def _taken_over(whole: nn.Module, file: Path) -> bool:
     if not file.exists():
         return False
     try:
-        whole.load_state_dict(load_tensors(file))
-    except (UserError, RuntimeError):
+        tensors = load_tensors(file)
+    except UserError:
         return False
+    own = whole.state_dict()
+    if {key: value.shape for key, value in tensors.items()} != {key: value.shape for key, value in own.items()}:
+        return False
+    take_over(whole, tensors)
     return True
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,10 +93,15 @@ class Trunk(nn.Module):
         trunk = cls(name, stride=stride, image_size=image_size, whole=whole)
         state = load_tensors(Path(file)) if file else _downloaded(name)
         own = whole.state_dict(keep_vars=True)
-        fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-        needed = {id(value) for value in trunk.stages.state_dict(keep_vars=True).values()}
-        # The classifier on top may be of other classes; what is trained needs everything below it.
+        # The classifier on top may be of other classes, and one that is trained further gets a new one.
         head = _head_of(own)
+        fitting = {
+            key: value
+            for key, value in state.items()
+            if key in own and own[key].shape == value.shape and not (tuned and key.startswith(head))
+        }
+        needed = {id(value) for value in trunk.stages.state_dict(keep_vars=True).values()}
+        # What is trained further needs everything below its top.
         if missing := [
             key
             for key, value in own.items()
@@ -106,10 +111,7 @@ class Trunk(nn.Module):
                 f"{file} holds no weights of {name}: {missing[0]} is missing or of another size.",
                 f"Save them by safetensors.torch.save_file(network.state_dict(), ...) of torchvision's {name}.",
             )
-        # Some classifiers of torchvision read the versions of their modules.
-        complete = whole.state_dict()
-        complete.update(fitting)
-        whole.load_state_dict(complete)
+        take_over(whole, fitting)
         return trunk
 
     def train(self, mode: bool = True) -> Trunk:
@@ -215,6 +217,14 @@ def _computed(trunk: Trunk, splits: Sequence[Split]) -> Iterator[bytes]:
             for maps in trunk.maps(split.images):
                 yield maps.numpy().tobytes()
                 bar.update(len(maps))
+
+
+def take_over(whole: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a network some of its tensors, by name."""
+    # Some classifiers of torchvision read the versions of their modules, which files do not hold.
+    complete = whole.state_dict()
+    complete.update(tensors)
+    whole.load_state_dict(complete)
 
 
 def _head_of(state: dict[str, Tensor]) -> str:

@@ -317,21 +317,22 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "train_loss", "longer"),
+    ("epochs", "train_loss", "left", "longer"),
     [
         # At once as long as is enough, 120 epochs, of which going on keeps 0.7 of the 16.
-        (16, 1.4, 109),
+        (16, 1.4, 1500, 109),
         # Looks on the way decide, whatever the gap is.
-        (4, 1.1, 118),
+        (4, 1.1, 1500, 118),
         # Later no longer than until it knows its images, which is expected after 137.5 epochs.
-        (110, 1.26, 61),
+        (110, 1.26, 1500, 61),
+        (110, 1.26, 80, 61),
         # It knows them.
-        (110, 1.2, None),
-        (30, 1.0, None),
+        (110, 1.2, 1500, None),
+        (30, 1.0, 1500, None),
     ],
 )
-def test_a_network_becomes_longer_by_enough_or_not_at_all(epochs, train_loss, longer):
+def test_a_network_becomes_longer_by_enough_or_not_at_all(epochs, train_loss, left, longer):
     history = [done("first", 0, 1.5, epochs=epochs, train_loss=train_loss)]
-    options = forecasts(history, left=1500, epoch_cost=lambda cell: 1.0, num_cells=1, learning_rate=0.05, enough=120.0)
+    options = forecasts(history, left=left, epoch_cost=lambda cell: 1.0, num_cells=1, learning_rate=0.05, enough=120.0)
     found = [option.unit.epochs for option in options if option.unit.kind == "longer"]
     assert found == ([] if longer is None else [longer])

@@ -93,6 +93,16 @@ def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth, stop)
     assert same(again.network.state_dict(), training.network.state_dict())
 
 
+def test_what_looks_have_said_holds_where_there_are_no_more(few_digits):
+    recipe = RetrainConfig(num_cells=1, channels=2, batch_size=16, epochs=48)
+    training = MemberTraining(genotype(), few_digits, recipe, index=0)
+    state = training.state_dict() | {"looks": [20.0, 30.0, 25.0], "total_epochs": 25, "epoch": 17}
+    training.load_state_dict(state)
+    length = Length(training, at_most=48, looks=False)
+    assert trained(training, length, epochs=20).total_epochs == 25
+    assert training.looks == [20.0, 30.0, 25.0]
+
+
 def test_a_network_that_still_learns_becomes_as_long_as_planned(few_digits):
     recipe = RetrainConfig(num_cells=1, channels=2, batch_size=16, learning_rate=1e-4, epochs=9)
     training = MemberTraining(genotype(), few_digits, recipe, index=0)

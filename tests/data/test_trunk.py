@@ -1,5 +1,6 @@
 """A trunk of a pretrained network: maps against torchvision's own, and the whole way on top of it."""
 
+import copy
 import json
 from dataclasses import replace
 
@@ -134,6 +135,29 @@ def test_a_network_is_trained_on_the_pictures_before_it_becomes_a_trunk(weights,
     # Other epochs and flips make another.
     for other in ({"fine_tune_trunk": 1}, {"fine_tune_trunk": 4, "flip": not data.flip}):
         assert de.load_data(photos, **given, **other).fingerprint != data.fingerprint
+
+
+def test_it_is_trained_from_the_given_weights_with_a_new_head(weights, photos, tmp_path, monkeypatch):
+    data = de.load_data(photos, data_root=tmp_path, image_size=SIZE)
+    # As many classes as there are: the head of others is not taken all the same.
+    given, found = {"stride": 16, "image_size": SIZE, "cache": tmp_path}, {}
+    save_file(models.resnet18(num_classes=3).state_dict(), tmp_path / "three.safetensors")
+    before = load_file(tmp_path / "three.safetensors")
+    monkeypatch.setattr(
+        "dnas_ens.data.fine_tuning._train", lambda whole, *_, **__: found.update(copy.deepcopy(whole.state_dict()))
+    )
+    fine_tuned(f"resnet18:{tmp_path / 'three.safetensors'}", data, epochs=1, **given)
+    assert found.keys() == before.keys()
+    assert {name for name in before if not torch.equal(found[name], before[name])} == {"fc.weight", "fc.bias"}
+
+
+def test_a_network_whose_modules_have_versions(photos, tmp_path, monkeypatch):
+    data = de.load_data(photos, data_root=tmp_path, image_size=SIZE)
+    save_file(models.mnasnet0_5().state_dict(), tmp_path / "m.safetensors")
+    given = {"epochs": 1, "stride": 16, "image_size": SIZE, "cache": tmp_path}
+    monkeypatch.setattr("dnas_ens.data.fine_tuning._train", lambda *_, **__: None)
+    first, second = (fine_tuned(f"mnasnet0_5:{tmp_path / 'm.safetensors'}", data, **given) for _ in range(2))
+    assert first.digest() == second.digest()
 
 
 def test_few_grey_pictures_are_enough(weights, tmp_path):
