@@ -24,6 +24,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,16 +108,30 @@ def run_section(number: int, options: GpuSession, limit: float) -> str:
     with (options.out / LOG).open("a") as log:
         log.write(f"--- section {number}\n")
         log.flush()
-        # A signal during the start would leave the section running with nobody to end it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-        process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        # A signal during the start would leave the section running with nobody to end it. Handlers hold it: with a mask
+        # another thread would take it, and Python would raise it here all the same.
+        held: list[int] = []
+        usual = {sign: signal.signal(sign, lambda number, _: held.append(number)) for sign in ENDING}
         try:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            process = subprocess.Popen(argv, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        except OSError:
+            _handle(usual, held)
+            raise
+        try:
+            _handle(usual, held)
             return "done" if process.wait(limit + GRACE) == 0 else "crashed"
         except subprocess.TimeoutExpired:
             return "timed out"
         finally:
             _end(process)
+
+
+def _handle(usual: Mapping[signal.Signals, Any], held: Sequence[int]) -> None:
+    """Let signals be handled as before, those that were held too."""
+    for sign, handler in usual.items():
+        signal.signal(sign, handler)
+    for sign in held:
+        signal.raise_signal(sign)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -167,8 +182,6 @@ def run(options: GpuSession) -> None:
 
 def section_main(argv: list[str]) -> None:
     """Run one section in this process."""
-    # It was started with these blocked.
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     number, out, limit, device_name, *flags = argv
     deadline = time.monotonic() + float(limit)
     from dnas_ens.run.machine import keep_freed_memory

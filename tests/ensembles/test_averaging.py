@@ -370,7 +370,8 @@ def test_barrier_in_closed_form():
     assert found.barrier == pytest.approx(excess.max(), rel=1e-9)
 
 
-@given(values=st.lists(st.floats(-4, 4), min_size=1, max_size=6))
+# Values that differ by rounding alone have no order.
+@given(values=st.lists(st.floats(-4, 4).map(lambda value: round(value, 3)), min_size=1, max_size=6))
 @settings(max_examples=40)
 def test_greedy_soup_equals_a_naive_loop(values):
     order = sorted(range(len(values)), key=lambda index: thirds_nll(values[index]))
