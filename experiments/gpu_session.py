@@ -130,8 +130,8 @@ def _handle(usual: Mapping[signal.Signals, Any], held: Sequence[int]) -> None:
     """Let signals be handled as before, those that were held too."""
     for sign, handler in usual.items():
         signal.signal(sign, handler)
-    for sign in held:
-        signal.raise_signal(sign)
+    for number in held:
+        signal.raise_signal(number)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
