@@ -53,27 +53,31 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     stored = values.get("search", {})
     if not isinstance(stored, dict):
         raise UserError(f"The part search of {early.config} is not an object.", "Write it as {...}.")
-    # A file may name preset, regime and base, as a run's own config.json does.
-    hypernetwork = stored.get("hypernetwork", {})
+    # A file may name preset, regime, base and space, as a run's own config.json does.
+    hypernetwork, supernet = stored.get("hypernetwork", {}), stored.get("supernet", {})
     stored_base = hypernetwork.get("base") if isinstance(hypernetwork, dict) else None
+    stored_space = supernet.get("space") if isinstance(supernet, dict) else None
     named = {
         "preset": stored.get("preset", ""),
         "regime": stored.get("regime", ""),
         "base": "" if stored_base is None else stored_base,
+        "space": "" if stored_space is None else stored_space,
     }
     for name, value in named.items():
         require(isinstance(value, str), f"{name} in {early.config} is no text.", "Make it a text.")
-    base = early.base or stored_base
+    base, space = early.base or stored_base, early.space or stored_space
     search = search_preset(
         early.preset or stored.get("preset", "smoke"),
         early.regime or stored.get("regime", "star"),
         base=None if base is None else Path(base),
+        space=space,
     )
     search = override(search, {name: value for name, value in stored.items() if name not in ("preset", "regime")})
     if early.base is not None:
         search = with_fields(search, base=early.base)
-    space = early.space or search.supernet.space
-    return search, override(retrain_preset(search.preset, space), values.get("retrain", {}))
+    if early.space is not None:
+        search = with_fields(search, space=early.space)
+    return search, override(retrain_preset(search.preset, search.supernet.space), values.get("retrain", {}))
 
 
 def file_sections(path: Path | None, *, only: str | None = None) -> dict[str, Any]:

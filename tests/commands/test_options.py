@@ -27,6 +27,14 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(configure):
     assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("micro", 5, 6)
     assert (recipe.epochs, recipe.channels) == (2, 16)
     assert configure("--space darts", file)[1].channels == 8
+    # The space sets the search's defaults too, as in a Python call.
+    in_darts = search_preset("micro", space="darts")
+    for call in (
+        ("--preset micro --space darts", {}),
+        ("--preset micro", {"search": {"supernet": {"space": "darts"}}}),
+    ):
+        assert configure(*call)[0] == in_darts
+    assert in_darts.objective.relaxation != search.objective.relaxation
     search, recipe = configure("--preset=smoke", file)
     assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("smoke", 5, 12)
     assert recipe.channels == 16
@@ -44,8 +52,8 @@ def test_a_file_of_one_section_is_read_as_such(configure):
         configure("", file)
     with pytest.raises(UserError, match="not an object"):
         configure("", {"search": 3})
-    for name, value in (("preset", []), ("regime", {}), ("hypernetwork", {"base": 5}), ("hypernetwork", {"base": {}})):
-        with pytest.raises(UserError, match=r"(preset|regime|base) in .*settings\.json is no text"):
+    for name, value in (("preset", []), ("regime", {}), ("hypernetwork", {"base": 5}), ("supernet", {"space": {}})):
+        with pytest.raises(UserError, match=r"(preset|regime|base|space) in .*settings\.json is no text"):
             configure("", {"search": {name: value}})
 
 
