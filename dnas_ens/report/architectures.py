@@ -51,9 +51,11 @@ def cells_section(files: RunFiles) -> Section | None:
 
 def _about(files: RunFiles, index: int) -> str:
     """What is known of a member: its place, its distance to the base, what training made of it."""
-    found = files.found or {}
-    ranking = found.get("ranking") or []
-    candidate: Mapping[str, Any] = found["candidates"][ranking[index]] if index < len(ranking) else {}
+    cell = files.genotypes[index].canonical()
+    # Of a budget, and with cycles, a network's place says nothing of its cell.
+    candidates: list[Mapping[str, Any]] = (files.found or {}).get("candidates", [])
+    same = (each for each in candidates if Genotype.from_dict(each["genotype"]).canonical() == cell)
+    candidate: Mapping[str, Any] = next(same, {})
     said = []
     if candidate.get("lam") is not None:
         said.append(f"λ = {candidate['lam']:.2f}")

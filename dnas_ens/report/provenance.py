@@ -9,6 +9,7 @@ from typing import Any
 
 from dnas_ens.report.parts import Section, duration
 from dnas_ens.report.run_files import RunFiles
+from dnas_ens.space.spaces import rules_of
 
 PACKAGES = ("dnas_ens", "torch", "torchvision", "numpy", "scipy", "scikit-learn")
 
@@ -17,8 +18,8 @@ def provenance_section(files: RunFiles) -> Section:
     """Everything needed to do it again."""
     facts = {
         "Data": _data(files),
-        "Search": _search(files.config.get("search", {}), files.found or {}),
-        "Members": _recipe(files.config.get("retrain", {})),
+        "Search": _search(files),
+        "Members": _recipe(files),
         **_machine(files.environment[-1] if files.environment else {}),
     }
     listed = "".join(f"<div><dt>{name}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts.items() if value)
@@ -54,15 +55,21 @@ def _data(files: RunFiles) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _search(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    supernet, bilevel = config.get("supernet", {}), config.get("bilevel", {})
-    report = found.get("report", {})
+def _search(files: RunFiles) -> str:
+    config, found = files.config.get("search", {}), files.found or {}
+    if files.budget and not found:
+        # It wanted no other cells.
+        return ""
+    supernet, bilevel, report = config.get("supernet", {}), config.get("bilevel", {}), found.get("report") or {}
+    channels = supernet.get("channels") or rules_of(supernet.get("space", "darts")).channels
+    # A search by the star alone has no epochs, and a budget's is one.
+    has_epochs = not files.budget and config.get("objective", {}).get("likelihood") != "none"
     parts = [
         f"preset {config['preset']}" if "preset" in config else "",
         f"regime {config['regime']}" if "regime" in config else "",
         f"penalty {config['objective']['penalty']}" if "objective" in config else "",
-        f"{supernet['num_cells']} cells, {supernet['channels']} channels" if "num_cells" in supernet else "",
-        f"{bilevel['epochs']} epochs" if "epochs" in bilevel else "",
+        f"{supernet['num_cells']} cells, {channels} channels" if "num_cells" in supernet else "",
+        f"{bilevel['epochs']} epochs" if "epochs" in bilevel and has_epochs else "",
         f"{len(found['candidates'])} candidates" if found.get("candidates") else "",
         f"seed {config['seed']}" if "seed" in config else "",
         f"{duration(report['wall_seconds'])} on the clock" if "wall_seconds" in report else "",
@@ -70,12 +77,14 @@ def _search(config: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _recipe(config: Mapping[str, Any]) -> str:
+def _recipe(files: RunFiles) -> str:
+    config = files.config.get("retrain", {})
     if "epochs" not in config:
         return ""
+    cycles = f", {config['cycles']} cycles of {config['cycle_epochs']}" if config.get("cycles") else ""
     parts = [
-        f"{config['num_cells']} cells, {config['channels']} channels",
-        f"{config['epochs']} epochs from scratch",
+        f"{config['num_cells']} cells, {(files.budget or config)['channels']} channels",
+        "epochs as the budget chose" if files.budget else f"{config['epochs']} epochs from scratch{cycles}",
         f"batches of {config['batch_size']}",
         f"learning rate {config['learning_rate']:g}",
         f"seed {config['seed']}",

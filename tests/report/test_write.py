@@ -106,6 +106,30 @@ def test_whole_report(make_run, predictions):
     assert set(events.Tags()["images"]) == {f"report/{name}" for name in names}
 
 
+def test_of_a_budget_each_network_is_told_its_own_cell_and_nothing_that_was_not_done(make_run, predictions):
+    folder = make_run(predictions(3, 40, 4))
+    ensemble = read_json(folder / "ensemble.json")
+    # Copies of the last cell, and then the first one.
+    ensemble["members"] = [ensemble["members"][index] for index in (2, 2, 0)]
+    write_json(folder / "ensemble.json", ensemble)
+    search = {"supernet": {"num_cells": 3, "channels": None, "space": "efficient"}, "bilevel": {"epochs": 12}}
+    recipe = {"num_cells": 3, "channels": 8, "epochs": 100, "batch_size": 64, "learning_rate": 0.05, "seed": 0}
+    config = {**read_json(folder / "config.json"), "retrain": {**recipe, "cycles": 2, "cycle_epochs": 5}}
+    config["search"] |= search
+    write_json(folder / "config.json", config)
+    page, _ = read(folder)
+    assert re.findall(r"λ = ([0-9.]+) in direction", page.text) == ["0.50", "0.50", "0.00"]
+    assert "3 cells, 16 channels; 12 epochs" in page.text
+    assert "3 cells, 8 channels; 100 epochs from scratch, 2 cycles of 5" in page.text
+    unit = {"kind": "first", "epochs": 3, "number": 0, "cell": 0}
+    done = {"unit": unit, "cost": 3.0, "at": 3.0, "loss": 0.5, "alone": 0.5, "members": [0]}
+    budget = {"budget": {"total": 3.0, "unit": "epochs"}, "channels": 32, "done": [done]}
+    write_json(folder / "budget.json", budget)
+    page, _ = read(folder)
+    assert "3 cells, 32 channels; epochs as the budget chose" in page.text
+    assert "12 epochs" not in page.text
+
+
 @pytest.mark.parametrize(
     ("given", "heading", "said", "unsaid"),
     [
