@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import log_loss
 from tiny import genotype, states_equal
 
+import dnas_ens as de
 from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
@@ -259,6 +260,10 @@ def test_random_deviations_need_no_training(few_digits, tiny_search, tmp_path):
     assert all(genotype.num_edges == base.num_edges for genotype in result.genotypes)
     with pytest.raises(UserError, match="no hypernetwork"):
         result.sample(0.5)
+    # The same from Python, of a file or of the genotype itself.
+    for given in (tmp_path / "base.json", base):
+        found = de.search(few_digits, regime="random", base=given, replaced_edges=2, device="cpu")
+        assert found.genotypes == result.genotypes
     with pytest.raises(UserError, match="of the space darts; the search is in efficient"):
         run_search(with_fields(config, space="efficient"), few_digits)
 
