@@ -92,13 +92,19 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
         UserError: Members are missing, seeds are the same, or something else differs; its field is named.
     """
     first = runs[0]
-    seen: dict[int, Path] = {}
+    seen: dict[tuple[str, int], Path] = {}
     for run in runs:
         if not run.file("ensemble.json").exists():
             raise UserError(
                 f"The members of {run.path} are not trained.",
                 f"Run python -m dnas_ens.retrain {shlex.quote(str(run.path))}.",
             )
+        require(
+            run.has_a_network_a_genotype,
+            f"The networks of {run.path} are those of a budget, or ends of cycles; methods are compared with one "
+            "training of each genotype.",
+            "Name a run of python -m dnas_ens.retrain without --cycles.",
+        )
         difference = first_difference(_without_seeds(first), _without_seeds(run), "config")
         if difference is not None:
             field, there, here = difference
@@ -119,12 +125,14 @@ def require_alike(runs: Sequence[RunFolder]) -> None:
             f"{first.path} and {run.path} have other images or splits.",
             "Name runs on the same data.",
         )
-        other = seen.setdefault(run.config["search"]["seed"], run.path)
-        require(
-            other == run.path,
-            f"{other} and {run.path} have the same search seed.",
-            "Name runs with seeds of their own.",
-        )
+        # Of the recipe's seed are the random cells and their training: with the same one they would be one sample.
+        for section, name in (("search", "search"), ("retrain", "recipe's")):
+            other = seen.setdefault((section, run.config[section]["seed"]), run.path)
+            require(
+                other == run.path,
+                f"{other} and {run.path} have the same {name} seed.",
+                "Name runs with seeds of their own, such as python -m dnas_ens --seed 1 --retrain.seed 1.",
+            )
 
 
 def members_of(run: RunFolder) -> int:
@@ -231,6 +239,12 @@ def _scale(comparisons: Sequence[Comparison]) -> str:
         f"{first.search.data.split_seed}. {len(data.train)} training, {len(data.val)} val and {len(data.test)} test "
         f"images; {recipe.epochs} epochs, {recipe.num_cells} cells, C={recipe.channels}, {first.num_members} members. "
         "cpu seconds hold all the training a row needs: every search its cells come from, and networks that were "
-        "trained and not chosen. Weights and temperature are fitted on val."
+        "trained and not chosen. "
+        + (
+            "The search behind the given base or cells is not among them. "
+            if first.search.hypernetwork.base is not None or "cpu_seconds" not in first.found["report"]
+            else ""
+        )
+        + "Weights and temperature are fitted on val."
         + (" Mean ± standard deviation over seeds; counts are means.\n\n" if many else "\n\n")
     )

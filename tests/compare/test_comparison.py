@@ -415,11 +415,21 @@ def test_runs_that_are_not_alike_are_refused(runs, tmp_path):
             compare(runs[0], copy)
 
     refused("have the same search seed")
-    changed("config.json", lambda config: (config["search"].update(seed=7), config["retrain"].update(epochs=3)))
+    changed("config.json", lambda config: config["search"].update(seed=7))
+    refused("have the same recipe's seed")
+    changed("config.json", lambda config: config["retrain"].update(seed=7, epochs=3))
     refused(r"config\.retrain\.epochs is 2 in the first and 3 in the second")
     changed("config.json", lambda config: config["retrain"].update(epochs=2))
     changed("splits.json", lambda splits: splits.update(fingerprint="other"))
     refused("have other images or splits")
+    changed("config.json", lambda config: config["retrain"].update(cycles=1))
+    with pytest.raises(UserError, match="ends of cycles"):
+        compare(copy)
+    changed("config.json", lambda config: config["retrain"].update(cycles=0))
+    (copy / "budget.json").write_text("{}")
+    with pytest.raises(UserError, match="those of a budget"):
+        compare(copy)
+    (copy / "budget.json").unlink()
     (copy / "ensemble.json").unlink()
     with pytest.raises(UserError, match="not trained"):
         compare(copy)
