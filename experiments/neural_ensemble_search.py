@@ -176,7 +176,7 @@ def searched(
     data = load_configured_data(config.data)
     root = study.run_dir or Path("runs") / f"{STUDY}-{Path(study.data).name}"
     with RunFolder.create(root / f"seed-{seed}", config=to_dict(config), command=command, resume=True) as run:
-        run.record_config("retrain", to_dict(recipe), resume=True)
+        run.record_recipe(to_dict(recipe), resume=True)
         run.write_env({"device": str(device), "data": data.describe()})
         run.write_json("splits.json", {**data.describe(), "indices": data.splits})
         if not run.file("genotypes.json").exists():

@@ -61,11 +61,13 @@ def main(argv: list[str]) -> None:
             shifted = ""
             if command.under_shift.shift:
                 shifted = write_shift(run.path, predict_run_shift(run, data, command.under_shift, device=device))
+            comparable = run.has_a_network_a_genotype
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(run.file("results.md").read_text() + shifted, end="")
         print(f"report: {write_report(run.path)}")
-        print_next(run.path, "dnas_ens.compare")
+        if comparable:
+            print_next(run.path, "dnas_ens.compare")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from dnas_ens.commands.options import (
 )
 from dnas_ens.commands.parse import parse, peek
 from dnas_ens.config import RetrainConfig
-from dnas_ens.config.fields import override, to_dict
+from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset
 from dnas_ens.config.settings import Engine, Preset
 from dnas_ens.run.ranks import Ranks, as_typed
@@ -68,8 +68,8 @@ class RetrainCommand:
 def main(argv: list[str]) -> None:
     """Run the command."""
     early = peek(EarlyOptions, argv, prog=PROG)
-    preset, space = _searched_with(argv)
-    recipe = retrain_preset(early.preset or preset, space)
+    preset, space, stem_stride = _searched_with(argv)
+    recipe = with_fields(retrain_preset(early.preset or preset, space), stem_stride=stem_stride)
     recipe = override(recipe, file_sections(early.config, only="retrain").get("retrain", {}))
     command = parse(
         RetrainCommand,
@@ -108,7 +108,7 @@ def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
             return
         require_same_on_all(ranks, data, retrain=recipe)
         if run is not None:
-            run.record_config("retrain", to_dict(recipe), resume=command.resume)
+            run.record_recipe(to_dict(recipe), resume=command.resume)
             run.write_env(noted(ranks, data))
         ensemble = train_members(
             genotypes,
@@ -136,8 +136,8 @@ def _retrain(command: RetrainCommand, ranks: Ranks, typed: list[str]) -> None:
         print_next(run.path, "dnas_ens.evaluate")
 
 
-def _searched_with(argv: list[str]) -> tuple[str, SpaceName]:
-    """Return preset and space of the search in the run folder that the command line names."""
+def _searched_with(argv: list[str]) -> tuple[str, SpaceName, int | None]:
+    """Return preset, space and stride of the stem of the search in the run folder that the command line names."""
     from dnas_ens.run.files import read_json
 
     for argument in argv:
@@ -148,6 +148,7 @@ def _searched_with(argv: list[str]) -> tuple[str, SpaceName]:
             # Opening the folder reports what is wrong with it.
             if isinstance(search, dict):
                 supernet = search.get("supernet")
-                in_darts = isinstance(supernet, dict) and supernet.get("space") == "darts"
-                return str(search.get("preset", "smoke")), "darts" if in_darts else "efficient"
-    return "smoke", "efficient"
+                supernet = supernet if isinstance(supernet, dict) else {}
+                space: SpaceName = "darts" if supernet.get("space") == "darts" else "efficient"
+                return str(search.get("preset", "smoke")), space, supernet.get("stem_stride")
+    return "smoke", "efficient", None

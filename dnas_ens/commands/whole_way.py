@@ -66,6 +66,11 @@ class WholeWayCommand(RunOptions):
             "Give --genotypes or a budget.",
         )
         require(
+            self.amount is None or self.engine == "local",
+            f"A budget is spent by one machine, and --engine is {self.engine}.",
+            "Leave --engine out; --workers trains networks side by side.",
+        )
+        require(
             self.budget_epochs is None or self.budget_epochs > 0,
             f"--budget-epochs is {self.budget_epochs}.",
             "Give --budget-epochs 1 or more.",
@@ -96,6 +101,11 @@ def main(argv: list[str]) -> None:
     default = WholeWayCommand(search=search, retrain=recipe)
     command = parse(WholeWayCommand, argv, prog=PROG, description=DESCRIPTION + preset_help(), default=default)
     require(
+        command.genotypes is None or not any(word.split("=")[0] == "--members" for word in argv),
+        "--members was given, but the genotypes of a file are trained all.",
+        "Leave --members out, or write the genotypes that are wanted to a JSON list.",
+    )
+    require(
         command.amount is None or launched() < 2,
         f"torchrun has started {launched()} processes, but a budget is spent by one.",
         "Start it with python instead of torchrun.",
@@ -114,13 +124,16 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     from dnas_ens.training.cost import Estimate, Fanout, estimate_members
     from dnas_ens.training.members import train_members
 
-    config, recipe, device = command.search, command.retrain, ranks.device
+    config, recipe, device = command.search, command.retrain.with_stem_of(command.search), ranks.device
     given = None if command.genotypes is None else SearchResult.given(*_given(command.genotypes, config))
     config = config if given is None else given.config
     require_operations(config.supernet.search_space.operations)
     data = ranks.after_first(lambda: load_configured_data(config.data, dry_run=command.dry_run))
     if command.dry_run and command.amount is not None:
-        print_resolved(recipe, {"budget": command.amount.shown(0.0)})
+        budget = {"budget": command.amount.shown(0.0)}
+        if command.price_per_hour is not None and command.amount.unit == "seconds":
+            budget["price"] = f"{command.amount.total / 3600 * command.price_per_hour:.2f}"
+        print_resolved(recipe, budget)
         return
     if command.dry_run:
         facts: dict[str, float | str] = {}
@@ -138,7 +151,7 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     require_same_on_all(ranks, data, search=config, retrain=recipe)
     with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
         if run is not None:
-            run.record_config("retrain", to_dict(recipe), resume=command.resume)
+            run.record_recipe(to_dict(recipe), resume=command.resume)
         if command.amount is not None:
             assert run is not None
             spend_budget(config, data, recipe, amount=command.amount, device=device, run=run, workers=command.workers)
@@ -161,11 +174,13 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
         print(f"{data.name}, {len(data.test)} test images; temperatures fitted on {len(data.val)} of val")
         print(run.file("results.md").read_text(), end="")
         print(f"report: {write_report(run.path)}")
-        print(f"cells: {run.path}/cells/*.svg; curves: tensorboard --logdir {shlex.quote(str(run.path))}")
-        if command.amount is None:
+        drawn = f"cells: {run.path}/cells/*.svg; " if (run.path / "cells").exists() else ""
+        print(f"{drawn}curves: tensorboard --logdir {shlex.quote(str(run.path))}")
+        if run.has_a_network_a_genotype:
             print_next(run.path, "dnas_ens.compare")
         else:
             print(f"run folder: {run.path}")
+        if command.amount is not None:
             print(f"next, to spend more: {shlex.join(_with_twice_the_budget(typed, run.path, command))}")
 
 

@@ -451,6 +451,10 @@ class RetrainConfig:
     cuda_graph: CUDA_GRAPH = "auto"
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
 
+    def with_stem_of(self, search: SearchConfig) -> RetrainConfig:
+        """Return it with the stem of the search, unless it has one of its own."""
+        return self if self.stem_stride is not None else replace(self, stem_stride=search.supernet.stem_stride)
+
     def __post_init__(self) -> None:
         _check(
             self,

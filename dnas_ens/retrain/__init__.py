@@ -74,6 +74,8 @@ def retrain(
     preset = "smoke" if isinstance(found, Sequence) else found.config.preset
     space: SpaceName = "darts" if any(genotype.space == "darts" for genotype in genotypes) else "efficient"
     recipe = with_fields(config or retrain_preset(preset, space), **overrides)
+    if not isinstance(found, Sequence):
+        recipe = recipe.with_stem_of(found.config)
     flip = None if isinstance(found, Sequence) else found.config.data.flip
     images, chosen = load_data(data, flip=flip), resolve_device(device)
     train = partial(train_members, genotypes, images, recipe, device=chosen, workers=workers)

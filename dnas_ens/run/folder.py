@@ -110,13 +110,14 @@ class RunFolder:
         run.config = _read_config(run.path)
         return run
 
-    def record_config(self, section: str, config: Mapping[str, Any], *, resume: bool = False) -> None:
-        """Add the configuration of one more command to config.json; `create`'s rules of refusal hold for it."""
-        if section in self.config:
+    def record_recipe(self, recipe: Mapping[str, Any], *, resume: bool = False) -> None:
+        """Add what members are trained with to config.json; once one has a state `create`'s rules of refusal hold."""
+        if any(self.path.glob("members/*/member.json")) or any(self.path.glob("checkpoints/member-*.json")):
             # A later command has no folder of its own to name.
-            self._compare(section, config, resume=resume, otherwise="Search into another folder")
+            self._compare("retrain", recipe, resume=resume, otherwise="Search into another folder")
         else:
-            self.replace_config(section, config)
+            # A recipe before may be what kept any from being trained.
+            self.replace_config("retrain", recipe)
 
     def section(self, name: str) -> dict[str, Any]:
         """The configuration of one command.
@@ -133,6 +134,11 @@ class RunFolder:
         """Write a section of config.json: a new one, or one that means the same, as with data that have moved."""
         self.config = {**self.config, section: as_json(config)}
         self.write_json("config.json", self.config)
+
+    @property
+    def has_a_network_a_genotype(self) -> bool:
+        """Whether its networks are one of each member's genotype: no budget has been spent in it, and no cycles."""
+        return not self.file("budget.json").exists() and not self.config.get("retrain", {}).get("cycles")
 
     def file(self, name: str) -> Path:
         """The path of a file in the folder.

@@ -353,7 +353,10 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, capsys
 def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, capsys):
     recipe = "--limit-train 60 --retrain.channels 4 --retrain.num-cells 1 --retrain.epochs 1 --device cpu".split()
     assert run_main(whole_way.main, [*recipe, "--genotypes", str(finished[0]), "--run-dir", "again"]) == 0
-    assert "next: python -m dnas_ens.compare again" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "next: python -m dnas_ens.compare again" in out
+    # Nothing was searched, so nothing was drawn.
+    assert "cells: " not in out
     searched, trained = (read_json(folder / "ensemble.json")["members"] for folder in (finished[0], Path("again")))
     assert [m["spec"]["genotype"] for m in trained] == [m["spec"]["genotype"] for m in searched]
     assert len(list(Path("again/members").iterdir())) == 3
@@ -372,6 +375,7 @@ def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, capsys
         (["cells.json", "--space", "darts"], "cells of the space efficient", "Give --space efficient"),
         (["cells.json", "--budget", "5m"], "Genotypes and a budget", "Give --genotypes or a budget"),
         (["absent.json"], "Cannot read the genotype absent.json", "JSON file of genotypes"),
+        (["cells.json", "--members=3"], "--members was given", "Leave --members out"),
     ):
         said = refused(whole_way.main, [*recipe, "--run-dir", "no", "--genotypes", *arguments], capsys)
         assert cause in said[0]
@@ -404,8 +408,10 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, cap
     done = json.loads((folder / "budget.json").read_text())["done"]
     assert [line["val_nll"] for line in logged if line["phase"] == "budget"] == [unit["loss"] for unit in done]
     assert 12 < json.loads((folder / "budget.json").read_text())["spent"] <= 24
-    # It is an ensemble like any other.
+    # It is an ensemble like any other, but its networks are not one a genotype.
+    capsys.readouterr()
     assert run_main(evaluate.main, ["runs/001-digits"]) == 0
+    assert "dnas_ens.compare" not in capsys.readouterr().out
 
 
 def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
@@ -431,6 +437,7 @@ def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
         (["--budget", "5m", "--budget-epochs", "3"], "A budget of time and one of epochs", "--budget or"),
         (["--budget-epochs", "0"], "--budget-epochs is 0", "1 or more"),
         (["--budget", "0.001s"], "more than the budget", "or more, or fewer images"),
+        (["--budget", "5m", "--engine", "ray"], "--engine is ray", "Leave --engine out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -438,6 +445,27 @@ def test_budgets_that_cannot_be(tmp_path, capsys, arguments, cause, remedy):
     said = refused(whole_way.main, [*BUDGET, *arguments], capsys)
     assert cause in said[0]
     assert remedy in said[1]
+
+
+def test_the_price_of_a_budget(capsys):
+    assert run_main(whole_way.main, [*BUDGET, "--budget", "90m", "--dry-run", "--price-per-hour", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "budget: 0:00 of 1:30:00" in out
+    assert "price: 4.50" in out
+
+
+def test_members_have_the_stem_of_their_search(tmp_path, capsys):
+    # At 16 pixels the default is a stride of 2.
+    write_photos(tmp_path / "photos", {"dark": 40, "light": 200}, 12, shape=(16, 16, 3))
+    searched = "--data photos --likelihood none --star-steps 2 --members 2 --pool-size 6 --stem-stride 1".split()
+    recipe = "--num-cells 3 --channels 4 --epochs 1 --device cpu --workers 1".split()
+    assert run_main(search.main, [*searched, "--num-cells", "3", "--run-dir", "found", "--device", "cpu"]) == 0
+    for more, stride in (([], 1), (["--stem-stride", "2", "--resume"], 2)):
+        assert run_main(retrain.main, ["found", *recipe, *more]) == 0
+        members = read_json(Path("found/ensemble.json"))["members"]
+        assert {member["spec"]["stem_stride"] for member in members} == {stride}
+        shutil.rmtree("found/members")
+        shutil.rmtree("found/checkpoints")
 
 
 def write_photos(folder, shades, count, shape=(8, 8, 3)):

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import read_json
+from dnas_ens.run.files import read_json, write_json
 from dnas_ens.run.folder import RunFolder
 
 CONFIG = {
@@ -116,12 +116,15 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
 def test_each_command_has_its_section(tmp_path):
     RunFolder.create(tmp_path, config=CONFIG).close()
     with RunFolder.open(tmp_path) as run:
-        run.record_config("retrain", {"epochs": 3})
+        run.record_recipe({"epochs": 2})
+        # With the first one nothing could be trained.
+        run.record_recipe({"epochs": 3})
+        write_json(tmp_path / "members/0/member.json", {})
     with RunFolder.open(tmp_path) as run:
         assert list(run.config) == ["search", "retrain"]
-        assert "already holds a retrain" in refused(lambda: run.record_config("retrain", {"epochs": 3}))
-        run.record_config("retrain", {"epochs": 3}, resume=True)
-        cause = refused(lambda: run.record_config("retrain", {"epochs": 4}, resume=True))
+        assert "already holds a retrain" in refused(lambda: run.record_recipe({"epochs": 3}))
+        run.record_recipe({"epochs": 3}, resume=True)
+        cause = refused(lambda: run.record_recipe({"epochs": 4}, resume=True))
         assert "retrain.epochs is 3 there and 4 here" in cause
         run.replace_config("retrain", {"epochs": 5})
     assert read_json(tmp_path / "config.json")["retrain"] == {"epochs": 5}
