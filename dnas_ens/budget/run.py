@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from dnas_ens.budget.amount import Amount
-from dnas_ens.budget.choice import best_set, cross_fitted_losses, likely_temperature
+from dnas_ens.budget.choice import best_set, cross_fitted_losses
 from dnas_ens.budget.forecast import KEPT, NAMES, Done, Forecast, Unit, bases_of, forecasts
 from dnas_ens.budget.ledger import LEDGER, Ledger
 from dnas_ens.budget.length import Length, val_share
@@ -26,6 +26,7 @@ from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.errors import UserError
+from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.nn.network import Network
 from dnas_ens.run.files import read_json
 from dnas_ens.space.genotype import Genotype
@@ -472,7 +473,7 @@ class Spending:
         probs = self._stacked(members)
         ensemble = ensemble_of(
             [self._networks[number] for number in members],
-            temperature=likely_temperature(probs.mean(axis=0, dtype=np.float64), self.labels),
+            temperature=fit_temperature.of(probs.mean(axis=0, dtype=np.float64), self.labels),
             data=self.data,
         )
         ensemble.save(self.folder, overwrite=True, numbers=members, num_trained=max(self._networks) + 1)

@@ -410,8 +410,8 @@ def test_who_joins_against_a_search_of_all_beginnings():
             return -scaled[np.arange(len(of)), of].mean()
 
         fitted_average, fitted_target = (averaged, target) if fitted is None else fitted
-        # The cross-fitted temperature has a normal prior on its logarithm, of deviation 0.5.
-        prior = 0.0 if fitted is None else 2.0 / len(fitted_target)
+        # The temperature has a normal prior on its logarithm, of deviation 0.5.
+        prior = 2.0 / len(fitted_target)
         best = minimize_scalar(
             lambda log: at(np.exp(log), fitted_average, fitted_target) + prior * log**2,
             bounds=(-3, 3),
