@@ -300,7 +300,8 @@ class Ensemble(nn.Module):
                 raise not_finite(index)
             probs[index, unsure] = found.float().cpu().numpy()
             averaged = np.tensordot(shares[: index + 1], probs[: index + 1, unsure].astype(np.float64), axes=1)
-            sure = averaged.max(axis=1) >= threshold * shares[: index + 1].sum()
+            # Without a weight so far nobody is sure, as in `dnas_ens.ensembles.cascade`.
+            sure = averaged.max(axis=1) >= threshold * max(shares[: index + 1].sum(), 1e-12)
             asked[unsure[sure]] = index + 1
             unsure = unsure[~sure]
             if not len(unsure):
