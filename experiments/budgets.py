@@ -66,6 +66,8 @@ class Regime:
         budgets: CPU seconds, rising.
         trainings: Epochs, channels and most networks from fresh weights of every training that the other methods try.
             Each goes on by cycles of a fifth of its epochs, as far as the largest budget reaches.
+        own_test: Whether the data come with test images; else those of one split serve with all seeds, because losses
+            are compared image by image.
     """
 
     data: str
@@ -74,9 +76,12 @@ class Regime:
     limit_train: int | None = None
     image_size: int | None = None
     augment: bool = True
+    own_test: bool = True
 
     def load(self, seed: int) -> ImageData:
-        """Return the images; the seed draws the subset and the splits."""
+        """Return the images; the seed draws the subset, and the splits where the data come with test images."""
+        if not self.own_test and self.limit_train is not None:
+            return load_data(self.data, image_size=self.image_size).limited(self.limit_train, seed=seed)
         return load_data(self.data, limit_train=self.limit_train, image_size=self.image_size, seed=seed)
 
 
@@ -87,6 +92,7 @@ REGIMES = {
     "digits-200": Regime(
         data="digits",
         limit_train=200,
+        own_test=False,
         budgets=(15, 40),
         trainings=((60, 16, 3), (120, 16, 5), (250, 16, 5), (500, 16, 2), (250, 32, 2)),
     ),
@@ -454,12 +460,19 @@ def our_split(bench: Bench, budget: float) -> Split:
     return Split(seconds=seconds, spent=spent, networks=networks)
 
 
+def compared(records: Records, regime: str) -> dict[str, list[Record]]:
+    """Return the records of every method of a regime that has some, of the seeds that all of them have, by seed."""
+    found: dict[str, dict[int, Record]] = {}
+    for record in records:
+        if record["regime"] == regime:
+            found.setdefault(record["method"], {})[record["seed"]] = record
+    common = sorted(set.intersection(*(set(of_seeds) for of_seeds in found.values()))) if found else []
+    return {method: [found[method][seed] for seed in common] for method in (OURS, *METHODS) if method in found}
+
+
 def page(records: Records, regime: str) -> tuple[str, list[Record]]:
     """Return the tables of a regime and the differences from ours at every budget, as Markdown, and what was taken."""
-    of_method = {
-        method: [record for record in records if (record["regime"], record["method"]) == (regime, method)]
-        for method in (OURS, *METHODS)
-    }
+    of_method = compared(records, regime)
     methods = [method for method, found in of_method.items() if found]
     text, published = "", []
     for position, budget in enumerate(REGIMES[regime].budgets):
@@ -485,17 +498,14 @@ def page(records: Records, regime: str) -> tuple[str, list[Record]]:
                     rows[0]["spent"] if method != OURS else "by val, see below",
                 ]
             )
-            losses[method] = {
-                record["seed"]: records.arrays((regime, method, record["seed"]))["losses"][index]
+            losses[method] = [
+                records.arrays((regime, method, record["seed"]))["losses"][index]
                 for record, index in zip(of_seeds, chosen, strict=True)
-            }
+            ]
         header = ["method", "seeds", "calibrated NLL", "accuracy, %", "CPU s", "split"]
         text += f"## {budget:g} CPU seconds\n\n{markdown_table(header, lines, text_columns=(0, 5))}\n"
         if OURS in losses:
-            common = sorted(set.intersection(*(set(found) for found in losses.values())))
-            text += (
-                sentences({name: stacked([found[seed] for seed in common]) for name, found in losses.items()}) + "\n"
-            )
+            text += sentences({name: stacked(found) for name, found in losses.items()}) + "\n"
     ours = of_method.get(OURS, [])
     text += "## What ours was spent on\n\n" + "".join(
         f"- seed {record['seed']}, {budget:g} s: {row['spent']}; {row['networks']} networks join\n"
@@ -518,13 +528,11 @@ def plot(records: Records, regime: str, path: Path) -> None:
     """Draw the mean calibrated NLL of every method against the budget."""
     figure = new_figure(560, 340)
     axis = figure.subplots()
-    methods = dict.fromkeys(record["method"] for record in records if record["regime"] == regime)
     budgets = REGIMES[regime].budgets
-    for method, colour, marker in zip(methods, CYCLE, MARKERS, strict=False):
-        found = [record for record in records if (record["regime"], record["method"]) == (regime, method)]
+    for (method, found), colour, marker in zip(compared(records, regime).items(), CYCLE, MARKERS, strict=False):
         points = []
         for position, budget in enumerate(budgets):
-            if (chosen := taken(found, position)) is not None:
+            if found and (chosen := taken(found, position)) is not None:
                 rows = [record["splits"][index] for record, index in zip(found, chosen, strict=True)]
                 points.append((budget, np.mean([row["calibrated_nll"] for row in rows])))
         if points:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import budgets as study
 import numpy as np
 import pytest
+import torch
 
 from dnas_ens.errors import UserError
 
@@ -70,6 +71,24 @@ def test_a_rival_takes_one_split_with_all_seeds():
     assert study.taken([first, second], 1) == [2, 2]
     assert study.taken([record("plain CNN", ("a", 40, 0.5))], 1) is None
     assert study.taken([record(study.OURS, ("x", 9, 0.9), ("y", 28, 0.8))] * 2, 1) == [1, 1]
+
+
+def test_methods_are_compared_on_the_seeds_that_all_have():
+    def made(method, seed, regime="r"):
+        return {**record(method), "regime": regime, "seed": seed}
+
+    records = [made(study.OURS, seed) for seed in (3, 1, 2)] + [made("plain CNN", seed) for seed in (2, 3, 4)]
+    found = study.compared([*records, made("ResNet", 1, regime="another")], "r")
+    assert list(found) == [study.OURS, "plain CNN"]
+    assert all([each["seed"] for each in of_method] == [2, 3] for of_method in found.values())
+    assert study.compared(records, "none") == {}
+
+
+def test_seeds_of_digits_have_the_same_test_images():
+    one, other = (study.REGIMES["digits-200"].load(seed) for seed in (1, 2))
+    assert len(one.train) == 200
+    assert torch.equal(one.test.images, other.test.images)
+    assert not torch.equal(one.train.images, other.train.images)
 
 
 def test_options_that_cannot_be_are_refused():
