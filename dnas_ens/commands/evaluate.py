@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     from dnas_ens.run.folder import RunFolder
 
     with RunFolder.open(command.run_dir, command=[*PROG.split(), *argv]) as run:
+        comparable = run.has_a_network_a_genotype
         if command.from_predictions:
             predictions = stored_predictions(run.path)
             run.write_env()
@@ -61,7 +62,6 @@ def main(argv: list[str]) -> None:
             shifted = ""
             if command.under_shift.shift:
                 shifted = write_shift(run.path, predict_run_shift(run, data, command.under_shift, device=device))
-            comparable = run.has_a_network_a_genotype
             name, num_val, num_test = data.name, len(data.val), len(data.test)
         print(f"{name}, {num_test} test images; temperatures fitted on {num_val} of val")
         print(run.file("results.md").read_text() + shifted, end="")

@@ -7,6 +7,7 @@ import functools
 import glob
 import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -147,7 +148,7 @@ def fitted_on_val(command: PredictCommand, ensemble: Ensemble) -> tuple[float | 
     require(
         len(found.val_probs) == ensemble.num_members,
         f"{command.folder} was evaluated with {len(found.val_probs)} members and has {ensemble.num_members}.",
-        f"Evaluate it again: python -m dnas_ens.evaluate {command.folder}",
+        f"Evaluate it again: python -m dnas_ens.evaluate {shlex.quote(str(command.folder))}",
     )
     threshold = cascade = None
     if command.cascade:

@@ -8,13 +8,14 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dnas_ens.config import require
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.decisions import decisions, decisions_markdown
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 from dnas_ens.evaluate.tables import ensemble_row, result_rows, to_csv, to_markdown
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
-from dnas_ens.run.files import write_atomic, write_json
+from dnas_ens.run.files import read_checked, write_atomic, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -34,14 +35,12 @@ def predict_folder(
         UserError: If the folder holds no finished ensemble.
     """
     from dnas_ens.ensembles.ensemble import Ensemble
-    from dnas_ens.ensembles.storage import MANIFEST
     from dnas_ens.run.machine import describe_device
 
     # Loaded in any case, so that a member's file that has changed since is refused.
     ensemble = Ensemble.load(folder)
     path = folder / "predictions.npz"
-    # Of members and images: ensemble.json holds the weights' hashes.
-    source = hashlib.sha256((folder / MANIFEST).read_bytes() + data.fingerprint.encode()).hexdigest()
+    source = _source(folder, data.fingerprint)
     if reuse and path.exists():
         kept = Predictions.load(path)
         if (kept.source, kept.device) == (source, describe_device(device)):
@@ -50,6 +49,13 @@ def predict_folder(
     predictions = dataclasses.replace(predictions, source=source)
     predictions.save(path)
     return predictions
+
+
+def _source(folder: Path, fingerprint: str) -> str:
+    """Return what predictions are of: members and images; ensemble.json holds the weights' hashes."""
+    from dnas_ens.ensembles.storage import MANIFEST
+
+    return hashlib.sha256((folder / MANIFEST).read_bytes() + fingerprint.encode()).hexdigest()
 
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
@@ -65,15 +71,23 @@ def stored_predictions(folder: Path) -> Predictions:
     """Read the predictions of an earlier evaluation of a folder.
 
     Raises:
-        UserError: If there are none, or the file is damaged.
+        UserError: If there are none, the file is damaged, or the ensemble has changed since.
     """
-    path = folder / "predictions.npz"
+    from dnas_ens.ensembles.storage import MANIFEST
+
+    path, splits = folder / "predictions.npz", folder / "splits.json"
+    evaluate = f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} without --from-predictions first."
     if not path.exists():
-        raise UserError(
-            f"{folder} holds no predictions.",
-            f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} without --from-predictions first.",
+        raise UserError(f"{folder} holds no predictions.", evaluate)
+    found = Predictions.load(path)
+    if found.source and (folder / MANIFEST).exists() and splits.exists():
+        fingerprint = read_checked(splits, {"fingerprint": str})["fingerprint"]
+        require(
+            found.source == _source(folder, fingerprint),
+            f"The ensemble in {folder} has changed since it was evaluated.",
+            evaluate,
         )
-    return Predictions.load(path)
+    return found
 
 
 def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]]:
@@ -90,7 +104,11 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     figures = ClassFigures.of(predictions)
     rows[-1]["recall_per_class"] = {row.name: row.recall if row.num_images else None for row in figures.rows}
     if (distilled := folder / "distilled" / "predictions.npz").exists():
-        rows.insert(-1, ensemble_row("distilled", Predictions.load(distilled)))
+        student, teacher = ensemble_row("distilled", Predictions.load(distilled)), rows[-1]["train_seconds"]
+        if student["train_seconds"] is not None:
+            # There is no student without its teacher.
+            student["train_seconds"] = None if teacher is None else student["train_seconds"] + teacher
+        rows.insert(-1, student)
     found = decisions(predictions)
     sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
     rows[-1] |= found

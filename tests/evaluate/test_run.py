@@ -10,7 +10,8 @@ from dnas_ens.commands.evaluate import main
 from dnas_ens.config import RetrainConfig
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
-from dnas_ens.evaluate.run import predict_folder, write_results
+from dnas_ens.evaluate.run import predict_folder, stored_predictions, write_results
+from dnas_ens.run.files import write_json
 from dnas_ens.run.folder import RunFolder
 from dnas_ens.training.members import train_members
 
@@ -54,12 +55,16 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
         return predict_folder(tmp_path, data, reuse=reuse).test_probs
 
     assert np.array_equal(predicted(), marked.test_probs)
+    write_json(tmp_path / "splits.json", {"name": "digits", "fingerprint": few_digits.fingerprint})
+    assert np.array_equal(stored_predictions(tmp_path).test_probs, marked.test_probs)
     others = dataclasses.replace(few_digits, fingerprint="other images")
     for found in (predicted(reuse=False), predicted(device="another device"), predicted(others)):
         assert np.array_equal(found, fresh.test_probs)
     for folder in (tmp_path / "members", tmp_path / "checkpoints"):
         shutil.rmtree(folder)
     train_members(genotypes, few_digits, dataclasses.replace(recipe, seed=1), folder=tmp_path)
+    with pytest.raises(UserError, match="has changed since it was evaluated"):
+        stored_predictions(tmp_path)
     of_others = predicted()
     assert not np.array_equal(of_others, marked.test_probs)
     assert not np.array_equal(of_others, fresh.test_probs)
