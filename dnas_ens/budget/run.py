@@ -6,7 +6,7 @@ import copy
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import replace
@@ -58,6 +58,8 @@ WIDE, WIDE_STEPS = {True: 5, False: math.inf}, 3700
 #: With augmentation it is also taken while epochs take so many times as long at most: on a GPU that a narrow network
 #: leaves idle. Up to so many channels.
 FREE, WIDEST = 1.25, 128
+#: What has been spent is written down this often at least, in seconds, so that a killed process loses no more of it.
+SECONDS_BETWEEN_NOTES = 60.0
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
 
@@ -121,6 +123,7 @@ class Spending:
         file = folder / LEDGER
         self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
         self._charged, self._goes_on = self._ledger.spent, {unit.number for unit in self._ledger.coming}
+        self._noted = time.monotonic()
         self.slots = self._slots(workers)
         self._started: dict[int, tuple[float, Future[None]]] = {}
 
@@ -135,21 +138,17 @@ class Spending:
         ensemble = self._save(self._ledger.done[-1].members) if self._ledger.done else None
         with ExitStack() as stack:
             pool: ProcessPoolExecutor | None = None
+            # What was spent counts, however it ends.
+            stack.callback(self._write)
             while self._decide_more():
                 self._write()
                 unit = self._ledger.coming[0]
-                try:
-                    if self.slots > 1 and self._ledger.done:
-                        pool = pool or stack.enter_context(process_pool(self.slots))
-                        self._begin(pool)
-                        unit = self._next_to_end()
-                    done = self._do(unit)
-                except BaseException:
-                    # What was spent on it counts.
-                    self._write()
-                    raise
+                if self.slots > 1 and self._ledger.done:
+                    pool = pool or stack.enter_context(process_pool(self.slots))
+                    self._begin(pool)
+                    unit = self._next_to_end()
+                done = self._do(unit)
                 self._ledger.done.append(done)
-                self._ledger.coming.remove(unit)
                 ensemble = self._save(done.members)
                 self._write()
                 self._tell(done)
@@ -292,7 +291,8 @@ class Spending:
     def _next_to_end(self) -> Unit:
         """Wait until one of the units that have been begun has ended, and return it; its error is raised here."""
         begun = {self._started[unit.number][1]: unit for unit in self._ledger.coming if unit.number in self._started}
-        ended, _ = wait(begun, return_when=FIRST_COMPLETED)
+        while not (ended := wait(begun, timeout=SECONDS_BETWEEN_NOTES, return_when=FIRST_COMPLETED).done):
+            self._write()
         for future in ended:
             future.result()
         return next(unit for future, unit in begun.items() if future in ended)
@@ -436,7 +436,14 @@ class Spending:
         """Train the unit's network, or take it from the folder if it is finished there."""
         training = self._training(self._plan_of(unit), unit.number)
         training.val_measurements = 1
-        training.on_epoch = Length(training, **self._length_of(unit), clock=self.clock)
+        length = Length(training, **self._length_of(unit), clock=self.clock)
+
+        def on_epoch(scalars: Mapping[str, float]) -> None:
+            length(scalars)
+            if time.monotonic() - self._noted >= SECONDS_BETWEEN_NOTES:
+                self._write()
+
+        training.on_epoch = on_epoch
         self._networks[unit.number] = trained_network(training, folder=self.folder, num_members=unit.number + 1)
         self._val_probs[unit.number] = training.val_probs()
 
@@ -486,7 +493,9 @@ class Spending:
         return self._charged + self.clock() - self._began
 
     def _write(self) -> None:
-        self._ledger.spent = self._spent()
+        self._noted, self._ledger.spent = time.monotonic(), self._spent()
+        done = {done.unit.number for done in self._ledger.done}
+        self._ledger.coming = [unit for unit in self._ledger.coming if unit.number not in done]
         self._ledger.write(self.folder / LEDGER, self.amount)
 
     def _tell(self, done: Done) -> None:

@@ -1,3 +1,4 @@
+import itertools
 import json
 import time
 from concurrent.futures import Future
@@ -207,6 +208,33 @@ def test_a_network_is_as_wide_as_hardly_costs_more(few_digits, tmp_path, monkeyp
     assert planned.recipe.channels == planned._ledger.channels == channels
     # Six steps.
     assert planned._ledger.epoch_seconds == pytest.approx(6e-3 * steps[channels])
+
+
+def test_what_is_spent_is_noted_while_a_network_is_trained(few_digits, tmp_path, monkeypatch):
+    """A killed process cannot write what it has spent."""
+    monkeypatch.setattr("dnas_ens.budget.run.SECONDS_BETWEEN_NOTES", 0.0)
+    seconds, notes = itertools.count(), []
+    begun = Spending(
+        few_digits,
+        RECIPE,
+        amount=Amount(total=100.0),
+        cells=Given(genotype(0)),
+        folder=tmp_path,
+        clock=lambda: next(seconds),
+    )
+    write = begun._write
+
+    def noted():
+        write()
+        notes.append((len(ledger(tmp_path)["done"]), ledger(tmp_path)["spent"]))
+
+    monkeypatch.setattr(begun, "_write", noted)
+    begun.run()
+    before = [spent for done, spent in notes if not done]
+    assert len(before) > 3
+    assert before == sorted(before)
+    # After the last unit too, and where nothing was left to be done.
+    assert notes[-1][1] == ledger(tmp_path)["spent"] > before[-1]
 
 
 def test_what_is_looked_at_is_what_nobody_knows_the_length_of(few_digits, tmp_path):
