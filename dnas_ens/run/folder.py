@@ -48,7 +48,7 @@ class RunFolder:
         self.config: dict[str, Any] = {}
         self.metrics = MetricsLog(self.path)
         self._command = list(sys.argv if command is None else command)
-        self._lock: int | None = _lock(self.path)
+        self._lock: tuple[int, ...] = _lock(self.path)
         remove_leftovers(self.path)
 
     @classmethod
@@ -183,9 +183,8 @@ class RunFolder:
     def close(self) -> None:
         """Close the files and let other processes write."""
         self.metrics.close()
-        if self._lock is not None:
-            _unlock(self._lock)
-            self._lock = None
+        _unlock(self._lock)
+        self._lock = ()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -216,33 +215,38 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         UserError: It is in use by another process, or cannot be written.
     """
-    descriptor = _lock(_made(folder))
+    lock = _lock(_made(folder))
     try:
         remove_leftovers(folder)
         yield
     finally:
-        _unlock(descriptor)
+        _unlock(lock)
 
 
-def _unlock(descriptor: int) -> None:
-    # Unlocked and not only closed: forked data workers hold the same open file.
-    fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
+def _unlock(descriptors: Sequence[int]) -> None:
+    for descriptor in descriptors:
+        # Unlocked and not only closed: forked data workers hold the same open file.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        os.close(descriptor)
 
 
-def _lock(folder: Path) -> int:
+def _lock(folder: Path) -> tuple[int, ...]:
     """Take the folder's lock; the kernel releases it when the process ends, however it ends.
 
-    The folder itself is locked, because a locked file can be removed. run.lock only says who holds it.
+    The folder itself is locked, because a locked file can be removed, and run.lock in it, because NFS knows locks of
+    other machines on files alone. It also says who holds it.
     """
     path = folder / "run.lock"
-    with writing(folder):
-        descriptor = os.open(folder, os.O_RDONLY)
+    descriptors: list[int] = []
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.write_text(f"{os.getpid()}\n")
+        for place, flags in ((folder, os.O_RDONLY), (path, os.O_RDWR | os.O_CREAT)):
+            descriptors.append(os.open(place, flags, 0o666))
+            fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # By the locked descriptor: on NFS closing another one would release the lock.
+        os.ftruncate(descriptors[-1], 0)
+        os.pwrite(descriptors[-1], f"{os.getpid()}\n".encode(), 0)
     except BlockingIOError as error:
-        os.close(descriptor)
+        _unlock(descriptors)
         holder = ""
         with contextlib.suppress(OSError):
             holder = path.read_bytes()[:32].decode(errors="replace").strip()
@@ -251,9 +255,9 @@ def _lock(folder: Path) -> int:
             f"Wait for it to end, or stop it. {_OTHER_FOLDER} otherwise.",
         ) from error
     except OSError as error:
-        os.close(descriptor)
+        _unlock(descriptors)
         raise unwritable(path, error) from error
-    return descriptor
+    return tuple(descriptors)
 
 
 def _made(folder: Path) -> Path:

@@ -157,6 +157,14 @@ def test_one_writer_at_a_time_and_a_stale_lock_is_taken_over(tmp_path):
         assert "in use by process that has just started" in refused(lambda: RunFolder.open(tmp_path))
         run.close()
         RunFolder.open(tmp_path).close()
+    # On NFS a process of another machine is seen to hold the file alone.
+    RunFolder.open(tmp_path).close()
+    held = "held = open(Path(sys.argv[1]) / 'run.lock')\nimport fcntl\nfcntl.flock(held, fcntl.LOCK_EX)\n"
+    with start_python(f"{held}print('held', flush=True)\ntime.sleep(60)", tmp_path) as process:
+        assert process.stdout.readline() == "held\n"
+        assert "in use by process" in refused(lambda: RunFolder.open(tmp_path), "--run-dir")
+        process.kill()
+    RunFolder.open(tmp_path).close()
 
 
 def test_closing_unlocks_even_while_a_child_lives(tmp_path):
