@@ -107,6 +107,11 @@ class SearchLoop(FamilyLoop):
         """How images are computed."""
         return self.steps.execution.to_dict()
 
+    @property
+    def within_an_epoch(self) -> bool:
+        """Whether it goes on within an epoch, from a state between two steps."""
+        return self._between is not None
+
     def _execute(self, execution: Execution) -> None:
         self._open_choices = [execution]
         execution.place_module(self.supernet, self.device)
@@ -300,7 +305,7 @@ class SearchLoop(FamilyLoop):
         load_optimizer(self.steps.weight_optimizer, state["weight_optimizer"])
         self.steps.architecture_optimizer.load_state_dict(state["architecture_optimizer"])
         # Last, because a recorded step holds the tensors of the optimisers.
-        self._execute(Execution(**state["execution"]))
+        self._execute(Execution(**state["execution"]).on(self.device))
         self._between, self.steps_done = None, 0
         starts = state["generators"]
         if state["between"] is not None:

@@ -19,6 +19,7 @@ from dnas_ens.metrics.scores import nll
 from dnas_ens.nn.execution import candidates as execution_candidates
 from dnas_ens.nn.operations import require_operations
 from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
+from dnas_ens.run.files import as_json, first_difference
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.run.ranks import current
 from dnas_ens.search.candidates import deviation_pool, draw_pool, rank, score, select, spread_order
@@ -114,8 +115,26 @@ def run_search(
             metrics=["val_accuracy"] * config.reads_images + ["member_distance", "undecided"],
         )
         # Last, because this file says that the search is finished.
-        run.write_json("genotypes.json", result.to_dict())
+        run.write_json("genotypes.json", result.to_dict() | {"identity": _identity(config, base)})
     return result
+
+
+def _identity(config: SearchConfig, base: Genotype | None) -> dict[str, Any]:
+    """Return what a search depends on besides its images, which the run folder notes: a base may be of any file."""
+    fields: dict[str, Any] = to_dict(config)
+    del fields["data"]
+    fields["hypernetwork"]["base"] = None if base is None else base.to_dict()
+    return fields
+
+
+def _require_identity(found: Mapping[str, Any], config: SearchConfig, base: Genotype | None, what: str) -> None:
+    """Refuse what another search has left, naming the first difference."""
+    difference = first_difference(found.get("identity"), as_json(_identity(config, base)), "search")
+    if difference is not None:
+        field, there, here = difference
+        raise UserError(
+            f"{what} is another one: {field} is {there} there and {here} here.", "Name another folder with --run-dir."
+        )
 
 
 def _tell_steps(steps: int) -> None:
@@ -136,6 +155,7 @@ def _finished(config: SearchConfig, run: RunFolder, base: Genotype | None) -> Se
     found = read_genotypes(run.file("genotypes.json"))
     if "ranking" not in found:
         return None
+    _require_identity(found, config, base, f"The search in {run.path}")
     print(f"the search in {run.path} is finished", file=sys.stderr, flush=True)
     # Reports a log that does not belong to this search, as resuming does.
     run.metrics.read("search")
@@ -200,12 +220,14 @@ def train(
     state = loop.ranks.shared_state(None if newest is None else newest[1])
     before = dict(spent or {}) if state is None else state["seconds"]
     if state is not None:
+        _require_identity(state, loop.config, loop.family.base, "The search that this folder has a state of")
         loop.load_state_dict(state["loop"])
     if resume and run is not None:
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.
         run.metrics.truncate("search", step=loop.step)
     loop.require_agreement()
     cost = CostMeter(before, gpu=loop.device.type == "cuda", processes=loop.ranks.size)
+    identity = as_json(_identity(loop.config, loop.family.base))
     with Progress(
         loop.num_epochs,
         description="search",
@@ -215,7 +237,8 @@ def train(
 
         def save() -> None:
             if store is not None:
-                store.save(loop.step + loop.steps_done, {"loop": loop.state_dict(), "seconds": cost.seconds()})
+                state = {"loop": loop.state_dict(), "seconds": cost.seconds()}
+                store.save(loop.step + loop.steps_done, {**state, "identity": identity})
 
         states = RegularStates(save)
 
@@ -227,7 +250,10 @@ def train(
 
         warmup = loop.config.bilevel.warmup_epochs
         # A resumed search stops early where it had stopped before.
-        while loop.epoch < loop.num_epochs and not (loop.epoch > warmup and loop.should_stop()):
+        # That is asked between epochs alone.
+        while loop.epoch < loop.num_epochs and (
+            loop.within_an_epoch or not (loop.epoch > warmup and loop.should_stop())
+        ):
             scalars = loop.run_epoch(on_step)
             loop.require_agreement()
             shown: dict[str, object] = {name: scalars[of] for name, of in _SHOWN.items() if of in scalars}

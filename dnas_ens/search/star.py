@@ -65,6 +65,11 @@ class FamilyLoop(ABC):
         self.epoch = 0
 
     @property
+    def within_an_epoch(self) -> bool:
+        """Whether it goes on within an epoch, from a state between two steps; without images it never does."""
+        return False
+
+    @property
     def step(self) -> int:
         """Steps done."""
         return self.epoch * self.steps_per_epoch

@@ -10,12 +10,14 @@ from tiny import genotype, states_equal
 
 import dnas_ens as de
 from dnas_ens.config import CandidateConfig, RetrainConfig, SearchConfig
-from dnas_ens.config.fields import with_fields
+from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.data import ImageData, Split
 from dnas_ens.errors import UserError
 from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import write_json
+from dnas_ens.run.folder import RunFolder
+from dnas_ens.run.metrics_log import MetricsLog
 from dnas_ens.run.progress import CostMeter
 from dnas_ens.search.candidates import draw_pool, rank, score, select
 from dnas_ens.search.cost import estimate
@@ -162,6 +164,57 @@ def test_early_stop_counts_skips_of_the_base(few_digits, tiny_search):
     assert loop.should_stop()
     assert not SearchLoop(tiny_search, few_digits).should_stop()
     run_search(with_fields(tiny_search, max_skips=0, warmup_epochs=0, epochs=2, members=1), few_digits)
+
+
+def test_a_search_does_not_stop_early_in_the_middle_of_an_epoch(few_digits, tiny_search, tmp_path, monkeypatch):
+    config = with_fields(tiny_search, warmup_epochs=0, epochs=2)
+    monkeypatch.setattr("dnas_ens.run.checkpoint.SECONDS_BETWEEN_STATES", 0.0)
+    run_epoch, epochs = SearchLoop.run_epoch, []
+
+    def interrupted(loop, on_step):
+        def stop(num_images):
+            on_step(num_images)
+            if loop.epoch == 1:
+                raise KeyboardInterrupt
+
+        epochs.append(run_epoch(loop, stop))
+        return epochs[-1]
+
+    with RunFolder.create(tmp_path / "run", config=to_dict(config)) as run:
+        monkeypatch.setattr(SearchLoop, "run_epoch", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_search(config, few_digits, run=run)
+        monkeypatch.setattr(SearchLoop, "run_epoch", run_epoch)
+        # As where the base holds too many skips for a moment.
+        monkeypatch.setattr(SearchLoop, "should_stop", lambda loop: loop.within_an_epoch)
+        run_search(config, few_digits, run=run, resume=True)
+    lines = [line["epoch"] for line in MetricsLog(tmp_path / "run").read("search")]
+    assert (len(epochs), lines) == (1, [1, 2])
+
+
+def test_what_another_search_has_left_is_refused(few_digits, tiny_search, tmp_path):
+    given, other = (genotype(seed, space="efficient") for seed in (0, 1))
+    base = tmp_path / "base.json"
+    write_json(base, given.to_dict())
+    config = with_fields(tiny_search, base=base, epochs=2, warmup_epochs=0, members=1)
+    star = with_fields(config, likelihood="none", star_steps=2)
+
+    def told(field, **changes):
+        with pytest.raises(UserError, match=f"is another one: search.{field}"):
+            run_search(**{"config": config, "data": few_digits, "run": run, "resume": True} | changes)
+
+    with RunFolder.create(tmp_path / "run", config=to_dict(config)) as run:
+        loop = SearchLoop(config, few_digits, base=given)
+        loop.should_stop = lambda: loop.epoch > 0
+        train(loop, run=run)
+        # A state: of a search with images instead of one by the star, and around another base.
+        told(r"objective\.likelihood is .member. there and .none. here", config=star)
+        told(r"hypernetwork\.base\..* is", base=other)
+        found = run_search(config, few_digits, run=run, resume=True)
+        # The same of a result.
+        told(r"objective\.likelihood", config=star)
+        told(r"hypernetwork\.base\..* is", base=other)
+        assert run_search(config, few_digits, run=run, resume=True).genotypes == found.genotypes
 
 
 @pytest.mark.parametrize("space", SPACES)
