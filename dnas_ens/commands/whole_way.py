@@ -168,6 +168,8 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
                 workers=command.workers,
                 engine=command.engine,
             )
+        # The others need not wait, for longer than they may, while one evaluates.
+        ranks.leave()
         if run is None:
             return
         evaluate_folder(run.path, data, device=device)

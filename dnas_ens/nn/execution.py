@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -108,6 +108,10 @@ class Execution:
 
     def __str__(self) -> str:
         return f"{self.layout} {self.precision}" + (" CUDA graph" if self.cuda_graph else "")
+
+    def on(self, device: torch.device) -> Execution:
+        """Return what goes on of it on another device: graphs are recorded on a GPU alone."""
+        return self if device.type == "cuda" else replace(self, cuda_graph=False)
 
     def graphed(
         self, step: Callable[..., None], device: torch.device, *, generators: Iterable[torch.Generator] = ()

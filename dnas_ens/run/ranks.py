@@ -254,6 +254,19 @@ class Ranks:
             dist.broadcast(sent, 0)
         return state if self.first else state_from_bytes(sent.cpu().numpy().tobytes())
 
+    def leave(self) -> None:
+        """Part from the other ranks at a good end, once; after a failure this would wait for them."""
+        global _current
+        if self.size == 1 or _current is not self:
+            return
+        import torch.distributed as dist
+
+        # None leaves while another still receives.
+        with self._answered():
+            dist.barrier()
+        dist.destroy_process_group()
+        _current = Ranks()
+
     def tells(self, message: str) -> bool:
         """Return whether no other rank has told a message before."""
         if self._store is None:
@@ -325,7 +338,7 @@ def joined(device: str, *, sync_batch_norm: bool = False, alone: bool = False) -
             ranks = _current = _join(size, sync_batch_norm=sync_batch_norm)
             ranks._device = _begin(ranks, device)
             yield ranks
-            _leave(ranks)
+            ranks.leave()
     except UserError as error:
         error.told = not ranks.tells(str(error))
         raise
@@ -381,15 +394,6 @@ def _begin(ranks: Ranks, name: str) -> torch.device:
             timeout=timedelta(seconds=ranks._timeout),
         )
     return device
-
-
-def _leave(ranks: Ranks) -> None:
-    import torch.distributed as dist
-
-    # Only at a good end: after a failure this would wait for the others. None leaves while another still receives.
-    with ranks._answered():
-        dist.barrier()
-    dist.destroy_process_group()
 
 
 def _timeout() -> float:

@@ -288,7 +288,7 @@ class Training(Generic[Model]):
         # A copy, because the optimiser keeps the tensors, and another branch may start from the same state.
         load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]))
         # Last, because a recorded step holds the tensors of the optimiser.
-        self._execute(Execution(**state["execution"]))
+        self._execute(Execution(**state["execution"]).on(self.device))
 
 
 class NetworkTraining(Training[Model]):
@@ -386,7 +386,8 @@ class NetworkTraining(Training[Model]):
         """Return what a state of this training depends on: network, recipe and images, ready for JSON."""
         spec = getattr(self.network, "spec", None)
         network = spec() if callable(spec) else type(self.network).__name__
-        return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint}
+        flip = self.augmentation.flip
+        return {"spec": network, "recipe": to_dict(self.recipe), "data": self._fingerprint, "flip": flip}
 
 
 @dataclass(frozen=True)
@@ -468,4 +469,4 @@ class MemberTraining(NetworkTraining[Network]):
 
     def identity(self) -> dict[str, Any]:
         """Return what a state of this training depends on, with the number of the parent."""
-        return super().identity() | ({} if self.parent is None else {"parent": self.parent.number})
+        return super().identity() | {"parent": None if self.parent is None else self.parent.number}

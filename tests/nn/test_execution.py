@@ -308,3 +308,17 @@ def test_no_step_of_the_search_mixes_host_and_device(fields, limits):
     with _Operations() as operations:
         torch.empty(3, device="meta")[torch.tensor([0, 1])]
     assert "index" in operations.waiting
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_state_of_a_gpu_goes_on_without_graphs_on_a_cpu(few_digits, device):
+    recipe = RetrainConfig(num_cells=1, channels=2, epochs=2, batch_size=32)
+    training = MemberTraining(genotype(0), few_digits, recipe, index=0)
+    training.run_epoch()
+    state = training.state_dict()
+    state["execution"] = Execution(cuda_graph=True).to_dict()
+    assert Execution(**state["execution"]).on(torch.device(device)).cuda_graph == (device == "cuda")
+    again = MemberTraining(genotype(0), few_digits, recipe, index=0)
+    again.load_state_dict(state)
+    assert not again.execution.cuda_graph
+    again.run_epoch()

@@ -177,6 +177,8 @@ def test_what_is_finished_is_kept_and_what_is_not_the_same_is_refused(few_digits
     for asked, cause in (
         ({"seed": 1}, r"is another one: recipe\.seed is 0 there and 1 here"),
         ({"genotypes": [genotype(2)]}, r"is another one: spec\.genotype\.reduction is"),
+        # Not part of the fingerprint.
+        ({"data": replace(few_digits, flip=not few_digits.flip)}, "is another one: flip is false there and true here"),
     ):
         with pytest.raises(UserError, match=cause):
             train(**asked)
