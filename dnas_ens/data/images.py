@@ -186,12 +186,12 @@ def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
         # The JPEG decoder leaves out detail far below the wanted size; other files are decoded whole.
         image.draft(None, (2 * image_size, 2 * image_size))
         deep_colour = _is_deep_colour(image)
-        upright = ImageOps.exif_transpose(image) if image.info.get("exif") else image
-        flat = plain(upright)
+        turned = upright(image)
+        flat = plain(turned)
         peak = None
         if deep_colour:
             # The upper of two bytes, transparency left out.
-            peak = 257 * int(np.asarray(upright)[..., :3].max())
+            peak = 257 * int(np.asarray(turned)[..., :3].max())
         elif flat.mode == "I;16":
             peak = int(np.asarray(flat).max())
         return Picture(np.asarray(fit(flat, image_size)), peak=peak)
@@ -214,6 +214,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
     layouts = [tile[3] for tile in getattr(image, "tile", [])]
     names = [layout if isinstance(layout, str) else (layout or ("",))[0] for layout in layouts]
     return any(";16" in str(name) for name in names)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The same image turned as its camera noted; one that was turned already has no such note."""
+    return ImageOps.exif_transpose(image) if image.info.get("exif") else image
 
 
 def plain(image: Image.Image) -> Image.Image:
