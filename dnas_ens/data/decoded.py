@@ -46,7 +46,8 @@ class DecodedPictures(ExitStack):
     def __init__(self, folder: Path | None, root: Path, paths: Sequence[str], *, image_size: int) -> None:
         super().__init__()
         self._folder, self._paths, self._side = folder, [os.path.abspath(path) for path in paths], image_size
-        self._name = hashlib.sha256(f"{os.path.abspath(root)} {image_size}".encode()).hexdigest()[:32]
+        named = f"{os.path.abspath(root)} {image_size}".encode(errors="surrogateescape")
+        self._name = hashlib.sha256(named).hexdigest()[:32]
         self._began = time.monotonic()
         self._known: dict[str, Any] = {}
         self._old: _Places | None = None

@@ -119,8 +119,8 @@ def load_folder(
     read = tuple(paths[index] for index in readable)
     arrays, deep_bits = with_one_scale(list(pictures.values()), read)
     return LabelledImages(
-        name=root.resolve().name,
-        classes=tuple(classes),
+        name=_legible(root.resolve().name),
+        classes=tuple(map(_legible, classes)),
         images=stack(arrays, image_size=side),
         labels=kept_labels,
         flip=True,
@@ -360,6 +360,11 @@ def _decode_all(
             raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
     return good, list(bad)
+
+
+def _legible(name: str) -> str:
+    """The name of a folder as text that can be written anywhere: bytes that are not UTF-8 are spelt out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _name_some(names: list[str]) -> str:

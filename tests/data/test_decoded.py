@@ -66,6 +66,18 @@ def test_pictures_are_decoded_once_and_again_where_a_file_has_changed(photos, tm
     assert not counted
 
 
+def test_names_that_are_not_utf8(photos, tmp_path, counted):
+    (photos / "a/0.png").rename(photos / "a/0\udce9.png")
+    (photos / "a").rename(photos / "caf\udce9")
+    folder = photos.rename(tmp_path / "photos\udce9")
+    first = load_data(folder, data_root=tmp_path / "root")
+    # What goes into reports is text.
+    assert (first.name, first.classes) == (r"photos\xe9", ("b", r"caf\xe9"))
+    counted.clear()
+    assert same(load_data(folder, data_root=tmp_path / "root"), first)
+    assert not counted
+
+
 def test_what_is_damaged_is_decoded_again(photos, tmp_path, counted):
     root = tmp_path / "root"
     first = load_data(photos, data_root=root)
