@@ -8,6 +8,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -76,7 +77,7 @@ def load_folder(
 
     Raises:
         UserError: The folder is missing or not laid out so, holds no image, has an empty class or one class only,
-            classes that differ between its parts, or an image that cannot be read.
+            classes that differ between its parts, or an image or folder that cannot be read.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -252,7 +253,17 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 
 def _list_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        _refuse_to_pass_over(error)
+
+
+def _refuse_to_pass_over(error: OSError) -> NoReturn:
+    """Raise the UserError of a folder that cannot be listed; without it, pictures would be missing without a word."""
+    raise UserError(
+        f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or move it away."
+    ) from error
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
@@ -261,11 +272,14 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     Returns:
         The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
         files. A file without an ending is recognised by its content.
+
+    Raises:
+        UserError: A folder cannot be listed.
     """
     images: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=_refuse_to_pass_over, followlinks=True):
         seen.add(os.path.realpath(where))
         folders[:] = [
             name

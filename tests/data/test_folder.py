@@ -1,3 +1,5 @@
+import errno
+import functools
 import os
 
 import numpy as np
@@ -59,6 +61,24 @@ def test_linked_folders_are_followed_once_and_a_class_named_train_is_a_class(tmp
     os.symlink(tmp_path / "data" / "cat", tmp_path / "data" / "cat" / "again")
     loaded = load_folder(tmp_path / "data")
     assert (loaded.classes, loaded.labels.tolist()) == (("cat", "train"), [0, 0, 0, 1, 1, 1, 1])
+
+
+@pytest.mark.parametrize("locked", ["", "c", "a/inner"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, write_images, monkeypatch, locked):
+    for name in ("a/inner", "b", "c"):
+        write_images(tmp_path / name, 3)
+
+    # By hand, since the rights of a folder do not bind root.
+    def guarded(listed, path):
+        if str(path) == str(tmp_path / locked):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, functools.partial(guarded, getattr(os, name)))
+    cause, remedy = refusal(tmp_path)
+    assert cause == f"{tmp_path / locked} cannot be listed (Permission denied)."
+    assert "readable" in remedy
 
 
 def test_grey_colour_and_alpha(tmp_path, write_images):
