@@ -36,8 +36,11 @@ IMAGE_EXTENSIONS = (
 )
 # Formats recognised by their first bytes, in files whose name has no ending.
 _FORMATS_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
-# What file managers leave behind.
-_CLUTTER = ("thumbs.db", "desktop.ini")
+# What file managers, network drives, archives and file systems leave behind, in lower case.
+_CLUTTER = {
+    *("thumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
+    *("$recycle.bin", "system volume information", "__macosx", "lost+found"),
+}
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -60,9 +63,10 @@ def load_folder(
     """Read every image below `root`.
 
     Classes are the folders' names, sorted. Files are taken in sorted order of their path inside the class, at any
-    depth. Hidden files are ignored; other kinds of files, and images beside the class folders, are left out with a
-    warning. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB, with transparency laid on
-    white. Greys of more than 8 bits have one scale in the whole set, see `images.with_one_scale`.
+    depth. Hidden files, and folders such as @eaDir, are ignored; other kinds of files, and images beside the class
+    folders, are left out with a warning. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB,
+    with transparency laid on white. Greys of more than 8 bits have one scale in the whole set, see
+    `images.with_one_scale`.
 
     Args:
         root: Folder with one folder a class, or with `train` and perhaps `val` and `test` that each hold one
@@ -254,7 +258,7 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 def _list_folders(folder: Path) -> list[str]:
     try:
-        return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+        return sorted(entry.name for entry in folder.iterdir() if not _is_clutter(entry.name) and entry.is_dir())
     except OSError as error:
         _refuse_to_pass_over(error)
 
@@ -267,7 +271,9 @@ def _refuse_to_pass_over(error: OSError) -> NoReturn:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Find the files below a folder; linked folders are followed, each only once, and hidden files passed over.
+    """Find the files below a folder; linked folders are followed, each only once.
+
+    Hidden files and folders, and those that systems and network drives leave behind, are passed over.
 
     Returns:
         The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
@@ -284,13 +290,18 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
+            if not _is_clutter(name) and os.path.realpath(os.path.join(where, name)) not in seen
         ]
         for name in files:
-            if not name.startswith(".") and name.lower() not in _CLUTTER:
+            if not _is_clutter(name):
                 path = os.path.join(where, name)
                 (images if _is_picture(path) else others).append(path)
     return sorted(images), sorted(others)
+
+
+def _is_clutter(name: str) -> bool:
+    """Whether a file or folder of a name is passed over without a word."""
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def _is_picture(path: str) -> bool:
@@ -320,7 +331,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
         loose = [
             entry.name
             for entry in folder.iterdir()
-            if entry.is_file() and not entry.name.startswith(".") and _is_picture(str(entry))
+            if not _is_clutter(entry.name) and entry.is_file() and _is_picture(str(entry))
         ]
         if loose:
             _logger.warning(

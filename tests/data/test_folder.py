@@ -63,6 +63,17 @@ def test_linked_folders_are_followed_once_and_a_class_named_train_is_a_class(tmp
     assert (loaded.classes, loaded.labels.tolist()) == (("cat", "train"), [0, 0, 0, 1, 1, 1, 1])
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_what_drives_and_systems_leave_behind_is_passed_over(tmp_path, write_images, caplog, name):
+    pixels = two_classes(tmp_path, write_images)
+    for place in (tmp_path / name, tmp_path / "a" / name / "below"):
+        write_images(place)
+    loaded = load_folder(tmp_path)
+    assert loaded.classes == ("a", "b")
+    assert np.array_equal(loaded.images[:, 0], pixels)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("locked", ["", "c", "a/inner"])
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, write_images, monkeypatch, locked):
     for name in ("a/inner", "b", "c"):
