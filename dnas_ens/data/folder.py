@@ -132,6 +132,7 @@ def load_folder(
         **counts,
         skipped=tuple(skipped),
         deep_bits=deep_bits,
+        deep_colour=any(picture.is_deep_colour for picture in pictures.values()),
         paths=read,
     )
 

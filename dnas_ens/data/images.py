@@ -65,6 +65,7 @@ class LabelledImages:
     max_val: int | None = None
     skipped: tuple[str, ...] = ()
     deep_bits: int | None = None
+    deep_colour: bool = False
     paths: tuple[str, ...] = ()
 
 
@@ -86,9 +87,19 @@ class Picture:
         """Whether the pixels are greys of more than 8 bits."""
         return self.pixels.dtype == np.uint16
 
+    @property
+    def is_deep_colour(self) -> bool:
+        """Whether the file holds 16 bits a channel, of which the pixels are the upper 8."""
+        return self.peak is not None and not self.is_deep_grey
+
 
 def read_image(
-    path: str | os.PathLike[str], *, num_channels: int, image_size: int, deep_bits: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    num_channels: int,
+    image_size: int,
+    deep_bits: int | None = None,
+    deep_colour: bool = False,
 ) -> torch.Tensor:
     """Read one image in the form that a trained ensemble takes.
 
@@ -99,6 +110,7 @@ def read_image(
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
         deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only
             values that plainly use 16 bits are accepted.
+        deep_colour: Whether it was trained on 16-bit colour, so that any values of such are.
 
     Returns:
         uint8 (C, H, H).
@@ -112,7 +124,7 @@ def read_image(
         raise UserError(
             f"{path} cannot be read as an image ({reason(picture)}).", remedy_for([os.fspath(path)])
         ) from picture
-    pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits))
+    pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits, deep_colour))
     if pixels.ndim == 3 and num_channels == 1:
         if not (pixels == pixels[:, :, :1]).all():
             raise UserError(
@@ -123,7 +135,7 @@ def read_image(
     return torch.from_numpy(_as_planes(pixels, num_channels=num_channels).copy())
 
 
-def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None) -> int:
+def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None, deep_colour: bool) -> int:
     """The bits of a single picture's values; UserError where the training images do not determine them."""
     if picture.peak is None:
         return 8
@@ -134,7 +146,8 @@ def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int 
                 f"Scale its values to 0 to {(1 << deep_bits) - 1}, white being the highest.",
             )
         return deep_bits
-    if picture.peak < _HALF_OF_16_BITS and deep_bits != 16:
+    known = deep_bits == 16 or (deep_colour and picture.is_deep_colour)
+    if picture.peak < _HALF_OF_16_BITS and not known:
         raise UserError(
             f"{path} has values of 16 bits up to about {picture.peak}, and which of them is white is not known.",
             "Convert it to 8 bits.",
@@ -276,7 +289,7 @@ def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[l
     colours = [
         (picture.peak, name)
         for picture, name in zip(pictures, names, strict=True)
-        if picture.peak is not None and not picture.is_deep_grey
+        if picture.peak is not None and picture.is_deep_colour
     ]
     if colours and max(colours)[0] < _HALF_OF_16_BITS:
         raise UserError(

@@ -189,6 +189,7 @@ def stand_on(data: ImageData, trunk: Trunk, *, cache: Path) -> ImageData:
         splits=data.splits,
         skipped=data.skipped,
         deep_bits=data.deep_bits,
+        deep_colour=data.deep_colour,
         trunk=trunk,
         pictures=data.val.images[:_BATCH].clone(),
     )

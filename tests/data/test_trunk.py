@@ -300,10 +300,11 @@ def test_the_deepest_stage_of_a_stride_is_found(name, stride, shape):
 def test_ranges_are_of_training_pictures_alone(weights, photos, tmp_path):
     pictures = de.load_data(photos, data_root=tmp_path, image_size=SIZE)
     black = pictures.test.images * 0
-    changed = replace(pictures, test=type(pictures.test)(black, pictures.test.labels))
+    changed = replace(pictures, test=type(pictures.test)(black, pictures.test.labels), deep_colour=True)
     one, other = (Trunk.pretrained(f"resnet18:{weights[0]}", image_size=SIZE) for _ in range(2))
     first, second = stand_on(pictures, one, cache=tmp_path / "1"), stand_on(changed, other, cache=tmp_path / "2")
     assert torch.equal(one.high, other.high)
+    assert second.deep_colour
     assert torch.equal(first.train.images, second.train.images)
     assert not torch.equal(first.test.images, second.test.images)
 
