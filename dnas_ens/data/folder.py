@@ -380,10 +380,8 @@ def _decode_all(
         more = f" and {len(bad) - 3} more." if len(bad) > 3 else "."
         message = f"{len(bad)} of {len(paths)} images cannot be read: {listed}{more}"
         if not skip_bad_images:
-            remedy = remedy_for(list(bad))
-            if not remedy.startswith("Install"):
-                remedy = "Repair or delete them."
-            raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
+            remedy = remedy_for(bad, otherwise="Repair or delete them.")
+            raise UserError(message, f"{remedy[:-1]}, or leave such files out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
     return good, list(bad)
 

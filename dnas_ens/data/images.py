@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -122,7 +122,8 @@ def read_image(
     picture = decode_or_error(path, image_size=image_size)
     if isinstance(picture, Exception):
         raise UserError(
-            f"{path} cannot be read as an image ({reason(picture)}).", remedy_for([os.fspath(path)])
+            f"{path} cannot be read as an image ({reason(picture)}).",
+            remedy_for({os.fspath(path): picture}, otherwise="Check the path, or convert it to PNG or JPEG."),
         ) from picture
     pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits, deep_colour))
     if pixels.ndim == 3 and num_channels == 1:
@@ -155,12 +156,14 @@ def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int 
     return 16
 
 
-def remedy_for(paths: Sequence[str]) -> str:
-    """What to do about files that cannot be read."""
-    endings = {os.path.splitext(path)[1].lower() for path in paths}
+def remedy_for(faults: Mapping[str, Exception], *, otherwise: str) -> str:
+    """What to do about files that cannot be read, each with what is wrong; `otherwise` where nothing else is known."""
+    if all(isinstance(fault, Image.DecompressionBombError) for fault in faults.values()):
+        return f"Scale {'it' if len(faults) == 1 else 'them'} down below 178 million pixels."
+    endings = {os.path.splitext(path)[1].lower() for path in faults}
     if endings & {".heic", ".heif", ".hif"} and not _reads_heif():
         return "Install the reader of HEIC, `pip install 'dnas_ens[heif]'`, or convert them to PNG or JPEG."
-    return "Check the path, or convert it to PNG or JPEG."
+    return otherwise
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dnas_ens.data.folder import load_folder
+from dnas_ens.data.images import read_image
 from dnas_ens.errors import UserError
 
 
@@ -137,6 +138,16 @@ def test_corrupt_images_are_named_or_left_out_on_request(tmp_path, write_images,
     for path in (tmp_path / "b").iterdir():
         path.write_bytes(b"")
     assert refusal(tmp_path, skip_bad_images=True)[0] == f"Class 'b' of {tmp_path} has no readable images."
+
+
+def test_a_picture_that_pillow_finds_too_large_is_to_be_scaled_down(tmp_path, write_images, monkeypatch):
+    two_classes(tmp_path, write_images)
+    Image.new("L", (30, 30)).save(tmp_path / "b" / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    remedy = "Scale it down below 178 million pixels"
+    assert refusal(tmp_path)[1] == f"{remedy}, or leave such files out with --skip-bad-images."
+    with pytest.raises(UserError, match=remedy):
+        read_image(tmp_path / "b" / "large.png", num_channels=1, image_size=8)
 
 
 def test_sizes(tmp_path, write_images, caplog):
