@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from sklearn.base import clone
@@ -44,6 +46,28 @@ def test_floats_are_scaled_as_in_fit_and_uint8_is_taken_as_it_is(digits, fitted)
     np.testing.assert_allclose(
         classifier.predict_proba(images[:5]), expected / expected.sum(axis=1, keepdims=True), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("of_fit", "images", "refused"),
+    [
+        ((0.0, 255.0), np.linspace(0, 1, 64), True),
+        ((0.0, 255.0), np.linspace(0, 255, 64), False),
+        ((0.0, 255.0), np.zeros(64), False),
+        ((0.0, 255.0), np.eye(8, dtype=np.uint8), False),
+        ((0.0, 1.0), np.arange(64, dtype=np.uint8), True),
+        ((0.0, 1.0), np.linspace(-0.1, 1.2, 64), False),
+        ((0.0, 16.0), np.arange(64) % 17, False),
+        ((0.0, 16.0), np.linspace(0, 1, 64), True),
+        ((-2.0, 2.5), np.linspace(-2, 0.8, 64), False),
+        ((-2.0, 2.5), np.arange(64, dtype=np.uint8), True),
+    ],
+)
+def test_pixels_of_another_scale_than_those_of_fit_are_refused(of_fit, images, refused):
+    classifier = EnsembleSearchClassifier()
+    classifier.pixel_range_ = of_fit
+    with pytest.raises(UserError, match="those of fit had") if refused else nullcontext():
+        classifier._pixels(images.reshape(1, 8, 8))
 
 
 def test_it_can_be_cloned_and_cross_validated(digits):
