@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import cross_val_score
 
@@ -81,6 +82,11 @@ def test_it_can_be_cloned_and_cross_validated(digits):
 def test_a_search_is_what_it_does_without_a_budget(digits):
     classifier = EnsembleSearchClassifier(members=2, device="cpu", n_jobs=-1).fit(digits[0][:120], digits[1][:120])
     assert classifier.ensemble_.num_members == 2
+
+
+def test_predict_before_fit_says_so(digits):
+    with pytest.raises(NotFittedError):
+        EnsembleSearchClassifier().predict(digits[0])
 
 
 @pytest.mark.parametrize("jobs", [0, -2])
