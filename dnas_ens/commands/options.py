@@ -223,12 +223,16 @@ def load_configured_data(config: DataConfig, *, dry_run: bool = False) -> ImageD
     from dnas_ens.data import load_data
 
     options = config.how_to_load()
-    if dry_run and config.fine_tune_trunk is not None:
-        print(
-            f"not in the estimate: {config.fine_tune_trunk} epochs of {config.trunk} on the pictures", file=sys.stderr
-        )
-        options["fine_tune_trunk"] = None
-    return load_data(config.data, **options)
+    if not (dry_run and config.trunk and config.fine_tune_trunk):
+        return load_data(config.data, **options)
+    from dnas_ens.data.trunk import PICTURE_SIZE, Trunk, stand_on
+
+    print(f"not in the estimate: {config.fine_tune_trunk} epochs of {config.trunk} on the pictures", file=sys.stderr)
+    side = config.image_size or PICTURE_SIZE
+    trunk = Trunk.pretrained(config.trunk, stride=config.trunk_stride, image_size=side)
+    pictures = load_data(config.data, **{**options, "image_size": side, "trunk": None, "fine_tune_trunk": None})
+    # The maps of this trunk, which the run does not stand on, would be of no use.
+    return stand_on(pictures, trunk, cache=None)
 
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:

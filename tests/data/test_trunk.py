@@ -309,6 +309,19 @@ def test_ranges_are_of_training_pictures_alone(weights, photos, tmp_path):
     assert not torch.equal(first.test.images, second.test.images)
 
 
+def test_a_dry_run_computes_no_maps_of_what_will_be_trained_further(weights, photos, tmp_path, monkeypatch, capsys):
+    from dnas_ens.commands.options import load_configured_data
+    from dnas_ens.config import DataConfig
+
+    where = {"data": str(photos), "data_root": tmp_path, "image_size": SIZE, "trunk": f"resnet18:{weights[0]}"}
+    monkeypatch.setattr(Trunk, "maps", None)
+    data = load_configured_data(DataConfig(**where, fine_tune_trunk=2), dry_run=True)
+    assert data.train.images.shape == (36, 256, 4, 4)
+    assert data.train.images.float().std() > 60  # so that no training on it diverges
+    assert not (tmp_path / "maps").exists()
+    assert "not in the estimate: 2 epochs" in capsys.readouterr().err
+
+
 def test_the_command_line_stands_on_a_trunk(weights, photos, tmp_path, monkeypatch, capsys):
     from dnas_ens.commands import evaluate, predict, retrain, search
     from dnas_ens.commands.parse import run_main
