@@ -126,7 +126,11 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: npt.ArrayLike) -> npt.NDArray[np.float64]:  # noqa: N803
-        """Return the averaged, tempered probabilities (N, K) of images as ``fit`` takes them."""
+        """Return the averaged, tempered probabilities (N, K) of images as ``fit`` takes them.
+
+        Raises:
+            UserError: Images of another form, or plainly of another scale than those of ``fit``.
+        """
         from dnas_ens.metrics.calibration import tempered
 
         check_is_fitted(self)
@@ -135,7 +139,9 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: npt.ArrayLike) -> npt.NDArray[Any]:  # noqa: N803
         """Return the most probable label of each image, (N,)."""
-        labels: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        # First, for it says what to do where nothing was fitted.
+        best = self.predict_proba(X).argmax(axis=1)
+        labels: npt.NDArray[Any] = self.classes_[best]
         return labels
 
     def _pixels(self, images: npt.NDArray[Any]) -> torch.Tensor:
@@ -151,6 +157,14 @@ class EnsembleSearchClassifier(ClassifierMixin, BaseEstimator):
         if images.dtype != np.uint8 or (low, high) != (0.0, 255.0):
             if not np.isfinite(images).all():
                 raise UserError("Some pixels are not finite.", "Give finite numbers.")
+            top = float(images.max()) if images.size else low
+            # Some brightness more or less is no other scale.
+            as_shares = images.dtype.kind == "f" and low >= 0 and high >= 10 and 0 < top <= 1
+            if as_shares or top - low > 10 * (high - low):
+                raise UserError(
+                    f"The images have values up to {top:g}, and those of fit had values from {low:g} to {high:g}.",
+                    "Give images of the same scale: all of 0 to 255, or all in [0, 1].",
+                )
             scaled = (images.astype(np.float64) - low) / max(high - low, 1e-12) * 255
             images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
         stacked = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)

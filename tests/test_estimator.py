@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.metrics import accuracy_score, log_loss
 from sklearn.model_selection import cross_val_score
 
@@ -46,6 +49,28 @@ def test_floats_are_scaled_as_in_fit_and_uint8_is_taken_as_it_is(digits, fitted)
     )
 
 
+@pytest.mark.parametrize(
+    ("of_fit", "images", "refused"),
+    [
+        ((0.0, 255.0), np.linspace(0, 1, 64), True),
+        ((0.0, 255.0), np.linspace(0, 255, 64), False),
+        ((0.0, 255.0), np.zeros(64), False),
+        ((0.0, 255.0), np.eye(8, dtype=np.uint8), False),
+        ((0.0, 1.0), np.arange(64, dtype=np.uint8), True),
+        ((0.0, 1.0), np.linspace(-0.1, 1.2, 64), False),
+        ((0.0, 16.0), np.arange(64) % 17, False),
+        ((0.0, 16.0), np.linspace(0, 1, 64), True),
+        ((-2.0, 2.5), np.linspace(-2, 0.8, 64), False),
+        ((-2.0, 2.5), np.arange(64, dtype=np.uint8), True),
+    ],
+)
+def test_pixels_of_another_scale_than_those_of_fit_are_refused(of_fit, images, refused):
+    classifier = EnsembleSearchClassifier()
+    classifier.pixel_range_ = of_fit
+    with pytest.raises(UserError, match="those of fit had") if refused else nullcontext():
+        classifier._pixels(images.reshape(1, 8, 8))
+
+
 def test_it_can_be_cloned_and_cross_validated(digits):
     classifier = EnsembleSearchClassifier(budget=1, device="cpu", random_state=3)
     assert clone(classifier).get_params() == classifier.get_params()
@@ -57,6 +82,11 @@ def test_it_can_be_cloned_and_cross_validated(digits):
 def test_a_search_is_what_it_does_without_a_budget(digits):
     classifier = EnsembleSearchClassifier(members=2, device="cpu", n_jobs=-1).fit(digits[0][:120], digits[1][:120])
     assert classifier.ensemble_.num_members == 2
+
+
+def test_predict_before_fit_says_so(digits):
+    with pytest.raises(NotFittedError):
+        EnsembleSearchClassifier().predict(digits[0])
 
 
 @pytest.mark.parametrize("jobs", [0, -2])

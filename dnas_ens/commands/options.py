@@ -39,6 +39,7 @@ class EarlyOptions:
     regime: str | None = None
     space: SpaceName | None = None
     base: Path | None = None
+    data: str | None = None
     config: Path | None = None
 
 
@@ -72,6 +73,11 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
         base=None if base is None else Path(base),
         space=space,
     )
+    stored_data = stored.get("data", {})
+    named_data = early.data or (stored_data.get("data") if isinstance(stored_data, dict) else None)
+    if named_data not in (None, search.data.data):
+        # A preset limits the training images of its own data set alone.
+        search = with_fields(search, limit_train=None)
     search = override(search, {name: value for name, value in stored.items() if name not in ("preset", "regime")})
     if early.base is not None:
         search = with_fields(search, base=early.base)
@@ -227,12 +233,16 @@ def load_configured_data(config: DataConfig, *, dry_run: bool = False) -> ImageD
     from dnas_ens.data import load_data
 
     options = config.how_to_load()
-    if dry_run and config.fine_tune_trunk is not None:
-        print(
-            f"not in the estimate: {config.fine_tune_trunk} epochs of {config.trunk} on the pictures", file=sys.stderr
-        )
-        options["fine_tune_trunk"] = None
-    return load_data(config.data, **options)
+    if not (dry_run and config.trunk and config.fine_tune_trunk):
+        return load_data(config.data, **options)
+    from dnas_ens.data.trunk import PICTURE_SIZE, Trunk, stand_on
+
+    print(f"not in the estimate: {config.fine_tune_trunk} epochs of {config.trunk} on the pictures", file=sys.stderr)
+    side = config.image_size or PICTURE_SIZE
+    trunk = Trunk.pretrained(config.trunk, stride=config.trunk_stride, image_size=side)
+    pictures = load_data(config.data, **{**options, "image_size": side, "trunk": None, "fine_tune_trunk": None})
+    # The maps of this trunk, which the run does not stand on, would be of no use.
+    return stand_on(pictures, trunk, cache=None)
 
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:

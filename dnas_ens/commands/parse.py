@@ -190,6 +190,9 @@ def run_main(
         traceback under `--debug`); 130 interrupted and 143 terminated, both resumable; 141 quietly where whoever
         read the output has gone, as in `... | head`; 1 anything else, with a traceback. A SystemExit passes through.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        # The names of files need not be UTF-8; they are printed as they are.
+        sys.stdout.reconfigure(errors="surrogateescape")
     try:
         try:
             return _exit_code(main, list(sys.argv[1:] if argv is None else argv), go_on=go_on, shared=shared)

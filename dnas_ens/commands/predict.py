@@ -6,7 +6,6 @@ import csv
 import functools
 import glob
 import io
-import json
 import shlex
 import sys
 import time
@@ -76,7 +75,7 @@ def main(argv: list[str]) -> None:
 
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING
-    from dnas_ens.run.files import write_atomic
+    from dnas_ens.run.files import json_text, write_atomic
     from dnas_ens.run.machine import resolve_device
 
     require(command.batch_size > 0, f"--batch-size is {command.batch_size}.", "Give --batch-size 1 or more.")
@@ -111,7 +110,7 @@ def main(argv: list[str]) -> None:
                 if sure_from is not None and row["probability"] < sure_from:
                     row["label"], abstained = None, abstained + 1
             if as_json:
-                target.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                target.writelines(json_text(row) + "\n" for row in rows)
             else:
                 if not classified + skipped:
                     writer.writeheader()
@@ -125,7 +124,8 @@ def main(argv: list[str]) -> None:
     parts += [f"{skipped} left out"] if skipped else []
     print(f"{', '.join(parts)}; {classified / seconds:.0f} images/s", file=sys.stderr)
     if command.output is not None:
-        write_atomic(command.output, written.getvalue().encode())
+        # A file's name that is not UTF-8 stays as it is.
+        write_atomic(command.output, written.getvalue().encode(errors="surrogateescape"))
         print(f"wrote {command.output}", file=sys.stderr)
 
 

@@ -161,6 +161,7 @@ class ImageData:
             then its own validation and test images, where it has any.
         skipped: Files left out because they could not be read; they have no index.
         deep_bits: Bits, 8 to 16, of the greys of more than 8 bits that were scaled to 8; None where there were none.
+        deep_colour: Whether there were colours of 16 bits.
         trunk: What has made maps of the pictures, which then stand in their place; see `dnas_ens.data.trunk`.
         pictures: Some pictures of val, uint8 (N, 1 or 3, S, S), where there is a trunk.
 
@@ -180,6 +181,7 @@ class ImageData:
     splits: dict[str, list[int]]
     skipped: tuple[str, ...] = ()
     deep_bits: int | None = None
+    deep_colour: bool = False
     trunk: Trunk | None = None
     pictures: torch.Tensor | None = None
 
@@ -228,6 +230,7 @@ class ImageData:
         splits: Mapping[str, Sequence[int]] | None = None,
         skipped: Sequence[str] = (),
         deep_bits: int | None = None,
+        deep_colour: bool = False,
         trunk: Trunk | None = None,
         pictures: torch.Tensor | None = None,
     ) -> ImageData:
@@ -263,6 +266,7 @@ class ImageData:
             splits=indices,
             skipped=tuple(skipped),
             deep_bits=deep_bits,
+            deep_colour=deep_colour,
             trunk=trunk,
             pictures=pictures,
         )
@@ -328,6 +332,7 @@ class ImageData:
             splits={**self.splits, "train": [self.splits["train"][index] for index in kept]},
             skipped=self.skipped,
             deep_bits=self.deep_bits,
+            deep_colour=self.deep_colour,
             trunk=self.trunk,
             pictures=self.pictures,
         )
@@ -346,6 +351,7 @@ class ImageData:
             "fingerprint": self.fingerprint,
             "skipped": list(self.skipped),
             "deep_bits": self.deep_bits,
+            "deep_colour": self.deep_colour,
             "trunk": None if self.trunk is None else self.trunk.describe(),
             "splits": {
                 key: {

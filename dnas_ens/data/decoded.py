@@ -26,6 +26,8 @@ from dnas_ens.run.files import read_json, remove_leftovers, write_json
 
 #: Kept where reading took longer than this, in seconds.
 LEAST_SECONDS = 2.0
+#: One more whenever files are decoded to other pixels than before; what an earlier version kept is then not used.
+DECODING = 1
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ class DecodedPictures(ExitStack):
     """The decoded pictures of a folder at one side, in a mapped file, so that they take no memory.
 
     NAME.pixels has a place for every picture, NAME.json tells which picture lies where, and its checksum. A picture
-    counts as the same as long as its file has the same inode, size and times of change; a damaged one is decoded again.
+    counts as the same as long as its file has the same inode, size and times of change, as they were before it was
+    decoded, and is decoded as before; a damaged one is decoded again.
     A context manager: what is not kept is removed at the end of the block; pictures last as long as they are used.
 
     Args:
@@ -46,7 +49,8 @@ class DecodedPictures(ExitStack):
     def __init__(self, folder: Path | None, root: Path, paths: Sequence[str], *, image_size: int) -> None:
         super().__init__()
         self._folder, self._paths, self._side = folder, [os.path.abspath(path) for path in paths], image_size
-        self._name = hashlib.sha256(f"{os.path.abspath(root)} {image_size}".encode()).hexdigest()[:32]
+        named = f"{os.path.abspath(root)} {image_size}".encode(errors="surrogateescape")
+        self._name = hashlib.sha256(named).hexdigest()[:32]
         self._began = time.monotonic()
         self._known: dict[str, Any] = {}
         self._old: _Places | None = None
@@ -55,6 +59,7 @@ class DecodedPictures(ExitStack):
         #: Whether the file could not be written.
         self._refused = False
         self._held: set[int] = set()
+        self._states: dict[int, list[int]] = {}
         self._lock = threading.Lock()
         if folder is None:
             return
@@ -69,14 +74,15 @@ class DecodedPictures(ExitStack):
             _logger.info("%s in %s is not used: %s", self._name, folder, error)
 
     def find(self, number: int) -> Picture | None:
-        """Return the picture of a path if its file is as it was; None otherwise."""
+        """Return the picture of a path if its file is as it was; None otherwise. To be called before it is decoded."""
         path = self._paths[number]
         try:
+            self._states[number] = now = _state_of(path)
             state, place, kind, peak, checksum = self._known[path]
             picture = self._old.picture(place, kind, peak) if self._old is not None else None
-        except (KeyError, ValueError, TypeError, OverflowError):
+        except (OSError, KeyError, ValueError, TypeError, OverflowError):
             return None
-        same = picture is not None and state == _state_of(path) and checksum == _checksum(picture)
+        same = picture is not None and state == now and checksum == _checksum(picture)
         return picture if same else None
 
     def hold(self, number: int, picture: Picture) -> Picture:
@@ -102,8 +108,8 @@ class DecodedPictures(ExitStack):
         entries = {}
         for number, picture in pictures.items():
             held = picture if number in self._held else self.hold(number, picture)
-            path = self._paths[number]
-            entries[path] = [_state_of(path), number, _kind_of(held), held.peak, _checksum(held)]
+            if state := self._states.get(number):
+                entries[self._paths[number]] = [state, number, _kind_of(held), held.peak, _checksum(held)]
         if self._refused:
             return
         try:
@@ -171,6 +177,6 @@ def _checksum(picture: Picture) -> int:
 
 
 def _state_of(path: str) -> list[int]:
-    """Return what changes when a file does."""
+    """Return what changes when a file does, or how files are decoded."""
     found = os.stat(path)
-    return [found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    return [DECODING, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -35,8 +36,11 @@ IMAGE_EXTENSIONS = (
 )
 # Formats recognised by their first bytes, in files whose name has no ending.
 _FORMATS_BY_CONTENT = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "HEIF", "JPEG2000")
-# What file managers leave behind.
-_CLUTTER = ("thumbs.db", "desktop.ini")
+# What file managers, network drives, archives and file systems leave behind, in lower case.
+_CLUTTER = {
+    *("thumbs.db", "desktop.ini", "@eadir", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"),
+    *("$recycle.bin", "system volume information", "__macosx", "lost+found"),
+}
 
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -59,9 +63,10 @@ def load_folder(
     """Read every image below `root`.
 
     Classes are the folders' names, sorted. Files are taken in sorted order of their path inside the class, at any
-    depth. Hidden files are ignored; other kinds of files, and images beside the class folders, are left out with a
-    warning. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB, with transparency laid on
-    white. Greys of more than 8 bits have one scale in the whole set, see `images.with_one_scale`.
+    depth. Hidden files, and folders such as @eaDir, are ignored; other kinds of files, and images beside the class
+    folders, are left out with a warning. The data are grey if every image is (modes 1, L, LA, 16-bit), otherwise RGB,
+    with transparency laid on white. Greys of more than 8 bits have one scale in the whole set, see
+    `images.with_one_scale`.
 
     Args:
         root: Folder with one folder a class, or with `train` and perhaps `val` and `test` that each hold one
@@ -76,7 +81,7 @@ def load_folder(
 
     Raises:
         UserError: The folder is missing or not laid out so, holds no image, has an empty class or one class only,
-            classes that differ between its parts, or an image that cannot be read.
+            classes that differ between its parts, or an image or folder that cannot be read.
     """
     root = Path(root).expanduser()
     if not root.exists():
@@ -119,14 +124,15 @@ def load_folder(
     read = tuple(paths[index] for index in readable)
     arrays, deep_bits = with_one_scale(list(pictures.values()), read)
     return LabelledImages(
-        name=root.resolve().name,
-        classes=tuple(classes),
+        name=_legible(root.resolve().name),
+        classes=tuple(map(_legible, classes)),
         images=stack(arrays, image_size=side),
         labels=kept_labels,
         flip=True,
         **counts,
         skipped=tuple(skipped),
         deep_bits=deep_bits,
+        deep_colour=any(picture.is_deep_colour for picture in pictures.values()),
         paths=read,
     )
 
@@ -252,31 +258,51 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 
 def _list_folders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    try:
+        return sorted(entry.name for entry in folder.iterdir() if not _is_clutter(entry.name) and entry.is_dir())
+    except OSError as error:
+        _refuse_to_pass_over(error)
+
+
+def _refuse_to_pass_over(error: OSError) -> NoReturn:
+    """Raise the UserError of a folder that cannot be listed; without it, pictures would be missing without a word."""
+    raise UserError(
+        f"{error.filename} cannot be listed ({error.strerror}).", "Make it readable, or move it away."
+    ) from error
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Find the files below a folder; linked folders are followed, each only once, and hidden files passed over.
+    """Find the files below a folder; linked folders are followed, each only once.
+
+    Hidden files and folders, and those that systems and network drives leave behind, are passed over.
 
     Returns:
         The paths of the images, sorted, those among them that Pillow cannot read included; and those of all other
         files. A file without an ending is recognised by its content.
+
+    Raises:
+        UserError: A folder cannot be listed.
     """
     images: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=_refuse_to_pass_over, followlinks=True):
         seen.add(os.path.realpath(where))
         folders[:] = [
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(where, name)) not in seen
+            if not _is_clutter(name) and os.path.realpath(os.path.join(where, name)) not in seen
         ]
         for name in files:
-            if not name.startswith(".") and name.lower() not in _CLUTTER:
+            if not _is_clutter(name):
                 path = os.path.join(where, name)
                 (images if _is_picture(path) else others).append(path)
     return sorted(images), sorted(others)
+
+
+def _is_clutter(name: str) -> bool:
+    """Whether a file or folder of a name is passed over without a word."""
+    return name.startswith(".") or name.lower() in _CLUTTER
 
 
 def _is_picture(path: str) -> bool:
@@ -306,7 +332,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
         loose = [
             entry.name
             for entry in folder.iterdir()
-            if entry.is_file() and not entry.name.startswith(".") and _is_picture(str(entry))
+            if not _is_clutter(entry.name) and entry.is_file() and _is_picture(str(entry))
         ]
         if loose:
             _logger.warning(
@@ -354,12 +380,15 @@ def _decode_all(
         more = f" and {len(bad) - 3} more." if len(bad) > 3 else "."
         message = f"{len(bad)} of {len(paths)} images cannot be read: {listed}{more}"
         if not skip_bad_images:
-            remedy = remedy_for(list(bad))
-            if not remedy.startswith("Install"):
-                remedy = "Repair or delete them."
-            raise UserError(message, f"{remedy[:-1]}, or leave them out with --skip-bad-images.")
+            remedy = remedy_for(bad, otherwise="Repair or delete them.")
+            raise UserError(message, f"{remedy[:-1]}, or leave such files out with --skip-bad-images.")
         _logger.warning("%s They are left out.", message)
     return good, list(bad)
+
+
+def _legible(name: str) -> str:
+    """The name of a folder as text that can be written anywhere: bytes that are not UTF-8 are spelt out."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _name_some(names: list[str]) -> str:

@@ -9,7 +9,7 @@ import functools
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -65,6 +65,7 @@ class LabelledImages:
     max_val: int | None = None
     skipped: tuple[str, ...] = ()
     deep_bits: int | None = None
+    deep_colour: bool = False
     paths: tuple[str, ...] = ()
 
 
@@ -86,9 +87,19 @@ class Picture:
         """Whether the pixels are greys of more than 8 bits."""
         return self.pixels.dtype == np.uint16
 
+    @property
+    def is_deep_colour(self) -> bool:
+        """Whether the file holds 16 bits a channel, of which the pixels are the upper 8."""
+        return self.peak is not None and not self.is_deep_grey
+
 
 def read_image(
-    path: str | os.PathLike[str], *, num_channels: int, image_size: int, deep_bits: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    num_channels: int,
+    image_size: int,
+    deep_bits: int | None = None,
+    deep_colour: bool = False,
 ) -> torch.Tensor:
     """Read one image in the form that a trained ensemble takes.
 
@@ -99,6 +110,7 @@ def read_image(
         image_size: Side in pixels to which other sizes are resized and centre-cropped.
         deep_bits: Bits of the deep greys the ensemble was trained on; None where it saw none, so that only
             values that plainly use 16 bits are accepted.
+        deep_colour: Whether it was trained on 16-bit colour, so that any values of such are.
 
     Returns:
         uint8 (C, H, H).
@@ -110,9 +122,10 @@ def read_image(
     picture = decode_or_error(path, image_size=image_size)
     if isinstance(picture, Exception):
         raise UserError(
-            f"{path} cannot be read as an image ({reason(picture)}).", remedy_for([os.fspath(path)])
+            f"{path} cannot be read as an image ({reason(picture)}).",
+            remedy_for({os.fspath(path): picture}, otherwise="Check the path, or convert it to PNG or JPEG."),
         ) from picture
-    pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits))
+    pixels = to_eight_bits(picture.pixels, _bits_of_one(path, picture, deep_bits, deep_colour))
     if pixels.ndim == 3 and num_channels == 1:
         if not (pixels == pixels[:, :, :1]).all():
             raise UserError(
@@ -123,7 +136,7 @@ def read_image(
     return torch.from_numpy(_as_planes(pixels, num_channels=num_channels).copy())
 
 
-def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None) -> int:
+def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int | None, deep_colour: bool) -> int:
     """The bits of a single picture's values; UserError where the training images do not determine them."""
     if picture.peak is None:
         return 8
@@ -134,7 +147,8 @@ def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int 
                 f"Scale its values to 0 to {(1 << deep_bits) - 1}, white being the highest.",
             )
         return deep_bits
-    if picture.peak < _HALF_OF_16_BITS and deep_bits != 16:
+    known = deep_bits == 16 or (deep_colour and picture.is_deep_colour)
+    if picture.peak < _HALF_OF_16_BITS and not known:
         raise UserError(
             f"{path} has values of 16 bits up to about {picture.peak}, and which of them is white is not known.",
             "Convert it to 8 bits.",
@@ -142,12 +156,14 @@ def _bits_of_one(path: str | os.PathLike[str], picture: Picture, deep_bits: int 
     return 16
 
 
-def remedy_for(paths: Sequence[str]) -> str:
-    """What to do about files that cannot be read."""
-    endings = {os.path.splitext(path)[1].lower() for path in paths}
+def remedy_for(faults: Mapping[str, Exception], *, otherwise: str) -> str:
+    """What to do about files that cannot be read, each with what is wrong; `otherwise` where nothing else is known."""
+    if all(isinstance(fault, Image.DecompressionBombError) for fault in faults.values()):
+        return f"Scale {'it' if len(faults) == 1 else 'them'} down below 178 million pixels."
+    endings = {os.path.splitext(path)[1].lower() for path in faults}
     if endings & {".heic", ".heif", ".hif"} and not _reads_heif():
         return "Install the reader of HEIC, `pip install 'dnas_ens[heif]'`, or convert them to PNG or JPEG."
-    return "Check the path, or convert it to PNG or JPEG."
+    return otherwise
 
 
 @functools.cache
@@ -186,12 +202,12 @@ def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
         # The JPEG decoder leaves out detail far below the wanted size; other files are decoded whole.
         image.draft(None, (2 * image_size, 2 * image_size))
         deep_colour = _is_deep_colour(image)
-        upright = ImageOps.exif_transpose(image) if image.info.get("exif") else image
-        flat = plain(upright)
+        turned = upright(image)
+        flat = plain(turned)
         peak = None
         if deep_colour:
             # The upper of two bytes, transparency left out.
-            peak = 257 * int(np.asarray(upright)[..., :3].max())
+            peak = 257 * int(np.asarray(turned)[..., :3].max())
         elif flat.mode == "I;16":
             peak = int(np.asarray(flat).max())
         return Picture(np.asarray(fit(flat, image_size)), peak=peak)
@@ -214,6 +230,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
     layouts = [tile[3] for tile in getattr(image, "tile", [])]
     names = [layout if isinstance(layout, str) else (layout or ("",))[0] for layout in layouts]
     return any(";16" in str(name) for name in names)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The same image turned as its camera noted; one that was turned already has no such note."""
+    return ImageOps.exif_transpose(image) if image.info.get("exif") else image
 
 
 def plain(image: Image.Image) -> Image.Image:
@@ -271,7 +292,7 @@ def with_one_scale(pictures: Sequence[Picture], names: Sequence[str]) -> tuple[l
     colours = [
         (picture.peak, name)
         for picture, name in zip(pictures, names, strict=True)
-        if picture.peak is not None and not picture.is_deep_grey
+        if picture.peak is not None and picture.is_deep_colour
     ]
     if colours and max(colours)[0] < _HALF_OF_16_BITS:
         raise UserError(

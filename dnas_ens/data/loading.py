@@ -203,6 +203,7 @@ def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed:
         splits={key: indices.tolist() for key, indices in chosen.items()},
         skipped=source.skipped,
         deep_bits=source.deep_bits,
+        deep_colour=source.deep_colour,
     )
 
 

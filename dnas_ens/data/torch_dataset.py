@@ -16,6 +16,7 @@ from dnas_ens.data.images import (
     plain,
     stack,
     tell_sizes,
+    upright,
     with_one_scale,
 )
 from dnas_ens.errors import UserError
@@ -81,7 +82,7 @@ def _to_picture(image: Any, *, index: int) -> Picture:
     """(H, W) or (H, W, 3) of uint8, or deep greys (H, W)."""
     if isinstance(image, Image.Image):
         try:
-            values = np.asarray(plain(image))
+            values = np.asarray(plain(upright(image)))
             return Picture(values, peak=int(values.max()) if values.dtype == np.uint16 else None)
         except ValueError as error:
             raise UserError(f"Image {index} is unsuitable: {error}.", "Convert the images to 8 or 16 bits.") from error

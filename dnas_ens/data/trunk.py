@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dnas_ens.data.dataset import ImageData, Split
-from dnas_ens.data.large import read_mapped
+from dnas_ens.data.large import read_mapped, room_for
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors, load_tensors_and_text, save_tensors, sha256, write_atomic
 
@@ -159,28 +159,33 @@ class Trunk(nn.Module):
         return {"name": self.name, "stride": self.stride, "image_size": self.image_size}
 
 
-def stand_on(data: ImageData, trunk: Trunk, *, cache: Path) -> ImageData:
+def stand_on(data: ImageData, trunk: Trunk, *, cache: Path | None) -> ImageData:
     """Put the maps of a trunk in the place of the pictures.
 
     Args:
         data: Pictures of the trunk's size.
         trunk: Its ranges are measured on training pictures here.
         cache: Folder for the maps, which are read from there and never changed; the next command computes none.
+            None computes none at all: noise stands for them, in a trial of what training takes.
 
     Returns:
         The same splits; mean and deviation are those of the maps, and the fingerprint that of pictures and weights.
     """
     name = hashlib.sha256(f"{data.fingerprint} {trunk.digest()}".encode()).hexdigest()
     parts = data.named_splits()
-    file = cache / f"{name[:32]}.maps"
-    if not _ranges_of(file, trunk):
-        trunk.measure(data.train.drawn(_MEASURED).images)
-        write_atomic(file, _computed(trunk, list(parts.values())))
-        ranges = {"low": trunk.low, "high": trunk.high}
-        save_tensors(file.with_suffix(".safetensors"), ranges, metadata={_DIGEST: sha256(file)})
     counts = [len(split) for split in parts.values()]
-    maps = read_mapped(file, sum(counts), trunk.num_channels, trunk.map_size, trunk.map_size).split(counts)
-    splits = {key: Split(of_split, parts[key].labels) for key, of_split in zip(parts, maps, strict=True)}
+    shape = (sum(counts), trunk.num_channels, trunk.map_size, trunk.map_size)
+    if cache is None:
+        maps = room_for(*shape).random_(0, 256, generator=torch.Generator().manual_seed(0))
+    else:
+        file = cache / f"{name[:32]}.maps"
+        if not _ranges_of(file, trunk):
+            trunk.measure(data.train.drawn(_MEASURED).images)
+            write_atomic(file, _computed(trunk, list(parts.values())))
+            ranges = {"low": trunk.low, "high": trunk.high}
+            save_tensors(file.with_suffix(".safetensors"), ranges, metadata={_DIGEST: sha256(file)})
+        maps = read_mapped(file, *shape)
+    splits = {key: Split(part, parts[key].labels) for key, part in zip(parts, maps.split(counts), strict=True)}
     found = ImageData.from_splits(
         data.name,
         data.classes,
@@ -189,6 +194,7 @@ def stand_on(data: ImageData, trunk: Trunk, *, cache: Path) -> ImageData:
         splits=data.splits,
         skipped=data.skipped,
         deep_bits=data.deep_bits,
+        deep_colour=data.deep_colour,
         trunk=trunk,
         pictures=data.val.images[:_BATCH].clone(),
     )

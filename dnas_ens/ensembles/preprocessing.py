@@ -37,6 +37,7 @@ class Preprocessing:
         mean: C means of the training pixels, in [0, 1].
         std: C standard deviations of the training pixels, in the same unit, above 0.
         deep_bits: Bits, 8 to 16, of the training images' greys where those are more than 8; None where they are not.
+        deep_colour: Whether training images were in colour of 16 bits.
         trunk: What makes the members' maps of pictures, whose size is then its own and whose C is that of the maps in
             mean and std; None where the members take pictures.
 
@@ -49,6 +50,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     deep_bits: int | None = None
+    deep_colour: bool = False
     trunk: Trunk | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +67,7 @@ class Preprocessing:
             and all(type(value) in (int, float) and math.isfinite(value) for value in statistics)
             and min(self.std) > 0
             and (self.deep_bits is None or (type(self.deep_bits) is int and 8 <= self.deep_bits <= 16))
+            and type(self.deep_colour) is bool
         ):
             raise UserError(
                 f"The preprocessing {self} is not possible.",
@@ -90,12 +93,19 @@ class Preprocessing:
             mean=data.mean,
             std=data.std,
             deep_bits=data.deep_bits,
+            deep_colour=data.deep_colour,
             trunk=data.trunk,
         )
 
     def read(self, path: str | os.PathLike[str]) -> Tensor:
         """Read an image file as uint8 (C, H, H); see `dnas_ens.data.images.read_image`."""
-        return read_image(path, num_channels=self.num_channels, image_size=self.image_size, deep_bits=self.deep_bits)
+        return read_image(
+            path,
+            num_channels=self.num_channels,
+            image_size=self.image_size,
+            deep_bits=self.deep_bits,
+            deep_colour=self.deep_colour,
+        )
 
     def inputs(self, images: Tensor) -> Tensor:
         """Return uint8 pictures, or a trunk's maps, (B, C, H, W) as the members take them: normalised."""
@@ -104,13 +114,14 @@ class Preprocessing:
         return normalise(images, mean=self.mean, std=self.std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as ensemble.json holds them: image_size, channels, mean, std, deep_bits."""
+        """Return the fields as ensemble.json holds them: image_size, channels, mean, std, deep_bits, deep_colour."""
         return {
             "image_size": self.image_size,
             "channels": self.num_channels,
             "mean": list(self.mean),
             "std": list(self.std),
             "deep_bits": self.deep_bits,
+            "deep_colour": self.deep_colour,
             **({} if self.trunk is None else {"trunk": self.trunk.describe()}),
         }
 
@@ -129,6 +140,7 @@ class Preprocessing:
                 std=tuple(fields["std"]),
                 # Earlier versions did not keep it and scaled all images as if they had 16 bits.
                 deep_bits=fields.get("deep_bits", 16),
+                deep_colour=fields.get("deep_colour", False),
                 trunk=trunk,
             )
         except (KeyError, TypeError) as error:

@@ -102,10 +102,20 @@ def write_json(path: Path, obj: Any) -> None:
         plain = as_json(obj)
         if obj and isinstance(plain, dict):
             plain = {**plain, DIGEST: _json_digest(plain)}
-        text = json.dumps(plain, indent=2, ensure_ascii=False)
+        text = json_text(plain, indent=2)
     except ValueError as error:
         raise ValueError(f"{path} cannot be written: {error}") from error
     write_atomic(path, (text + "\n").encode())
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return plain values as JSON, letters as they are; all escaped where a file's name among them is not UTF-8."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def read_json(path: Path, *, by_hand: bool = False) -> Any:

@@ -30,7 +30,7 @@ def search(
         data: What ``load_data`` takes.
         members: M, members of the ensemble; default: the configuration's.
         config: The configuration; default: that of the preset "smoke", or of the preset, regime and space among the
-            overrides.
+            overrides. A preset limits the training images of its own data set alone.
         base: A given base, for the regimes that compare with one: its genotype, or a file or name as ``--base`` takes.
         device: auto, cpu, cuda or cuda:N.
         **overrides: Any field of the configuration by its own name, such as ``epochs=10``.
@@ -59,6 +59,8 @@ def search(
     if config is None:
         names = {name: overrides.pop(name) for name in ("preset", "regime") if name in overrides}
         config = search_preset(**names, base=overrides.get("base"), space=overrides.get("space"))
+        if data != config.data.data:
+            overrides.setdefault("limit_train", None)
     chosen = with_fields(config, **overrides)
     loaded = load_data(data, **chosen.data.how_to_load())
     return run_search(chosen, loaded, device=resolve_device(device), base=given)

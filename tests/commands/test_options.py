@@ -45,6 +45,18 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(configure):
     assert str(search.hypernetwork.base) == "mine.json"
 
 
+def test_a_preset_limits_its_own_data_set_alone(configure):
+    named = {"search": {"data": {"data": "photos"}}}
+    for argv, values, limit in (
+        ("--preset micro", {}, 10_000),
+        ("--preset micro --data fashion-mnist", {}, 10_000),
+        ("--preset micro --data photos", {}, None),
+        ("--preset micro", named, None),
+        ("--preset micro", {"search": {"data": {"data": "photos", "limit_train": 7}}}, 7),
+    ):
+        assert configure(argv, values)[0].data.limit_train == limit
+
+
 def test_a_file_of_one_section_is_read_as_such(configure):
     file = {"bilevel": {"epochs": 7}}
     assert configure("", file, section="search")[0].bilevel.epochs == 7

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from dnas_ens.data import decoded, folder, load_data
+from dnas_ens.errors import UserError
 
 
 @pytest.fixture
@@ -63,6 +64,50 @@ def test_pictures_are_decoded_once_and_again_where_a_file_has_changed(photos, tm
     assert changed.fingerprint != first.fingerprint
     counted.clear()
     assert same(load_data(photos, data_root=root), changed)
+    assert not counted
+
+
+def test_a_file_that_changes_or_goes_while_others_are_read(photos, tmp_path, counted, monkeypatch):
+    load_data(photos, data_root=tmp_path / "root")
+    (photos / "b/1.png").unlink()
+    (photos / "b/1.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"1 of 17 images cannot be read: .*b/1\.png"):
+        load_data(photos, data_root=tmp_path / "root")
+    (photos / "b/1.png").unlink()
+    decode_all = folder._decode_all
+
+    def meanwhile(*arguments, **options):
+        found = decode_all(*arguments, **options)
+        Image.fromarray(np.zeros((16, 16), dtype=np.uint8)).save(photos / "b/0.png")
+        (photos / "b/2.png").unlink()
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(folder, "_decode_all", meanwhile)
+        load_data(photos, data_root=tmp_path / "new")
+    counted.clear()
+    load_data(photos, data_root=tmp_path / "new")
+    assert counted == ["b/0.png"]
+
+
+def test_what_was_decoded_otherwise_is_not_used(photos, tmp_path, counted, monkeypatch):
+    for number in (1, 2):
+        monkeypatch.setattr(decoded, "DECODING", number)
+        counted.clear()
+        load_data(photos, data_root=tmp_path / "root")
+        assert len(counted) == 17
+    assert len(list((tmp_path / "root/decoded").iterdir())) == 2
+
+
+def test_names_that_are_not_utf8(photos, tmp_path, counted):
+    (photos / "a/0.png").rename(photos / "a/0\udce9.png")
+    (photos / "a").rename(photos / "caf\udce9")
+    folder = photos.rename(tmp_path / "photos\udce9")
+    first = load_data(folder, data_root=tmp_path / "root")
+    # What goes into reports is text.
+    assert (first.name, first.classes) == (r"photos\xe9", ("b", r"caf\xe9"))
+    counted.clear()
+    assert same(load_data(folder, data_root=tmp_path / "root"), first)
     assert not counted
 
 

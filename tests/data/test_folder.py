@@ -1,3 +1,5 @@
+import errno
+import functools
 import os
 
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from PIL import Image
 
 from dnas_ens.data.folder import load_folder
+from dnas_ens.data.images import read_image
 from dnas_ens.errors import UserError
 
 
@@ -61,6 +64,35 @@ def test_linked_folders_are_followed_once_and_a_class_named_train_is_a_class(tmp
     assert (loaded.classes, loaded.labels.tolist()) == (("cat", "train"), [0, 0, 0, 1, 1, 1, 1])
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
+def test_what_drives_and_systems_leave_behind_is_passed_over(tmp_path, write_images, caplog, name):
+    pixels = two_classes(tmp_path, write_images)
+    for place in (tmp_path / name, tmp_path / "a" / name / "below"):
+        write_images(place)
+    loaded = load_folder(tmp_path)
+    assert loaded.classes == ("a", "b")
+    assert np.array_equal(loaded.images[:, 0], pixels)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("locked", ["", "c", "a/inner"])
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, write_images, monkeypatch, locked):
+    for name in ("a/inner", "b", "c"):
+        write_images(tmp_path / name, 3)
+
+    # By hand, since the rights of a folder do not bind root.
+    def guarded(listed, path):
+        if str(path) == str(tmp_path / locked):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return listed(path)
+
+    for name in ("listdir", "scandir"):
+        monkeypatch.setattr(os, name, functools.partial(guarded, getattr(os, name)))
+    cause, remedy = refusal(tmp_path)
+    assert cause == f"{tmp_path / locked} cannot be listed (Permission denied)."
+    assert "readable" in remedy
+
+
 def test_grey_colour_and_alpha(tmp_path, write_images):
     two_classes(tmp_path, write_images)
     Image.new("LA", (8, 8), (0, 0)).save(tmp_path / "b" / "alpha.png")
@@ -106,6 +138,16 @@ def test_corrupt_images_are_named_or_left_out_on_request(tmp_path, write_images,
     for path in (tmp_path / "b").iterdir():
         path.write_bytes(b"")
     assert refusal(tmp_path, skip_bad_images=True)[0] == f"Class 'b' of {tmp_path} has no readable images."
+
+
+def test_a_picture_that_pillow_finds_too_large_is_to_be_scaled_down(tmp_path, write_images, monkeypatch):
+    two_classes(tmp_path, write_images)
+    Image.new("L", (30, 30)).save(tmp_path / "b" / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    remedy = "Scale it down below 178 million pixels"
+    assert refusal(tmp_path)[1] == f"{remedy}, or leave such files out with --skip-bad-images."
+    with pytest.raises(UserError, match=remedy):
+        read_image(tmp_path / "b" / "large.png", num_channels=1, image_size=8)
 
 
 def test_sizes(tmp_path, write_images, caplog):

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from dnas_ens.data import read_image
+from dnas_ens.data import load_data, read_image
 from dnas_ens.data.images import common_side, decode, fit, plain, tell_sizes, with_one_scale
+from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 
 
@@ -86,9 +87,23 @@ def test_16_bit_colour_is_read_where_it_uses_16_bits_and_refused_where_not(tmp_p
     assert (pixels[0, 0].flat[0], pixels[1, 1].flat[0]) == (100, 255)
     values[..., : channels - (channels % 2 == 0)] //= 16
     deep_png(tmp_path / "deep.png", values, colour_type)
+    # A dark one is read where others of the training used 16 bits.
+    assert int(read_image(path, num_channels=3, image_size=2, deep_colour=True).max()) == 15
+    with pytest.raises(UserError, match="which of them is white is not known"):
+        read_image(path, num_channels=3, image_size=2)
     with pytest.raises(UserError, match=r"deep\.png") as caught:
         with_one_scale([decode(path, image_size=2)], [path])
     assert "8 bits" in caught.value.remedy
+
+
+def test_that_16_bit_colour_was_seen_reaches_the_ensemble(tmp_path):
+    for name, top in (("a", 65535), ("b", 5000)):
+        (tmp_path / name).mkdir()
+        for index in range(5):
+            deep_png(tmp_path / f"{name}/{index}.png", np.full((4, 4, 3), top - 257 * index), 2)
+    data = load_data(tmp_path, limit_train=5)
+    how = Preprocessing.from_dict(Preprocessing.of(data.limited(4, seed=0)).to_dict())
+    assert how.read(tmp_path / "b/0.png").unique().tolist() == [5000 // 256]
 
 
 def test_deep_greys_that_would_be_read_wrongly_are_refused(tmp_path):

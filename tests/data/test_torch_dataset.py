@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
+from dnas_ens.data.folder import load_folder
 from dnas_ens.data.torch_dataset import load_torch_dataset
 from dnas_ens.errors import UserError
 
@@ -39,6 +41,17 @@ def test_images_of_every_kind(convert):
     assert np.array_equal(loaded.images, PIXELS.transpose(0, 3, 1, 2))
     assert (loaded.labels.tolist(), loaded.classes) == ([0, 1, 0, 1], ("0", "1"))
     assert (loaded.num_train, loaded.num_val, loaded.num_test) == (4, 0, 0)
+
+
+def test_photos_on_their_side_are_turned_as_those_of_a_folder(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    for name, pixels in zip(("a", "b"), PIXELS, strict=False):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels).save(tmp_path / name / "0.png", exif=exif)
+    loaded = load_torch_dataset(ImageFolder(tmp_path))
+    assert np.array_equal(loaded.images, load_folder(tmp_path).images)
+    assert np.array_equal(loaded.images, np.rot90(PIXELS[:2], -1, axes=(1, 2)).transpose(0, 3, 1, 2))
 
 
 def test_grey_with_and_without_a_channel_and_tensor_labels():

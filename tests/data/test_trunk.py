@@ -300,12 +300,26 @@ def test_the_deepest_stage_of_a_stride_is_found(name, stride, shape):
 def test_ranges_are_of_training_pictures_alone(weights, photos, tmp_path):
     pictures = de.load_data(photos, data_root=tmp_path, image_size=SIZE)
     black = pictures.test.images * 0
-    changed = replace(pictures, test=type(pictures.test)(black, pictures.test.labels))
+    changed = replace(pictures, test=type(pictures.test)(black, pictures.test.labels), deep_colour=True)
     one, other = (Trunk.pretrained(f"resnet18:{weights[0]}", image_size=SIZE) for _ in range(2))
     first, second = stand_on(pictures, one, cache=tmp_path / "1"), stand_on(changed, other, cache=tmp_path / "2")
     assert torch.equal(one.high, other.high)
+    assert second.deep_colour
     assert torch.equal(first.train.images, second.train.images)
     assert not torch.equal(first.test.images, second.test.images)
+
+
+def test_a_dry_run_computes_no_maps_of_what_will_be_trained_further(weights, photos, tmp_path, monkeypatch, capsys):
+    from dnas_ens.commands.options import load_configured_data
+    from dnas_ens.config import DataConfig
+
+    where = {"data": str(photos), "data_root": tmp_path, "image_size": SIZE, "trunk": f"resnet18:{weights[0]}"}
+    monkeypatch.setattr(Trunk, "maps", None)
+    data = load_configured_data(DataConfig(**where, fine_tune_trunk=2), dry_run=True)
+    assert data.train.images.shape == (36, 256, 4, 4)
+    assert data.train.images.float().std() > 60  # so that no training on it diverges
+    assert not (tmp_path / "maps").exists()
+    assert "not in the estimate: 2 epochs" in capsys.readouterr().err
 
 
 def test_the_command_line_stands_on_a_trunk(weights, photos, tmp_path, monkeypatch, capsys):

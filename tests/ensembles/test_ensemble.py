@@ -284,13 +284,15 @@ def test_mistakes_of_batches_are_named(data, named, small_network):
 
 
 def test_preprocessing_survives_json_if_it_is_possible():
-    for given in (PREPROCESSING, dataclasses.replace(PREPROCESSING, deep_bits=12)):
+    for given in (PREPROCESSING, dataclasses.replace(PREPROCESSING, deep_bits=12, deep_colour=True)):
         assert Preprocessing.from_dict(json.loads(json.dumps(given.to_dict()))) == given
     # As an earlier version wrote it, which took all deep greys for 16 bits.
     earlier = {name: value for name, value in PREPROCESSING.to_dict().items() if name != "deep_bits"}
     assert Preprocessing.from_dict(earlier).deep_bits == 16
+    del earlier["deep_colour"]
+    assert not Preprocessing.from_dict(earlier).deep_colour
     impossible = [{"image_size": 0}, {"channels": 2}, {"mean": [0.1]}, {"std": [0.2, 0.2, 0.0]}]
-    for change in [*impossible, *({"deep_bits": bits} for bits in (7, 17, 12.0))]:
+    for change in [*impossible, *({"deep_bits": bits} for bits in (7, 17, 12.0)), {"deep_colour": None}]:
         with pytest.raises(UserError, match="preprocessing"):
             Preprocessing.from_dict({**PREPROCESSING.to_dict(), **change})
 

@@ -1,5 +1,6 @@
 """The ensembles that come with the package: whole, small, offline, and as good as their cards say."""
 
+import json
 import re
 import subprocess
 import sys
@@ -48,6 +49,24 @@ def test_it_predicts_from_the_command_line_in_any_folder(tmp_path):
     found = subprocess.run([*command, "--coverage", "0.9"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert "error: fashion-mnist comes without the predictions of val" in found.stderr
+
+
+def test_a_file_whose_name_is_not_utf8_is_named_as_it_is(tmp_path, monkeypatch, capsysbinary):
+    from PIL import Image
+
+    from dnas_ens.commands import predict
+    from dnas_ens.commands.parse import run_main
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((28, 28), dtype=np.uint8)).save("caf\udce9.png")
+    command = ["fashion-mnist", "caf\udce9.png", "--device", "cpu"]
+    for more in ([], ["--output", "rows.csv"], ["--output", "rows.jsonl"]):
+        assert run_main(predict.main, [*command, *more]) == 0
+    printed = capsysbinary.readouterr().out
+    assert printed.splitlines()[1].startswith(b"caf\xe9.png,")
+    assert (tmp_path / "rows.csv").read_bytes() == printed
+    # JSON is UTF-8 whatever is in it.
+    assert json.loads((tmp_path / "rows.jsonl").read_text("utf-8"))["path"] == "caf\udce9.png"
 
 
 def test_its_figures_are_those_of_its_card():

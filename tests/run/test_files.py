@@ -81,6 +81,10 @@ def test_json_keeps_order_and_plain_values_and_refuses_nan(tmp_path):
     assert list(read_json(path).items()) == [("z", [1, 2.5]), ("a", "x/y"), ("3", 0.1), ("é", None)]
     assert as_json(obj) == read_json(path)
     assert path.read_text("utf-8").startswith('{\n  "z": [\n')
+    # The name of a file that is not UTF-8, as Python has it.
+    write_json(path, ["caf\udce9", "é"])
+    assert read_json(path) == ["caf\udce9", "é"]
+    write_json(path, obj)
     for number in (float("inf"), np.float32("nan")):
         with pytest.raises(ValueError, match=r"a\.json"):
             write_json(path, {"loss": [number]})

@@ -83,6 +83,15 @@ def test_fewer_images_than_drawn_members_are_searched(tiny_search, num_images, s
         run_search(tiny_search, picture_data(3, 8))
 
 
+def test_a_preset_limits_its_own_data_set_alone(few_digits, monkeypatch):
+    limits = []
+    monkeypatch.setattr("dnas_ens.data.load_data", lambda data, *, limit_train, **_: limits.append(limit_train))
+    monkeypatch.setattr(importlib.import_module("dnas_ens.search.run"), "run_search", lambda *_, **__: None)
+    for data, given in ((few_digits, {}), (few_digits, {"limit_train": 50}), ("digits", {}), ("fashion-mnist", {})):
+        de.search(data, preset="micro", **given)
+    assert limits == [None, 50, None, 10_000]
+
+
 @pytest.mark.parametrize(("epochs", "few"), [(1, True), (60, False)])
 def test_a_search_of_few_steps_says_so(few_digits, tiny_search, monkeypatch, capsys, epochs, few):
     monkeypatch.setattr(importlib.import_module("dnas_ens.search.run"), "train", lambda *_, **__: CostMeter())
