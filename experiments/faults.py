@@ -170,6 +170,9 @@ def _count_writes(folder: Path, before_write: Callable[[int], object]) -> list[i
                 return
         elif event in ("os.rename", "os.remove", "os.mkdir", "os.truncate", "os.rmdir"):
             path = arguments[0]
+            if isinstance(path, int):
+                # What is open already.
+                return
         else:
             return
         if os.path.abspath(os.fspath(path)).startswith(place):

@@ -37,7 +37,7 @@ class CompareCommand:
     """Options of the command."""
 
     run_dirs: Positional[tuple[Path, ...]]
-    """Run folders whose members are trained, one a search seed of the same configuration."""
+    """Run folders whose members are trained, of one configuration, each with a search's and a recipe's own seed."""
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods to compare with."""
     budget: OmitArgPrefixes[Budget] = field(default_factory=Budget)

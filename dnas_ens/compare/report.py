@@ -210,7 +210,7 @@ def write_results(
     """
     from dnas_ens.evaluate.tables import to_csv
 
-    write_atomic(with_ending(path, ".md"), markdown.encode())
+    write_atomic(with_ending(path, ".md"), markdown.encode(errors="backslashreplace"))
     if records is not None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         write_atomic(with_ending(path, ".jsonl"), lines.encode())

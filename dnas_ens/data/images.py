@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -233,8 +234,11 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The same image turned as its camera noted; one that was turned already has no such note."""
-    return ImageOps.exif_transpose(image) if image.info.get("exif") else image
+    """The same image turned as its camera noted; one without a note, or with a broken one, stays as it is."""
+    try:
+        return ImageOps.exif_transpose(image) if image.info.get("exif") else image
+    except (SyntaxError, ValueError, struct.error):
+        return image
 
 
 def plain(image: Image.Image) -> Image.Image:

@@ -104,11 +104,7 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     figures = ClassFigures.of(predictions)
     rows[-1]["recall_per_class"] = {row.name: row.recall if row.num_images else None for row in figures.rows}
     if (distilled := folder / "distilled" / "predictions.npz").exists():
-        student, teacher = ensemble_row("distilled", Predictions.load(distilled)), rows[-1]["train_seconds"]
-        if student["train_seconds"] is not None:
-            # There is no student without its teacher.
-            student["train_seconds"] = None if teacher is None else student["train_seconds"] + teacher
-        rows.insert(-1, student)
+        rows.insert(-1, ensemble_row("distilled", _with_its_teacher(Predictions.load(distilled), predictions)))
     found = decisions(predictions)
     sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
     rows[-1] |= found
@@ -118,6 +114,17 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     )
     write_json(folder / "ensemble_size.json", sizes)
     return rows
+
+
+def _with_its_teacher(student: Predictions, teacher: Predictions) -> Predictions:
+    """Return a student's predictions with its teacher's cost as that of its search: there is none without it."""
+    if not len(teacher.train_cpu_seconds):
+        return dataclasses.replace(student, train_cpu_seconds=(), train_gpu_seconds=())
+    return dataclasses.replace(
+        student,
+        search_cpu_seconds=sum(teacher.train_cpu_seconds) + (teacher.search_cpu_seconds or 0.0),
+        search_gpu_seconds=sum(teacher.train_gpu_seconds) + (teacher.search_gpu_seconds or 0.0),
+    )
 
 
 def write_tables(folder: Path, rows: list[dict[str, Any]], *, below: str = "") -> None:

@@ -36,7 +36,7 @@ def write(folder: Path) -> Path:
         for picture in pictures:
             _write_files(picture, folder / "figures")
         _write_tensorboard(pictures, folder)
-    write_atomic(folder / "report.html", page.encode())
+    write_atomic(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -112,7 +113,8 @@ class RunFolder:
 
     def record_recipe(self, recipe: Mapping[str, Any], *, resume: bool = False) -> None:
         """Add what members are trained with to config.json; once one has a state `create`'s rules of refusal hold."""
-        if any(self.path.glob("members/*/member.json")) or any(self.path.glob("checkpoints/member-*.json")):
+        states = ("members/*/member.json", "checkpoints/member-*.json", "budget.json")
+        if any(True for pattern in states for _ in self.path.glob(pattern)):
             # A later command has no folder of its own to name.
             self._compare("retrain", recipe, resume=resume, otherwise="Search into another folder")
         else:
@@ -241,7 +243,12 @@ def _lock(folder: Path) -> tuple[int, ...]:
     try:
         for place, flags in ((folder, os.O_RDONLY), (path, os.O_RDWR | os.O_CREAT)):
             descriptors.append(os.open(place, flags, 0o666))
-            fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                # Some file systems have no locks of files; the folder is held already.
+                if place != path or error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                    raise
         # By the locked descriptor: on NFS closing another one would release the lock.
         os.ftruncate(descriptors[-1], 0)
         os.pwrite(descriptors[-1], f"{os.getpid()}\n".encode(), 0)

@@ -138,5 +138,7 @@ def _flat(config: Mapping[str, Any], prefix: str) -> dict[str, bool | int | floa
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float | str) else str(value)
+            # A path need not be UTF-8, and TensorBoard takes nothing else.
+            text = str(value).encode(errors="backslashreplace").decode()
+            flat[f"{prefix}{name}"] = value if isinstance(value, bool | int | float) else text
     return flat

@@ -257,7 +257,7 @@ class Ranks:
     def leave(self) -> None:
         """Part from the other ranks at a good end, once; after a failure this would wait for them."""
         global _current
-        if self.size == 1 or _current is not self:
+        if _current is not self or self._store is None:
             return
         import torch.distributed as dist
 

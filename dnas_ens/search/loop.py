@@ -23,7 +23,7 @@ from dnas_ens.search.star import STREAMS, FamilyLoop, stream
 from dnas_ens.search.steps import Batch, SearchSteps
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics
-from dnas_ens.training.step import load_optimizer, require_finite
+from dnas_ens.training.step import load_optimizer, require_finite, restore
 
 
 class SearchLoop(FamilyLoop):
@@ -247,7 +247,7 @@ class SearchLoop(FamilyLoop):
         """Go back to the middle of the epoch that has just begun, past the draws that were used."""
         self._between, self.steps_done = None, between["steps"]
         self.steps.load_sums(between["sums"])
-        self.generators["draws"].set_state(draws.cpu())
+        restore(self.generators["draws"], draws)
 
     def require_agreement(self) -> None:
         """Check that all ranks have the same hypernetwork and weights; see `Ranks.require_agreement`."""
@@ -313,4 +313,4 @@ class SearchLoop(FamilyLoop):
             self._between = state["between"], state["generators"]["draws"]
             starts = state["generators"] | state["between"]["starts"]
         for name, generator in self.generators.items():
-            generator.set_state(starts[name].cpu())
+            restore(generator, starts[name])

@@ -443,7 +443,7 @@ def _settled(training: MemberTraining, folder: Path | None) -> Execution:
     file = folder / "execution.json"
     if not file.exists():
         write_json(file, training.settle_execution().to_dict())
-    return Execution(**read_json(file))
+    return Execution(**read_json(file)).on(training.device)
 
 
 def _train_side_by_side(

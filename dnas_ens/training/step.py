@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -69,6 +70,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
     for group, kept in zip(optimizer.param_groups, own, strict=True):
         group.update(kept)
     set_learning_rate(optimizer, learning_rate)
+
+
+def restore(generator: torch.Generator, state: Tensor) -> None:
+    """Set a generator to a saved state; one of another kind of device begins a stream of its own, always the same."""
+    saved = state.cpu()
+    if len(saved) == len(generator.get_state()):
+        generator.set_state(saved)
+    else:
+        generator.manual_seed(int.from_bytes(hashlib.sha256(saved.numpy().tobytes()).digest()[:7]))
 
 
 class FiniteWatch:

@@ -32,6 +32,7 @@ from dnas_ens.training.step import (
     drop_path_at,
     load_optimizer,
     require_finite,
+    restore,
     set_learning_rate,
     training_steps,
 )
@@ -228,8 +229,8 @@ class Training(Generic[Model]):
         for _ in range(self.steps_done):
             next(batches)
         set_learning_rate(self.optimizer, between["learning_rate"])
-        self.augmentation_generator.set_state(between["augmentation"].cpu())
-        self._drop_path_generator.set_state(between["drop_path"].cpu())
+        restore(self.augmentation_generator, between["augmentation"])
+        restore(self._drop_path_generator, between["drop_path"])
         self._step.load_state_dict(between["sums"])
 
     def _set_drop_path(self, network: Network) -> None:
@@ -277,8 +278,8 @@ class Training(Generic[Model]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a saved state."""
         self.branch_off(state)
-        self.order.set_state(state["order"].cpu())
-        self.augmentation_generator.set_state(state["augmentation"].cpu())
+        restore(self.order, state["order"])
+        restore(self.augmentation_generator, state["augmentation"])
         self._between, self.steps_done = state["between"], 0
 
     def branch_off(self, state: Mapping[str, Any]) -> None:

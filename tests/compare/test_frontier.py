@@ -30,8 +30,11 @@ def by_hand(predictions, subset):
     """NLL on val, and calibrated NLL and accuracy on test."""
     val = predictions.val_probs[list(subset)].mean(axis=0)
     test = predictions.test_probs[list(subset)].mean(axis=0)
+    prior = 2 / len(predictions.val_labels)
     fitted = minimize_scalar(
-        lambda inverse: nll(val, predictions.val_labels, inverse), bounds=(0.05, 20), method="bounded"
+        lambda inverse: nll(val, predictions.val_labels, inverse) + prior * np.log(inverse) ** 2,
+        bounds=(0.05, 20),
+        method="bounded",
     )
     return (
         nll(val, predictions.val_labels),

@@ -169,7 +169,8 @@ def test_one_writer_at_a_time_and_a_stale_lock_is_taken_over(tmp_path):
 
 def test_closing_unlocks_even_while_a_child_lives(tmp_path):
     run = RunFolder.create(tmp_path, config=CONFIG)
-    os.set_inheritable(run._lock, True)
+    for descriptor in run._lock:
+        os.set_inheritable(descriptor, True)
     # The child holds the same open file, as a forked data worker does.
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, close_fds=False) as child:
         run.close()

@@ -191,7 +191,7 @@ def test_a_comparison_is_the_same_by_either_engine_though_a_worker_is_killed(tmp
     for seed in ("0", "1"):
         folder = tmp_path / "local" / seed
         assert run_main(search.main, [*few, seed, "--run-dir", str(folder)]) == 0
-        assert run_main(retrain.main, [*map(str, retraining(folder, epochs=10)[2:])]) == 0
+        assert run_main(retrain.main, [*map(str, retraining(folder, "--seed", seed, epochs=10)[2:])]) == 0
     shutil.copytree(tmp_path / "local", tmp_path / "ray")
     options = "--methods random-cells deviations snapshots wider --pool-size 2 --workers 2 --device cpu --engine"
 
