@@ -87,7 +87,9 @@ def fit_temperature(probs: FloatArray, labels: IntArray) -> float:
         fitted = _scaled_log_probs(log_probs, math.exp(log_temperature))[images, labels]
         return float(-fitted.mean() + log_temperature**2 / (2 * LOG_TEMPERATURE_SPREAD**2 * len(labels)))
 
-    found = minimize_scalar(cost, bounds=(math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)), method="bounded")
+    bounds = math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE)
+    # Close enough that an end of the range is met, too.
+    found = minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 1e-7})
     # The search ends within a tolerance of the minimum, which may lie at T = 1 itself.
     return math.exp(found.x) if found.fun < cost(0.0) else 1.0
 

@@ -271,12 +271,17 @@ class Ranks:
         """Return whether no other rank has told a message before."""
         if self._store is None:
             return True
+        key = f"told/{hashlib.sha256(message.encode()).hexdigest()}"
         try:
-            told: int = self._store.add(f"told/{hashlib.sha256(message.encode()).hexdigest()}", 1)
+            if (told := self._store.add(key, 1)) == 1:
+                # The first one may hold the store, so it does not end before the others had time to ask.
+                deadline = time.monotonic() + 1.0
+                while self._store.add(key, 0) < self.size and time.monotonic() < deadline:
+                    time.sleep(0.01)
         except RuntimeError:
             # Whoever held the store has ended.
             return True
-        return told == 1
+        return bool(told == 1)
 
     def _send(self, key: str, value: Any) -> None:
         with self._answered():
