@@ -116,7 +116,8 @@ class Study:
     def base_file(self, setting: str, seed: int) -> Path | None:
         """Return where the given base of a setting is, that of an ordinary search; None where it is learnt."""
         two_stages = SETTINGS[setting].get("regime") == "hypernet"
-        return self.bases / f"optimal-{seed}.json" if two_stages else None
+        length = "" if self.epochs is None else f"-{self.epochs}-epochs"
+        return self.bases / f"optimal-{seed}{length}.json" if two_stages else None
 
     def configuration(self, setting: str, seed: int) -> SearchConfig:
         """Return the search of a setting and a seed."""

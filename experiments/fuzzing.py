@@ -376,7 +376,9 @@ def main(argv: list[str]) -> None:
     if study.one is not None:
         fuzz(*study.one, seconds=study.seconds)
         return
-    records = Records(with_ending(study.output, ".jsonl"), key=("format",))
+    records = Records(
+        with_ending(study.output, ".jsonl"), key=("format",), settings=lambda _: {"seconds": study.seconds}
+    )
     tasks: dict[Hashable, Task] = {name: functools.partial(run_one, name, study.seconds) for name in FORMATS}
     with worker_pool(study.workers) as pool:
         run_missing(records, tasks, pool=pool, said=lambda record: f"{record['format']}: {record['outcomes']}")

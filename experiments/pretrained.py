@@ -22,7 +22,7 @@ from dnas_ens.compare.report import machine
 from dnas_ens.compare.study import run_script
 from dnas_ens.config import require
 from dnas_ens.ensembles.card import CARD
-from dnas_ens.ensembles.storage import PRETRAINED
+from dnas_ens.ensembles.storage import MANIFEST, PRETRAINED
 from dnas_ens.run.files import read_json
 
 PROG = "python experiments/pretrained.py"
@@ -78,8 +78,11 @@ def main(argv: list[str]) -> None:
             words = shlex.split(command.format(run=shlex.quote(str(run))))
             goes_on = ["--resume"] if (run / "config.json").exists() and done != "results.json" else []
             subprocess.run([sys.executable, "-m", *words, *goes_on], check=True)
-    shutil.rmtree(options.output, ignore_errors=True)
-    de.load(run).save(options.output, notes=notes(run, COMMANDS))
+    found = de.load(run)
+    if (options.output / MANIFEST).exists():
+        # Of another one.
+        shutil.rmtree(options.output)
+    found.save(options.output, notes=notes(run, COMMANDS))
     card = options.output / CARD
     # Whoever reads it there has it by its name.
     card.write_text(card.read_text().replace("FOLDER", NAME))

@@ -53,7 +53,7 @@ from dnas_ens.data.trunk import Trunk, stand_on
 from dnas_ens.figures.style import new_figure, style_axis
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
 from dnas_ens.metrics.significance import mean_and_deviation
-from dnas_ens.run.files import load_tensors, with_ending
+from dnas_ens.run.files import load_tensors, sha256, with_ending
 from dnas_ens.run.machine import environment
 from dnas_ens.training.workers import worker_pool
 
@@ -285,6 +285,8 @@ def run_one(study: Study, method: str, seed: int) -> tuple[Record, dict[str, np.
         "method": method,
         "seed": seed,
         "budget": study.seconds,
+        "pictures": study.folder.name,
+        "weights": sha256(study.weights),
         "splits": splits,
         "seconds": seconds / len(found),
         "revision": environment([])["git_revision"],
@@ -343,7 +345,7 @@ def main(argv: list[str]) -> None:
     records = Records(
         with_ending(study.output, ".jsonl"),
         key=("method", "seed"),
-        settings=lambda _: {"budget": study.seconds},
+        settings=lambda _: {"budget": study.seconds, "pictures": study.folder.name, "weights": sha256(study.weights)},
         arrays=study.arrays,
     )
     seeds = range(study.first_seed, study.first_seed + study.seeds)

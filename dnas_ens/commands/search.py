@@ -53,7 +53,7 @@ def _search(command: SearchCommand, ranks: Ranks, typed: list[str]) -> None:
     require_operations(config.supernet.search_space.operations)
     data = ranks.after_first(lambda: load_configured_data(config.data, dry_run=command.dry_run))
     if command.dry_run:
-        recipe = retrain_preset(config.preset, config.supernet.space)
+        recipe = retrain_preset(config.preset, config.supernet.space).with_stem_of(config)
         facts, taken = search_facts(config, recipe, data, device=device)
         print_resolved(config, {**facts, **taken.facts(command.price_per_hour)})
         return

@@ -80,7 +80,7 @@ def _beside(run: RunFolder, command: CompareCommand, device: torch.device) -> Co
         budget=command.budget,
         trained_members=members_of(run),
     )
-    command.budget.require_room_for(comparison.num_members)
+    command.budget.require_room_for(comparison.num_members, command.methods)
     ranked_genotypes(comparison.found, comparison.sizes[-1])
     return comparison
 

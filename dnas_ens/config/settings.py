@@ -389,7 +389,19 @@ class SearchConfig:
             "The star alone has no weights that candidates could be trained with.",
             "Leave out --candidate-epochs, or --likelihood none.",
         )
-        num_drawn = self.objective.num_drawn
+        num_drawn, penalty = self.objective.num_drawn, self.objective.penalty
+        require(
+            not (self.objective.hard and "predictive" in penalty),
+            "With gumbel-hard one step trains weights and architecture, and a penalty on predictions would train the "
+            "weights to disagree.",
+            "Give --relaxation softmax, or --penalty js-pairwise.",
+        )
+        require(
+            num_drawn > 1 or (self.objective.likelihood != "ensemble" and "predictive" not in penalty),
+            f"One member is drawn for a step, and --likelihood {self.objective.likelihood} with --penalty {penalty} "
+            "is about several.",
+            "Give --drawn-members 4.",
+        )
         if self.bilevel.batch_size % num_drawn:
             raise UserError(
                 f"{num_drawn} drawn members do not divide a batch of {self.bilevel.batch_size} images.",

@@ -190,9 +190,13 @@ class ArchitectureFamily:
         """Return the distribution (T, E, O) at the start of the paths."""
         return self.distributions(self.start_point())[0]
 
+    def start_genotype(self) -> Genotype:
+        """Return the rounded start of the paths; a given base that is only compared with is another one."""
+        return self.genotypes(self.start_point())[0]
+
     def base_genotype(self) -> Genotype:
         """Return the given base, or the rounded learnt one."""
-        return self.base if self.base is not None else self.genotypes(self.start_point())[0]
+        return self.base if self.base is not None else self.start_genotype()
 
 
 @dataclass(frozen=True, kw_only=True)

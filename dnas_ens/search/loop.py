@@ -271,8 +271,8 @@ class SearchLoop(FamilyLoop):
         return {"val_accuracy": accuracy, **self.measure_family()}
 
     def _base_path(self) -> Tensor:
-        """Return the discrete base as mixture weights (T, E, O) of 0 and 1."""
-        return genotype_mixture(self.family.base_genotype(), self.family.space).to(self.device)
+        """Return the discrete start of the paths as mixture weights (T, E, O) of 0 and 1."""
+        return genotype_mixture(self.family.start_genotype(), self.family.space).to(self.device)
 
     def scoring_images(self) -> Split:
         """Return the validation images that candidates are scored on."""

@@ -88,7 +88,7 @@ def run_search(
     elif config.regime == "random":
         result = _random_deviations(config, base)
     else:
-        recipe = recipe or retrain_preset(config.preset, config.supernet.space)
+        recipe = (recipe or retrain_preset(config.preset, config.supernet.space)).with_stem_of(config)
         options: dict[str, Any] = {"device": device, "base": base}
         trial = CostMeter(gpu=torch.device(device).type == "cuda")
         if config.objective.step_time_weight > 0:

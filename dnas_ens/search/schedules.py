@@ -27,7 +27,10 @@ class Schedules:
             first, count = bilevel.warmup_epochs, bilevel.epochs
         else:
             first, count = 0, bilevel.star_steps
-        return min(1.0, max(0.0, (self.epoch - first) / max(1, count - first - 1)))
+        if count - first < 2:
+            # One alone is the last.
+            return float(self.epoch >= first)
+        return min(1.0, max(0.0, (self.epoch - first) / (count - first - 1)))
 
     @property
     def temperature(self) -> float:

@@ -106,7 +106,7 @@ class FamilyLoop(ABC):
         members = self.family.distributions(self.family.grid(torch.tensor([0.5 * hyper.max_lambda])))
         distances = pairwise_architecture_distance(members, self.family.space)
         pairs = max(1, hyper.directions * (hyper.directions - 1))
-        genotype = self.family.base_genotype()
+        genotype = self.family.start_genotype()
         return {
             "member_distance": float(distances.sum()) / pairs,
             "skips": float(max(genotype.skip_counts().values())),
@@ -117,7 +117,7 @@ class FamilyLoop(ABC):
     def should_stop(self) -> bool:
         """Say whether a base cell holds more skip connections than allowed (DARTS+, arXiv 1909.06035)."""
         limit = self.config.bilevel.max_skips
-        return limit is not None and max(self.family.base_genotype().skip_counts().values()) > limit
+        return limit is not None and max(self.family.start_genotype().skip_counts().values()) > limit
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:

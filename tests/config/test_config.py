@@ -77,6 +77,9 @@ INFINITE = float("inf")
         (SearchConfig(), {"relaxation": "gumbel-hard", "second_order": True}, "no second order", "--second-order"),
         (SearchConfig(), {"relaxation": "gumbel-hard", "drawn_members": 7}, "7 drawn members do not", "multiple of 7"),
         (SearchConfig(), {"likelihood": "none", "penalty": "js-predictive"}, "nothing to compare", "js-pairwise"),
+        # The default search draws one member along hard paths.
+        (search_preset(), {"penalty": "js-predictive"}, "would train the weights to disagree", "--relaxation softmax"),
+        (search_preset(), {"likelihood": "ensemble"}, "One member is drawn for a step", "--drawn-members 4"),
         (SearchConfig(), {"likelihood": "none", "candidate_epochs": 9}, "no weights", "--candidate-epochs"),
         (SearchConfig(), {"score_images": -1}, "--score-images is -1", "0 or more"),
         (SearchConfig(), {"drawn_members": 0}, "--drawn-members is 0", "1 or more"),

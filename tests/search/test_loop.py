@@ -108,6 +108,9 @@ def test_schedules_reach_both_ends(tiny_search):
     config = with_fields(tiny_search, epochs=5, warmup_epochs=2, temperature=(1.0, 0.4))
     temperatures = [round(Schedules(config, epoch).temperature, 6) for epoch in range(6)]
     assert temperatures == [1.0, 1.0, 1.0, 0.7, 0.4, 0.4]
+    # A single epoch of the architecture is the last.
+    config = with_fields(config, epochs=3)
+    assert [Schedules(config, epoch).temperature for epoch in range(4)] == [1.0, 1.0, 0.4, 0.4]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_schedules_reach_both_ends(tiny_search):
     [
         {"penalty": "js-predictive", "passes": "separate"},
         {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble"},
-        {"penalty": "js-pairwise+js-predictive", "likelihood": "ensemble", "relaxation": "gumbel-hard"},
+        {"penalty": "js-pairwise", "likelihood": "ensemble", "relaxation": "gumbel-hard"},
         {"penalty": "js-base", "second_order": True},
         {"penalty": "none", "hypernetwork": "mlp"},
         {"train_knot_positions": True, "auxiliary_skip": 1.0},

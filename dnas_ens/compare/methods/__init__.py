@@ -5,6 +5,7 @@ Each is a function of a `Comparison` that yields rows: it trains what it needs, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dnas_ens.config import require
@@ -51,8 +52,8 @@ class Budget:
             "Give each size once, the smallest first.",
         )
 
-    def require_room_for(self, num_members: int) -> None:
-        """Refuse what does not fit an ensemble of so many members."""
+    def require_room_for(self, num_members: int, methods: Sequence[str] = ()) -> None:
+        """Refuse what does not fit an ensemble of so many members, and an evolution that is none."""
         require(
             num_members <= self.pool_size,
             f"A pool of {self.pool_size} is too small for {num_members} members.",
@@ -63,4 +64,10 @@ class Budget:
             f"--members-grid begins with {min(self.members_grid, default=0)}, but ours has {num_members} members as "
             "it is.",
             "Give larger sizes.",
+        )
+        require(
+            "nes-re" not in methods or 1 <= self.parents <= self.population < self.pool_size,
+            f"NES-RE with a population of {self.population}, {self.parents} parents and {self.pool_size} networks in "
+            "all would evolve nothing.",
+            "Give --parents at most --population, and --pool-size more, or leave nes-re out of --methods.",
         )

@@ -34,7 +34,7 @@ from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.run import predict_folder
 from dnas_ens.metrics.calibration import CrossFit, per_image_calibrated_nll
 from dnas_ens.nn.network import Network
-from dnas_ens.run.files import read_json
+from dnas_ens.run.files import as_json, read_json
 from dnas_ens.run.folder import RunFolder
 from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
@@ -205,7 +205,8 @@ class Comparison:
             **fields: Fields of the recipe that differ.
         """
         if name not in self._trained:
-            folder, recipe = self.baseline(name), self.recipe_of(name, **fields)
+            recipe = self.recipe_of(name, **fields)
+            folder = self._room_for(name, genotypes[0], recipe)
             train_members(
                 genotypes,
                 self.data,
@@ -217,6 +218,18 @@ class Comparison:
             )
             self._trained[name] = self._predicted(folder, len(genotypes), recipe)
         return self._trained[name]
+
+    def _room_for(self, name: str, genotype: Genotype, recipe: RetrainConfig) -> Path:
+        """Return the folder of a method, or one of its own for this size where it holds networks of another one.
+
+        Once ours has grown, the best cell, or how wide one network as large is, may be another.
+        """
+        first = self.baseline(name) / "members" / "0" / "member.json"
+        if not first.exists():
+            return self.baseline(name)
+        held, wanted = read_json(first), as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe)})
+        same = {"genotype": held["spec"]["genotype"], "recipe": held["recipe"]} == wanted
+        return self.baseline(name if same else f"{name}-of-{self.num_members}")
 
     def _predicted(self, folder: Path, num_members: int, recipe: RetrainConfig) -> Trained:
         """Return the trained members of a folder."""
@@ -279,15 +292,24 @@ class Comparison:
         ensemble = Ensemble(list(networks), classes=self.data.classes, preprocessing=Preprocessing.of(self.data))
         return predict_splits(ensemble.eval(), self.data, device=self.device)
 
+    @property
+    def _records(self) -> Records:
+        return Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
+
+    def place_of(self, name: str) -> Path:
+        """Return the folder of a method for this number of our members; the first one that was noted has the plain."""
+        first = next((record["members"] for record in self._records if record["method"] == name), self.num_members)
+        return self.baseline(name if first == self.num_members else f"{name}-of-{self.num_members}")
+
     def kept(self, name: str, make: Callable[[], tuple[Predictions, dict[str, Any]]]) -> tuple[Predictions, Record]:
         """Return a method's predictions and what is noted of them; made once for each number of our members."""
-        file, key = self.baseline(name) / "predictions.npz", (name, self.num_members)
-        records = Records(self.folder / "baselines" / "records.jsonl", key=("method", "members"))
+        file, key = self.place_of(name) / "predictions.npz", (name, self.num_members)
+        records = self._records
         if key not in records or not file.exists():
             predictions, notes = make()
             predictions.save(file)
             records.add({"method": name, "members": self.num_members, **notes})
-            shutil.rmtree(self.baseline(name) / "checkpoints", ignore_errors=True)
+            shutil.rmtree(file.parent / "checkpoints", ignore_errors=True)
         return Predictions.load(file), records[key]
 
     def further_search(self, regime: str, *, members: int, base: Path | None = None) -> SearchConfig:
@@ -295,13 +317,17 @@ class Comparison:
         own = self.search
         published = search_preset(own.preset, regime, base=base)
         several = own.candidates.pool_size if members > 1 else 1
+        # It may be soft where ours is hard: of several members at once, and by a supernet in channels_last.
+        batch, layout = own.bilevel.batch_size, own.bilevel.layout
+        drawn = own.objective.drawn_members or next(count for count in (4, 3, 2, 1) if batch % count == 0)
+        layout = "auto" if layout == "contiguous" and own.supernet.form != "reference" else layout
         return replace(
             published,
             seed=own.seed,
             data=own.data,
             supernet=own.supernet,
-            bilevel=own.bilevel,
-            objective=replace(published.objective, drawn_members=own.objective.drawn_members),
+            bilevel=replace(own.bilevel, layout=layout),
+            objective=replace(published.objective, drawn_members=drawn),
             candidates=replace(own.candidates, members=members, pool_size=several),
         )
 

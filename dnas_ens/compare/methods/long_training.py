@@ -14,6 +14,7 @@ from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.ensembles.snapshot import CosineCycles, Schedule, SnapshotRecorder
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
+from dnas_ens.run.files import as_json
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.training.trainer import MemberTraining, NetworkTraining
 
@@ -79,7 +80,9 @@ def train_on(
     store = CheckpointStore(folder / "checkpoints", name="training")
     newest = store.load_newest()
     before, scalars = None, {}
-    if newest is not None:
+    identity = as_json(training.identity())
+    # One of another length is begun afresh.
+    if newest is not None and newest[1].get("identity") == identity:
         training.load_state_dict(newest[1]["training"])
         companion.load_state_dict(newest[1]["companion"])
         before, scalars = newest[1]["seconds"], newest[1]["scalars"]
@@ -88,7 +91,7 @@ def train_on(
     def save() -> None:
         state = {"training": training.state_dict(), "companion": companion.state_dict()}
         steps = training.epoch * training.steps_per_epoch + training.steps_done
-        store.save(steps, {**state, "scalars": scalars, "seconds": cost.seconds()})
+        store.save(steps, {**state, "scalars": scalars, "seconds": cost.seconds(), "identity": identity})
 
     states = RegularStates(save)
 
@@ -134,7 +137,7 @@ def train_long(
         device=comparison.device,
     )
     companion = companion_of(training)
-    folder = comparison.baseline(name)
+    folder = comparison.place_of(name)
     found = train_on(training, companion, folder, epochs=epochs, save_every=recipe.epochs, description=name)
     return training, companion, found["cpu_seconds"]
 
