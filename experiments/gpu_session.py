@@ -37,7 +37,7 @@ from dnas_ens.config import require
 #: Seconds a section may take, and the least that it is begun with.
 LIMITS = {
     0: (30, 10),
-    1: (110, 30),
+    1: (140, 30),
     2: (60, 25),
     3: (45, 20),
     4: (120, 40),

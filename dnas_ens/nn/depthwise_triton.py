@@ -18,6 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dnas_ens.nn.execution import on_device_of
+
 #: Outputs of a program.
 _BLOCK = 2048
 #: Chunks of pixels that a weight gradient is summed over apart, at most.
@@ -126,24 +128,25 @@ def _launch(features: Tensor, taps: Tensor, result: Tensor, *, stride: int, dila
     channels = min(in_channels, out_channels)
     sizes, blocks = _sizes(features, result)
     grid = triton.cdiv(sizes[0], blocks["PIXELS"]), triton.cdiv(out_channels, blocks["CHANNELS"])
-    _convolve_kernel[grid](
-        features,
-        taps,
-        result,
-        *sizes,
-        in_channels,
-        out_channels,
-        channels,
-        taps.shape[1],
-        taps.shape[1] // channels if transposed else 1,
-        stride,
-        dilation,
-        SIDE=math.isqrt(len(taps)),
-        # The step of the transpose, a constant because dividing by a variable is slow.
-        STEP=stride if transposed else 1,
-        TRANSPOSED=transposed,
-        **blocks,
-    )
+    with on_device_of(features):
+        _convolve_kernel[grid](
+            features,
+            taps,
+            result,
+            *sizes,
+            in_channels,
+            out_channels,
+            channels,
+            taps.shape[1],
+            taps.shape[1] // channels if transposed else 1,
+            stride,
+            dilation,
+            SIDE=math.isqrt(len(taps)),
+            # The step of the transpose, a constant because dividing by a variable is slow.
+            STEP=stride if transposed else 1,
+            TRANSPOSED=transposed,
+            **blocks,
+        )
     return result
 
 
@@ -154,19 +157,20 @@ def _weight_gradient(features: Tensor, gradient: Tensor, side: int, *, stride: i
     pixels_of_chunk = blocks["PIXELS"] * triton.cdiv(sizes[0], blocks["PIXELS"] * _CHUNKS)
     chunks = triton.cdiv(sizes[0], pixels_of_chunk)
     partial = torch.empty(chunks, side * side, out_channels, device=features.device)
-    _weight_gradient_kernel[(chunks, triton.cdiv(out_channels, blocks["CHANNELS"]), side * side)](
-        features,
-        gradient,
-        partial,
-        *sizes,
-        out_channels,
-        channels,
-        pixels_of_chunk,
-        stride,
-        dilation,
-        SIDE=side,
-        **blocks,
-    )
+    with on_device_of(features):
+        _weight_gradient_kernel[(chunks, triton.cdiv(out_channels, blocks["CHANNELS"]), side * side)](
+            features,
+            gradient,
+            partial,
+            *sizes,
+            out_channels,
+            channels,
+            pixels_of_chunk,
+            stride,
+            dilation,
+            SIDE=side,
+            **blocks,
+        )
     return partial.sum(0).t().reshape(out_channels, 1, side, side)
 
 

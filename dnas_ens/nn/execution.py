@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import sys
@@ -29,6 +30,11 @@ _UNRECORDED = 3
 Module = TypeVar("Module", bound=nn.Module)
 #: What is timed, such as an execution.
 Choice = TypeVar("Choice", bound=Hashable)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which Triton launches kernels on a tensor's device; by itself it takes the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 class GraphedStep:
@@ -61,6 +67,9 @@ class GraphedStep:
     def __call__(self, *inputs: Tensor) -> None:
         """Run the step on tensors of the device."""
         if self._left > 0:
+            if self._left == _UNRECORDED:
+                # A finished training is held by its own functions, and with it the memory of its recording.
+                gc.collect()
             self._left -= 1
             self._run_aside(inputs)
             return

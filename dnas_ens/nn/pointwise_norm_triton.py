@@ -21,6 +21,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from dnas_ens.nn.execution import on_device_of
+
 #: Chunks of pixels that sums are taken over apart, in a fixed order.
 _CHUNKS = 64
 
@@ -139,9 +141,10 @@ def _sums(rows: Tensor) -> Tensor:
     num_pixels, num_channels = rows.shape
     pixels_of_chunk = 128 * triton.cdiv(num_pixels, 128 * _CHUNKS)
     partial = torch.empty(_CHUNKS, num_channels, device=rows.device)
-    _sums_kernel[(_CHUNKS, num_channels // 16)](
-        rows, partial, num_pixels, pixels_of_chunk, num_channels, PIXELS=128, BLOCK=16
-    )
+    with on_device_of(rows):
+        _sums_kernel[(_CHUNKS, num_channels // 16)](
+            rows, partial, num_pixels, pixels_of_chunk, num_channels, PIXELS=128, BLOCK=16
+        )
     return partial
 
 
@@ -165,24 +168,25 @@ class _FoldedNorm(torch.autograd.Function):
         matrices = torch.empty(groups, channels, channels, device=features.device)
         shifts = torch.empty(groups, channels, device=features.device)
         weights = matrices if pointwise is None else pointwise.contiguous()
-        _fold_kernel[(groups,)](
-            gram,
-            partial,
-            weights,
-            matrices,
-            shifts,
-            *(tracked or (shifts, shifts, shifts)),
-            float(count),
-            epsilon,
-            momentum,
-            count / max(1, count - 1),
-            num_channels,
-            *blocks,
-            CHUNKS=_CHUNKS,
-            C=channels,
-            CONVOLVE=pointwise is not None,
-            TRACK=tracked is not None,
-        )
+        with on_device_of(features):
+            _fold_kernel[(groups,)](
+                gram,
+                partial,
+                weights,
+                matrices,
+                shifts,
+                *(tracked or (shifts, shifts, shifts)),
+                float(count),
+                epsilon,
+                momentum,
+                count / max(1, count - 1),
+                num_channels,
+                *blocks,
+                CHUNKS=_CHUNKS,
+                C=channels,
+                CONVOLVE=pointwise is not None,
+                TRACK=tracked is not None,
+            )
         ctx.save_for_backward(features, gram, partial, weights)
         ctx.settings, ctx.blocks, ctx.convolves = settings, blocks, pointwise is not None
         return matrices, shifts
@@ -199,24 +203,25 @@ class _FoldedNorm(torch.autograd.Function):
         # The product with each pixel is as the Gram matrix is: one with zeros between blocks, or one a group.
         of_rows = gram.new_zeros(gram.shape, dtype=features.dtype)
         of_constant = torch.empty(num_channels, dtype=features.dtype, device=features.device)
-        _unfold_kernel[(num_channels // channels,)](
-            gram,
-            partial,
-            weights,
-            of_matrices.contiguous(),
-            of_shifts.contiguous(),
-            of_pointwise,
-            of_rows,
-            of_constant,
-            float(batch * height * width),
-            epsilon,
-            groups,
-            num_channels,
-            *ctx.blocks,
-            CHUNKS=_CHUNKS,
-            C=channels,
-            CONVOLVE=ctx.convolves,
-        )
+        with on_device_of(features):
+            _unfold_kernel[(num_channels // channels,)](
+                gram,
+                partial,
+                weights,
+                of_matrices.contiguous(),
+                of_shifts.contiguous(),
+                of_pointwise,
+                of_rows,
+                of_constant,
+                float(batch * height * width),
+                epsilon,
+                groups,
+                num_channels,
+                *ctx.blocks,
+                CHUNKS=_CHUNKS,
+                C=channels,
+                CONVOLVE=ctx.convolves,
+            )
         of_features = None
         if ctx.needs_input_grad[0]:
             rows = features.permute(0, 2, 3, 1).reshape(-1, num_channels)

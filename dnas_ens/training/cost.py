@@ -38,8 +38,8 @@ from dnas_ens.training.trainer import MemberTraining
 from dnas_ens.training.workers import completed, worker_pool
 from dnas_ens.types import FloatArray
 
-#: Seconds of steps that are timed, after a few that are not, and steps at least.
-TRIAL_SECONDS, WARM_UP, FEWEST = 1.5, 3, 3
+#: Seconds of steps that are timed, after a few that are not (on a GPU the fourth is recorded), and steps at least.
+TRIAL_SECONDS, WARM_UP, FEWEST = 1.5, 5, 3
 #: Epochs of a training that never comes near its end.
 ENDLESS = 1_000_000
 #: Validation images that a forward pass is timed on, at most.

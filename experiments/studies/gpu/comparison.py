@@ -92,13 +92,14 @@ def compare(session: Session) -> None:
     ]
     plain = {"cnn6": (2,)} if session.rehearse else {"cnn6": (32, 64, 128), "resnet20": (1,)}
     kinds = [_cells_kind(session, data, cells), *(_plain_kind(data, *kind) for kind in plain.items())]
-    plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
     budgets = {BUDGET: recipe, DEEP: with_fields(recipe, num_cells=DEEP_CELLS)}
     methods = [*budgets, *plain, STAR, RANDOM, COPIES, SEARCHED]
     finished = [name.removeprefix("comparison, ") for name in session.earlier if name.startswith("comparison, ")]
     if finished:
-        seconds = session.earlier["comparison plan"]["seconds"]
+        # What was decided before anything was trained.
+        seconds, plan = (session.earlier["comparison plan"][name] for name in ("seconds", "kinds"))
     else:
+        plan = {kind.name: _plan(session, data, recipe, kind) for kind in kinds}
         # What the search cannot use is left; nothing is trained for longer than the others.
         left = (session.seconds_left - 10.0) / len(methods) - RESERVE
         seconds = 0.5 if session.rehearse else left
@@ -110,6 +111,7 @@ def compare(session: Session) -> None:
         session.say(method)
         if session.seconds_left < seconds + RESERVE and not session.rehearse:
             session.keep(f"left out, {method}", {"seconds_left": session.seconds_left})
+            failed.append(method)
             continue
         try:
             if method in budgets:
@@ -123,7 +125,7 @@ def compare(session: Session) -> None:
         session.free()
     if failed:
         # So that --resume tries them again.
-        raise RuntimeError(f"failed: {', '.join(failed)}")
+        raise RuntimeError(f"failed or left out: {', '.join(failed)}")
 
 
 def _cells_kind(session: Session, data: ImageData, genotypes: Sequence[Genotype]) -> Kind:
