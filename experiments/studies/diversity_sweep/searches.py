@@ -120,7 +120,8 @@ class Study(SearchStudy):
 
     def records(self, **more: Any) -> Records:
         """Open the store: a line a unit in OUTPUT.jsonl, its predictions in the run folder."""
-        folder = self.run_dir or Path("runs") / f"{self.name}-{self.data}"
+        # Of the output's name, so that studies of other settings do not share predictions.
+        folder = self.run_dir or Path("runs") / self.path.name
 
         def place(record: Record) -> Path:
             kind, name, seed = key_of(record)
