@@ -442,7 +442,7 @@ class Ensemble(nn.Module):
 
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
-        return normalise_weights(self.weights.double().cpu().numpy(), self.num_members)
+        return normalise_weights(self.weights.cpu().double().numpy(), self.num_members)
 
     def averaged(
         self, member_probs: npt.NDArray[np.floating], cascade: Cascade | None = None
@@ -487,7 +487,7 @@ class Ensemble(nn.Module):
         """
         stored = StoredEnsemble(
             members=list(self.members),
-            weights=self.weights.double().tolist(),
+            weights=self.weights.cpu().double().tolist(),
             temperature=float(self.temperature),
             classes=self.classes,
             preprocessing=self.preprocessing,

@@ -230,7 +230,7 @@ def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device 
         test_probs=ensemble.predict_probs(data.test),
         test_labels=data.test.labels.cpu().numpy(),
         classes=data.classes,
-        weights=ensemble.weights.double().tolist(),
+        weights=ensemble.weights.cpu().double().tolist(),
         parameters=[num_parameters(member) for member in members],
         flops=[count_flops(member, shape) for member in members],
         inference_seconds=[inference_seconds(member, shape, channels_last=channels_last) for member in members],

@@ -19,6 +19,7 @@ from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate import evaluate
 from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.training.prediction import predict_batches
 
@@ -222,6 +223,24 @@ def test_an_ensemble_is_on_the_device_of_its_members(mixed_members):
     ensemble = Ensemble([member.to("meta") for member in mixed_members()])
     assert ensemble.weights.device.type == ensemble.temperature.device.type == "meta"
     assert (ensemble(IMAGES).device.type, ensemble(IMAGES).shape) == ("meta", (6, 3))
+
+
+class WithoutDoubles(torch.Tensor):
+    """As on Apple's GPUs, where only a copy on the CPU has double precision."""
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_are_widened_on_the_cpu(few_digits, tmp_path):
+    ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], preprocessing=Preprocessing.of(few_digits))
+    ensemble.weights = ensemble.weights.as_subclass(WithoutDoubles)
+    ensemble.save(tmp_path)
+    measured = evaluate(ensemble, few_digits, device="cpu")["rows"][-1]["nll"]
+    assert ensemble.evaluate(few_digits.test)["nll"] == pytest.approx(measured, rel=1e-5)
 
 
 @pytest.mark.gpu
