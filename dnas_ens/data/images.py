@@ -117,9 +117,14 @@ def read_image(
         uint8 (C, H, H).
 
     Raises:
-        UserError: The file is missing or unreadable, is in colour where one channel is wanted, or has values of
-            another range than the training images.
+        UserError: This is no path; or the file is missing or unreadable, is in colour where one channel is wanted, or
+            has values of another range than the training images.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(
+            f"A {type(path).__name__} was given where the path of an image file is wanted.",
+            "Give paths; an ensemble's predict_probs takes images themselves, as a uint8 array (N, C, H, W).",
+        )
     picture = decode_or_error(path, image_size=image_size)
     if isinstance(picture, Exception):
         raise UserError(

@@ -28,6 +28,8 @@ def default_data_root() -> Path:
 def room_for(*shape: int) -> Tensor:
     """Return an uninitialised uint8 tensor of a shape: in memory, or in a file without a name below the data root.
 
+    That is the default one: splits are made of splits long after `load_data`, whose ``data_root`` is not known here.
+
     Raises:
         UserError: There is no room on that disk.
     """

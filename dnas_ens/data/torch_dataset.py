@@ -31,7 +31,7 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     Args:
         dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor (H, W) or (C, H, W)
             of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from 0. Class names come from its
-            `classes`, or from the data set that it is a Subset of.
+            `classes`, or from the data sets inside its Subsets and ConcatDatasets, where these agree.
         image_size: As for `folder.load_folder`.
 
     Returns:
@@ -59,8 +59,10 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
             )
         pictures.append(_to_picture(item[0], index=index))
         labels[index] = _to_label(item[1], index=index)
-    source = _innermost(dataset)
-    classes = _class_names(getattr(dataset, "classes", None) or getattr(source, "classes", None), labels)
+    sources = _innermost(dataset)
+    kinds = {type(source).__name__ for source in sources}
+    named = {_named_classes(source) for source in sources}
+    classes = _class_names(_named_classes(dataset) or (named.pop() if len(named) == 1 else ()), labels)
     arrays, deep_bits = with_one_scale(pictures, [f"item {index}" for index in range(num_images)])
     side = image_size
     if side is None:
@@ -68,11 +70,11 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
         side = common_side(sizes)
         tell_sizes(sizes, side)
     return LabelledImages(
-        name=type(source).__name__,
+        name=type(sources[0] if len(kinds) == 1 else dataset).__name__,
         classes=classes,
         images=stack(arrays, image_size=side),
         labels=labels,
-        flip=type(source).__name__ not in _NOT_FLIPPED,
+        flip=kinds.isdisjoint(_NOT_FLIPPED),
         num_train=num_images,
         deep_bits=deep_bits,
     )
@@ -122,8 +124,14 @@ def _to_label(label: Any, *, index: int) -> int:
     return int(number)
 
 
-def _class_names(named: Any, labels: np.ndarray) -> tuple[str, ...]:
-    classes = tuple(map(str, named)) if named else tuple(map(str, range(int(labels.max()) + 1)))
+def _named_classes(dataset: Any) -> tuple[str, ...]:
+    """What a data set calls its classes, in a list, an array or the like; empty where it does not."""
+    named = getattr(dataset, "classes", None)
+    return () if named is None else tuple(map(str, named))
+
+
+def _class_names(named: tuple[str, ...], labels: np.ndarray) -> tuple[str, ...]:
+    classes = named or tuple(map(str, range(int(labels.max()) + 1)))
     if labels.max() >= len(classes):
         raise UserError(
             f"Label {labels.max()} has no name: `classes` lists {len(classes)}.",
@@ -141,8 +149,10 @@ def _class_names(named: Any, labels: np.ndarray) -> tuple[str, ...]:
     return classes
 
 
-def _innermost(dataset: Any) -> Any:
-    """The data set inside any number of Subsets."""
-    while isinstance(dataset, torch.utils.data.Subset):
-        dataset = dataset.dataset
-    return dataset
+def _innermost(dataset: Any) -> list[Any]:
+    """The data sets inside any number of Subsets and ConcatDatasets."""
+    if isinstance(dataset, torch.utils.data.Subset):
+        return _innermost(dataset.dataset)
+    if isinstance(dataset, torch.utils.data.ConcatDataset):
+        return [source for part in dataset.datasets for source in _innermost(part)]
+    return [dataset]

@@ -339,7 +339,7 @@ class Ensemble(nn.Module):
 
     def predict(
         self,
-        paths: Sequence[str | Path],
+        paths: Iterable[str | Path],
         *,
         batch_size: int = EVALUATION_BATCH,
         device: torch.device | str | None = None,
@@ -372,8 +372,9 @@ class Ensemble(nn.Module):
             raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
         _check_batch_size(batch_size)
         rows: list[dict[str, Any]] = []
-        for start in range(0, len(paths), batch_size):
-            chunk = paths[start : start + batch_size]
+        files = list(paths)
+        for start in range(0, len(files), batch_size):
+            chunk = files[start : start + batch_size]
             images = torch.stack(list(in_threads(self.preprocessing.read, chunk)))
             if cascade is None:
                 probs = self.predict_probs(images, batch_size=batch_size, device=device)
@@ -442,7 +443,7 @@ class Ensemble(nn.Module):
 
     def _shares(self) -> npt.NDArray[np.float64]:
         """Return the combining weights (M,) in double precision, with sum 1."""
-        return normalise_weights(self.weights.double().cpu().numpy(), self.num_members)
+        return normalise_weights(self.weights.cpu().double().numpy(), self.num_members)
 
     def averaged(
         self, member_probs: npt.NDArray[np.floating], cascade: Cascade | None = None
@@ -487,7 +488,7 @@ class Ensemble(nn.Module):
         """
         stored = StoredEnsemble(
             members=list(self.members),
-            weights=self.weights.double().tolist(),
+            weights=self.weights.cpu().double().tolist(),
             temperature=float(self.temperature),
             classes=self.classes,
             preprocessing=self.preprocessing,

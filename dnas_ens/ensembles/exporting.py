@@ -10,7 +10,7 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -78,11 +78,13 @@ def export(
         The largest difference between a probability of the file's and of the ensemble's.
 
     Raises:
-        UserError: No preprocessing, another ending, too few images, packages that are missing, members that do not
-            become one graph, or a graph that says something else than the ensemble.
+        UserError: No preprocessing, another ending or format, too few images, packages that are missing, members that
+            do not become one graph, or a graph that says something else than the ensemble.
     """
     path = Path(path)
     format = format or format_of(path)
+    if format not in get_args(Format):
+        raise UserError(f"format is {format!r}.", 'Give "torch", "onnx", or None to tell it by the ending of the path.')
     if ensemble.preprocessing is None:
         raise UserError("The ensemble does not know how its members want images.", GIVE_PREPROCESSING)
     given = torch.as_tensor(images)

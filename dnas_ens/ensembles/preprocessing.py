@@ -161,7 +161,8 @@ def as_pixels(images: object) -> Tensor:
     if isinstance(images, Tensor):
         return images
     try:
-        return torch.tensor(np.asarray(images))
+        # As a copy: torch takes no negative strides, as of images[..., ::-1].
+        return torch.tensor(np.ascontiguousarray(images))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"A {type(images).__name__} was given where images are wanted.",
@@ -194,6 +195,11 @@ def check_images(images: Tensor, preprocessing: Preprocessing | None) -> None:
                 "Load the data with the image size that the members were trained on.",
             )
     if shape[1] not in sizes:
+        if preprocessing.trunk is not None and shape[1] == preprocessing.num_channels:
+            raise UserError(
+                f"The images are {images.dtype}, but pictures go through a trunk, which takes uint8.",
+                "Give uint8 pictures, with values 0 to 255 and not normalised.",
+            )
         raise UserError(
             f"The images have {shape[1]} channels, the ensemble's have {preprocessing.num_channels}.",
             "Convert the images, or use an ensemble that was trained on such images.",

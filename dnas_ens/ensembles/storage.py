@@ -205,6 +205,13 @@ def _named_as_in(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, 
 
 def _take_precision(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Give a module's tensors the dtypes they were saved in; loading alone would round them to the module's own."""
+    saved_in, own_in = (
+        {value.dtype for value in state.values() if value.is_floating_point() or value.is_complex()}
+        for state in (tensors, module.state_dict())
+    )
+    if len(saved_in) == 1 and saved_in != own_in:
+        # With the buffers that are not in a file, such as constants.
+        module.to(saved_in.pop())
     for name, own in module.state_dict(keep_vars=True).items():
         saved = tensors.get(name)
         if saved is not None and saved.is_floating_point() and own.is_floating_point():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnas_ens.errors import UserError
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
 from dnas_ens.metrics.diversity import normalise_weights
 from dnas_ens.run.files import read_json
@@ -33,6 +34,7 @@ _PER_MEMBER = {
     "train_cpu_seconds": np.float64,
     "train_gpu_seconds": np.float64,
 }
+_GIVE_THEIR_CLASSES = "Give data with the classes that the members were trained on, in the same order."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,29 +203,54 @@ class Predictions:
 
 
 def predict_splits(ensemble: Ensemble, data: ImageData, *, device: torch.device | str = "cpu") -> Predictions:
-    """Predict the validation and the test images with every member, and measure what a member costs to use."""
+    """Predict the validation and the test images with every member, and measure what a member costs to use.
+
+    Raises:
+        UserError: The data have other classes than the ensemble, or the same in another order.
+    """
     from dnas_ens.evaluate.compute_cost import count_flops, inference_seconds
     from dnas_ens.nn.network import Network, num_parameters
     from dnas_ens.run.machine import describe_device
 
+    if ensemble.classes is not None:
+        # Before the members predict, which may take long.
+        _require_same_classes(ensemble.classes, data.classes)
     ensemble.to(device)
     counts = f"{len(data.val):,} val and {len(data.test):,} test images"
     print(f"predicting {counts} with {ensemble.num_members} members", file=sys.stderr, flush=True)
     members = list(ensemble.members)
     shape = (data.num_channels, data.image_size, data.image_size)
     channels_last = all(isinstance(member, Network) for member in members)
+    val_probs = ensemble.predict_probs(data.val)
+    if ensemble.classes is None:
+        _require_same_number(val_probs.shape[2], data.classes)
     return Predictions(
-        val_probs=ensemble.predict_probs(data.val),
+        val_probs=val_probs,
         val_labels=data.val.labels.cpu().numpy(),
         test_probs=ensemble.predict_probs(data.test),
         test_labels=data.test.labels.cpu().numpy(),
         classes=data.classes,
-        weights=ensemble.weights.double().tolist(),
+        weights=ensemble.weights.cpu().double().tolist(),
         parameters=[num_parameters(member) for member in members],
         flops=[count_flops(member, shape) for member in members],
         inference_seconds=[inference_seconds(member, shape, channels_last=channels_last) for member in members],
         device=describe_device(device),
     )
+
+
+def _require_same_classes(ours: Sequence[str], theirs: Sequence[str]) -> None:
+    """Raise UserError unless the names of an ensemble's classes are those of the data, in the same order."""
+    _require_same_number(len(ours), theirs)
+    for index, (our, their) in enumerate(zip(ours, theirs, strict=True)):
+        if our != their:
+            raise UserError(
+                f"Class {index} of the ensemble is {our!r}, that of the data is {their!r}.", _GIVE_THEIR_CLASSES
+            )
+
+
+def _require_same_number(number: int, theirs: Sequence[str]) -> None:
+    if number != len(theirs):
+        raise UserError(f"The ensemble has {number} classes, the data have {len(theirs)}.", _GIVE_THEIR_CLASSES)
 
 
 def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:

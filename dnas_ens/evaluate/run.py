@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from dnas_ens.evaluate.decisions import decisions, decisions_markdown
 from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
 from dnas_ens.evaluate.tables import ensemble_row, result_rows, to_csv, to_markdown
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
-from dnas_ens.run.files import read_checked, write_atomic, write_json
+from dnas_ens.run.files import read_checked, sha256, write_atomic, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -60,9 +61,7 @@ def _source(folder: Path, fingerprint: str) -> str:
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
     """Evaluate the ensemble of a folder, and what was distilled from it, and write its tables; see `write_results`."""
-    from dnas_ens.ensembles.storage import MANIFEST
-
-    if (folder / "distilled" / MANIFEST).exists():
+    if _is_distilled_from_it(folder):
         predict_folder(folder / "distilled", data, device=device)
     return write_results(folder, predict_folder(folder, data, device=device))
 
@@ -103,8 +102,12 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     rows = result_rows(predictions)
     figures = ClassFigures.of(predictions)
     rows[-1]["recall_per_class"] = {row.name: row.recall if row.num_images else None for row in figures.rows}
-    if (distilled := folder / "distilled" / "predictions.npz").exists():
+    distilled = folder / "distilled" / "predictions.npz"
+    of_this_ensemble = _is_distilled_from_it(folder)
+    if of_this_ensemble and distilled.exists():
         rows.insert(-1, ensemble_row("distilled", _with_its_teacher(Predictions.load(distilled), predictions)))
+    elif of_this_ensemble is False:
+        print(f"without {distilled.parent}: distilled from an earlier ensemble; run distil again", file=sys.stderr)
     found = decisions(predictions)
     sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
     rows[-1] |= found
@@ -114,6 +117,19 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     )
     write_json(folder / "ensemble_size.json", sizes)
     return rows
+
+
+def _is_distilled_from_it(folder: Path) -> bool | None:
+    """Whether the network in R/distilled imitates the ensemble in R as it is now; None where there is no network."""
+    from dnas_ens.ensembles.storage import MANIFEST, trained_folders
+
+    place = folder / "distilled"
+    if not (place / MANIFEST).exists():
+        return None
+    note = trained_folders(place)[0][0] / "member.json"
+    if not (note.exists() and (folder / MANIFEST).exists()):
+        return False
+    return bool(read_checked(note, {"teacher?": str}).get("teacher") == sha256(folder / MANIFEST))
 
 
 def _with_its_teacher(student: Predictions, teacher: Predictions) -> Predictions:

@@ -107,9 +107,8 @@ def _plane(files: RunFiles) -> list[Picture]:
     labels, predicted = predictions.test_labels[chosen], mean[chosen].argmax(axis=1)
     wrong = int((labels != predicted).sum())
     drawn = "Every test image" if len(chosen) == len(mean) else f"{len(chosen):,} test images drawn at random"
-    coloured = len(predictions.classes) <= MAX_COLOURED_CLASSES
-    colours = "coloured by its true class and " if coloured else ""
-    named = " (true class → answer)" if coloured and 0 < wrong <= MAX_NAMED_ERRORS else ""
+    colours = "coloured by its true class and " if len(predictions.classes) <= MAX_COLOURED_CLASSES else ""
+    named = " (true class → answer)" if _are_named(wrong, predictions.classes) else ""
     crosses = (
         f"Crosses are the {count(wrong, 'error')}{named}"
         if wrong > 1
@@ -127,6 +126,11 @@ def _plane(files: RunFiles) -> list[Picture]:
             figure=draw_embedding(positions, labels, predicted, predictions.classes),
         )
     ]
+
+
+def _are_named(num_errors: int, classes: Sequence[str]) -> bool:
+    """Whether each error says its true class and the answer: where they are few, and all classes have short names."""
+    return num_errors <= MAX_NAMED_ERRORS and max(map(len, classes)) <= MAX_NAME
 
 
 def embed(probs: NDArray) -> tuple[FloatArray, NDArray[np.int64]] | None:
@@ -202,7 +206,7 @@ def draw_embedding(positions: ArrayLike, labels: NDArray, predicted: NDArray, cl
                     size=CLASS_TEXT,
                     bold=True,
                 )
-    if wrong.sum() <= MAX_NAMED_ERRORS and max(map(len, classes)) <= MAX_NAME:
+    if _are_named(int(wrong.sum()), classes):
         for place, label, answer in zip(points[wrong], labels[wrong], predicted[wrong], strict=True):
             text = f"{classes[label]} → {classes[answer]}"
             placer.add(

@@ -12,6 +12,7 @@ from typing import Any
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.predictions import Predictions
+from dnas_ens.evaluate.run import stored_predictions
 from dnas_ens.evaluate.tables import best_single, result_rows
 from dnas_ens.metrics.calibration import fit_temperature, tempered
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
@@ -123,7 +124,8 @@ class RunFiles:
         """Read a run folder.
 
         Raises:
-            UserError: It is not a run folder, or a file in it is damaged.
+            UserError: It is not a run folder, a file in it is damaged, or its ensemble has changed since it was
+                evaluated.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
@@ -133,7 +135,7 @@ class RunFiles:
             )
         predictions = None
         if (folder / "predictions.npz").is_file():
-            predictions = Predictions.load(folder / "predictions.npz")
+            predictions = stored_predictions(folder)
         shift = _optional(folder / "shift.json", SHIFT, {})
         compared = _optional(folder / "comparison.json", COMPARISON, [])
         ensemble = _optional(folder / "ensemble.json", ENSEMBLE, None)
@@ -258,8 +260,11 @@ def _rows(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:
     if predictions is None:
         return []
     rows: list[dict[str, Any]] = _optional(path, ROWS, [])
-    # A row a member, then best single, average member and ensemble.
-    return rows if len(rows) == len(predictions.test_probs) + 3 else result_rows(predictions)
+    # A row a member, then best single, average member and ensemble. Their number alone may be that of fewer members and
+    # of a distilled network.
+    members = [f"member {index}" for index in range(predictions.num_members)]
+    theirs = [row["name"] for row in rows[:-3]] == members
+    return rows if theirs else result_rows(predictions)
 
 
 def _sizes(path: Path, predictions: Predictions | None) -> list[dict[str, Any]]:

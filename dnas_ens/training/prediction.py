@@ -149,7 +149,7 @@ def class_probs(
         model: Inputs (B, ...) -> logits or probabilities (B, K) or (B, K, 1, 1), on any device; or an `Ensemble`, which
             says that it returns probabilities.
         inputs: (B, ...), moved to the model's device and dtype.
-        dtype: What the softmax is computed in at least.
+        dtype: What the softmax is computed in at least, where the device has it.
         outputs: What it returns, "logits" or "probs"; None to tell by these outputs.
 
     Returns:
@@ -174,6 +174,8 @@ def class_probs(
             "Combine networks that were trained on images of one size and number of channels, and give it those.",
         ) from error
     found = _class_outputs(returned, num_images=inputs.shape[0], name=name)
+    # Apple's GPUs have no double precision.
+    dtype = torch.float32 if found.device.type == "mps" else dtype
     # In half precision the sum over classes is too far from 1 for the metrics.
     wide = found.to(torch.promote_types(found.dtype, dtype))
     # True of an `Ensemble`.

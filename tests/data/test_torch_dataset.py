@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision.datasets import ImageFolder
 
 from dnas_ens.data.folder import load_folder
@@ -77,6 +77,18 @@ def test_classes_and_flip_of_the_data_set_inside_a_subset():
     assert (loaded.name, loaded.classes, loaded.labels.tolist()) == ("MNIST", ("zero", "one"), [1, 0])
     assert not loaded.flip
     assert load_torch_dataset(Listed(items)).flip
+    both = load_torch_dataset(ConcatDataset([Subset(MNIST(items), [3, 2]), MNIST(items)]))
+    assert (both.name, both.classes, both.flip) == ("MNIST", ("zero", "one"), False)
+    # Where parts call their classes by other names, labels have none; characters are mirrored in no company.
+    mixed = load_torch_dataset(ConcatDataset([Listed(items), MNIST(items)]))
+    assert (mixed.name, mixed.classes, mixed.flip) == ("ConcatDataset", ("0", "1"), False)
+
+
+def test_class_names_may_be_an_array():
+    named = Listed([(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)])
+    named.classes = np.array(["ant", "bee"])
+    for given in (named, Subset(named, [0, 1])):
+        assert load_torch_dataset(given).classes == ("ant", "bee")
 
 
 def test_sizes_and_deep_pil_images_have_one_scale():

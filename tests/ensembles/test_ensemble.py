@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from dnas_ens.data import load_data, read_image
 from dnas_ens.data.dataset import Split
+from dnas_ens.data.trunk import Trunk
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.preprocessing import Preprocessing, check_images
 from dnas_ens.ensembles.weighting import fit_weights
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate import evaluate
 from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.training.prediction import predict_batches
 
@@ -105,7 +107,7 @@ def test_predict_reads_image_files(ensemble, tmp_path):
         Image.fromarray(array).save(path)
     _, members, average, tempered = by_hand(ensemble, torch.from_numpy(pixels).permute(0, 3, 1, 2))
     information = scipy_entropy(average, axis=1) - np.tensordot(WEIGHTS, scipy_entropy(members, axis=2), axes=1)
-    for index, row in enumerate(ensemble.predict(paths, batch_size=2)):
+    for index, row in enumerate(ensemble.predict((path for path in paths), batch_size=2)):
         label = int(tempered[index].argmax())
         assert (row["path"], row["label"]) == (str(paths[index]), ensemble.classes[label])
         assert row["probability"] == pytest.approx(tempered[index].max(), rel=1e-4)
@@ -128,6 +130,7 @@ def test_predict_answers_what_cannot_be_read(ensemble, tmp_path, mixed_members):
         (ensemble, [tmp_path / "torn.png"], "torn.png"),
         (ensemble, [tmp_path / "absent.png"], "absent.png"),
         (ensemble, str(tmp_path / "torn.png"), "single path"),
+        (ensemble, [Image.new("RGB", (8, 8))], "An? Image was given where the path"),
         (plain, [tmp_path / "torn.png"], "preprocessing"),
     ):
         with pytest.raises(UserError, match=cause):
@@ -224,6 +227,24 @@ def test_an_ensemble_is_on_the_device_of_its_members(mixed_members):
     assert (ensemble(IMAGES).device.type, ensemble(IMAGES).shape) == ("meta", (6, 3))
 
 
+class WithoutDoubles(torch.Tensor):
+    """As on Apple's GPUs, where only a copy on the CPU has double precision."""
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_weights_are_widened_on_the_cpu(few_digits, tmp_path):
+    ensemble = Ensemble([nn.Sequential(nn.Flatten(), nn.Linear(64, 10))], preprocessing=Preprocessing.of(few_digits))
+    ensemble.weights = ensemble.weights.as_subclass(WithoutDoubles)
+    ensemble.save(tmp_path)
+    measured = evaluate(ensemble, few_digits, device="cpu")["rows"][-1]["nll"]
+    assert ensemble.evaluate(few_digits.test)["nll"] == pytest.approx(measured, rel=1e-5)
+
+
 @pytest.mark.gpu
 def test_members_on_two_devices(mixed_members):
     first, second = (member.eval() for member in mixed_members())
@@ -311,6 +332,20 @@ def test_a_file_of_12_bits_is_read_as_it_was_for_training(tmp_path):
     files = [read_image(path, num_channels=1, image_size=8, deep_bits=bits) for path in tmp_path.glob("*/*.png")]
     trained = {image.numpy().tobytes() for split in data.named_splits().values() for image in split.images}
     assert {image.numpy().tobytes() for image in files} == trained
+
+
+def test_mirrored_arrays_are_taken_as_they_are(ensemble):
+    mirrored = ensemble.predict_probs(PIXELS.numpy()[..., ::-1])
+    np.testing.assert_array_equal(mirrored, ensemble.predict_probs(PIXELS.flip(-1)))
+
+
+def test_float_pictures_are_not_for_a_trunk():
+    trunk = Trunk("resnet18", image_size=64)
+    shifts = {"mean": (0.0,) * trunk.num_channels, "std": (1.0,) * trunk.num_channels}
+    preprocessing = Preprocessing(image_size=64, num_channels=3, **shifts, trunk=trunk)
+    check_images(torch.zeros(2, 3, 64, 64, dtype=torch.uint8), preprocessing)
+    with pytest.raises(UserError, match="which takes uint8"):
+        check_images(torch.zeros(2, 3, 64, 64), preprocessing)
 
 
 @pytest.mark.parametrize(

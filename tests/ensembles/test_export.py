@@ -93,4 +93,6 @@ def test_what_cannot_be_exported_is_refused_and_nothing_is_written(ensemble, tmp
     chosen = Ensemble([member], preprocessing=ensemble.preprocessing) if member else Ensemble([Drawing()])
     with pytest.raises(UserError, match=cause):
         export(chosen, tmp_path / f"file.{ending}", images)
+    with pytest.raises(UserError, match="format is 'pt2'"):
+        export(chosen, tmp_path / f"file.{ending}", images, format="pt2")
     assert not list(tmp_path.iterdir())

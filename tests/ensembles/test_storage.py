@@ -104,6 +104,26 @@ def test_an_earlier_ensemble_is_not_overwritten_unasked(own_ensemble, tmp_path, 
     assert load(tmp_path).num_members == 1
 
 
+class Scaled(nn.Module):
+    """A network with a constant that is not part of its state."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 3, 8), nn.Flatten())
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.5), persistent=False)
+
+    def forward(self, images):
+        return self.layers(images - self.mean)
+
+
+def test_constants_that_no_file_holds_take_the_precision_of_the_rest(tmp_path):
+    images, saved = torch.randn(4, 3, 8, 8), Ensemble([Scaled().bfloat16()])
+    saved.save(tmp_path)
+    loaded = load(tmp_path, members=[Scaled()])
+    assert loaded.members[0].mean.dtype == torch.bfloat16
+    assert torch.equal(loaded(images), saved(images))
+
+
 class Noted(nn.Linear):
     def get_extra_state(self):
         return {"epoch": 3}

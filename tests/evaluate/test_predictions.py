@@ -9,6 +9,7 @@ from torch import nn
 
 from dnas_ens.data.dataset import Split
 from dnas_ens.ensembles import Ensemble
+from dnas_ens.ensembles.preprocessing import Preprocessing
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate import evaluate
 from dnas_ens.evaluate.predictions import Predictions, with_training_costs
@@ -139,3 +140,17 @@ def test_other_data_than_a_data_set_is_pointed_to_the_ensembles_own_evaluation()
         evaluate(ensemble, split)
     assert "ensemble.evaluate" in caught.value.remedy
     assert ensemble.evaluate(split)["nll"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "classes", "cause"),
+    [
+        (10, tuple("0123456798"), "Class 8 of the ensemble is '9', that of the data is '8'"),
+        (3, tuple("abc"), "has 3 classes, the data have 10"),
+        (3, None, "has 3 classes, the data have 10"),
+    ],
+)
+def test_data_of_other_classes_are_refused(few_digits, num_classes, classes, cause):
+    members = [nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))]
+    with pytest.raises(UserError, match=cause):
+        evaluate(Ensemble(members, classes=classes, preprocessing=Preprocessing.of(few_digits)), few_digits)

@@ -11,7 +11,7 @@ from dnas_ens.config import RetrainConfig
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.evaluate.run import predict_folder, stored_predictions, write_results
-from dnas_ens.run.files import write_json
+from dnas_ens.run.files import sha256, write_json
 from dnas_ens.run.folder import RunFolder
 from dnas_ens.training.members import train_members
 
@@ -42,7 +42,7 @@ def test_tables_are_recomputed_from_predictions_alone(tmp_path, capsys):
         main([str(folder), "--from-predictions"])
 
 
-def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path):
+def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits, tmp_path, capsys):
     recipe = RetrainConfig(num_cells=1, channels=2, epochs=1, batch_size=32)
     genotypes = [tiny.genotype(seed) for seed in range(2)]
     train_members(genotypes, few_digits, recipe, folder=tmp_path)
@@ -68,5 +68,13 @@ def test_predictions_are_reused_for_the_same_members_and_images_only(few_digits,
     of_others = predicted()
     assert not np.array_equal(of_others, marked.test_probs)
     assert not np.array_equal(of_others, fresh.test_probs)
+    # So is a network that was distilled from others, with a line that says so.
+    student = tmp_path / "distilled"
+    write_json(student / "ensemble.json", {"members": [{"file": "members/1/model.safetensors", "spec": {}}]})
+    fresh.of_members([0]).save(student / "predictions.npz")
+    for teacher, rows in ((sha256(tmp_path / "ensemble.json"), 6), ("an earlier one", 5)):
+        write_json(student / "members/1/member.json", {"teacher": teacher})
+        assert len(write_results(tmp_path, fresh)) == rows
+        assert ("run distil again" in capsys.readouterr().err) == (rows == 5)
     # A part of them, or more, is something else.
     assert fresh.of_members([1]).source == fresh.with_members_of(fresh).source == ""

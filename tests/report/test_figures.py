@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 
+from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.figures import style
-from dnas_ens.report.members import draw_disagreement, draw_embedding
+from dnas_ens.report.members import difference_section, draw_disagreement, draw_embedding
 from dnas_ens.report.methods import draw_cost, frontier_of
 from dnas_ens.report.panels import LabelPlacer, around, panel, plain, spread
+from dnas_ens.report.run_files import RunFiles
 from dnas_ens.report.shift import mean_by_severity
 
 
@@ -59,3 +61,24 @@ def test_errors_are_named_where_they_are_few():
     svg = style.to_svg(figure)
     assert "data:image/png;base64" in svg
     assert len(svg) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("classes", "named"),
+    [
+        (["ant", "bee", "cat"], True),
+        # Drawn in one colour.
+        ([f"class {index}" for index in range(15)], True),
+        (["ant", "bee", "cat of a long name"], False),
+    ],
+)
+def test_the_caption_promises_names_of_errors_where_they_are_drawn(tmp_path, monkeypatch, classes, named):
+    places = np.random.default_rng(0).normal(size=(60, 2))
+    monkeypatch.setattr("dnas_ens.report.members.embed", lambda probs: (places, np.arange(60)))
+    labels = np.arange(60) % len(classes)
+    probs = np.eye(len(classes))[None, [len(classes) - 1, *labels[1:]]]
+    splits = {"val_probs": probs, "val_labels": labels, "test_probs": probs, "test_labels": labels}
+    given = Predictions(**splits, classes=classes, weights=[1.0])
+    (picture,) = difference_section(RunFiles(folder=tmp_path, config={}, predictions=given)).pictures
+    assert ("true class → answer" in picture.caption) == named
+    assert (f"{classes[0]} → {classes[-1]}" in texts(picture.figure)) == named

@@ -10,7 +10,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnas_ens.commands.evaluate import report_main as main
 from dnas_ens.commands.parse import run_main
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.report import write_report
+from dnas_ens.report.run_files import RunFiles
 from dnas_ens.run.files import read_json, write_json
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
@@ -145,6 +147,19 @@ def test_small_and_bad_ensembles(make_run, predictions, given, heading, said, un
     assert re.match(heading, page.headings[0][1])
     assert all(page.text.count(text) == said.count(text) for text in said)
     assert not any(text in page.text for text in unsaid)
+
+
+def test_what_a_run_was_before_it_grew_is_not_mixed_with_what_it_is(make_run, predictions):
+    given = predictions(3, 10, 3)
+    folder = make_run(given)
+    # As many rows as of two members and of what was distilled from them.
+    rows = result_rows(given.of_members([0, 1]))
+    write_json(folder / "results.json", [*rows[:-1], {**rows[-1], "name": "distilled"}, rows[-1]])
+    assert [row["name"] for row in RunFiles.load(folder).rows] == [row["name"] for row in result_rows(given)]
+    write_json(folder / "splits.json", {"fingerprint": "0123456789abcdef"})
+    replace(given, source="of an earlier ensemble").save(folder / "predictions.npz")
+    with pytest.raises(UserError, match="has changed since it was evaluated"):
+        write_report(folder)
 
 
 def test_mistakes_are_told(tmp_path, make_run, predictions):
