@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -242,6 +243,10 @@ def test_a_plan_counts_what_the_methods_train(finished):
         kind: statistics.mean(seconds_of(run, folder)[:2])
         for kind, folder in (("base", "base-cell"), ("member", "best-cell"), ("random", "random-cells"))
     }
+    held = override(RetrainConfig(), read_json(run / "baselines/wider/members/0/member.json")["recipe"])
+    for channels, name in ((held.channels, "wider"), (held.channels + 2, "wider-of-2")):
+        found = comparison._room_for("wider", comparison.base, replace(held, channels=channels))
+        assert found == run / "baselines" / name
     planned = planned_work(comparison, tuple(METHODS), cpu_of)
     assert list(planned) == list(METHODS)
     for method, work in planned.items():
@@ -353,10 +358,16 @@ def test_methods_are_grown_to_the_largest_cost(grown):
 def test_an_ensemble_that_has_grown_is_ours_with_all_its_members_and_their_cost(runs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(runs[1], run, ignore=shutil.ignore_patterns("baselines"))
+    compare(run, "--methods", "wider", "snapshots")
+    before = (run / "baselines/snapshots/predictions.npz").read_bytes()
     recipe = "--num-cells 2 --channels 2 --epochs 2 --batch-size 48 --seed 1 --device cpu --workers 1"
     retrain([str(run), "--resume", "--members", "3", *recipe.split()])
-    compare(run, "--methods", "ours")
+    # One network as large may now be another one, and three cycles are: what was there is not taken for them.
+    compare(run, "--methods", "ours", "wider", "snapshots")
     record = read_json(run / "comparison.json")
+    assert row_of(record, "its last snapshot alone", seed=1)["networks"] == 1
+    assert len(np.load(run / "baselines/snapshots-of-3/predictions.npz")["val_probs"]) == 3
+    assert (run / "baselines/snapshots/predictions.npz").read_bytes() == before
     row = row_of(record, OURS, seed=1)
     seconds = seconds_of(run, "")
     assert (row["networks"], len(seconds)) == (3, 3)
