@@ -3,10 +3,11 @@
 Networks of three cells of the efficient space, and nine in a second budget; the search on images is that of the preset
 ``fast``.
 
-Each method has the same seconds, a search included; how they are spent is decided by a rule before anything is
-trained, and written down: three members side by side; of a kind's sizes the widest whose step takes at most
-``WIDER`` times the smallest's; as many epochs as fit, the learning rate falling by one cosine. A budget decides all
-that itself. What a method predicts on val and test is kept and not looked at; `table` reads it.
+Each method has the same seconds, a search included, but for the copies of the best random cell, which took the random
+cells' seconds to be found. How they are spent is decided by a rule before anything is trained, and written down: three
+members side by side; of a kind's sizes the widest whose step takes at most ``WIDER`` times the smallest's; as many
+epochs as fit, the learning rate falling by one cosine. A budget decides all that itself. What a method predicts on val
+and test is kept and not looked at; `table` reads it.
 """
 
 from __future__ import annotations
