@@ -31,7 +31,7 @@ from tyro.conf import OmitArgPrefixes
 
 from dnas_ens.commands.parse import parse, peek
 from dnas_ens.compare.study import RESULTS, run_script, write_study
-from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import to_dict
 from dnas_ens.errors import UserError
 
@@ -124,7 +124,8 @@ def read_options(argv: list[str]) -> Study:
         # As retrain would train them, if it has not yet.
         space = config["search"]["supernet"]["space"]
         recipe = override(retrain_preset(config["search"]["preset"], space), config.get("retrain", {}))
-        recipe = recipe.with_stem_of(override(SearchConfig(), config["search"]))
+        stem_stride = recipe.stem_stride or config["search"]["supernet"].get("stem_stride")
+        recipe = replace(recipe, stem_stride=stem_stride)
         default = replace(
             default,
             recipe=recipe,

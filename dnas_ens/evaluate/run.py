@@ -107,7 +107,8 @@ def write_results(folder: Path, predictions: Predictions) -> list[dict[str, Any]
     if of_this_ensemble and distilled.exists():
         rows.insert(-1, ensemble_row("distilled", _with_its_teacher(Predictions.load(distilled), predictions)))
     elif of_this_ensemble is False:
-        print(f"without {distilled.parent}: distilled from an earlier ensemble; run distil again", file=sys.stderr)
+        told = f"without {distilled.parent}, distilled from an earlier ensemble: remove it and run distil again"
+        print(told, file=sys.stderr)
     found = decisions(predictions)
     sentences = decisions_markdown(found, num_members=len(predictions.weights), accuracy=rows[-1]["accuracy"])
     rows[-1] |= found
@@ -124,10 +125,10 @@ def _is_distilled_from_it(folder: Path) -> bool | None:
     from dnas_ens.ensembles.storage import MANIFEST, trained_folders
 
     place = folder / "distilled"
-    if not (place / MANIFEST).exists():
+    if not ((place / MANIFEST).exists() and (folder / MANIFEST).exists()):
         return None
     note = trained_folders(place)[0][0] / "member.json"
-    if not (note.exists() and (folder / MANIFEST).exists()):
+    if not note.exists():
         return False
     return bool(read_checked(note, {"teacher?": str}).get("teacher") == sha256(folder / MANIFEST))
 

@@ -34,6 +34,7 @@ from dnas_ens.evaluate.predictions import Predictions, predict_splits
 from dnas_ens.evaluate.run import predict_folder
 from dnas_ens.metrics.calibration import CrossFit, per_image_calibrated_nll
 from dnas_ens.nn.network import Network
+from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import as_json, read_json
 from dnas_ens.run.folder import RunFolder
 from dnas_ens.search.run import run_search
@@ -224,10 +225,14 @@ class Comparison:
 
         Once ours has grown, the best cell, or how wide one network as large is, may be another.
         """
-        first = self.baseline(name) / "members" / "0" / "member.json"
-        if not first.exists():
+        first, held = self.baseline(name) / "members" / "0" / "member.json", None
+        if first.exists():
+            held = read_json(first)
+        elif state := CheckpointStore(self.baseline(name) / "checkpoints", name="member-0").load_newest():
+            held = state[1]["identity"]
+        if held is None:
             return self.baseline(name)
-        held, wanted = read_json(first), as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe)})
+        wanted = as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe.of_base())})
         same = {"genotype": held["spec"]["genotype"], "recipe": held["recipe"]} == wanted
         return self.baseline(name if same else f"{name}-of-{self.num_members}")
 
@@ -319,7 +324,9 @@ class Comparison:
         several = own.candidates.pool_size if members > 1 else 1
         # It may be soft where ours is hard: of several members at once, and by a supernet in channels_last.
         batch, layout = own.bilevel.batch_size, own.bilevel.layout
-        drawn = own.objective.drawn_members or next(count for count in (4, 3, 2, 1) if batch % count == 0)
+        drawn = own.objective.drawn_members
+        if drawn is None and batch % 4:
+            drawn = next(count for count in (3, 2, 1) if batch % count == 0)
         layout = "auto" if layout == "contiguous" and own.supernet.form != "reference" else layout
         return replace(
             published,

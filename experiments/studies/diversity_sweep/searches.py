@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,7 +77,7 @@ class Study(SearchStudy):
     samples: int = 2
     """Samples of a search, and random deviations, for each number of edges shared with the base."""
     run_dir: Path | None = None
-    """Where predictions are kept; default: runs/diversity-sweep-DATA."""
+    """Where predictions are kept; default: below runs/, in a folder for each output."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,8 +121,9 @@ class Study(SearchStudy):
 
     def records(self, **more: Any) -> Records:
         """Open the store: a line a unit in OUTPUT.jsonl, its predictions in the run folder."""
-        # Of the output's name, so that studies of other settings do not share predictions.
-        folder = self.run_dir or Path("runs") / self.path.name
+        # Of the output's place, so that studies of other settings do not share predictions.
+        place_of_output = zlib.crc32(str(self.path.resolve()).encode())
+        folder = self.run_dir or Path("runs") / f"{self.path.name}-{place_of_output:08x}"
 
         def place(record: Record) -> Path:
             kind, name, seed = key_of(record)
