@@ -21,7 +21,7 @@ def test_study_writes_table_and_plot_and_goes_on_where_it_stopped(tmp_path, run_
     errors = [abs(d - x) for d, x in zip(first["distance"][0], first["lam"], strict=True) if x <= 0.7]
     assert abs(first["tracking_error"] - sum(errors) / len(errors)) < 1e-9
     # The folder of the given base belongs to this machine, not to the result.
-    assert second["config"]["hypernetwork"]["base"] == "optimal-0.json"
+    assert second["config"]["hypernetwork"]["base"] == "optimal-0-3-epochs.json"
     assert f"{first['tracking_error']:.3f}" in (tmp_path / "control.md").read_text()
     assert (tmp_path / "control.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(UserError, match="with other settings"):

@@ -5,6 +5,7 @@ What is made of such a training (snapshots, averages of weights) goes along with
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,7 +15,6 @@ from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.ensembles.snapshot import CosineCycles, Schedule, SnapshotRecorder
 from dnas_ens.evaluate.predictions import Predictions
 from dnas_ens.run.checkpoint import CheckpointStore, RegularStates
-from dnas_ens.run.files import as_json
 from dnas_ens.run.progress import CostMeter, Progress
 from dnas_ens.training.trainer import MemberTraining, NetworkTraining
 
@@ -80,8 +80,8 @@ def train_on(
     store = CheckpointStore(folder / "checkpoints", name="training")
     newest = store.load_newest()
     before, scalars = None, {}
-    identity = as_json(training.identity())
-    # One of another length is begun afresh.
+    # As text, since a study's recipe may clip no gradient, at infinity. One of another length is begun afresh.
+    identity = json.dumps(training.identity(), default=str)
     if newest is not None and newest[1].get("identity") == identity:
         training.load_state_dict(newest[1]["training"])
         companion.load_state_dict(newest[1]["companion"])
