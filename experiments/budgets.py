@@ -86,7 +86,7 @@ class Regime:
 
 
 #: Of small images that are augmented.
-AUGMENTED = ((60, 16, 2), (80, 16, 3), (120, 16, 3), (80, 32, 2))
+AUGMENTED = ((60, 16, 2), (80, 16, 3), (120, 16, 3), (160, 16, 2), (80, 32, 2))
 REGIMES = {
     # All of digits leave no error to tell methods by.
     "digits-200": Regime(
@@ -124,6 +124,13 @@ REGIMES = {
         limit_train=2000,
         image_size=16,
         budgets=(15, 40, 100),
+        trainings=AUGMENTED,
+    ),
+    "cifar10-jpeg-16px-2k-40s": Regime(
+        data="cifar10-jpeg",
+        limit_train=2000,
+        image_size=16,
+        budgets=(15, 40),
         trainings=AUGMENTED,
     ),
     "fashion-mnist-28px-10k": Regime(

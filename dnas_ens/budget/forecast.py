@@ -33,9 +33,8 @@ SATURATED_CYCLE = 0.3
 #: The loss in training over that on val from where a longer training is expected to gain nothing (docs/log.md).
 LAST_RATIO = 0.65
 #: By how much the loss on val is above that in training where a training ends, nats. This gap is nearly proportional to
-#: the epochs: 0.01 an epoch on 2,000 photographs of 16x16, 0.0015 on as many images of Fashion-MNIST, 0.029 there
-#: without augmentation (docs/log.md).
-END_GAP = 0.3
+#: the epochs: 0.007 an epoch on 2,000 photographs of 16x16, 0.001 on as many images of Fashion-MNIST (docs/log.md).
+END_GAP = 0.5
 #: A network is looked at after these shares of the epochs that are enough, see `dnas_ens.budget.length`.
 LOOKS = (1 / 6, 1 / 4, 1 / 3)
 #: Lengthening makes a network this many times as long at least: what it is worth is known no better.

@@ -44,9 +44,9 @@ FIRST_SHARE, FIRST_STEPS, SOON = 0.1, 500, 60.0
 #: Networks are half as wide as the recipe says where the budget is fewer epochs than this.
 NARROW_BELOW = 8
 #: Epochs, and steps, that a network should have before it is made wider or has company, with augmentation and without:
-#: images that never change are soon known. With it, several networks of 40 to 120 epochs are worth more than a long one
-#: even on a few hundred images (docs/log.md).
-ENOUGH = {True: (120, 0), False: (12, 400)}
+#: images that never change are soon known. With it a network gains up to 160, unless it knows its images before
+#: (docs/log.md).
+ENOUGH = {True: (160, 0), False: (12, 400)}
 #: Steps of a cycle at least.
 CYCLE_STEPS = 200
 #: So many times those epochs must be affordable for cells that are found to be worth more than the first known one from

@@ -32,6 +32,9 @@ def require(condition: bool, cause: str, remedy: str) -> None:
         raise UserError(cause, remedy)
 
 
+#: Precision of the prior over the weights that weight decay stands for, and the least and most decay (docs/log.md):
+#: that of DARTS on its 50,000 images, and what even a few hundred bear.
+PRIOR_PRECISION, WEIGHT_DECAYS = 8.0, (3e-4, 1e-2)
 #: What numbers must be: the test, how it is said, and what to give instead.
 _RULES: dict[str, tuple[Callable[[float], bool], str, str]] = {
     "positive": (lambda number: number > 0, "it must be positive", "a value above 0"),
@@ -427,8 +430,8 @@ class RetrainConfig:
     """SGD learning rate, annealed by a cosine to 0."""
     momentum: float = 0.9
     """SGD momentum."""
-    weight_decay: float = 3e-4
-    """Weight decay."""
+    weight_decay: float | None = None
+    """Weight decay; default: 8 over the number of training images, from 0.0003 to 0.01."""
     gradient_clip: float = 5.0
     """Largest gradient norm."""
     label_smoothing: float = 0.0
@@ -462,6 +465,17 @@ class RetrainConfig:
     """Memory layout of images and convolutions, or measured likewise; auto: channels_last."""
     cuda_graph: CUDA_GRAPH = "auto"
     """Record a step once and replay it as a CUDA graph. auto: on a GPU, where the step can be recorded."""
+
+    def for_images(self, count: int) -> RetrainConfig:
+        """Return it with the weight decay for so many training images, unless it has one of its own.
+
+        A normal prior of precision a over the weights adds a/2 |w|^2 to the sum of all images' losses, and so a/N to
+        the decay of their mean.
+        """
+        if self.weight_decay is not None:
+            return self
+        least, most = WEIGHT_DECAYS
+        return replace(self, weight_decay=min(most, max(least, PRIOR_PRECISION / count)))
 
     def with_stem_of(self, search: SearchConfig) -> RetrainConfig:
         """Return it with the stem of the search, unless it has one of its own."""

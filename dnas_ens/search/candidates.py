@@ -198,12 +198,12 @@ def score(loop: SearchLoop, pool: list[Candidate], *, recipe: RetrainConfig) -> 
 
 def _train_briefly(network: Network, loop: SearchLoop, recipe: RetrainConfig) -> None:
     """Train with inherited weights for a few epochs, the learning rate falling by a cosine."""
-    epochs = loop.config.candidates.candidate_epochs
+    epochs, recipe = loop.config.candidates.candidate_epochs, recipe.for_images(len(loop.weight_images))
     optimizer = torch.optim.SGD(
         network.parameters(),
         lr=0.5 * recipe.learning_rate,
         momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
+        weight_decay=recipe.weight_decay or 0.0,
     )
     step = TrainingStep(network, optimizer, recipe)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)

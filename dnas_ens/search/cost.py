@@ -260,7 +260,7 @@ def _member_seconds(loop: FamilyLoop, recipe: RetrainConfig, data: ImageData) ->
     for _ in range(MEMBERS):
         network = _random_network(loop, member_stack(loop.config, recipe, data))
         network = execution.place_module(network, device).train()
-        optimizer = build_sgd(network.parameters(), recipe)
+        optimizer = build_sgd(network.parameters(), recipe.for_images(len(data.train)))
         step = TrainingStep(network, optimizer, recipe, execution=execution)
         taken.append(_step_seconds(lambda part, step=step: step(*part), batch, device))  # type: ignore[misc]
         if taken[-1] > LONG_STEP:

@@ -46,7 +46,7 @@ def build_sgd(
     Args:
         fused: False where some parameters have no gradient in some steps, which the fused kernel refuses.
     """
-    weights, momentum, weight_decay = list(parameters), recipe.momentum, recipe.weight_decay
+    weights, momentum, weight_decay = list(parameters), recipe.momentum, recipe.weight_decay or 0.0
     if fused and weights[0].device.type == "cuda":
         rate = torch.tensor(recipe.learning_rate, device=weights[0].device)
         return torch.optim.SGD(weights, lr=rate, momentum=momentum, weight_decay=weight_decay, fused=True)

@@ -48,7 +48,7 @@ class Training(Generic[Model]):
     Args:
         build: Makes the module with fresh weights from torch's global generator.
         batches: Starts an epoch, given the generators of order and augmentation: the tensors of each step.
-        recipe: Learning rate, momentum, weight decay, loss, clipping.
+        recipe: Learning rate, momentum, weight decay (none where it is None), loss, clipping.
         execution: How the module is computed, where that is settled; None for what the recipe says.
         prepare: Makes images (B, ...) and labels (B,) of a step's tensors, and is recorded with the step; None takes
             the tensors as they are.
@@ -313,6 +313,7 @@ class NetworkTraining(Training[Model]):
         self.index, self.num_classes, self._fingerprint = index, data.num_classes, data.fingerprint
         self._val_probs: tuple[int, np.ndarray] | None = None
         self.train_split, self.val = data.train.to(device), data.val.to(device)
+        recipe = recipe.for_images(len(self.train_split))
         self.augmentation = Augmentation.for_data(data, augment=recipe.augment, cutout=recipe.cutout)
         self.steps_per_epoch = count_batches(self.train_split, recipe.batch_size, drop_last=True)
 

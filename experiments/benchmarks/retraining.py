@@ -150,7 +150,7 @@ def build_round(side: str, options: Retraining, device: torch.device) -> Side:
         network.parameters(),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
+        weight_decay=training.recipe.weight_decay or 0.0,
     )
     loader = textbook_loader(data, training.augmentation, options, device)
     return timed(lambda: train_textbook(network, loader, optimizer, recipe, device), device)

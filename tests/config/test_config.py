@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sample_config import Bilevel, Search
+from tiny import genotype
 
 from dnas_ens.config import DataConfig, RetrainConfig, SearchConfig
 from dnas_ens.config.fields import override, to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.data import load_data
 from dnas_ens.errors import UserError
+from dnas_ens.training.trainer import MemberTraining
 
 
 @pytest.mark.parametrize("preset", ["smoke", "micro", "fast", "paper"])
@@ -44,6 +46,16 @@ def test_regimes_are_the_published_ones():
     assert (star.objective.relaxation, star.objective.operation_balance[1]) == ("gumbel-hard", 0.0)
     darts = search_preset("smoke", space="darts").objective
     assert (darts.relaxation, darts.operation_balance[1]) == ("softmax", 5.0)
+
+
+def test_weight_decay_is_that_of_a_prior_for_so_many_images(few_digits):
+    decays = [RetrainConfig().for_images(count).weight_decay for count in (1, 200, 2000, 10_000, 50_000)]
+    assert decays == pytest.approx([0.01, 0.01, 0.004, 0.0008, 0.0003])
+    assert RetrainConfig(weight_decay=0.0).for_images(2000).weight_decay == 0.0
+    assert retrain_preset("paper", "darts").for_images(2000).weight_decay == 3e-4
+    training = MemberTraining(genotype(), few_digits, RetrainConfig(num_cells=1, channels=4), index=0)
+    assert training.identity()["recipe"]["weight_decay"] == pytest.approx(min(0.01, 8 / len(few_digits.train)))
+    assert training.optimizer.param_groups[0]["weight_decay"] == training.recipe.weight_decay
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ SEARCH = (
 )
 RECIPE = "--num-cells 1 --channels 4 --batch-size 24 --device cpu --workers 2 --epochs".split()
 #: Long enough to be interrupted.
-EPOCHS = 200
+EPOCHS = 120
 
 TASKS = """
 import os, signal, sys
@@ -187,17 +187,16 @@ def test_a_killed_worker_goes_on_and_the_members_are_those_of_the_other_engine(s
 @linux
 @pytest.mark.slow
 def test_a_comparison_is_the_same_by_either_engine_though_a_worker_is_killed(tmp_path):
-    few = [*SEARCH.split(), "--members", "2", "--pool-size", "2", "--seed"]
-    for seed in ("0", "1"):
-        folder = tmp_path / "local" / seed
-        assert run_main(search.main, [*few, seed, "--run-dir", str(folder)]) == 0
-        assert run_main(retrain.main, [*map(str, retraining(folder, "--seed", seed, epochs=10)[2:])]) == 0
+    folder = tmp_path / "local" / "R"
+    few = [*SEARCH.split(), "--members", "2", "--pool-size", "2", "--run-dir", str(folder)]
+    assert run_main(search.main, few) == 0
+    assert run_main(retrain.main, [*map(str, retraining(folder, epochs=10)[2:])]) == 0
     shutil.copytree(tmp_path / "local", tmp_path / "ray")
-    options = "--methods random-cells deviations snapshots wider --pool-size 2 --workers 2 --device cpu --engine"
+    options = "--methods random-cells snapshots --pool-size 2 --workers 2 --device cpu --engine"
 
     def comparing(engine):
         place = tmp_path / engine
-        return ["-m", "dnas_ens.compare", place / "0", place / "1", "--output", place / "c", *options.split(), engine]
+        return ["-m", "dnas_ens.compare", place / "R", "--output", place / "c", *options.split(), engine]
 
     process, printed = run(*comparing("local"))
     assert process.returncode == 0, printed
@@ -207,7 +206,7 @@ def test_a_comparison_is_the_same_by_either_engine_though_a_worker_is_killed(tmp
     after = process.communicate(timeout=240)[0]
     assert process.returncode == 0, before + after
     tables = [rows_but_seconds(tmp_path / engine / "c.csv") for engine in ("local", "ray")]
-    assert len(tables[0]) > 2 * 4
+    assert len(tables[0]) > 4
     assert tables[0] == tables[1]
     require_none_of(process.pid)
 

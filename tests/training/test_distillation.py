@@ -11,7 +11,9 @@ from dnas_ens.nn.network import Network
 from dnas_ens.space.stack import StackSpec
 from dnas_ens.training.distillation import StudentTraining
 
-RECIPE = RetrainConfig(num_cells=1, channels=4, epochs=1, batch_size=32, augment=False, learning_rate=0.01)
+RECIPE = RetrainConfig(
+    num_cells=1, channels=4, epochs=1, batch_size=32, augment=False, learning_rate=0.01, weight_decay=0.01
+)
 
 
 @pytest.fixture

@@ -417,7 +417,7 @@ def compiled_member(session: Session) -> None:
             # Inductor takes minutes of a CPU; a rehearsal is of what calls it.
             backend = "eager" if session.rehearse else "inductor"
             network: Any = torch.compile(training.network, backend=backend) if compiled else training.network
-            optimizer = build_sgd(training.network.parameters(), recipe)
+            optimizer = build_sgd(training.network.parameters(), training.recipe)
             step = TrainingStep(network, optimizer, recipe, execution=way)
             network.train()
             images = training.augmentation.normalise(training.train_split.images[: recipe.batch_size])

@@ -30,8 +30,8 @@ BLOB_SIZES = (100, 200, 1000)
 BLOBS, CELL, BLOBS_MODEL = "blobs", "cell", "mlp"
 #: What differs from `RetrainConfig`: 100 points make 5 steps an epoch.
 RECIPES: dict[str, dict[str, Any]] = {
-    BLOBS: {"epochs": 100, "batch_size": 20},
-    "images": {"epochs": 24, "channels": 8},
+    BLOBS: {"epochs": 100, "batch_size": 20, "weight_decay": 3e-4},
+    "images": {"epochs": 24, "channels": 8, "weight_decay": 3e-4},
 }
 
 
