@@ -325,7 +325,8 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
         (4, 1.1, 1500, 118),
         # Later no longer than until it knows its images, which is expected after 137.5 epochs.
         (110, 1.1, 1500, 61),
-        (110, 1.1, 80, 61),
+        # A second network is worth more where there is time for no more than one.
+        (110, 1.1, 80, None),
         # It knows them.
         (110, 1.0, 1500, None),
         (30, 1.0, 1500, None),
