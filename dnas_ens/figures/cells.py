@@ -72,10 +72,14 @@ def draw_genotype(genotype: Genotype, *, title: str | None = None) -> Figure:
     return figure
 
 
-def save_cells(genotype: Genotype, path: Path, *, title: str | None = None) -> None:
-    """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype."""
-    description = title or f"Cells of genotype {genotype.canonical_hash()}"
-    style.save_svg(draw_genotype(genotype, title=title), path, title=description)
+def save_cells(genotype: Genotype, path: Path, *, title: str | None = None) -> Figure:
+    """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype; return the figure."""
+    description, figure = (
+        title or f"Cells of genotype {genotype.canonical_hash()}",
+        draw_genotype(genotype, title=title),
+    )
+    style.save_svg(figure, path, title=description)
+    return figure
 
 
 def _layout(genotype: Genotype, cell_type: str) -> CellLayout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def font(size: float, *, bold: bool = False) -> FontProperties:
     return FontProperties(family=FONT, size=size, weight="bold" if bold else "normal")
 
 
+@functools.cache
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
     """Return the width in points of a text, mathematical or not, set in the house font."""
     return float(TextPath((0, 0), text, prop=font(size, bold=bold)).get_extents().width)

@@ -90,14 +90,13 @@ def search_facts(
 
 def _around_seconds(config: SearchConfig, data: ImageData, *, device: torch.device) -> float:
     """Measure what is no training: val and a state after every epoch, and drawing the members' cells at the end."""
-    from dnas_ens.figures.cells import draw_genotype, save_cells
+    from dnas_ens.figures.cells import save_cells
 
     (cell,) = random_members(config, 1)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), TemporaryDirectory() as folder:
 
         def draw() -> None:
-            save_cells(cell, Path(folder) / "cells.svg", title="Member")
-            draw_genotype(cell, title="Member")
+            save_cells(cell, Path(folder) / "cells.svg", title="Member").canvas.draw()
 
         draw()
         drawing = (config.candidates.members + 1) * _seconds_of(draw, device)

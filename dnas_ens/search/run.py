@@ -330,14 +330,14 @@ def _write_weights(loop: FamilyLoop, run: RunFolder) -> None:
 
 def _draw_result(result: SearchResult, run: RunFolder) -> None:
     """Draw the members' cells and the curve, as files and in TensorBoard."""
-    from dnas_ens.figures.cells import draw_genotype, save_cells
+    from dnas_ens.figures.cells import save_cells
     from dnas_ens.figures.style import save_svg
 
     save_cells(result.base, run.file("cells/base.svg"), title="Base")
     for member, genotype in enumerate(result.genotypes):
         title = f"Member {member}"
-        save_cells(genotype, run.file(f"cells/member-{member}.svg"), title=title)
-        run.metrics.add_figure("cells", draw_genotype(genotype, title=title), step=member, phase="members")
+        figure = save_cells(genotype, run.file(f"cells/member-{member}.svg"), title=title)
+        run.metrics.add_figure("cells", figure, step=member, phase="members")
     if result.curve is not None:
         figure = result.plot()
         save_svg(figure, run.file("cells/diversity.svg"), title="How lambda steers diversity")

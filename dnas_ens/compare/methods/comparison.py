@@ -232,7 +232,8 @@ class Comparison:
             held = state[1]["identity"]
         if held is None:
             return self.baseline(name)
-        wanted = as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe.of_base())})
+        recipe = recipe.of_base().for_images(len(self.data.train))
+        wanted = as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe)})
         same = {"genotype": held["spec"]["genotype"], "recipe": held["recipe"]} == wanted
         return self.baseline(name if same else f"{name}-of-{self.num_members}")
 
