@@ -26,15 +26,14 @@ NAMES: dict[Kind, str] = {
 FIRST_DOUBLING, NEXT_DOUBLING = 0.15, 0.7
 #: The second network of an ensemble gains so much of the loss; from M to M + 1 it is c / (M (M + 1)).
 SECOND_NETWORK = 0.05
-#: A cycle gains so much of the loss, and each further one of the same base this share of the last.
-FIRST_CYCLE, NEXT_CYCLE = 0.015, 0.8
-#: What of it is left where the base is saturated: a network that knows its images finds little new by going on.
-SATURATED_CYCLE = 0.3
+#: A cycle gains so much of the loss, and each further one of the same base this share of the last. The guess is high
+#: enough for one to be tried before a network that would gain more: cycles are cheap and differ (docs/log.md).
+FIRST_CYCLE, NEXT_CYCLE = 0.02, 0.8
 #: The loss in training over that on val from where a longer training is expected to gain nothing (docs/log.md).
 LAST_RATIO = 0.65
 #: By how much the loss on val is above that in training where a training ends, nats. This gap is nearly proportional to
 #: the epochs: 0.007 an epoch on 2,000 photographs of 16x16, 0.001 on as many images of Fashion-MNIST (docs/log.md).
-END_GAP = 0.5
+END_GAP = 0.35
 #: A network is looked at after these shares of the epochs that are enough, see `dnas_ens.budget.length`.
 LOOKS = (1 / 6, 1 / 4, 1 / 3)
 #: Lengthening makes a network this many times as long at least: what it is worth is known no better.
@@ -213,8 +212,7 @@ def bases_of(history: Sequence[Done]) -> list[Base]:
 
 def cycle_guess(base: Base, loss: float, *, num_bases: int) -> float:
     """Return what the next cycle of a base is expected to gain for the ensemble before any was measured."""
-    saturation = SATURATED_CYCLE + (1 - SATURATED_CYCLE) * left_to_learn(base.end)
-    return saturation * FIRST_CYCLE * NEXT_CYCLE ** len(base.cycle_gains) * loss / num_bases
+    return FIRST_CYCLE * NEXT_CYCLE ** len(base.cycle_gains) * loss / num_bases
 
 
 def left_to_learn(done: Done) -> float:

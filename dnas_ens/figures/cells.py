@@ -74,11 +74,8 @@ def draw_genotype(genotype: Genotype, *, title: str | None = None) -> Figure:
 
 def save_cells(genotype: Genotype, path: Path, *, title: str | None = None) -> Figure:
     """Draw all cells of a genotype into one SVG file, the same bytes for the same genotype; return the figure."""
-    description, figure = (
-        title or f"Cells of genotype {genotype.canonical_hash()}",
-        draw_genotype(genotype, title=title),
-    )
-    style.save_svg(figure, path, title=description)
+    figure = draw_genotype(genotype, title=title)
+    style.save_svg(figure, path, title=title or f"Cells of genotype {genotype.canonical_hash()}")
     return figure
 
 

@@ -232,8 +232,7 @@ class Comparison:
             held = state[1]["identity"]
         if held is None:
             return self.baseline(name)
-        recipe = recipe.of_base().for_images(len(self.data.train))
-        wanted = as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe)})
+        wanted = as_json({"genotype": genotype.to_dict(), "recipe": to_dict(recipe.of_base())})
         same = {"genotype": held["spec"]["genotype"], "recipe": held["recipe"]} == wanted
         return self.baseline(name if same else f"{name}-of-{self.num_members}")
 
