@@ -209,7 +209,7 @@ def test_an_ensemble_on_a_trunk_takes_pictures(on_trunk, ensemble, photos, tmp_p
     )
     trained.save(tmp_path / "copy")
     assert read_json(tmp_path / "copy/ensemble.json")["trunk"] == {"name": "resnet18", "stride": 16, "image_size": SIZE}
-    assert Ensemble.load(tmp_path / "copy").predict(files) == rows
+    assert Ensemble.load(tmp_path / "copy").predict(files) == loaded.predict(files)
     with pytest.raises(UserError, match="32x32, the ensemble's 64 squared"):
         trained.predict_probs(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
     with pytest.raises(UserError, match="have 5 channels"):
