@@ -127,6 +127,7 @@ class Comparison:
 
     Args:
         found: genotypes.json of the run folder.
+        recipe: What every network is trained with, its weight decay settled for the images.
         workers: Members trained side by side on a CPU.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
