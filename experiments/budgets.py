@@ -87,6 +87,20 @@ class Regime:
 
 #: Of small images that are augmented.
 AUGMENTED = ((60, 16, 2), (80, 16, 3), (120, 16, 3), (160, 16, 2), (80, 32, 2))
+FASHION_MNIST = Regime(
+    data="fashion-mnist",
+    limit_train=2000,
+    image_size=14,
+    budgets=(15, 40, 100),
+    trainings=AUGMENTED,
+)
+PHOTOGRAPHS = Regime(
+    data="cifar10-jpeg",
+    limit_train=2000,
+    image_size=16,
+    budgets=(15, 40, 100),
+    trainings=AUGMENTED,
+)
 REGIMES = {
     # All of digits leave no error to tell methods by.
     "digits-200": Regime(
@@ -96,21 +110,9 @@ REGIMES = {
         budgets=(15, 40),
         trainings=((60, 16, 3), (120, 16, 5), (250, 16, 5), (500, 16, 2), (250, 32, 2)),
     ),
-    "fashion-mnist-14px-2k": Regime(
-        data="fashion-mnist",
-        limit_train=2000,
-        image_size=14,
-        budgets=(15, 40, 100),
-        trainings=AUGMENTED,
-    ),
+    "fashion-mnist-14px-2k": FASHION_MNIST,
     # All that the two smaller budgets pay for, which takes half the time.
-    "fashion-mnist-14px-2k-40s": Regime(
-        data="fashion-mnist",
-        limit_train=2000,
-        image_size=14,
-        budgets=(15, 40),
-        trainings=AUGMENTED,
-    ),
+    "fashion-mnist-14px-2k-40s": replace(FASHION_MNIST, budgets=(15, 40)),
     "fashion-mnist-14px-2k-plain": Regime(
         data="fashion-mnist",
         limit_train=2000,
@@ -119,20 +121,8 @@ REGIMES = {
         budgets=(15, 40),
         trainings=((8, 16, 20), (12, 16, 12), (24, 16, 5), (8, 32, 10), (12, 32, 6)),
     ),
-    "cifar10-jpeg-16px-2k": Regime(
-        data="cifar10-jpeg",
-        limit_train=2000,
-        image_size=16,
-        budgets=(15, 40, 100),
-        trainings=AUGMENTED,
-    ),
-    "cifar10-jpeg-16px-2k-40s": Regime(
-        data="cifar10-jpeg",
-        limit_train=2000,
-        image_size=16,
-        budgets=(15, 40),
-        trainings=AUGMENTED,
-    ),
+    "cifar10-jpeg-16px-2k": PHOTOGRAPHS,
+    "cifar10-jpeg-16px-2k-40s": replace(PHOTOGRAPHS, budgets=(15, 40)),
     "fashion-mnist-28px-10k": Regime(
         data="fashion-mnist",
         limit_train=10_000,

@@ -186,7 +186,7 @@ def searched(
             search=config,
             found=run.read_json("genotypes.json"),
             data=data,
-            recipe=recipe.for_images(len(data.train)),
+            recipe=recipe,
             device=device,
             workers=study.workers,
             engine=study.engine,

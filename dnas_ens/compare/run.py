@@ -73,7 +73,7 @@ def _beside(run: RunFolder, command: CompareCommand, device: torch.device) -> Co
         search=override(SearchConfig(), run.config["search"]),
         found=run.read_json("genotypes.json"),
         data=data,
-        recipe=override(RetrainConfig(), run.config["retrain"]).for_images(len(data.train)),
+        recipe=override(RetrainConfig(), run.config["retrain"]),
         device=device,
         workers=command.workers,
         engine=command.engine,

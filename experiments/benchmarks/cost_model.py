@@ -155,7 +155,7 @@ def comparison_of(options: CostModel, folder: Path) -> Any:
         search=config,
         found=read_json(place / "genotypes.json"),
         data=data,
-        recipe=recipe.for_images(len(data.train)),
+        recipe=recipe,
         device=torch.device("cpu"),
         budget=Budget(**BUDGET),
     )

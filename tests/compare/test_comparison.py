@@ -20,6 +20,7 @@ from dnas_ens.compare.methods.comparison import Comparison
 from dnas_ens.compare.plan import planned_work
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.config.fields import override
+from dnas_ens.data import load_data
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate import compute_cost
 from dnas_ens.evaluate.predictions import Predictions
@@ -233,7 +234,7 @@ def test_a_plan_counts_what_the_methods_train(finished):
         folder=run,
         search=override(SearchConfig(), read_json(run / "config.json")["search"]),
         found=read_json(run / "genotypes.json"),
-        data=None,
+        data=load_data("digits"),
         recipe=override(RetrainConfig(), read_json(run / "config.json")["retrain"]),
         device="cpu",
         budget=Budget(epochs_grid=(2, 4), pool_size=3, population=2, parents=1),

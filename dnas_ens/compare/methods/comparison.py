@@ -127,7 +127,7 @@ class Comparison:
 
     Args:
         found: genotypes.json of the run folder.
-        recipe: What every network is trained with, its weight decay settled for the images.
+        recipe: What every network is trained with; its weight decay is settled for the images.
         workers: Members trained side by side on a CPU.
         trained_members: Members of the run's ensemble, which may have grown; None for those the search selected.
     """
@@ -145,6 +145,7 @@ class Comparison:
     _trained: dict[str, Trained] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
+        self.recipe = self.recipe.for_images(len(self.data.train))
         self.base = Genotype.from_dict(self.found["base"]["genotype"])
         self.genotypes = ranked_genotypes(self.found, self.trained_members)
         self.search_seconds = float(self.found["report"].get("cpu_seconds", 0.0))
