@@ -49,7 +49,7 @@ CELLS = "cells"
 class Study:
     """Options of the study."""
 
-    recipe: OmitArgPrefixes[RetrainConfig] = field(default_factory=RetrainConfig)
+    recipe: OmitArgPrefixes[RetrainConfig] = field(default_factory=lambda: RetrainConfig(average_last=0.0))
     """How every solution is trained."""
     models: tuple[str, ...] = (CELLS,)
     """small-cnn, medium-cnn, resnet20v1 or any other reference model, and cells. The first is the one whose weights
@@ -125,7 +125,8 @@ def read_options(argv: list[str]) -> Study:
         space = config["search"]["supernet"]["space"]
         recipe = override(retrain_preset(config["search"]["preset"], space), config.get("retrain", {}))
         stem_stride = recipe.stem_stride or config["search"]["supernet"].get("stem_stride")
-        recipe = replace(recipe, stem_stride=stem_stride)
+        # A solution is where SGD ends, not an average.
+        recipe = replace(recipe, stem_stride=stem_stride, average_last=0.0)
         default = replace(
             default,
             recipe=recipe,

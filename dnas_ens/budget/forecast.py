@@ -12,6 +12,8 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from dnas_ens.config.settings import AVERAGED_RATE
+
 Kind = Literal["first", "longer", "cycle", "copy", "cell"]
 
 #: What each kind of unit is called.
@@ -25,7 +27,7 @@ NAMES: dict[Kind, str] = {
 #: A doubling of a network's epochs gains so much of its loss at first, and each further one this share of the last.
 FIRST_DOUBLING, NEXT_DOUBLING = 0.15, 0.7
 #: The second network of an ensemble gains so much of the loss; from M to M + 1 it is c / (M (M + 1)).
-SECOND_NETWORK = 0.05
+SECOND_NETWORK = 0.035
 #: A cycle gains so much of the loss, and each further one of the same base this share of the last. The guess is high
 #: enough for one to be tried before a network that would gain more: cycles are cheap and differ (docs/log.md).
 FIRST_CYCLE, NEXT_CYCLE = 0.02, 0.8
@@ -34,6 +36,9 @@ LAST_RATIO = 0.65
 #: By how much the loss on val is above that in training where a training ends, nats. This gap is nearly proportional to
 #: the epochs: 0.007 an epoch on 2,000 photographs of 16x16, 0.001 on as many images of Fashion-MNIST (docs/log.md).
 END_GAP = 0.35
+#: From this gap on, at its end, a network knows its images: it is not lengthened, and its cycles begin at the full
+#: rate, so that they forget a part. Below it they go on at the rate where it has ended (docs/log.md).
+KNOWN_GAP = 0.15
 #: A network is looked at after these shares of the epochs that are enough, see `dnas_ens.budget.length`.
 LOOKS = (1 / 6, 1 / 4, 1 / 3)
 #: Lengthening makes a network this many times as long at least: what it is worth is known no better.
@@ -226,6 +231,11 @@ def left_to_learn(done: Done) -> float:
     return min(1.0, max(0.0, (done.train_loss / done.alone - LAST_RATIO) / (1 - LAST_RATIO)))
 
 
+def gap(done: Done) -> float:
+    """Return by how much the loss on val is above that in training, nats; infinite where the latter is not known."""
+    return math.inf if done.train_loss is None else done.alone - done.train_loss
+
+
 def saturated_after(epochs: float, gap: float) -> float:
     """Return after how many epochs a training should end, where the loss on val is that of training and `END_GAP`.
 
@@ -309,11 +319,14 @@ def forecasts(
     usual = best.epochs
     found: list[Forecast] = []
 
-    def add(kind: Kind, cell: int, parent: int | None, epochs: float, gain: float, *, setup: float = 0.0) -> None:
+    def add(
+        kind: Kind, cell: int, parent: int | None, epochs: float, gain: float, *, setup: float = 0.0, rate: float = 1.0
+    ) -> None:
         whole = max(1, round(epochs))
         cost = setup + whole * epoch_cost(cell)
         if cost <= min(left, longest) and gain > 0:
-            unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=whole, learning_rate=learning_rate)
+            begin = rate * learning_rate
+            unit = Unit(kind=kind, number=number, cell=cell, parent=parent, epochs=whole, learning_rate=begin)
             found.append(Forecast(unit=unit, gain=gain, cost=cost))
 
     cycles = [(_next_cycle(base, bases, loss), base) for base in bases]
@@ -354,7 +367,8 @@ def forecasts(
         epochs = min(wanted, int(min(spare, longest) / epoch_cost(base.end.unit.cell)))
         # A cycle of a few steps ends worse than it began.
         if base.newest.unit.number not in busy and epochs >= max(shortest_cycle, SHORTEST * wanted):
-            add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected)
+            rate = 1.0 if gap(base.end) >= KNOWN_GAP else AVERAGED_RATE
+            add("cycle", base.end.unit.cell, base.newest.unit.number, epochs, expected, rate=rate)
     found.sort(key=lambda forecast: forecast.rate, reverse=True)
     return found
 
@@ -422,7 +436,7 @@ def _longer(
     useful = math.inf
     # Else looks at it on the way decide.
     if base.end.train_loss is not None and KEPT * base.epochs >= LOOKS[0] * enough:
-        useful = saturated_after(base.epochs, base.end.alone - base.end.train_loss)
+        useful = saturated_after(base.epochs, gap(base.end)) if gap(base.end) < KNOWN_GAP else 0.0
     if not lengths or useful < LEAST_GROWTH * base.epochs:
         return None
     length = min(lengths, key=final)

@@ -52,9 +52,9 @@ CYCLE_STEPS = 200
 #: So many times those epochs must be affordable for cells that are found to be worth more than the first known one from
 #: the beginning: they are better and take longer. Without augmentation more of the known one are worth as much.
 FOUND = {True: 2.5, False: math.inf}
-#: Twice the width must leave room for so many networks of that length, and of so many steps: cycles and several narrow
-#: networks are worth more than a wide one, always so without augmentation.
-WIDE, WIDE_STEPS = {True: 5, False: math.inf}, 3700
+#: Twice the width must leave room for so many networks of that length, and of so many steps: without augmentation
+#: several narrow networks are always worth more than a wide one.
+WIDE, WIDE_STEPS = {True: 1.25, False: math.inf}, 3700
 #: With augmentation it is also taken while epochs take so many times as long at most: on a GPU that a narrow network
 #: leaves idle. Up to so many channels.
 FREE, WIDEST = 1.25, 128

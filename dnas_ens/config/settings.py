@@ -35,6 +35,8 @@ def require(condition: bool, cause: str, remedy: str) -> None:
 #: Precision of the prior over the weights that weight decay stands for, and the least and most decay (docs/log.md):
 #: that of DARTS on its 50,000 images, and what even a few hundred bear.
 PRIOR_PRECISION, WEIGHT_DECAYS = 8.0, (3e-4, 1e-2)
+#: The cosine ends at this share of the learning rate where the last weights are averaged (docs/log.md).
+AVERAGED_RATE = 0.25
 #: What numbers must be: the test, how it is said, and what to give instead.
 _RULES: dict[str, tuple[Callable[[float], bool], str, str]] = {
     "positive": (lambda number: number > 0, "it must be positive", "a value above 0"),
@@ -427,7 +429,10 @@ class RetrainConfig:
     batch_size: int = 64
     """Images of a step."""
     learning_rate: float = 0.05
-    """SGD learning rate, annealed by a cosine to 0."""
+    """SGD learning rate, annealed by a cosine to a quarter, or to 0 where no weights are averaged."""
+    average_last: float = 0.25
+    """Share of the epochs, the last ones, in which the weights after every step are averaged into the network's; less
+    than one epoch averages none."""
     momentum: float = 0.9
     """SGD momentum."""
     weight_decay: float | None = None
@@ -486,7 +491,7 @@ class RetrainConfig:
             self,
             positive="num_cells channels stem_stride epochs batch_size learning_rate gradient_clip cycle_epochs "
             "cycle_learning_rate",
-            share="label_smoothing drop_path momentum",
+            share="label_smoothing drop_path momentum average_last",
             from_zero="weight_decay auxiliary_weight cutout cycles",
         )
 

@@ -137,6 +137,9 @@ def member_steps(
                 cost.pause()
                 training.on_epoch(scalars)
                 cost.resume()
+            if training.epoch == training.total_epochs:
+                separate(training.network)
+                training.end()
             # Not at every epoch: the last state is the member, whatever its validation loss on the way.
             times, total = training.val_measurements, training.total_epochs
             if times * training.epoch // total > times * (training.epoch - 1) // total:

@@ -350,6 +350,28 @@ def plain_passes(data: ImageData, split: Split) -> Callable[[], Iterator[tuple[T
     return lambda: evaluation_batches(split, augmentation=augmentation)
 
 
+def training_passes(
+    data: ImageData, split: Split, *, augment: bool, cutout: int = 0
+) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """Return passes over a split in random order, augmented as in training, each pass alike.
+
+    BatchNorm's statistics of plain images do not fit a network that was trained on augmented ones (docs/log.md).
+    """
+    augmentation = Augmentation.for_data(data, augment=augment, cutout=cutout)
+
+    def one() -> Iterator[tuple[Tensor, Tensor]]:
+        return iterate_batches(
+            split,
+            EVALUATION_BATCH,
+            generator=torch.Generator().manual_seed(0),
+            augmentation=augmentation,
+            augmentation_generator=torch.Generator(split.labels.device).manual_seed(0),
+            drop_last=True,
+        )
+
+    return one
+
+
 def no_batches(purpose: str) -> UserError:
     """Return the error for a pass over the data that was empty."""
     return UserError(f"There are no batches for {purpose}.", _BATCHES_REMEDY)

@@ -268,9 +268,9 @@ def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
     return recipe.drop_path * epoch / recipe.epochs
 
 
-def cosine_learning_rate(learning_rate: float, epoch: int, epochs: int) -> float:
-    """Return the learning rate of an epoch (from 0) of several: half a cosine from ``learning_rate`` towards 0."""
-    return float(0.5 * learning_rate * (1 + np.cos(np.pi * epoch / epochs)))
+def cosine_learning_rate(learning_rate: float, epoch: int, epochs: int, *, end: float = 0.0) -> float:
+    """Return the learning rate of an epoch (from 0) of several: half a cosine from ``learning_rate`` to ``end``."""
+    return float(end + 0.5 * (learning_rate - end) * (1 + np.cos(np.pi * epoch / epochs)))
 
 
 def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, begin: int) -> float:
@@ -279,9 +279,7 @@ def cosine_to_constant(learning_rate: float, constant: float, *, epoch: int, beg
     Half a cosine leads from ``learning_rate`` to ``constant``, which is reached in the epoch ``begin`` and kept, as
     averages over the end of a training want it (SWA, arXiv 1803.05407).
     """
-    if epoch >= begin:
-        return constant
-    return constant + 0.5 * (learning_rate - constant) * (1 + math.cos(math.pi * epoch / begin))
+    return constant if epoch >= begin else cosine_learning_rate(learning_rate, epoch, begin, end=constant)
 
 
 def tell_if_guessing(val_nll: float, num_classes: int, what: str) -> None:

@@ -43,7 +43,7 @@ from dnas_ens.run.files import load_tensors, read_json, save_tensors, write_json
 from dnas_ens.run.folder import RunFolder
 from dnas_ens.run.machine import resolve_device
 from dnas_ens.run.progress import CostMeter
-from dnas_ens.training.prediction import Batches, plain_passes, predict_members
+from dnas_ens.training.prediction import Batches, plain_passes, predict_members, training_passes
 from dnas_ens.training.trainer import NetworkTraining
 
 #: Options that do not change what a training or a row of a seed is.
@@ -97,7 +97,7 @@ class StudyOptions:
     def recipe(self) -> RetrainConfig:
         """How every model is trained, apart from its schedule; as in the papers no gradient is clipped."""
         names = ("epochs", "batch_size", "learning_rate", "momentum", "weight_decay", "augment")
-        return RetrainConfig(**{name: getattr(self, name) for name in names}, gradient_clip=math.inf)
+        return RetrainConfig(**{name: getattr(self, name) for name in names}, average_last=0.0, gradient_clip=math.inf)
 
     @property
     def is_published(self) -> bool:
@@ -134,8 +134,8 @@ class Bench:
 
     @functools.cached_property
     def statistics_batches(self) -> Batches:
-        """Passes over the training images in a random order, for BatchNorm statistics."""
-        return self.batches(self.data.train.drawn())
+        """Passes over the training images as in training, for BatchNorm statistics."""
+        return training_passes(self.data, self.data.train.drawn(), augment=self.options.augment)
 
     def predict(self, states: Sequence[Mapping[str, torch.Tensor]], split: Split) -> np.ndarray:
         """Return the probabilities (M, N, K) of states of the model."""

@@ -128,6 +128,7 @@ class SearchStudy(ABC):
         training = MemberTraining(genotype.canonical(), data, recipe, index=int(cells, 16))
         while training.epoch < recipe.epochs:
             training.run_epoch()
+        training.end()
         return training, {
             "kind": "training",
             "cells": cells,

@@ -9,12 +9,12 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 from dnas_ens.compare.methods.averaged_weights import _Averages, averaged_weights, evolved_network
-from dnas_ens.compare.methods.comparison import Comparison
+from dnas_ens.compare.methods.comparison import STATISTICS_IMAGES, Comparison
 from dnas_ens.compare.methods.long_training import Cycles, snapshots, train_long
 from dnas_ens.compare.records import read_lines
 from dnas_ens.config import RetrainConfig, SearchConfig
 from dnas_ens.data import load_data
-from dnas_ens.data.batches import Augmentation
+from dnas_ens.data.batches import Augmentation, epoch_indices
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.snapshot import CosineCycles
 from dnas_ens.run.files import load_tensors
@@ -68,11 +68,14 @@ def plain_loop(comparison, name, rate_at):
 
 
 def probs_of(comparison, state, split="test"):
-    """Probabilities of a state whose BatchNorm statistics are computed from all training images."""
+    """Probabilities of a state whose BatchNorm statistics are computed from all training images, as augmented."""
     network = comparison.network()
     network.load_state_dict(state)
     normalise = Augmentation.for_data(comparison.data, augment=False).normalise
-    update_bn([normalise(comparison.data.train.images)], network)
+    augment = Augmentation.for_data(comparison.data, augment=True)
+    train = comparison.data.train.drawn(STATISTICS_IMAGES)
+    (index,) = epoch_indices(train, len(train), generator=torch.Generator().manual_seed(0))
+    update_bn([augment(train.images[index], torch.Generator().manual_seed(0))], network)
     with torch.no_grad():
         return network.eval()(normalise(getattr(comparison.data, split).images)).softmax(-1).numpy()
 

@@ -228,6 +228,7 @@ def test_cycles_go_on_from_one_another_and_the_last_ones_join(few_digits, tmp_pa
             training._drop_path_now = lambda: RECIPE.drop_path
         for _ in range(own.epochs):
             training.run_epoch()
+        training.end()
         start = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
         networks.append(training)
     stored = json.loads((tmp_path / "a/ensemble.json").read_text())

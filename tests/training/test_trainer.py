@@ -6,10 +6,11 @@ import pytest
 import torch
 from tiny import genotype
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from dnas_ens.config import RetrainConfig
 from dnas_ens.data import ImageData, Split
-from dnas_ens.data.batches import Augmentation
+from dnas_ens.data.batches import Augmentation, epoch_indices
 from dnas_ens.errors import DivergedError
 from dnas_ens.training.batch_norm import accuracy_under_batch_statistics, batch_statistics, recalibrate
 from dnas_ens.training.interleaving import in_turns
@@ -187,6 +188,57 @@ def test_a_training_goes_on_or_branches_off():
     measured = points_training(precision="measured")
     assert not measured.execution_is_settled
     assert measured.run_epoch()["train_loss"] == pytest.approx(points_training().run_epoch()["train_loss"], rel=0.02)
+
+
+def test_the_last_weights_are_averaged_also_by_a_training_that_goes_on(few_digits):
+    images = few_digits.train.images
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=5, batch_size=len(images), average_last=0.5)
+
+    def training():
+        return MemberTraining(genotype(0), few_digits, recipe, index=1)
+
+    whole, seen, rates = training(), [], []
+
+    def note():
+        seen.append({name: weights.detach().clone() for name, weights in whole.network.named_parameters()})
+
+    while whole.epoch < 5:
+        saved = copy.deepcopy(whole.state_dict()) if whole.epoch == 4 else None
+        rates.append(whole.run_epoch(on_step=note)["learning_rate"])
+    assert rates == pytest.approx(
+        [0.05 * (0.25 + 0.75 * (1 + math.cos(math.pi * epoch / 5)) / 2) for epoch in range(5)]
+    )
+    order = torch.Generator().set_state(whole.order.get_state())
+    drawn = torch.Generator().set_state(whole.augmentation_generator.get_state())
+    whole.end()
+    # Two of five epochs, the last half rounded down; an epoch is one step.
+    for name, parameter in whole.network.named_parameters():
+        torch.testing.assert_close(parameter, (seen[3][name] + seen[4][name]) / 2)
+    # The statistics of its BatchNorm are those of an augmented epoch.
+    (index,) = epoch_indices(few_digits.train, len(images), generator=order, drop_last=True)
+    draws = whole.augmentation.draw(len(images), height=8, width=8, generator=drawn)
+    witness = copy.deepcopy(whole.network)
+    update_bn([whole.augmentation.apply(images[index], draws)], witness)
+    for name, buffer in witness.named_buffers():
+        torch.testing.assert_close(whole.network.get_buffer(name), buffer)
+
+    resumed = training()
+    resumed.load_state_dict(saved)
+    resumed.run_epoch()
+    resumed.end()
+    state = resumed.network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in whole.network.state_dict().items())
+
+
+@pytest.mark.parametrize(("epochs", "share"), [(3, 0.25), (4, 0.0)])
+def test_without_an_average_the_rate_falls_to_0(few_digits, epochs, share):
+    recipe = RetrainConfig(num_cells=1, channels=4, epochs=epochs, batch_size=12, average_last=share)
+    training = MemberTraining(genotype(0), few_digits, recipe, index=1)
+    rates = [training.run_epoch()["learning_rate"] for _ in range(epochs)]
+    assert rates == pytest.approx([0.025 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)])
+    before = copy.deepcopy(training.network.state_dict())
+    training.end()
+    assert all(torch.equal(value, before[name]) for name, value in training.network.state_dict().items())
 
 
 def test_weights_of_classes_are_those_of_a_loss_by_hand(few_digits):

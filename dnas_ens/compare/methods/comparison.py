@@ -40,7 +40,7 @@ from dnas_ens.run.folder import RunFolder
 from dnas_ens.search.run import run_search
 from dnas_ens.space.genotype import Genotype, ranked_genotypes
 from dnas_ens.training.members import train_members
-from dnas_ens.training.prediction import Batches, plain_passes
+from dnas_ens.training.prediction import Batches, plain_passes, training_passes
 from dnas_ens.training.trainer import MemberTraining
 
 #: Training images that BatchNorm statistics of averaged weights are computed from, at most.
@@ -285,10 +285,10 @@ class Comparison:
         train, val = self.data.train, self.data.val
         judging = val.subset(alternating_halves(val.labels.cpu().numpy())[0])
         of_train, of_val = (
-            plain_passes(self.data, split.to(self.device))
-            for split in (train.drawn(STATISTICS_IMAGES), judging.drawn(JUDGING_IMAGES))
+            split.to(self.device) for split in (train.drawn(STATISTICS_IMAGES), judging.drawn(JUDGING_IMAGES))
         )
-        return of_train, of_val
+        augmented = training_passes(self.data, of_train, augment=self.recipe.augment, cutout=self.recipe.cutout)
+        return augmented, plain_passes(self.data, of_val)
 
     def network(self) -> Network:
         """Return a network of the base cell in evaluation mode, whose weights are to be loaded."""

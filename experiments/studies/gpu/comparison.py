@@ -224,6 +224,7 @@ def _run(
     def whole(training: NetworkTraining[nn.Module]) -> Iterator[None]:
         for _ in range(epochs):
             yield from training.epoch_steps()
+        training.end()
 
     _train_side_by_side(session, [whole(training) for training in trainings], sys.maxsize)
     record |= {"size": size, "epochs": epochs, "seconds": time.perf_counter() - start}

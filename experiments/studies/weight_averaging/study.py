@@ -110,7 +110,7 @@ class Study:
     def recipe(self) -> RetrainConfig:
         """How every model is trained."""
         fields = {**RECIPES[BLOBS if self.data == BLOBS else "images"], "learning_rate": self.learning_rate}
-        return RetrainConfig(**fields | ({} if self.epochs is None else {"epochs": self.epochs}))
+        return RetrainConfig(average_last=0.0, **fields | ({} if self.epochs is None else {"epochs": self.epochs}))
 
     @property
     def kept(self) -> int:
@@ -245,7 +245,7 @@ def load_problem(study: Study) -> Problem:
         return draw_blobs(study)
     from dnas_ens.commands.options import load_configured_data
     from dnas_ens.data.batches import Augmentation, iterate_batches
-    from dnas_ens.training.prediction import plain_passes
+    from dnas_ens.training.prediction import plain_passes, training_passes
 
     names = ("data", "data_root", "limit_train")
     data = load_configured_data(DataConfig(**{name: getattr(study, name) for name in names}))
@@ -264,7 +264,7 @@ def load_problem(study: Study) -> Problem:
 
     return Problem(
         training_pass=training_pass,
-        training=plain_passes(data, data.train.drawn()),
+        training=training_passes(data, data.train.drawn(), augment=recipe.augment),
         val=plain_passes(data, data.val),
         test=plain_passes(data, data.test),
         in_channels=data.num_channels,
