@@ -210,6 +210,20 @@ def test_a_network_is_as_wide_as_hardly_costs_more(few_digits, tmp_path, monkeyp
     assert planned._ledger.epoch_seconds == pytest.approx(6e-3 * steps[channels])
 
 
+@pytest.mark.parametrize(("seconds", "channels"), [(2.3, 4), (2.5, 8), (9.5, 8), (9.7, 16)])
+def test_a_network_is_twice_as_wide_where_enough_of_it_is_affordable(
+    few_digits, tmp_path, monkeypatch, seconds, channels
+):
+    # An epoch of six steps takes 6, 12 and 24 ms; 1,200 steps of the second width make 2.4 s, 2,400 of the third 9.6.
+    monkeypatch.setattr(
+        "dnas_ens.training.trainer.MemberTraining.measured_step",
+        lambda training: 1e-3 * training.recipe.channels / 4,
+    )
+    monkeypatch.setattr("dnas_ens.budget.run.WIDE_STEPS", 2400)
+    planned = Spending(few_digits, RECIPE, amount=Amount(total=seconds), cells=Given(genotype(0)), folder=tmp_path)
+    assert planned.recipe.channels == channels
+
+
 def test_what_is_spent_is_noted_while_a_network_is_trained(few_digits, tmp_path, monkeypatch):
     """A killed process cannot write what it has spent."""
     monkeypatch.setattr("dnas_ens.budget.run.SECONDS_BETWEEN_NOTES", 0.0)
