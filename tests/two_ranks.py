@@ -86,7 +86,7 @@ def search(data, fields):
 
 
 def member(data, fields):
-    recipe = with_fields(RetrainConfig(), num_cells=3, channels=4, epochs=3, batch_size=24, weight_decay=3e-4, **fields)
+    recipe = with_fields(RetrainConfig(), num_cells=3, channels=4, epochs=4, batch_size=24, weight_decay=3e-4, **fields)
     cells = genotype(0, space="efficient", cell_types=("normal", "reduction"))
     network, described = train_member(MemberTraining(cells, data, recipe, index=0))
     norms = [float(value) for buffer in network.buffers() for value in buffer.flatten()]

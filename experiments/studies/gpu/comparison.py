@@ -119,8 +119,7 @@ def compare(session: Session) -> None:
                 _spend(session, data, budgets[method], method, seconds)
             else:
                 _run(session, data, recipe, method, seconds, plan, kinds, cells)
-        except Exception:
-            # What fails on a GPU costs its own seconds alone.
+        except Exception:  # what fails on a GPU costs its own seconds alone
             session.keep(f"failed, {method}", {"error": traceback.format_exc()})
             failed.append(method)
         session.free()
