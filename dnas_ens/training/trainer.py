@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_swa_multi_avg_fn
+from torch.optim.swa_utils import get_swa_multi_avg_fn
 
 from dnas_ens.config import RetrainConfig, require
 from dnas_ens.config.fields import to_dict
@@ -45,6 +45,39 @@ from dnas_ens.training.step import (
 Model = TypeVar("Model", bound=nn.Module)
 #: Starts an epoch, given the generators of order (on the CPU) and augmentation: the tensors of each step.
 TrainingBatches = Callable[[torch.Generator, torch.Generator], Iterator[tuple[Tensor, ...]]]
+
+
+class _WeightAverage:
+    """The mean of a network's weights over steps (SWA, arXiv 1803.05407).
+
+    ``AveragedModel`` keeps its count in a tensor, and a GPU waits at every step for what the host reads of it.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._weights, self._update = list(network.parameters()), get_swa_multi_avg_fn()
+        self.mean = [weight.detach().clone() for weight in self._weights]
+        self.steps = 0
+
+    def add(self) -> None:
+        """Take the weights as they are now into the mean."""
+        self._update(self.mean, [weight.detach() for weight in self._weights], self.steps)
+        self.steps += 1
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Make the mean the network's weights."""
+        for weight, mean in zip(self._weights, self.mean, strict=True):
+            weight.copy_(mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the mean depends on."""
+        return {"mean": self.mean, "steps": self.steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a saved state."""
+        for mean, saved in zip(self.mean, state["mean"], strict=True):
+            mean.copy_(saved)
+        self.steps = state["steps"]
 
 
 class Training(Generic[Model]):
@@ -105,7 +138,7 @@ class Training(Generic[Model]):
         self._drop_path_generator = torch.Generator(self.device)
         self.steps_done = 0
         self._between: Mapping[str, Any] | None = None
-        self._average: AveragedModel | None = None
+        self._average: _WeightAverage | None = None
         self._step = self._new_step()
 
     @property
@@ -204,7 +237,7 @@ class Training(Generic[Model]):
         def after_step(num_images: int) -> None:
             self.steps_done += 1
             if average is not None:
-                average.update_parameters(self.network)
+                average.add()
             if progress is not None:
                 progress.count_images(num_images)
                 progress.step()
@@ -220,7 +253,9 @@ class Training(Generic[Model]):
             end = AVERAGED_RATE * full if averaged else 0.0
             learning_rate = cosine_learning_rate(full, self.epoch, total, end=end)
             # A training that was prolonged may not be near its end any more.
-            average = self._average = (self._average or self._new_average()) if total - self.epoch <= averaged else None
+            if total - self.epoch <= averaged:
+                average = self._average or _WeightAverage(self.network)
+            self._average = average
         set_learning_rate(self.optimizer, learning_rate)
         if isinstance(self.network, Network):
             self._set_drop_path(self.network)
@@ -237,9 +272,6 @@ class Training(Generic[Model]):
         self.epoch += 1
         self.steps_done = 0
         return {**scalars, "learning_rate": learning_rate}
-
-    def _new_average(self) -> AveragedModel:
-        return AveragedModel(self.network, multi_avg_fn=get_swa_multi_avg_fn())
 
     def _go_on(self, batches: Iterator[tuple[Tensor, ...]], between: Mapping[str, Any]) -> None:
         """Go back to the middle of the epoch whose batches have just begun, past those that were trained on."""
@@ -298,7 +330,7 @@ class Training(Generic[Model]):
         """Go back to a saved state."""
         self.branch_off(state)
         if state["average"] is not None:
-            self._average = self._new_average()
+            self._average = _WeightAverage(self.network)
             self._average.load_state_dict(state["average"])
         restore(self.order, state["order"])
         restore(self.augmentation_generator, state["augmentation"])
@@ -402,10 +434,7 @@ class NetworkTraining(Training[Model]):
         """
         if self._average is None:
             return
-        parameters = dict(self._average.module.named_parameters())
-        with torch.no_grad():
-            for name, parameter in self.network.named_parameters():
-                parameter.copy_(parameters[name])
+        self._average.apply()
         # Augmented as in training: statistics of plain images cost up to 0.03 nats (docs/log.md).
         batches = self._batches(self.order, self.augmentation_generator)
         enough = math.ceil(CALIBRATION_IMAGES / self.recipe.batch_size)
