@@ -121,7 +121,7 @@ class SupernetConfig:
     operations: tuple[str, ...] | None = None
     """Candidate operations, by registered name; default: those of the space."""
     stem_stride: int | None = None
-    """What the stem divides the sides of the images by, 1, 2 or 4 (darts: 1 or 4); default: 1 below 12 pixels, 2 up to
+    """What the stem divides the sides of the images by, 1, 2 or 4 (darts: 1 or 4); default: 1 below 24 pixels, 2 up to
     64 pixels, 4 above (darts: 1 up to 64 pixels, 4 above)."""
     partial_channels: int = 1
     """K: 1/K of a node's channels go through the operations, the rest passes by (PC-DARTS); 1 for all. For darts."""

@@ -459,8 +459,8 @@ def test_the_price_of_a_budget(capsys):
 
 
 def test_members_have_the_stem_of_their_search(tmp_path, capsys):
-    # At 16 pixels the default is a stride of 2.
-    write_photos(tmp_path / "photos", {"dark": 40, "light": 200}, 12, shape=(16, 16, 3))
+    # At 24 pixels the default is a stride of 2.
+    write_photos(tmp_path / "photos", {"dark": 40, "light": 200}, 12, shape=(24, 24, 3))
     searched = "--data photos --likelihood none --star-steps 2 --members 2 --pool-size 6 --stem-stride 1".split()
     recipe = "--num-cells 3 --channels 4 --epochs 1 --device cpu --workers 1".split()
     assert run_main(search.main, [*searched, "--num-cells", "3", "--run-dir", "found", "--device", "cpu"]) == 0
