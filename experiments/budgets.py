@@ -93,14 +93,14 @@ FASHION_MNIST = Regime(
     image_size=14,
     cycle_rate=0.25,
     budgets=(15, 40, 100),
-    trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (160, 16, 2), (80, 32, 2)),
+    trainings=((30, 16, 2), (60, 16, 2), (90, 16, 2), (120, 16, 2), (160, 16, 1), (30, 32, 1), (80, 32, 1)),
 )
 PHOTOGRAPHS = Regime(
     data="cifar10-jpeg",
     limit_train=2000,
     image_size=16,
     budgets=(15, 40, 100),
-    trainings=((60, 16, 2), (80, 16, 3), (120, 16, 3), (40, 32, 2), (80, 32, 2)),
+    trainings=((30, 16, 2), (60, 16, 2), (90, 16, 2), (120, 16, 2), (160, 16, 1), (30, 32, 1), (80, 32, 1)),
 )
 REGIMES = {
     # All of digits leave no error to tell methods by.
