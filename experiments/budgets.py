@@ -375,6 +375,8 @@ class Study:
 def run_one(condition: tuple[str, str], seed: int) -> tuple[Record, dict[str, np.ndarray]]:
     """Run one method in one regime; return its splits, ours one for each budget, and their per-image losses."""
     torch.set_num_threads(1)
+    # PyTorch imports its compiler with the first optimiser of a process; the two seconds are no method's.
+    torch.optim.SGD([torch.zeros(())], lr=0.1)
     name, method = condition
     regime = REGIMES[name]
     bench = Bench(regime, seed)

@@ -11,6 +11,7 @@ import numpy as np
 
 from dnas_ens.budget.choice import cross_fitted_loss
 from dnas_ens.budget.forecast import LOOKS, saturated_after
+from dnas_ens.data.dataset import Split
 from dnas_ens.training.prediction import predict_log_probs
 from dnas_ens.training.trainer import MemberTraining
 
@@ -51,17 +52,17 @@ class Length:
         """Take over what an epoch has brought."""
         total = self._training.recipe.epochs
         if self._at_most is not None:
-            total = min(total, self._useful(scalars["train_loss"], self._at_most))
+            total = min(total, self._useful(self._at_most))
         if self._ends is not None:
             total = min(total, self._in_time(self._ends))
         self._training.total_epochs = max(total, self._training.epoch)
 
-    def _useful(self, train_loss: float, at_most: float) -> int:
+    def _useful(self, at_most: float) -> int:
         """Return the epochs that are of use, once all looks have said so."""
         training, worth = self._training, self._worth
         looks = [max(1, math.ceil(share * at_most - worth)) for share in LOOKS]
         if self._looks and worth < LOOKS[0] * at_most and training.epoch in looks:
-            training.looks.append(saturated_after(worth + training.epoch, self._val_loss() - train_loss))
+            training.looks.append(saturated_after(worth + training.epoch, self._gap()))
         if training.epoch < looks[-1] or not training.looks:
             return training.recipe.epochs
         useful = statistics.median(training.looks)
@@ -69,13 +70,21 @@ class Length:
             return training.recipe.epochs
         return round(max((1 + LANDING) * (worth + looks[-1]), useful) - worth)
 
-    def _val_loss(self) -> float:
-        """Return the calibrated NLL on val, or on as many of its images as are trained on."""
+    def _gap(self) -> float:
+        """Return by how much the calibrated NLL on val images is above that on as many training images, nats.
+
+        Both of the same weights, in evaluation mode: at a high rate the loss of one step's weights varies more than it
+        differs from that of the training.
+        """
         training = self._training
         count = min(len(training.val), len(training.train_split))
-        some = training.val.subset(np.linspace(0, len(training.val) - 1, count).astype(int))
-        log_probs = predict_log_probs(training.network, some, augmentation=training.augmentation)
-        return cross_fitted_loss(log_probs.exp().cpu().numpy()[None], some.labels.cpu().numpy())
+
+        def loss(split: Split) -> float:
+            some = split.subset(np.linspace(0, len(split) - 1, count).astype(int))
+            log_probs = predict_log_probs(training.network, some, augmentation=training.augmentation)
+            return cross_fitted_loss(log_probs.exp().cpu().numpy()[None], some.labels.cpu().numpy())
+
+        return loss(training.val) - loss(training.train_split)
 
     def _in_time(self, ends: float) -> int:
         """Return the epochs that end in time, as they have been measured, with val predicted at the end."""

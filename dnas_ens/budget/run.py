@@ -52,9 +52,9 @@ CYCLE_STEPS = 200
 #: So many times those epochs must be affordable for cells that are found to be worth more than the first known one from
 #: the beginning: they are better and take longer. Without augmentation more of the known one are worth as much.
 FOUND = {True: 2.5, False: math.inf}
-#: Twice the width must leave room for so much of a network of that length, and for so many steps, and twice as much for
+#: Twice the width must leave room for so many networks of that length, and of so many steps, and twice as many for
 #: every further doubling; without augmentation several narrow networks are always worth more than a wide one.
-WIDE, WIDE_STEPS = {True: 0.5, False: math.inf}, 2400
+WIDE, WIDE_STEPS = {True: 1.0, False: math.inf}, 2400
 #: With augmentation it is also taken while epochs take so many times as long at most: on a GPU that a narrow network
 #: leaves idle. Up to so many channels.
 FREE, WIDEST = 1.25, 128

@@ -311,22 +311,22 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
 
 
 @pytest.mark.parametrize(
-    ("epochs", "train_loss", "left", "longer"),
+    ("epochs", "loss", "train_loss", "left", "longer"),
     [
         # At once as long as is enough, 120 epochs, of which going on keeps 0.7 of the 16.
-        (16, 1.4, 1500, 109),
+        (16, 1.5, 1.4, 1500, 109),
         # Looks on the way decide, whatever the gap is.
-        (4, 1.1, 1500, 118),
-        # Later no longer than until the gap is 0.35, which is expected after 275 epochs.
-        (110, 1.36, 1500, 199),
-        (110, 1.36, 210, 199),
+        (4, 1.5, 1.1, 1500, 118),
+        # Later no longer than until the gap is 0.5, which is expected after 393 epochs.
+        (110, 3.0, 2.86, 1500, 316),
+        (110, 3.0, 2.86, 330, 316),
         # It knows its images.
-        (110, 1.34, 1500, None),
-        (30, 1.0, 1500, None),
+        (110, 1.5, 1.34, 1500, None),
+        (30, 1.5, 1.0, 1500, None),
     ],
 )
-def test_a_network_becomes_longer_by_enough_or_not_at_all(epochs, train_loss, left, longer):
-    history = [done("first", 0, 1.5, epochs=epochs, train_loss=train_loss)]
+def test_a_network_becomes_longer_by_enough_or_not_at_all(epochs, loss, train_loss, left, longer):
+    history = [done("first", 0, loss, epochs=epochs, train_loss=train_loss)]
     options = forecasts(history, left=left, epoch_cost=lambda cell: 1.0, num_cells=1, learning_rate=0.05, enough=120.0)
     found = [option.unit.epochs for option in options if option.unit.kind == "longer"]
     assert found == ([] if longer is None else [longer])

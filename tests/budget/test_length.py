@@ -5,7 +5,9 @@ import math
 import statistics
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from tiny import genotype, same
 
 from dnas_ens.budget.choice import cross_fitted_loss
@@ -53,13 +55,23 @@ def test_a_gap_that_grows_by_equal_steps_says_when_it_is_wide_enough():
     assert saturated_after(8, -0.1) == math.inf
 
 
+def gap(training):
+    """What `Length` looks at: the network in evaluation mode on all of val and as many training images."""
+    network, losses = copy.deepcopy(training.network).eval(), []
+    for split in (training.val, training.train_split):
+        places = np.linspace(0, len(split) - 1, len(training.val)).astype(int)
+        with torch.no_grad():
+            probs = network(training.augmentation.normalise(split.images[places])).softmax(1)
+        losses.append(cross_fitted_loss(probs.numpy()[None], split.labels[places].numpy()))
+    return losses[0] - losses[1]
+
+
 def trained(training, length, *, epochs=None, seen=None):
     while training.epoch < training.total_epochs and training.epoch != epochs:
         scalars = training.run_epoch()
         length(scalars)
         if seen is not None:
-            loss = cross_fitted_loss(training.val_probs()[None], training.val.labels.numpy())
-            seen[training.epoch] = loss - scalars["train_loss"]
+            seen[training.epoch] = gap(training)
     return training
 
 
@@ -123,4 +135,4 @@ def test_no_more_of_val_is_looked_at_than_is_trained_on(few_digits, monkeypatch)
         "dnas_ens.budget.length.cross_fitted_loss", lambda probs, labels: seen.append(probs.shape) or 2.0
     )
     trained(training, Length(training, at_most=6))
-    assert seen == [(1, 16, 10)] * 2
+    assert seen == [(1, 16, 10)] * 4

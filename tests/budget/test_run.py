@@ -219,7 +219,7 @@ def test_a_network_is_twice_as_wide_where_enough_of_it_is_affordable(
         "dnas_ens.training.trainer.MemberTraining.measured_step",
         lambda training: 1e-3 * training.recipe.channels / 4,
     )
-    monkeypatch.setattr("dnas_ens.budget.run.WIDE_STEPS", 2400)
+    monkeypatch.setattr("dnas_ens.budget.run.WIDE_STEPS", 1200)
     planned = Spending(few_digits, RECIPE, amount=Amount(total=seconds), cells=Given(genotype(0)), folder=tmp_path)
     assert planned.recipe.channels == channels
 
