@@ -3,9 +3,9 @@
     python experiments/budgets.py --workers 2
 
 For every regime and seed each method may spend up to three budgets of CPU seconds, search and discarded networks
-included, on one thread. Ours is `python -m dnas_ens --budget`: one run for each budget, its seconds the whole command's but for
-the evaluation. Every other method trains networks of several lengths and widths, and takes at each budget the split
-(length, width, number of networks, cycles, which ends join), the same with all seeds, that is best on val: in
+included, on one thread. Ours is `python -m dnas_ens --budget`: one run for each budget, its seconds the whole command's
+but for the evaluation. Every other method trains networks of several lengths and widths, and takes at each budget the
+split (length, width, number of networks, cycles, which ends join), the same with all seeds, that is best on val: in
 hindsight, which ours does not have. Val alone chooses; losses on test are computed for every split and read for the
 chosen ones.
 
