@@ -12,8 +12,8 @@ from dnas_ens.space.spaces import Space, check_partial_channels, rules_of
 if TYPE_CHECKING:
     from dnas_ens.data.dataset import ImageData
 
-#: Sides in pixels below which the stem keeps the size, and up to which it reduces images twofold at most: from 12 pixels
-#: on the cells begin with maps of 12 to 32, and end with such of 3 at least (docs/log.md).
+#: Sides in pixels below which the stem keeps the size, and up to which it reduces images twofold at most. So from 12
+#: pixels on the cells begin with maps of 12 to 32 pixels, and end with such of 3 at least (docs/log.md).
 TINY_IMAGE, SMALL_IMAGE = 24, 64
 
 
