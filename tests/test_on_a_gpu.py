@@ -9,6 +9,7 @@ import torch
 import dnas_ens as de
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.run.files import read_json
+from dnas_ens.training.trainer import _WeightAverage
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 RECIPE = {"num_cells": 2, "channels": 8, "batch_size": 16}
@@ -55,3 +56,21 @@ def test_what_comes_with_the_package_answers_alike():
     expected = copy.deepcopy(ensemble).predict_probs(pictures)
     found = ensemble.to("cuda").predict_probs(pictures)
     np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@DEVICES
+def test_weights_are_averaged_without_waiting(device):
+    layer = torch.nn.Linear(3, 2).to(device)
+    average, seen = _WeightAverage(layer), []
+    for _ in range(5):
+        torch.nn.init.normal_(layer.weight)
+        seen.append(layer.weight.detach().clone())
+        if device == "cuda":
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            average.add()
+        finally:
+            if device == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    average.apply()
+    torch.testing.assert_close(layer.weight.detach(), torch.stack(seen).mean(0))
