@@ -182,14 +182,15 @@ def _ledger(path: Path) -> object:
     from dnas_ens.budget.amount import Amount
     from dnas_ens.budget.ledger import Ledger
 
-    return Ledger.read(path, Amount(total=9, unit="epochs"))
+    return Ledger.read(path, Amount(total=9, unit="epochs"), {"channels": 4})
 
 
 def _budget(folder: Path) -> bytes:
     unit = {"kind": "first", "number": 0, "cell": 0, "parent": None, "epochs": 2, "learning_rate": 0.05}
     done = {"unit": unit, "epochs": 2, "cost": 2.0, "train_loss": 1.0, "alone": 1.0, "loss": 1.0, "members": [0]}
     done |= {"alone_error": 0.0, "error": 0.0, "at": 2.0, "slots": 1}
-    ledger = {"budget": {"total": 9, "unit": "epochs"}, "channels": 4, "first_epochs": 2, "first_cell": 0}
+    ledger = {"budget": {"total": 9, "unit": "epochs"}, "recipe": {"channels": 4}, "channels": 4, "first_cell": 0}
+    ledger["first_epochs"] = 2
     coming = {**unit, "kind": "longer", "number": 1, "parent": 0}
     return json.dumps({**ledger, "epoch_seconds": 0.1, "done": [done], "coming": [coming], "spent": 2.0}).encode()
 

@@ -46,7 +46,7 @@ def spend(
     from dnas_ens.budget.amount import Amount, parse_time
     from dnas_ens.budget.cells import StarCells
     from dnas_ens.budget.run import Spending
-    from dnas_ens.config import RetrainConfig
+    from dnas_ens.config import RetrainConfig, require
     from dnas_ens.config.fields import with_fields
     from dnas_ens.config.presets import search_preset
     from dnas_ens.data import load_data
@@ -54,6 +54,7 @@ def spend(
     from dnas_ens.run.machine import resolve_device
 
     timed = isinstance(budget, str)
+    require(timed or int(budget) > 0, f"The budget is {budget} epochs.", 'Give 1 or more, or a time such as "10m".')
     amount = Amount(total=parse_time(str(budget))) if timed else Amount(total=float(budget), unit="epochs")
     loaded, chosen = load_data(data), resolve_device(device)
     cells = StarCells(search_preset(), loaded, device=chosen)

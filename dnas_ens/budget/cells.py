@@ -10,7 +10,7 @@ import torch
 
 from dnas_ens.config import SearchConfig
 from dnas_ens.data.dataset import ImageData
-from dnas_ens.search.run import run_search
+from dnas_ens.search.run import require_same_search, run_search
 from dnas_ens.space.genotype import Genotype
 from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 
@@ -27,7 +27,8 @@ STAR_SECONDS, STAR_COST = 4.0, 1.4
 class StarCells:
     """A plain CNN, and cells by the star alone, whose paths leave a residual block.
 
-    In another space, or with other operations, there is nothing by hand, and the paths leave a learnt base.
+    In another space, with other operations or numbers of nodes, there is nothing by hand, and the paths leave a learnt
+    base; or one that the configuration gives.
 
     Args:
         config: What kind of search; its likelihood is left out.
@@ -42,7 +43,9 @@ class StarCells:
         device: torch.device | str = "cpu",
         run: RunFolder | None = None,
     ) -> None:
-        by_hand = config.supernet.space == "efficient" and config.supernet.operations is None
+        supernet = config.supernet
+        by_hand = supernet.space == "efficient" and supernet.operations is None and config.hypernetwork.base is None
+        by_hand = by_hand and supernet.search_space.num_nodes == PLAIN_CNN.num_nodes
         objective = replace(config.objective, likelihood="none")
         # One member, so that a search that finds few different cells is none that fails.
         candidates = replace(config.candidates, candidate_epochs=0, score_images=None, members=1)
@@ -55,6 +58,8 @@ class StarCells:
         self._found: list[Genotype] | None = None
         self.setup_seconds, self.relative_cost = (STAR_SECONDS, STAR_COST) if by_hand else (0.0, 1.0)
         self._begins_from = RESNET if by_hand else None
+        if run is not None and by_hand:
+            require_same_search(self._config, run, self._begins_from)
         self.known: Sequence[Genotype] = [PLAIN_CNN] if by_hand else self.find()[:1]
 
     def find(self) -> Sequence[Genotype]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -10,7 +11,7 @@ from typing import Any
 from dnas_ens.budget.amount import Amount
 from dnas_ens.budget.forecast import NAMES, Done, Unit
 from dnas_ens.errors import UserError
-from dnas_ens.run.files import read_checked, unreadable, write_json
+from dnas_ens.run.files import first_difference, read_checked, unreadable, write_json
 
 LEDGER = "budget.json"
 _NUMBER = (int, float)
@@ -42,6 +43,7 @@ class Ledger:
     """What a budget has been spent on, as budget.json holds it.
 
     Args:
+        recipe: How networks are trained, as it was given.
         channels: C of all networks.
         first_epochs: Length of the first training.
         first_cell: Position of its genotype among the cells.
@@ -51,6 +53,7 @@ class Ledger:
         spent: Of the budget.
     """
 
+    recipe: Mapping[str, Any]
     channels: int
     first_epochs: int
     first_cell: int
@@ -72,10 +75,11 @@ class Ledger:
         )
 
     @classmethod
-    def read(cls, path: Path, amount: Amount) -> Ledger:
-        """Read what `write` wrote; UserError if it was a budget of the other unit."""
+    def read(cls, path: Path, amount: Amount, recipe: Mapping[str, Any]) -> Ledger:
+        """Read what `write` wrote; UserError if it was a budget of the other unit, or of another recipe."""
         form = {
             "budget": {"unit": str},
+            "recipe": dict,
             "channels": int,
             "first_epochs": int,
             "first_cell": int,
@@ -102,7 +106,14 @@ class Ledger:
                 f"{path} holds a budget of {found['budget']['unit']}, and one of {amount.unit} was given.",
                 "Go on with the same kind: --budget for a time, --budget-epochs for epochs.",
             )
+        if (difference := first_difference(found["recipe"], recipe, "recipe")) is not None:
+            field, there, here = difference
+            raise UserError(
+                f"{path} holds networks of another recipe: {field} is {there} there and {here} here.",
+                f"Give {field} the value it has there, or spend the budget in another folder.",
+            )
         return cls(
+            recipe=recipe,
             channels=found["channels"],
             first_epochs=found["first_epochs"],
             first_cell=found["first_cell"],

@@ -22,15 +22,18 @@ from dnas_ens.budget.choice import best_set, cross_fitted_losses
 from dnas_ens.budget.forecast import KEPT, NAMES, Done, Forecast, Unit, bases_of, forecasts
 from dnas_ens.budget.ledger import LEDGER, Ledger
 from dnas_ens.budget.length import Length, val_share
-from dnas_ens.config import RetrainConfig, SearchConfig
+from dnas_ens.config import RetrainConfig, SearchConfig, require
+from dnas_ens.config.fields import to_dict
 from dnas_ens.data.dataset import ImageData
 from dnas_ens.ensembles.ensemble import Ensemble
+from dnas_ens.ensembles.storage import MANIFEST
 from dnas_ens.errors import UserError
 from dnas_ens.metrics.calibration import fit_temperature
+from dnas_ens.nn.execution import Execution
 from dnas_ens.nn.network import Network
-from dnas_ens.run.files import read_json
+from dnas_ens.run.files import as_json, read_json
 from dnas_ens.space.genotype import Genotype
-from dnas_ens.training.members import Plan, build_training, ensemble_of, trained_network
+from dnas_ens.training.members import Plan, build_training, ensemble_of, settled_execution, trained_network
 from dnas_ens.training.trainer import MemberTraining
 from dnas_ens.training.workers import process_pool
 from dnas_ens.types import FloatArray
@@ -117,11 +120,20 @@ class Spending:
         self._val_probs: dict[int, FloatArray] = {}
         self._step_seconds: dict[int, float] = {}
         self._steps_in: dict[int, float] = {}
+        self._execution: Execution | None = None
         self._sent: ImageData | None = None
         self._known_losses: dict[tuple[int, ...], FloatArray] = {}
         self._began = clock()
         file = folder / LEDGER
-        self._ledger = Ledger.read(file, amount) if file.exists() else self._plan()
+        begun = file.exists()
+        of_members = (MANIFEST, "members/*/member.json", "checkpoints/member-*.json")
+        require(
+            begun or not any(True for pattern in of_members for _ in folder.glob(pattern)),
+            f"The networks of {folder} are not those of a budget.",
+            "Spend it in another folder, by another --run-dir or none.",
+        )
+        asked = as_json(to_dict(self.recipe))
+        self._ledger = Ledger.read(file, amount, asked) if begun else self._plan(asked)
         self._charged, self._goes_on = self._ledger.spent, {unit.number for unit in self._ledger.coming}
         self._noted = time.monotonic()
         self.slots = self._slots(workers)
@@ -162,7 +174,7 @@ class Spending:
         """The finished units."""
         return self._ledger.done
 
-    def _plan(self) -> Ledger:
+    def _plan(self, asked: Mapping[str, Any]) -> Ledger:
         """Choose width, cell and length of the first training from measured steps of the cheapest cell."""
         timed = self.amount.unit == "seconds"
         chosen = self.recipe.channels
@@ -203,7 +215,13 @@ class Spending:
         better = self.cells.relative_cost > 1 and self.cells.count > len(self.cells.known)
         first_cell = len(self.cells.known) if better and count >= FOUND[self.recipe.augment] * enough else 0
         return Ledger(
-            channels=chosen, first_cell=first_cell, first_epochs=first, epoch_seconds=taken, done=[], coming=[]
+            recipe=asked,
+            channels=chosen,
+            first_cell=first_cell,
+            first_epochs=first,
+            epoch_seconds=taken,
+            done=[],
+            coming=[],
         )
 
     def _slots(self, workers: int) -> int:
@@ -244,7 +262,9 @@ class Spending:
         return max(1, len(self.data.train) // self.recipe.batch_size)
 
     def _training(self, plan: Plan, number: int) -> MemberTraining:
-        return build_training(plan, self.data, number=number, device=self.device, folder=self.folder)
+        build = partial(build_training, plan, self.data, number=number, device=self.device, folder=self.folder)
+        self._execution = self._execution or settled_execution(build(), self.folder)
+        return build(execution=self._execution)
 
     def _plan_of(self, unit: Unit) -> Plan:
         recipe = replace(
@@ -284,7 +304,13 @@ class Spending:
             if unit.number not in self._started and running < self.slots:
                 plan, number = self._plan_of(unit), unit.number
                 task = partial(
-                    _train_in_time, plan, self._sent, number=number, folder=self.folder, length=self._length_of(unit)
+                    _train_in_time,
+                    plan,
+                    self._sent,
+                    number=number,
+                    folder=self.folder,
+                    execution=self._execution,
+                    length=self._length_of(unit),
                 )
                 self._started[number] = self.clock(), pool.submit(task)
 
@@ -513,9 +539,11 @@ class Spending:
         print(f"budget: {text}", file=sys.stderr, flush=True)
 
 
-def _train_in_time(plan: Plan, data: ImageData, *, number: int, folder: Path, length: dict[str, Any]) -> None:
+def _train_in_time(
+    plan: Plan, data: ImageData, *, number: int, folder: Path, execution: Execution | None, length: dict[str, Any]
+) -> None:
     """Train a network into the folder, in a process of its own."""
-    training = build_training(plan, data, number=number, device="cpu", folder=folder)
+    training = build_training(plan, data, number=number, device="cpu", folder=folder, execution=execution)
     training.val_measurements = 1
     training.on_epoch = Length(training, **length)
     trained_network(training, folder=folder, num_members=number + 1)

@@ -41,6 +41,8 @@ class CompareCommand:
     methods: tuple[str, ...] = tuple(METHODS)
     """Which methods to compare with."""
     budget: OmitArgPrefixes[Budget] = field(default_factory=Budget)
+    data: str | None = None
+    """Where the images of the runs are now, if they have moved."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0

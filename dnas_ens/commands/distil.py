@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from tyro.conf import Positional
@@ -24,7 +25,7 @@ class DistilCommand:
     member: int | None = None
     """Which member's cells and recipe the network has, from 0; default: that of the best one on val."""
     epochs: int | None = None
-    """Epochs; default: those of the longest member."""
+    """Epochs; default: those of the longest member, with those of the networks it goes on from."""
     data: str | None = None
     """Where the images of the run are now, if they have moved."""
     device: str = "auto"
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> None:
     with RunFolder.open(command.run_dir, command=typed) as run, resumable(run, typed):
         teacher = Ensemble.load(run.path)
         notes = [_note(place) for place in trained_folders(run.path)[0]]
+        lines = [_line(run.path, note) for note in notes]
         chosen = command.member
         if chosen is None:
             chosen = min(range(len(notes)), key=lambda index: float(notes[index]["val_nll"]))
@@ -69,8 +71,11 @@ def main(argv: list[str]) -> None:
             f"Give --member 0 to {len(notes) - 1}.",
         )
         note = notes[chosen]
-        recipe = override(RetrainConfig(), note["recipe"]).of_base()
-        epochs = command.epochs or max(int(each["epochs"]) for each in notes)
+        # A cycle, or a network that was trained longer, has the rate and the epochs of its last part alone.
+        recipe = override(RetrainConfig(), lines[chosen][-1]["recipe"]).of_base()
+        epochs = max(sum(each["epochs"] for each in line) for line in lines)
+        if command.epochs is not None:
+            epochs = command.epochs
         place = run.path / "distilled"
         require(
             command.resume or not (place / "members").exists(),
@@ -105,6 +110,22 @@ def _note(place: Path) -> dict[str, Any]:
     """Read the member.json of a member's folder."""
     from dnas_ens.run.files import read_checked
 
-    form = {"index": int, "epochs": int, "val_nll": (float, int), "recipe": dict, "spec": {"genotype": dict}}
+    form = {
+        "index": int,
+        "epochs": int,
+        "val_nll": (float, int),
+        "recipe": dict,
+        "spec": {"genotype": dict},
+        "parent?": (int, NoneType),
+    }
     found: dict[str, Any] = read_checked(place / "member.json", form)
     return found
+
+
+def _line(folder: Path, note: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the notes of a network and of those it goes on from, the one of fresh weights last."""
+    line = [note]
+    # A damaged file could lead round in a circle; networks go on from earlier ones alone.
+    while (parent := line[-1].get("parent")) is not None and 0 <= parent < line[-1]["index"]:
+        line.append(_note(folder / "members" / str(parent)))
+    return line

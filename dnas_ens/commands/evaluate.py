@@ -49,7 +49,9 @@ def main(argv: list[str]) -> None:
             predictions = stored_predictions(run.path)
             run.write_env()
             write_results(run.path, predictions)
-            shifted = write_shift(run.path, stored_shift(run.path)) if command.under_shift.shift else ""
+            shifted = ""
+            if command.under_shift.shift:
+                shifted = write_shift(run.path, stored_shift(run.path, source=predictions.source))
             name = read_splits(run)["name"]
             num_val, num_test = len(predictions.val_labels), len(predictions.test_labels)
         else:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from dnas_ens.commands.parse import parse
 from dnas_ens.config import require
@@ -29,7 +29,7 @@ class ExportCommand:
     """Run folder whose members are trained, or a folder an ensemble was saved in."""
     images: Positional[tuple[Path, ...]] = ()
     """Pictures to compare the file on, and folders of them; default: images of the run's val."""
-    output: Path
+    output: Annotated[Path, arg(aliases=("-o",))]
     """The file, .pt2 or .onnx."""
     format: Literal["torch", "onnx"] | None = None
     """torch (torch.export) or onnx; default: by the ending of the output."""

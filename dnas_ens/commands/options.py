@@ -158,6 +158,8 @@ def begin_run(
     try:
         if run.file("splits.json").exists():
             _require_same_data(run, data, config.data.data)
+        # The images may have moved.
+        run.replace_config("search", to_dict(with_full_paths(config)))
         run.write_env(noted(ranks, data))
         run.write_json("splits.json", {**data.describe(), "indices": data.splits})
     except BaseException:

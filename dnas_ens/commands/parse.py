@@ -132,6 +132,9 @@ def _flags(command: Any, prefix: str = "", *, flat: bool = False) -> dict[str, A
             flags |= _flags(kind, prefix if omitted else f"{prefix}{name}.", flat=omitted)
         elif Positional not in markers:
             flags[f"--{prefix}{name}".replace("_", "-")] = kind
+            flags |= dict.fromkeys(
+                (alias for marker in markers for alias in getattr(marker, "aliases", None) or ()), kind
+            )
     return flags
 
 

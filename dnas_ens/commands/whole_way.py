@@ -46,8 +46,8 @@ class WholeWayCommand(RunOptions):
     """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
     of this machine; --workers then share a machine's threads, or a GPU."""
     genotypes: Path | None = None
-    """Train these architectures instead of searching: the genotypes.json of a run, whose members they are, or a JSON
-    list of genotypes."""
+    """Train these architectures instead of searching: the genotypes.json of a search, whose members they are, an
+    ensemble.json, or a JSON list of genotypes."""
     budget: str | None = None
     """Spend a time such as 90s, 30m or 2h where val says that it pays: on a longer training, a further cycle, another
     network, another cell. An ensemble is there after each of them. Width and lengths of trainings are chosen too."""
@@ -151,6 +151,11 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     require_same_on_all(ranks, data, search=config, retrain=recipe)
     with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
         if run is not None:
+            require(
+                command.amount is not None or not run.file("budget.json").exists(),
+                f"The networks of {run.path} are those of a budget.",
+                "Go on with --budget or --budget-epochs, or leave out --run-dir and --resume.",
+            )
             run.record_recipe(to_dict(recipe), resume=command.resume)
         if command.amount is not None:
             assert run is not None

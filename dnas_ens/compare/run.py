@@ -20,6 +20,7 @@ from dnas_ens.compare.report import write_results
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import override
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.predictions import source_of
 from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import first_difference, with_ending
 from dnas_ens.run.folder import RunFolder
@@ -66,7 +67,7 @@ def compare_runs(command: CompareCommand, *, typed: Sequence[str]) -> None:
 
 def _beside(run: RunFolder, command: CompareCommand, device: torch.device) -> Comparison:
     """Load a run's data, and refuse a budget that does not fit its members before anything is trained."""
-    data = data_of_run(run)
+    data = data_of_run(run, moved_to=command.data)
     run.write_env({"device": str(device), "data": data.describe()})
     comparison = Comparison(
         folder=run.path,
@@ -187,7 +188,8 @@ def write_comparison(
         + _scale(comparisons)
     )
     flat = [row for of_seed in rows for row in of_seed]
-    record = {"rows": flat, "equal_cost": costs, "options": options_table(results, seeds)}
+    source = source_of(first.folder, data.fingerprint)
+    record = {"rows": flat, "source": source, "equal_cost": costs, "options": options_table(results, seeds)}
     write_results(output, head + text, rows=flat, columns=tables.FILE_COLUMNS, document=record)
     plot_frontiers(
         results,

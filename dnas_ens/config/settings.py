@@ -360,6 +360,7 @@ class SearchConfig:
         return self.reads_images and self.candidates.score_images != 0
 
     def __post_init__(self) -> None:
+        _check(self, from_zero="seed")
         given = self.hypernetwork.base is not None
         require(
             given or (self.objective.penalty != "edge-overlap" and self.regime not in ("edges", "random")),
@@ -492,7 +493,7 @@ class RetrainConfig:
             positive="num_cells channels stem_stride epochs batch_size learning_rate gradient_clip cycle_epochs "
             "cycle_learning_rate",
             share="label_smoothing drop_path momentum average_last",
-            from_zero="weight_decay auxiliary_weight cutout cycles",
+            from_zero="weight_decay auxiliary_weight cutout cycles seed",
         )
 
     @property

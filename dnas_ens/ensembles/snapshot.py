@@ -103,7 +103,9 @@ class CosineCycles:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseThenCycles:
-    """One long cosine, the base, and then short cycles from a lower rate: how `--cycles` trains a member.
+    """One long cosine, the base, and then short cycles from a lower rate, as `--cycles` has them for a member.
+
+    A member's cosines go down by epochs instead, and where its last weights are averaged to a quarter of their rate.
 
     alpha(t) = alpha_0 / 2 (cos(pi (t - 1) / B) + 1) for t = 1..B; after it, in H cycles of c steps,
     alpha_c / 2 (cos(pi mod(t - 1 - B, c) / c) + 1). A snapshot is due at the end of the base and of every cycle. Where

@@ -6,6 +6,7 @@ Reading and computing with it does not import torch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Predictions:
             where unknown or there was none.
         search_gpu_seconds: Its GPU seconds.
         device: Where inference was timed, in words.
-        source: What they are of, as ``predict_folder`` notes it; empty where unknown, and for other members.
+        source: What they are of, see `source_of`; empty where unknown, and for other members.
 
     Raises:
         ValueError: Arrays that do not fit each other, rows that are no probabilities, or labels that are no classes.
@@ -251,6 +252,13 @@ def _require_same_classes(ours: Sequence[str], theirs: Sequence[str]) -> None:
 def _require_same_number(number: int, theirs: Sequence[str]) -> None:
     if number != len(theirs):
         raise UserError(f"The ensemble has {number} classes, the data have {len(theirs)}.", _GIVE_THEIR_CLASSES)
+
+
+def source_of(folder: Path, fingerprint: str) -> str:
+    """Return what predictions are of: members and images; ensemble.json holds the weights' hashes."""
+    from dnas_ens.ensembles.storage import MANIFEST
+
+    return hashlib.sha256((folder / MANIFEST).read_bytes() + fingerprint.encode()).hexdigest()
 
 
 def with_training_costs(predictions: Predictions, folder: Path) -> Predictions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shlex
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from dnas_ens.config import require
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.classes import ClassFigures
 from dnas_ens.evaluate.decisions import decisions, decisions_markdown
-from dnas_ens.evaluate.predictions import Predictions, predict_splits, with_training_costs
+from dnas_ens.evaluate.predictions import Predictions, predict_splits, source_of, with_training_costs
 from dnas_ens.evaluate.tables import ensemble_row, result_rows, to_csv, to_markdown
 from dnas_ens.metrics.ensemble_size import ensemble_size_curve
 from dnas_ens.run.files import read_checked, sha256, write_atomic, write_json
@@ -41,7 +40,7 @@ def predict_folder(
     # Loaded in any case, so that a member's file that has changed since is refused.
     ensemble = Ensemble.load(folder)
     path = folder / "predictions.npz"
-    source = _source(folder, data.fingerprint)
+    source = source_of(folder, data.fingerprint)
     if reuse and path.exists():
         kept = Predictions.load(path)
         if (kept.source, kept.device) == (source, describe_device(device)):
@@ -50,13 +49,6 @@ def predict_folder(
     predictions = dataclasses.replace(predictions, source=source)
     predictions.save(path)
     return predictions
-
-
-def _source(folder: Path, fingerprint: str) -> str:
-    """Return what predictions are of: members and images; ensemble.json holds the weights' hashes."""
-    from dnas_ens.ensembles.storage import MANIFEST
-
-    return hashlib.sha256((folder / MANIFEST).read_bytes() + fingerprint.encode()).hexdigest()
 
 
 def evaluate_folder(folder: Path, data: ImageData, *, device: torch.device | str = "cpu") -> list[dict[str, Any]]:
@@ -82,7 +74,7 @@ def stored_predictions(folder: Path) -> Predictions:
     if found.source and (folder / MANIFEST).exists() and splits.exists():
         fingerprint = read_checked(splits, {"fingerprint": str})["fingerprint"]
         require(
-            found.source == _source(folder, fingerprint),
+            found.source == source_of(folder, fingerprint),
             f"The ensemble in {folder} has changed since it was evaluated.",
             evaluate,
         )

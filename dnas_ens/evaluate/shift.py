@@ -8,15 +8,17 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dnas_ens.config import require
 from dnas_ens.data.names import CORRUPTION_NAMES, SEVERITIES, check_corruption, check_severity
 from dnas_ens.errors import UserError
 from dnas_ens.evaluate.array_file import load_arrays, save_arrays
+from dnas_ens.evaluate.predictions import source_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,6 +86,7 @@ class ShiftPredictions:
         labels: (N,) int64.
         foreign: Name of a data set -> (M, N_foreign, K) float32, in [0, 1].
         seed: Of the corruptions.
+        source: What they are of, as `Predictions` notes it.
     """
 
     corruptions: Sequence[str]
@@ -92,6 +95,7 @@ class ShiftPredictions:
     labels: np.ndarray
     foreign: Mapping[str, np.ndarray]
     seed: int = CORRUPTION_SEED
+    source: str = ""
 
     def save(self, path: Path) -> None:
         """Write the arrays to one compressed .npz file, atomically."""
@@ -102,6 +106,7 @@ class ShiftPredictions:
             "labels": self.labels,
             "foreign_names": np.array(list(self.foreign), dtype=np.str_),
             "seed": np.array(self.seed),
+            "source": np.array(self.source),
             # Numbered, because a name may be a path, which an archive's index cannot hold.
             **{f"foreign_{i}": probs.astype(np.float32) for i, probs in enumerate(self.foreign.values())},
         }
@@ -123,6 +128,7 @@ class ShiftPredictions:
                 labels=stored["labels"],
                 foreign={name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())},
                 seed=int(stored["seed"]),
+                source=str(stored["source"]),
             )
 
         return load_arrays(path, made)
@@ -229,19 +235,22 @@ def predict_run_shift(
         data_root=config.data_root,
         device=device,
     )
+    shift = replace(shift, source=source_of(run.path, data.fingerprint))
     shift.save(run.path / FILE)
     return shift
 
 
-def stored_shift(folder: Path) -> ShiftPredictions:
+def stored_shift(folder: Path, *, source: str) -> ShiftPredictions:
     """Return the predictions under shift that a folder keeps.
 
+    Args:
+        source: What the folder's `Predictions` are of.
+
     Raises:
-        UserError: There are none, or the file is damaged.
+        UserError: There are none, the file is damaged, or they are of another ensemble.
     """
-    if not (folder / FILE).exists():
-        raise UserError(
-            f"{folder} holds no predictions under shift.",
-            f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} --shift without --from-predictions first.",
-        )
-    return ShiftPredictions.load(folder / FILE)
+    evaluate = f"Run python -m dnas_ens.evaluate {shlex.quote(str(folder))} --shift without --from-predictions first."
+    require((folder / FILE).exists(), f"{folder} holds no predictions under shift.", evaluate)
+    found = ShiftPredictions.load(folder / FILE)
+    require(found.source == source, f"The predictions under shift in {folder} are of an earlier ensemble.", evaluate)
+    return found

@@ -194,7 +194,7 @@ def write_shift(folder: Path, shift: ShiftPredictions) -> str:
     """
     predictions = Predictions.load(folder / "predictions.npz")
     tables = shift_tables(predictions, shift)
-    write_json(folder / "shift.json", tables)
+    write_json(folder / "shift.json", {**tables, "source": shift.source})
     text = shift_markdown(predictions, shift, tables)
     write_atomic(folder / "shift.md", text.encode())
     return text

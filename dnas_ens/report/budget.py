@@ -55,7 +55,7 @@ def _table(units: Sequence[Mapping[str, Any]], timed: bool) -> str:
         cost = duration(done["cost"]) if timed else f"{done['cost']:.0f}"
         cells = [
             name,
-            str(unit["epochs"]),
+            str(done["epochs"]),
             cost,
             f"{done['alone']:.4f}",
             f"{loss:.4f}",

@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
+from dnas_ens.figures.cells import save_cells
 from dnas_ens.figures.style import save_svg, to_svg
 from dnas_ens.report.build import build_report
 from dnas_ens.report.inline_svg import inline_svg
@@ -29,15 +30,28 @@ def write(folder: Path) -> Path:
     with warnings.catch_warnings():
         # Names may hold letters that the house font lacks; in the page the reader's own fonts have them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        report = build_report(RunFiles.load(folder))
+        files = RunFiles.load(folder)
+        report = build_report(files)
         page = render(report)
-        # The search has drawn the cells already, into cells/ and TensorBoard.
+        _draw_members(files)
         pictures = [picture for picture in report.pictures if picture.shape != "cells"]
         for picture in pictures:
             _write_files(picture, folder / "figures")
         _write_tensorboard(pictures, folder)
     write_atomic(folder / "report.html", page.encode(errors="backslashreplace"))
     return folder / "report.html"
+
+
+def _draw_members(files: RunFiles) -> None:
+    """Draw the cells of the ensemble's networks: those that the search has drawn, or more, or those of a budget."""
+    if files.ensemble is None:
+        return
+    drawn = {files.folder / f"cells/member-{index}.svg": genotype for index, genotype in enumerate(files.genotypes)}
+    for path, genotype in drawn.items():
+        save_cells(genotype, path, title=path.stem.replace("-", " ").capitalize())
+    for path in files.folder.glob("cells/member-*.svg"):
+        if path not in drawn:
+            path.unlink()
 
 
 def _write_files(picture: Picture, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +58,8 @@ BUDGET = {
     "channels": int,
     "done": [
         {
-            "unit": {"kind": str, "epochs": int, "number": int, "cell": int},
+            "unit": {"kind": str, "number": int, "cell": int},
+            "epochs": int,
             "cost": _NUMBER,
             "at": _NUMBER,
             "loss": _NUMBER,
@@ -81,8 +84,9 @@ SIZES = [
     }
 ]
 COMPARED = [{"name": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}]
-COMPARISON = ({"rows": COMPARED}, COMPARED)
+COMPARISON = {"rows": COMPARED, "source?": str}
 SHIFT = {
+    "source?": str,
     "corruptions?": [{"corruption": str, "severity": int, "row": str, "accuracy": _MAYBE, "calibrated_nll": _MAYBE}],
     "out_of_distribution?": [{"name": str, "row": str, "num_images": int, "auroc_entropy": _MAYBE}],
 }
@@ -136,8 +140,8 @@ class RunFiles:
         predictions = None
         if (folder / "predictions.npz").is_file():
             predictions = stored_predictions(folder)
-        shift = _optional(folder / "shift.json", SHIFT, {})
-        compared = _optional(folder / "comparison.json", COMPARISON, [])
+        shift = _of_this_ensemble(folder / "shift.json", SHIFT, predictions, again="evaluate", option=" --shift")
+        compared = _of_this_ensemble(folder / "comparison.json", COMPARISON, predictions, again="compare")
         ensemble = _optional(folder / "ensemble.json", ENSEMBLE, None)
         members, discarded = _networks(folder, ensemble)
         return cls(
@@ -152,8 +156,7 @@ class RunFiles:
             predictions=predictions,
             rows=_rows(folder / "results.json", predictions),
             ensemble_sizes=_sizes(folder / "ensemble_size.json", predictions),
-            # A comparison also holds what each method gets for other costs.
-            comparison=compared["rows"] if isinstance(compared, dict) else compared,
+            comparison=compared.get("rows", []),
             corruptions=shift.get("corruptions", []),
             out_of_distribution=shift.get("out_of_distribution", []),
         )
@@ -235,6 +238,19 @@ def _optional(path: Path, form: object, default: Any) -> Any:
     return read_checked(path, form) if path.is_file() else default
 
 
+def _of_this_ensemble(
+    path: Path, form: object, predictions: Predictions | None, *, again: str, option: str = ""
+) -> dict[str, Any]:
+    """Return what a file holds, nothing where it is not there, or of an earlier ensemble than the predictions."""
+    found: dict[str, Any] = _optional(path, form, {})
+    source = found.get("source")
+    if predictions is None or not (source and predictions.source) or source == predictions.source:
+        return found
+    command = f"python -m dnas_ens.{again} {shlex.quote(str(path.parent))}{option}"
+    print(f"without {path.name}, which is of an earlier ensemble: run {command} again", file=sys.stderr)
+    return {}
+
+
 def _found(path: Path) -> dict[str, Any] | None:
     found: dict[str, Any] | None = _optional(path, FOUND, None)
     curve = (found or {}).get("curve") or {}
@@ -248,9 +264,12 @@ def _networks(folder: Path, ensemble: Mapping[str, Any] | None) -> tuple[list[di
     """Return member.json of each member, and of each network that was trained and not chosen."""
     paths = {int(path.parent.name): path for path in folder.glob("members/*/member.json") if path.parent.name.isdigit()}
     chosen = sorted(paths)
-    if ensemble is not None and ensemble.get("num_trained"):
+    if ensemble is not None:
         numbers = [Path(str(member.get("file"))).parent.name for member in ensemble["members"]]
         chosen = [int(number) for number in numbers if number.isdigit() and int(number) in paths]
+        # Others are of an ensemble that was larger.
+        trained = range(ensemble.get("num_trained") or 0)
+        paths = {number: path for number, path in paths.items() if number in chosen or number in trained}
     notes = {number: read_checked(path, MEMBER) for number, path in sorted(paths.items())}
     return [notes[number] for number in chosen], [note for number, note in notes.items() if number not in chosen]
 

@@ -30,9 +30,10 @@ def shift_section(files: RunFiles) -> Section | None:
     pictures, text, below = [], "", ""
     if rows:
         kinds = len({row["corruption"] for row in rows})
+        severities = ", ".join(str(severity) for severity in sorted({row["severity"] for row in rows}))
         text = (
-            f"<p>The test images spoilt in {count(kinds, 'way')} at five severities; temperatures stay as they were "
-            "fitted on clean validation images.</p>"
+            f"<p>The test images spoilt in {count(kinds, 'way')} at severity {severities}; temperatures stay as they "
+            "were fitted on clean validation images.</p>"
         )
         public = [row for row in rows if str(row["corruption"]).startswith(CIFAR10_C)]
         pictures = _corruption_pictures(files, [row for row in rows if row not in public])
@@ -87,7 +88,7 @@ def _corruption_pictures(
             Picture(
                 name=f"corruption-each{suffix}",
                 title=f"Accuracy under each corruption{source}",
-                caption="Accuracy in % against severity 1 to 5; colours as above.",
+                caption="Accuracy in % against severity; colours as above.",
                 description=f"{kinds} small line charts of accuracy against severity, one a corruption.",
                 figure=_draw_each(rows),
                 shape="wide",

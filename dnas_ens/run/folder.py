@@ -196,7 +196,7 @@ class RunFolder:
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, ABSENT)
-        difference = first_difference(stored, as_json(config), section)
+        difference = first_difference(_without_places(stored), _without_places(as_json(config)), section)
         if difference is not None:
             field, there, asked = difference
             raise UserError(
@@ -208,6 +208,16 @@ class RunFolder:
                 f"{self.path} already holds a {section} of this configuration.",
                 f"Continue it with --resume. {otherwise} to start afresh.",
             )
+
+
+def _without_places(section: Any) -> Any:
+    """Return a section without where its images lie: they may have moved, and their fingerprint is compared."""
+    if not isinstance(section, dict) or not isinstance(section.get("data"), dict):
+        return section
+    data = {name: value for name, value in section["data"].items() if name not in ("data", "data_root")}
+    trunk = data.get("trunk")
+    # A name, and perhaps the file of its weights.
+    return {**section, "data": {**data, "trunk": trunk.partition(":")[0] if isinstance(trunk, str) else trunk}}
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ SKIP_WARNING = 2
 FEW_STEPS = 100
 #: What the members' operations take, so that a resumed search goes on with the same figures.
 _STEP_TIME = "step_time.json"
+_SAVED = "The search that this folder has a state of"
 #: Scalars in the line of an epoch, by the name they have there.
 _SHOWN = {
     "loss": "train_loss",
@@ -137,6 +138,15 @@ def _require_identity(found: Mapping[str, Any], config: SearchConfig, base: Geno
         )
 
 
+def require_same_search(config: SearchConfig, run: RunFolder, base: Genotype | None) -> None:
+    """Refuse a folder in which another search has begun, before time is spent on what comes before this one."""
+    genotypes = run.file("genotypes.json")
+    if genotypes.exists() and "ranking" in (found := read_genotypes(genotypes)):
+        _require_identity(found, config, base, f"The search in {run.path}")
+    if (newest := CheckpointStore(run.path / "checkpoints", name="search").load_newest()) is not None:
+        _require_identity(newest[1], config, base, _SAVED)
+
+
 def _tell_steps(steps: int) -> None:
     """Say how many steps a search has, and that too few find cells by chance."""
     few = (
@@ -220,7 +230,7 @@ def train(
     state = loop.ranks.shared_state(None if newest is None else newest[1])
     before = dict(spent or {}) if state is None else state["seconds"]
     if state is not None:
-        _require_identity(state, loop.config, loop.family.base, "The search that this folder has a state of")
+        _require_identity(state, loop.config, loop.family.base, _SAVED)
         loop.load_state_dict(state["loop"])
     if resume and run is not None:
         # Also without a state: a process may have been killed after the first epoch's log line and before its state.

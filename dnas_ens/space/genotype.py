@@ -277,15 +277,23 @@ def load_genotypes(path: str | Path) -> list[Genotype]:
     """Read the genotypes of an ensemble from JSON.
 
     Args:
-        path: A file holding a list of genotypes, each in any form of `Genotype.from_dict`, or what `load_genotype`
-            takes; of a run the members are taken.
+        path: A file holding a list of genotypes, each in any form of `Genotype.from_dict`, an ensemble.json, or what
+            `load_genotype` takes; of a search the members are taken.
 
     Raises:
         UserError: As for `load_genotype`, or there is no genotype.
     """
     file, value = _read_any(Path(path))
     if isinstance(value, dict) and "base" in value:
+        if (file.parent / "budget.json").exists():
+            raise UserError(
+                f"{file} holds cells that a budget may have trained, not its networks.",
+                f"Give {file.parent / 'ensemble.json'}.",
+            )
         return ranked_genotypes(read_genotypes(file))
+    if isinstance(value, dict) and "members" in value:
+        form = {"members": [{"spec": {"genotype": dict}}]}
+        value = [member["spec"]["genotype"] for member in read_checked(file, form)["members"]]
     found = value if isinstance(value, list) else [value]
     if not found:
         raise UserError(f"{file} holds no genotype.", "Give it one or more, as a JSON list.")

@@ -277,7 +277,7 @@ def train_members(
             _require_same(training_of(number), folder)
         # An older manifest would describe other members.
         (folder / MANIFEST).unlink(missing_ok=True)
-    settled: dict[str, Any] = ranks.shared(_settled(training_of(0), folder).to_dict() if ranks.first else {})
+    settled: dict[str, Any] = ranks.shared(settled_execution(training_of(0), folder).to_dict() if ranks.first else {})
     execution = Execution(**settled)
     if folder is not None and ranks.size == 1:
         # Sending a tensor moves its storage and leaves NumPy views dangling, so a copy is sent.
@@ -436,7 +436,7 @@ def train_in_turns(
     in_turns([steps_of(chain) for chain in chains], context=context)
 
 
-def _settled(training: MemberTraining, folder: Path | None) -> Execution:
+def settled_execution(training: MemberTraining, folder: Path | None) -> Execution:
     """Return how all members are computed: as the folder says, or as is measured now, once for all of them.
 
     If every member measured for itself, beside others, an ensemble would mix precisions by chance.

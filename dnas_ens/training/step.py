@@ -186,15 +186,19 @@ class TrainingStep:
         loss = nll = self._cross_entropy(logits, labels)
         if auxiliary_logits is not None:
             loss = nll + self.recipe.auxiliary_weight * self._cross_entropy(auxiliary_logits, labels)
+        # What is told is comparable with val: neither smoothed nor weighted.
+        told = nll
+        if self.recipe.label_smoothing or self._class_weights is not None:
+            told = F.cross_entropy(logits.detach().float(), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         classes = labels if labels.ndim == 1 else labels.argmax(-1)
         hits = (logits.argmax(-1) == classes).sum(dtype=torch.float32)
-        nll, hits = self._ranks.average_gradients(self.network.parameters(), nll.detach(), hits)
+        told, hits = self._ranks.average_gradients(self.network.parameters(), told.detach(), hits)
         self._watch.note(nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clip))
         self.optimizer.step()
         # Kept on the device: reading them here would make a GPU wait at every step.
-        self._total_loss.add_(nll * (len(labels) * self._ranks.size))
+        self._total_loss.add_(told * (len(labels) * self._ranks.size))
         self._hits.add_(hits, alpha=self._ranks.size)
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -219,7 +223,9 @@ class TrainingStep:
         self._watch.load_state_dict(state["watch"])
 
     def scalars(self, *, where: str = "the training") -> dict[str, float]:
-        """Return mean loss in nats (without the auxiliary head's) and accuracy in [0, 1] since the last call.
+        """Return mean NLL in nats and accuracy in [0, 1] since the last call, of the images as they were augmented.
+
+        The NLL is that of the classifier alone, without label smoothing and weights of classes.
 
         Raises:
             DivergedError: A gradient or a weight is not finite.
@@ -263,9 +269,9 @@ def training_steps(
     return step.scalars(where=where)
 
 
-def drop_path_at(recipe: RetrainConfig, epoch: int) -> float:
-    """Return the drop-path probability of an epoch (from 0): linear from 0 to ``drop_path`` (DARTS)."""
-    return recipe.drop_path * epoch / recipe.epochs
+def drop_path_at(drop_path: float, epoch: int, epochs: int) -> float:
+    """Return the drop-path probability of an epoch (from 0) of several: linear from 0 to ``drop_path`` (DARTS)."""
+    return drop_path * epoch / epochs
 
 
 def cosine_learning_rate(learning_rate: float, epoch: int, epochs: int, *, end: float = 0.0) -> float:

@@ -295,7 +295,7 @@ class Training(Generic[Model]):
             network.drop_path_probability = torch.tensor(probability, device=self.device)
 
     def _drop_path_now(self) -> float:
-        return drop_path_at(self.recipe, self.epoch)
+        return drop_path_at(self.recipe.drop_path, self.epoch, self.total_epochs)
 
     def _epoch_seed(self) -> int:
         return self.seeds.augmentation + 1 + self.epoch
@@ -436,9 +436,10 @@ class NetworkTraining(Training[Model]):
             return
         self._average.apply()
         # Augmented as in training: statistics of plain images cost up to 0.03 nats (docs/log.md).
-        batches = self._batches(self.order, self.augmentation_generator)
-        enough = math.ceil(CALIBRATION_IMAGES / self.recipe.batch_size)
-        average_statistics(self.network, (self._augmented(index) for (index,) in itertools.islice(batches, enough)))
+        count = math.ceil(CALIBRATION_IMAGES / min(self.recipe.batch_size, len(self.train_split)))
+        epochs = (self._batches(self.order, self.augmentation_generator) for _ in range(count))
+        batches = itertools.islice(itertools.chain.from_iterable(epochs), count)
+        average_statistics(self.network, (self._augmented(index) for (index,) in batches))
         self._average = self._val_probs = None
 
     def _augmented(self, index: Tensor, own: slice = slice(None)) -> Tensor:

@@ -3,6 +3,7 @@ import json
 import time
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +13,17 @@ from tiny import genotype, same
 
 import dnas_ens as de
 from dnas_ens.budget.amount import Amount
+from dnas_ens.budget.cells import StarCells
 from dnas_ens.budget.choice import best_set, cross_fitted_loss
 from dnas_ens.budget.forecast import Done, Unit
 from dnas_ens.budget.run import Spending
 from dnas_ens.config import RetrainConfig
+from dnas_ens.config.fields import with_fields
+from dnas_ens.config.presets import search_preset
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
 from dnas_ens.run.files import load_tensors, read_json
+from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 from dnas_ens.training.members import Plan, build_training, train_member
 
 RECIPE = RetrainConfig(num_cells=1, channels=4, batch_size=16, epochs=99, cycles=3)
@@ -431,6 +436,33 @@ def test_from_python(few_digits, tmp_path):
     assert same(ensemble.state_dict(), Ensemble.load(tmp_path).state_dict())
     assert 4 < ledger(tmp_path)["spent"] <= 6
     assert 0 <= ensemble.evaluate(few_digits.test)["accuracy"] <= 1
+    before = (tmp_path / "budget.json").read_bytes()
+    with pytest.raises(UserError, match=r"recipe\.learning_rate is 0\.05 there and 0\.2 here"):
+        de.spend(few_digits, 9, folder=tmp_path, channels=4, batch_size=16, device="cpu", learning_rate=0.2)
+    with pytest.raises(UserError, match="The budget is 0 epochs"):
+        de.spend(few_digits, 0, folder=tmp_path)
+    assert (tmp_path / "budget.json").read_bytes() == before
+    (tmp_path / "budget.json").unlink()
+    with pytest.raises(UserError, match="are not those of a budget"):
+        de.spend(few_digits, 9, folder=tmp_path, channels=4, batch_size=16, device="cpu")
+    assert not (tmp_path / "budget.json").exists()
+
+
+def test_what_a_recipe_leaves_open_is_measured_once(few_digits, tmp_path):
+    cells, recipe = Given(genotype(0)), replace(RECIPE, precision="measured")
+    Spending(few_digits, recipe, amount=Amount(total=12, unit="epochs"), cells=cells, folder=tmp_path).run()
+    notes = [read_json(path) for path in tmp_path.glob("members/*/member.json")]
+    assert len(notes) > 1
+    measured = read_json(tmp_path / "execution.json")
+    assert [note["execution"] for note in notes] == len(notes) * [{**notes[0]["execution"], **measured}]
+
+
+def test_cells_that_are_not_those_by_hand_begin_from_a_base(few_digits):
+    searched = with_fields(search_preset("smoke"), star_steps=2, pool_size=6)
+    assert StarCells(searched, few_digits).known == [PLAIN_CNN]
+    (base,) = StarCells(with_fields(searched, num_nodes=2), few_digits).known
+    assert base.num_nodes == 2
+    assert StarCells(with_fields(searched, base=Path("resnet")), few_digits).known == [RESNET]
 
 
 def test_a_budget_below_an_epoch_is_refused(few_digits, tmp_path):

@@ -218,6 +218,14 @@ def test_a_distilled_network_stands_beside_the_ensemble(finished, tmp_path, caps
     assert "Member 3 was asked for" in refused(distil.main, ["R", "--member", "3", "--resume"], capsys)[0]
 
 
+def test_what_is_distilled_from_cycles_is_trained_as_long_as_they_all_are(finished, capsys):
+    shutil.copytree(finished[0], "R", ignore=shutil.ignore_patterns("members", "checkpoints", "ensemble.json"))
+    assert run_main(retrain.main, ["R", *TINY_RECIPE, "--cycles", "1", "--cycle-epochs", "1"]) == 0
+    assert run_main(distil.main, ["R", "--device", "cpu"]) == 0
+    note = read_json(next(Path("R/distilled/members").glob("*/member.json")))
+    assert (note["epochs"], note["recipe"]["learning_rate"]) == (3, 0.05)
+
+
 def test_predict_names_more_classes_sets_and_abstains(finished, tmp_path, digits, capsys):
     run_dir, _ = finished
     (tmp_path / "pictures").mkdir()
@@ -359,8 +367,8 @@ def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, capsys
     assert run_main(whole_way.main, [*recipe, "--genotypes", str(finished[0]), "--run-dir", "again"]) == 0
     out = capsys.readouterr().out
     assert "next: python -m dnas_ens.compare again" in out
-    # Nothing was searched, so nothing was drawn.
-    assert "cells: " not in out
+    assert "cells: again/cells" in out
+    assert len(list(Path("again/cells").glob("member-*.svg"))) == 3
     searched, trained = (read_json(folder / "ensemble.json")["members"] for folder in (finished[0], Path("again")))
     assert [m["spec"]["genotype"] for m in trained] == [m["spec"]["genotype"] for m in searched]
     assert len(list(Path("again/members").iterdir())) == 3
@@ -397,6 +405,15 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, cap
     assert "| ensemble " in out
     folder = tmp_path / "runs/001-digits"
     assert "Where the budget went" in (folder / "report.html").read_text()
+    members = read_json(folder / "ensemble.json")["members"]
+    assert len(list((folder / "cells").glob("member-*.svg"))) == len(members)
+    given = ["--genotypes", str(folder / "ensemble.json"), *BUDGET, "--dry-run"]
+    assert run_main(whole_way.main, given) == 0
+    assert f"members: {len(members)}" in capsys.readouterr().out
+    # Without its budget it is not taken for a run that was interrupted.
+    said = refused(whole_way.main, [*BUDGET, "--run-dir", str(folder), "--resume"], capsys)
+    assert "are those of a budget" in said[0]
+    assert not (folder / "genotypes.json").exists()
     spent = json.loads((folder / "budget.json").read_text())["spent"]
     assert 8 < spent <= 12
     costs = [json.loads(path.read_text())["cpu_seconds"] for path in folder.glob("members/*/member.json")]
@@ -440,6 +457,7 @@ def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
         (["--budget", "soon"], "'soon' is no time", "90s, 30m"),
         (["--budget", "5m", "--budget-epochs", "3"], "A budget of time and one of epochs", "--budget or"),
         (["--budget-epochs", "0"], "--budget-epochs is 0", "1 or more"),
+        (["--budget-epochs", "9", "--retrain.seed", "-1"], "--seed is -1", "Give --seed"),
         (["--budget", "0.001s"], "more than the budget", "or more, or fewer images"),
         (["--budget", "5m", "--engine", "ray"], "--engine is ray", "Leave --engine out"),
     ],
@@ -496,7 +514,12 @@ def test_pictures_in_a_folder_go_the_whole_way_and_may_move(tmp_path, monkeypatc
     cause, remedy = refused(evaluate.main, [run_dir], capsys)
     assert f"are not at {tmp_path}/photos any more" in cause
     assert "--data" in remedy
-    assert run_main(evaluate.main, [run_dir, "--data", str(tmp_path / "my photos")]) == 0
+    moved = ["--data", str(tmp_path / "my photos")]
+    assert run_main(search.main, [*arguments, *moved, "--run-dir", run_dir, "--resume"]) == 0
+    (tmp_path / "my photos").rename(tmp_path / "our photos")
+    assert run_main(compare.main, [run_dir, "--methods", "ours", "--data", str(tmp_path / "our photos")]) == 0
+    (tmp_path / "our photos").rename(tmp_path / "my photos")
+    assert run_main(evaluate.main, [run_dir, *moved]) == 0
     assert run_main(evaluate.main, [run_dir]) == 0
     capsys.readouterr()
     assert "are not those" in refused(evaluate.main, [run_dir, "--data", "digits"], capsys)[0]
@@ -532,6 +555,7 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
         (["photos"], "Unexpected argument 'photos'", "--data photos"),
         (["--data", "fashion-mnits"], "fashion-mnits", "fashion-mnist"),
         (["--operations", "sep_conv_3x3", "warp"], "Unknown operation 'warp'", "Known are"),
+        (["--seed", "-1"], "--seed is -1", "Give --seed"),
         (["--members", "50"], "50 members are more than the 30 candidates", "--pool-size"),
         (["--device", "cuda:77"], "cuda:77 is not there", "--device cpu"),
     ],

@@ -59,7 +59,7 @@ def test_the_command_exports_a_saved_ensemble_on_given_pictures(ensemble, tmp_pa
     for path, picture in zip(pictures, PICTURES, strict=False):
         Image.fromarray(picture).save(path)
     for given, code in (([], 2), (pictures[:1], 2), (pictures, 0)):
-        assert run_main(main, [str(tmp_path / "saved"), *given, "--output", output]) == code
+        assert run_main(main, [str(tmp_path / "saved"), *given, "-o", output]) == code
     out, err = capsys.readouterr()
     assert "no images to compare" in err
     assert "2 members" in out

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_the_files_hold_what_they_should(digits, tmp_path, monkeypatch, capsys):
     expected = ensemble.predict_probs(corrupt(digits.test.images, "rotation", 5))
     np.testing.assert_array_equal(stored.probs[3], expected)
     written = read_json(run_dir / "shift.json")
-    assert written == shift_tables(clean, stored)
+    assert written == {**shift_tables(clean, stored), "source": clean.source}
     averaged = np.average(expected, axis=0, weights=[0.75, 0.25])
     last = next(row for row in written["corruptions"][9:] if (row["row"], row["severity"]) == ("ensemble", 5))
     assert last["accuracy"] == pytest.approx((averaged.argmax(-1) == stored.labels).mean())
@@ -66,6 +67,9 @@ def test_the_files_hold_what_they_should(digits, tmp_path, monkeypatch, capsys):
     again = [str(run_dir), "--from-predictions", "--shift"]
     main(again)
     assert {name: (run_dir / name).read_bytes() for name in tables} == tables
+    replace(stored, source="another").save(run_dir / "shift.npz")
+    with pytest.raises(UserError, match="of an earlier ensemble"):
+        main(again)
     (run_dir / "shift.npz").write_bytes(b"PK\x03\x04")
     with pytest.raises(UserError, match="shift"):
         main(again)

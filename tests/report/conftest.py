@@ -41,7 +41,10 @@ def make_run(tmp_path):
         write_json(folder / "genotypes.json", found)
         if not evaluated:
             return folder
-        specs = [{"spec": {"kind": "network", "genotype": each.to_dict()}} for each in genotypes]
+        specs = [
+            {"file": f"members/{index}/model.safetensors", "spec": {"kind": "network", "genotype": each.to_dict()}}
+            for index, each in enumerate(genotypes)
+        ]
         write_json(folder / "ensemble.json", {"classes": classes, "members": specs})
         for index in range(members):
             member = {"parameters": 1000, "val_accuracy": 0.9, "val_nll": 0.3, "cpu_seconds": 5.0}

@@ -6,7 +6,8 @@ from dnas_ens.report.budget import draw_budget
 
 
 def done(kind, number, *, cost, at, loss):
-    return {"unit": {"kind": kind, "number": number, "cell": 0, "epochs": 9}, "cost": cost, "at": at, "loss": loss}
+    unit = {"kind": kind, "number": number, "cell": 0, "epochs": 9}
+    return {"unit": unit, "epochs": 7, "cost": cost, "at": at, "loss": loss, "alone": loss, "members": [number]}
 
 
 @pytest.mark.parametrize(("scale", "label"), [(1.0, "seconds spent"), (60.0, "minutes spent")])

@@ -10,10 +10,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dnas_ens.commands.evaluate import report_main as main
 from dnas_ens.commands.parse import run_main
 from dnas_ens.errors import UserError
+from dnas_ens.evaluate.predictions import source_of
 from dnas_ens.evaluate.tables import result_rows
+from dnas_ens.figures.cells import save_cells
 from dnas_ens.report import write_report
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.run.files import read_json, write_json
+from dnas_ens.space.genotype import Genotype
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "col"}
 
@@ -123,13 +126,22 @@ def test_of_a_budget_each_network_is_told_its_own_cell_and_nothing_that_was_not_
     assert re.findall(r"λ = ([0-9.]+) in direction", page.text) == ["0.50", "0.50", "0.00"]
     assert "3 cells, 16 channels; 12 epochs" in page.text
     assert "3 cells, 8 channels; 100 epochs from scratch, 2 cycles of 5" in page.text
-    unit = {"kind": "first", "epochs": 3, "number": 0, "cell": 0}
-    done = {"unit": unit, "cost": 3.0, "at": 3.0, "loss": 0.5, "alone": 0.5, "members": [0]}
+    # Planned for 98,765 epochs, trained for 3.
+    unit = {"kind": "first", "epochs": 98765, "number": 0, "cell": 0}
+    done = {"unit": unit, "epochs": 3, "cost": 3.0, "at": 3.0, "loss": 0.5, "alone": 0.5, "members": [0]}
     budget = {"budget": {"total": 3.0, "unit": "epochs"}, "channels": 32, "done": [done]}
     write_json(folder / "budget.json", budget)
     page, _ = read(folder)
     assert "3 cells, 32 channels; epochs as the budget chose" in page.text
     assert "12 epochs" not in page.text
+    assert "98765" not in page.text
+    # Its networks are drawn, and not those of the search, of which there may have been more.
+    for index, member in enumerate(ensemble["members"]):
+        save_cells(Genotype.from_dict(member["spec"]["genotype"]), folder / "drawn.svg", title=f"Member {index}")
+        assert (folder / f"cells/member-{index}.svg").read_bytes() == (folder / "drawn.svg").read_bytes()
+    write_json(folder / "ensemble.json", {**ensemble, "members": ensemble["members"][:2]})
+    read(folder)
+    assert {path.name for path in (folder / "cells").glob("member-*")} == {"member-0.svg", "member-1.svg"}
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,20 @@ def test_what_a_run_was_before_it_grew_is_not_mixed_with_what_it_is(make_run, pr
     rows = result_rows(given.of_members([0, 1]))
     write_json(folder / "results.json", [*rows[:-1], {**rows[-1], "name": "distilled"}, rows[-1]])
     assert [row["name"] for row in RunFiles.load(folder).rows] == [row["name"] for row in result_rows(given)]
+    # A network that an ensemble had before it shrank is no cost of it.
+    ensemble = read_json(folder / "ensemble.json")
+    write_json(folder / "ensemble.json", {**ensemble, "members": ensemble["members"][:2]})
+    assert RunFiles.load(folder).seconds() == (12.0, 10.0, "CPU")
+    # What was measured under shift, and compared, is told of the ensemble that it is of.
+    folder = make_run(given, comparison=True, shift=True)
     write_json(folder / "splits.json", {"fingerprint": "0123456789abcdef"})
+    source = source_of(folder, "0123456789abcdef")
+    replace(given, source=source).save(folder / "predictions.npz")
+    for of, there in ((source, True), ("an earlier one", False)):
+        for name in ("shift.json", "comparison.json"):
+            write_json(folder / name, {**read_json(folder / name), "source": of})
+        files = RunFiles.load(folder)
+        assert (bool(files.corruptions), bool(files.comparison)) == (there, there)
     replace(given, source="of an earlier ensemble").save(folder / "predictions.npz")
     with pytest.raises(UserError, match="has changed since it was evaluated"):
         write_report(folder)

@@ -1,5 +1,6 @@
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_schedules_against_the_formulas():
         )
         reference.step()
         schedule.step()
-    np.testing.assert_allclose([drop_path_at(recipe, e) for e in (0, 5, 9)], [0.0, 0.15, 0.27])
+    np.testing.assert_allclose([drop_path_at(0.3, e, 10) for e in (0, 5, 9)], [0.0, 0.15, 0.27])
 
 
 def test_the_first_step_that_is_not_finite_is_named():
@@ -214,11 +215,14 @@ def test_the_last_weights_are_averaged_also_by_a_training_that_goes_on(few_digit
     # Two of five epochs, the last half rounded down; an epoch is one step.
     for name, parameter in whole.network.named_parameters():
         torch.testing.assert_close(parameter, (seen[3][name] + seen[4][name]) / 2)
-    # The statistics of its BatchNorm are those of an augmented epoch.
-    (index,) = epoch_indices(few_digits.train, len(images), generator=order, drop_last=True)
-    draws = whole.augmentation.draw(len(images), height=8, width=8, generator=drawn)
+    # The statistics of its BatchNorm are those of as many augmented epochs as have 2,048 images.
+    batches = []
+    for _ in range(math.ceil(2048 / len(images))):
+        (index,) = epoch_indices(few_digits.train, len(images), generator=order, drop_last=True)
+        draws = whole.augmentation.draw(len(images), height=8, width=8, generator=drawn)
+        batches.append(whole.augmentation.apply(images[index], draws))
     witness = copy.deepcopy(whole.network)
-    update_bn([whole.augmentation.apply(images[index], draws)], witness)
+    update_bn(batches, witness)
     for name, buffer in witness.named_buffers():
         torch.testing.assert_close(whole.network.get_buffer(name), buffer)
 
@@ -248,13 +252,26 @@ def test_weights_of_classes_are_those_of_a_loss_by_hand(few_digits):
         "two", few_digits.classes, train=train, val=few_digits.val, test=few_digits.test, flip=False
     )
     recipe = RetrainConfig(num_cells=1, channels=4, epochs=1, batch_size=len(keep), augment=False, balance="weights")
+    recipe = replace(recipe, weight_decay=0.0, gradient_clip=math.inf, label_smoothing=0.1)
     training = MemberTraining(genotype(), data, recipe, index=0)
+    network = copy.deepcopy(training.network).train()
     images = Augmentation.for_data(data, augment=False).normalise(train.images)
     weights = torch.zeros(10)
     for label in (0, 1):
         weights[label] = len(keep) / (2 * int((train.labels == label).sum()))
-    with torch.no_grad():
-        expected = copy.deepcopy(training.network).train()(images)
-    rows = -expected.log_softmax(1)[torch.arange(len(keep)), train.labels]
-    expected = float((rows * weights[train.labels]).sum() / weights[train.labels].sum())
-    assert training.run_epoch()["train_loss"] == pytest.approx(expected, rel=1e-4)
+    log_probs = network(images).log_softmax(1)
+    rows = -log_probs[torch.arange(len(keep)), train.labels]
+    # Smoothed, each class in proportion to its weight.
+    others = -(log_probs * weights).sum(1) / 10
+    loss = (0.9 * rows * weights[train.labels] + 0.1 * others).sum() / weights[train.labels].sum()
+    (gradient,) = torch.autograd.grad(loss, network.classifier.bias)
+    # What is told is neither weighted nor smoothed, like the loss on val.
+    assert training.run_epoch()["train_loss"] == pytest.approx(rows.mean().item(), rel=1e-4)
+    expected = network.classifier.bias - recipe.learning_rate * gradient
+    torch.testing.assert_close(training.network.classifier.bias, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_drop_path_rises_to_its_end_in_a_training_that_is_shortened(few_digits):
+    training = MemberTraining(genotype(0), few_digits, RetrainConfig(num_cells=1, epochs=10, drop_path=0.4), index=0)
+    training.epoch, training.total_epochs = 3, 4
+    assert training._drop_path_now() == pytest.approx(0.3)
