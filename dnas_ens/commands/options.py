@@ -66,6 +66,13 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     }
     for name, value in named.items():
         require(isinstance(value, str), f"{name} in {early.config} is no text.", "Make it a text.")
+    for name, typed in (("preset", early.preset), ("regime", early.regime)):
+        # Its settings would be those of the file all the same.
+        require(
+            not typed or named[name] in ("", typed),
+            f"--{name} is {typed}, but {early.config} is of the {name} {named[name]}.",
+            f"Leave --{name} out, or take {name} out of the file.",
+        )
     base, space = early.base or stored_base, early.space or stored_space
     search = search_preset(
         early.preset or stored.get("preset", "smoke"),
@@ -248,7 +255,7 @@ def load_configured_data(config: DataConfig, *, dry_run: bool = False) -> ImageD
 
 
 def with_full_paths(config: SearchConfig) -> SearchConfig:
-    """Name the folders of the data so that they are found from any directory; names of data sets stay."""
+    """Name data and base so that they are found from any directory; names of data sets and known cells stay."""
     from dnas_ens.data.large import default_data_root
     from dnas_ens.data.loading import find_folder
     from dnas_ens.data.names import SOURCE_NAMES
@@ -259,7 +266,10 @@ def with_full_paths(config: SearchConfig) -> SearchConfig:
     name, colon, file = (config.data.trunk or "").partition(":")
     trunk = name + colon + os.path.abspath(file) if file else config.data.trunk
     root = None if root is None else Path(os.path.abspath(root.expanduser()))
-    return with_fields(config, data=data, data_root=root, trunk=trunk)
+    base = config.hypernetwork.base
+    # Else it is the name of a known cell.
+    base = Path(os.path.abspath(base)) if base is not None and base.exists() else base
+    return with_fields(config, data=data, data_root=root, trunk=trunk, base=base)
 
 
 def data_of_run(run: RunFolder | None, *, moved_to: str | None = None, ranks: Ranks | None = None) -> ImageData:
@@ -323,6 +333,6 @@ def print_resolved(config: SearchConfig | RetrainConfig, facts: dict[str, Any]) 
 
 
 def print_next(run_dir: Path, module: str) -> None:
-    """Print the run folder and the next command, a module of this package."""
+    """Print the run folder and the next command, a module of this package, so that it runs from any folder."""
     print(f"run folder: {run_dir}")
-    print(f"next: {shlex.join(['python', '-m', module, str(run_dir)])}")
+    print(f"next: {shlex.join(['python', '-m', module, os.path.abspath(run_dir)])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,7 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
         else:
             print(f"run folder: {run.path}")
         if command.amount is not None:
-            print(f"next, to spend more: {shlex.join(_with_twice_the_budget(typed, run.path, command))}")
+            print(f"next, to spend more: {shlex.join(_with_twice_the_budget(run.path, command))}")
 
 
 def _given(file: Path, config: SearchConfig) -> tuple[SearchConfig, list[Genotype]]:
@@ -204,19 +205,14 @@ def _given(file: Path, config: SearchConfig) -> tuple[SearchConfig, list[Genotyp
     return with_fields(config, members=len(found), pool_size=pool_size), found
 
 
-def _with_twice_the_budget(typed: list[str], folder: Path, command: WholeWayCommand) -> list[str]:
-    """Return the command that goes on in the folder with a budget twice as large."""
-    flag = "--budget-epochs" if command.budget is None else "--budget"
-    amount = command.amount
+def _with_twice_the_budget(folder: Path, command: WholeWayCommand) -> list[str]:
+    """Return the command that goes on in the folder with a budget twice as large, from any folder."""
+    amount, path = command.amount, os.path.abspath(folder)
     assert amount is not None
-    twice = str(round(2 * amount.total)) + ("" if amount.unit == "epochs" else "s")
-    kept: list[str] = []
-    words = iter(typed)
-    for word in words:
-        name, _, value = word.replace("_", "-").partition("=")
-        if name in (flag, "--run-dir"):
-            if not value:
-                next(words)
-        elif word != "--resume":
-            kept.append(word)
-    return [*kept, flag, twice, "--run-dir", str(folder), "--resume"]
+    budget = ["--budget", f"{2 * amount.total:.0f}s"]
+    if amount.unit == "epochs":
+        budget = ["--budget-epochs", str(round(2 * amount.total))]
+    device = [] if command.device == "auto" else ["--device", command.device]
+    workers = ["--workers", str(command.workers)] if command.workers else []
+    config = ["--config", os.path.join(path, "config.json")]
+    return [*PROG.split(), *config, *device, *workers, *budget, "--run-dir", path, "--resume"]

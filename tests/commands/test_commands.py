@@ -87,8 +87,8 @@ def finished(tmp_path_factory):
 def test_the_run_folder_holds_what_the_contract_says(finished):
     run_dir, printed = finished
     assert len(printed) == 5
-    assert "next: python -m dnas_ens.compare runs/001-digits" in printed[2]
-    assert "next: python -m dnas_ens.report runs/001-digits" in printed[3]
+    assert f"next: python -m dnas_ens.compare {run_dir}" in printed[2]
+    assert f"next: python -m dnas_ens.report {run_dir}" in printed[3]
     names = (
         "config.json env.json splits.json metrics.jsonl genotypes.json hypernetwork.safetensors "
         "supernet.safetensors ensemble.json MODEL_CARD.md predictions.npz results.csv results.md results.json "
@@ -351,7 +351,7 @@ def test_the_whole_way_in_one_command_with_a_file_and_a_dry_run(tmp_path, capsys
     assert run_main(whole_way.main, command) == 0
     out = capsys.readouterr().out
     assert "| ensemble " in out
-    assert "next: python -m dnas_ens.compare runs/001-digits" in out
+    assert f"next: python -m dnas_ens.compare {tmp_path}/runs/001-digits" in out
     stored = json.loads((tmp_path / "runs/001-digits/config.json").read_text())
     assert stored["retrain"]["batch_size"] == 24
     assert stored["search"]["supernet"]["channels"] == 2
@@ -366,7 +366,7 @@ def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, capsys
     recipe = "--limit-train 60 --retrain.channels 4 --retrain.num-cells 1 --retrain.epochs 1 --device cpu".split()
     assert run_main(whole_way.main, [*recipe, "--genotypes", str(finished[0]), "--run-dir", "again"]) == 0
     out = capsys.readouterr().out
-    assert "next: python -m dnas_ens.compare again" in out
+    assert f"next: python -m dnas_ens.compare {tmp_path}/again" in out
     assert "cells: again/cells" in out
     assert len(list(Path("again/cells").glob("member-*.svg"))) == 3
     searched, trained = (read_json(folder / "ensemble.json")["members"] for folder in (finished[0], Path("again")))
@@ -398,7 +398,7 @@ def test_given_genotypes_are_trained_without_a_search(finished, tmp_path, capsys
 BUDGET = "--limit-train 96 --retrain.channels 4 --retrain.batch-size 16 --device cpu".split()
 
 
-def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, capsys):
+def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, monkeypatch, capsys):
     assert run_main(whole_way.main, [*BUDGET, "--budget-epochs", "12"]) == 0
     out, err = capsys.readouterr()
     assert "budget: first network: ensemble of 1, calibrated NLL on val" in err
@@ -420,11 +420,15 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, cap
     row = json.loads((folder / "results.json").read_text())[-1]
     assert row["train_seconds"] == pytest.approx(sum(costs), rel=0.01)
     following = shlex.split(re.search(r"next, to spend more: (.*)", out)[1])
-    assert following[-5:] == ["--budget-epochs", "24", "--run-dir", "runs/001-digits", "--resume"]
+    assert following[-5:] == ["--budget-epochs", "24", "--run-dir", str(folder), "--resume"]
     # As a process leaves it that was killed between a unit and its line.
     lines = [line for line in (folder / "metrics.jsonl").read_text().splitlines() if '"budget"' in line]
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines[:-1]))
+    # From any folder.
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
     assert run_main(whole_way.main, following[3:]) == 0
+    monkeypatch.chdir(tmp_path)
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     done = json.loads((folder / "budget.json").read_text())["done"]
     assert [line["val_nll"] for line in logged if line["phase"] == "budget"] == [unit["loss"] for unit in done]
@@ -538,7 +542,7 @@ def test_what_is_printed_as_next_runs_for_a_folder_with_a_space_and_keeps_the_fl
     assert "does not mirror" in caplog.text
     for following, main in MAINS.items():
         told = shlex.split(re.search(r"^next: (.*)$", out, re.MULTILINE)[1])
-        assert told == ["python", "-m", following, "my run"]
+        assert told == ["python", "-m", following, str(tmp_path / "my run")]
         assert run_main(main, told[3:] + MORE.get(told[2], [])) == 0
         out = capsys.readouterr().out
     # What the search was told holds for what follows.
