@@ -258,10 +258,26 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 
 def _list_folders(folder: Path) -> list[str]:
+    above = _real_ancestors(folder)
     try:
-        return sorted(entry.name for entry in folder.iterdir() if not _is_clutter(entry.name) and entry.is_dir())
+        return sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if not _is_clutter(entry.name) and entry.is_dir() and not _leads_up(entry, above)
+        )
     except OSError as error:
         _refuse_to_pass_over(error)
+
+
+def _real_ancestors(folder: Path) -> set[str]:
+    """The real paths of a folder and of those it lies in, as it was reached and without links."""
+    reached, real = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    return {os.path.realpath(path) for path in (reached, *reached.parents, *real.parents)}
+
+
+def _leads_up(path: str | os.PathLike[str], above: set[str]) -> bool:
+    """Whether a link leads back to a folder that holds it: what lies there belongs to other classes as well."""
+    return os.path.islink(path) and os.path.realpath(path) in above
 
 
 def _refuse_to_pass_over(error: OSError) -> NoReturn:
@@ -272,7 +288,7 @@ def _refuse_to_pass_over(error: OSError) -> NoReturn:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Find the files below a folder; linked folders are followed, each only once.
+    """Find the files below a folder; linked folders are followed, each only once, except those it lies in itself.
 
     Hidden files and folders, and those that systems and network drives leave behind, are passed over.
 
@@ -286,12 +302,15 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
+    above = _real_ancestors(folder)
     for where, folders, files in os.walk(folder, onerror=_refuse_to_pass_over, followlinks=True):
         seen.add(os.path.realpath(where))
         folders[:] = [
             name
             for name in folders
-            if not _is_clutter(name) and os.path.realpath(os.path.join(where, name)) not in seen
+            if not _is_clutter(name)
+            and os.path.realpath(os.path.join(where, name)) not in seen
+            and not _leads_up(os.path.join(where, name), above)
         ]
         for name in files:
             if not _is_clutter(name):

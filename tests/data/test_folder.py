@@ -64,6 +64,22 @@ def test_linked_folders_are_followed_once_and_a_class_named_train_is_a_class(tmp
     assert (loaded.classes, loaded.labels.tolist()) == (("cat", "train"), [0, 0, 0, 1, 1, 1, 1])
 
 
+def test_links_to_a_folder_above_are_not_followed(tmp_path, write_images):
+    for name, num in (("data/cat", 3), ("data/dog", 4), ("elsewhere/ant", 5)):
+        write_images(tmp_path / name, num)
+    os.symlink("..", tmp_path / "data" / "cat" / "all")
+    (tmp_path / "data" / "dog" / "deep").mkdir()
+    os.symlink("../../..", tmp_path / "data" / "dog" / "deep" / "all")
+    # A class that is linked lies in two places.
+    os.symlink(tmp_path / "elsewhere" / "ant", tmp_path / "data" / "ant")
+    os.symlink("..", tmp_path / "elsewhere" / "ant" / "all")
+    os.symlink(tmp_path / "data", tmp_path / "elsewhere" / "ant" / "data")
+    os.symlink(".", tmp_path / "data" / "everything")
+    loaded = load_folder(tmp_path / "data")
+    assert loaded.classes == ("ant", "cat", "dog")
+    assert np.bincount(loaded.labels).tolist() == [5, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
 def test_what_drives_and_systems_leave_behind_is_passed_over(tmp_path, write_images, caplog, name):
     pixels = two_classes(tmp_path, write_images)
