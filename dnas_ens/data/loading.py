@@ -130,9 +130,17 @@ def load_data(
         loaded = loaded if limit_train is None else loaded.limited(limit_train, seed=seed)
     else:
         own = True
+        if not isinstance(data, str | os.PathLike | Dataset):
+            raise UserError(
+                f"A {type(data).__name__} was given as data.",
+                "Give a name, a folder, or torch.utils.data.TensorDataset(images, labels): uint8 images (N, C, H, W), "
+                "int64 labels (N,).",
+            )
         if isinstance(data, Dataset):
             source = load_torch_dataset(data, image_size=image_size)
         elif isinstance(data, str) and data in SOURCE_NAMES:
+            if Path(data).is_dir():
+                _logger.warning("%s is the data set of that name; the folder here is ./%s.", data, data)
             source, own = load_source(data, _root(data_root), image_size=image_size, download=download), False
         else:
             folder, cache = find_folder(data, data_root=_root(data_root)), _root(data_root) / "decoded"

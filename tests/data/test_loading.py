@@ -85,6 +85,15 @@ def test_folder_by_path_by_text_and_by_name_below_the_data_root(tmp_path, write_
     assert load_data("pets/", data_root=tmp_path / "nowhere").fingerprint == data.fingerprint
 
 
+def test_a_data_sets_name_wins_over_a_folder_of_that_name_and_says_so(tmp_path, monkeypatch, caplog, digits):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert load_data("digits").fingerprint == digits.fingerprint
+    assert "digits is the data set of that name; the folder here is ./digits." in caplog.text
+    with pytest.raises(UserError, match="digits has no class folders"):
+        load_data("./digits")
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"), [("fashion_mnist", "fashion-mnist"), ("CIFAR-10", "cifar10"), ("MINST", "mnist")]
 )
@@ -100,6 +109,9 @@ def test_unknown_name_lists_the_known_ones_nearest_first(tmp_path, typed, neares
     [
         ({"data": Path("nowhere"), "data_root": "root"}, "no folder nowhere, nor root/nowhere"),
         ({"data": ""}, "--data is ''"),
+        ({"data": (np.zeros(4), np.zeros(4))}, "A tuple was given as data"),
+        ({"data": np.zeros(4)}, "A ndarray was given as data"),
+        ({"data": None}, "A NoneType was given as data"),
         ({"image_size": 0}, "The image size is 0"),
         ({"seed": -1}, "The seed is -1"),
         ({"limit_train": 9}, "The limit is 9 training images, of 1079 in 10 classes"),
