@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
@@ -177,12 +178,14 @@ def _find_parts(root: Path) -> dict[str, Path]:
 
 def _part_named(name: str) -> str | None:
     """The split that a folder's name means, such as train for Training or test for test_set; None for none."""
-    words = [word for word in _words(name) if word and word not in _WORDS_BESIDE]
+    words = [word for word in words_of(name) if word not in _WORDS_BESIDE]
     return _SPLIT_WORDS.get(words[0]) if len(words) == 1 else None
 
 
-def _words(name: str) -> list[str]:
-    return re.split(r"[\W\d_]+", name.lower())
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case: turnLeft, turn_left and Turn-Left 2 all give turn and left."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
 
 
 def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
@@ -203,7 +206,7 @@ def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
             )
     shared = sorted(set.intersection(*map(set, inner.values())))
     if len(shared) > 1:
-        if _SPLIT_WORDS.keys() & {word for name in inner for word in _words(name)}:
+        if _SPLIT_WORDS.keys() & {word for name in inner for word in words_of(name)}:
             raise UserError(
                 f"The folders of {root}, {folders}, look like splits, for each holds {_name_some(shared)}.",
                 "Name them train, val and test.",

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import Dataset
 
 from dnas_ens.data.dataset import ImageData, Split
-from dnas_ens.data.folder import load_folder
+from dnas_ens.data.folder import load_folder, words_of
 from dnas_ens.data.images import LabelledImages, PixelArray
 from dnas_ens.data.large import default_data_root
 from dnas_ens.data.names import SOURCE_NAMES
@@ -42,14 +42,23 @@ _SIDES = {
     *("droit", "izquierda", "derecha", "izquierdo", "derecho", "esquerda", "direita", "esquerdo", "direito"),
     *("sinistra", "destra", "sinistro", "destro", "lewo", "prawo", "lewa", "prawa", "vlevo", "vpravo"),
     *("vänster", "höger", "venstre", "høyre", "højre", "vasen", "oikea", "sol", "sağ", "влево", "вправо"),
-    *("лево", "право", "левый", "правый", "左", "右", "←", "→", "east", "west", "clockwise", "anticlockwise"),
+    *("лево", "право", "левый", "правый", "левая", "правая", "левое", "правое", "слева", "справа", "налево"),
+    *("направо", "лівий", "правий", "ліва", "права", "ліворуч", "праворуч", "levá", "pravá", "levý", "pravý"),
+    *("levé", "pravé", "ľavá", "ľavý", "doleva", "doprava", "lewy", "prawy", "lewe", "prawe", "kiri", "kanan"),
+    *("esquerra", "dreta", "stânga", "dreapta", "αριστερά", "δεξιά", "يسار", "يمين", "שמאל", "ימין"),
+    *("←", "→", "east", "west", "northeast", "northwest", "southeast", "southwest", "clockwise", "anticlockwise"),
     *("counterclockwise", "cw", "ccw", "starboard", "sinister", "dexter"),
 }
-# Short for sides only where both are there.
+# Sides within words as well: 左转 is a turn to the left.
+_SIDES_INSIDE = ("左", "右", "왼", "오른쪽", "오른손", "오른발")
+# Sides only where both are there.
 _SIDE_PAIRS = (
     *(("l", "r"), ("lh", "rh"), ("lt", "rt"), ("lhs", "rhs")),
-    *(("os", "od"), ("e", "w"), ("esq", "dir")),
+    *(("os", "od"), ("e", "w"), ("esq", "dir"), ("ne", "nw"), ("se", "sw"), ("ne", "sw"), ("nw", "se")),
+    *(("좌", "우"), ("trái", "phải"), ("bal", "jobb")),
 )
+# Sides where both begin words that end alike, as in lefteye and righteye.
+_SIDE_BEGINNINGS = (("left", "right"), ("links", "rechts"), ("linker", "rechter"), ("linke", "rechte"))
 _WRITING = {
     *("arrow", "arrows", "letter", "letters", "digit", "digits", "text", "texts", "character", "characters"),
     *("alphabet", "word", "words", "handwriting", "font", "fonts", "glyph", "glyphs", "numeral", "numerals"),
@@ -219,9 +228,7 @@ def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bo
     """Whether training mirrors a source's images, and say so where class names decide it."""
     if asked is not None:
         return asked
-    # A Dataset without names numbers its classes.
-    numbered = source.classes == tuple(map(str, range(len(source.classes)))) and not source.paths
-    hint = None if numbered or not (own and source.flip) else mirror_hint(source.classes)
+    hint = mirror_hint(source.classes) if own and source.flip and source.named else None
     if hint is not None:
         _logger.warning(
             "Training does not mirror the images left to right, for the classes %s; --flip (flip=True) does.",
@@ -232,27 +239,35 @@ def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bo
 
 def mirror_hint(classes: Sequence[str]) -> str | None:
     """Say what in the names of the K classes suggests that a mirror changes the meaning; None where nothing does."""
-    words = {name: set(_words(name)) for name in classes}
+    words = {name: set(words_of(name)) for name in classes}
     if of_sides := [name for name, own in words.items() if any(map(_is_side, own))]:
         return f"{_quoted(of_sides)} tell sides apart"
-    for pair in _SIDE_PAIRS:
-        if all(any(side in own for own in words.values()) for side in pair):
+    every = set().union(*words.values())
+    alike = (
+        (word, right + word.removeprefix(left))
+        for left, right in _SIDE_BEGINNINGS
+        for word in sorted(every)
+        if word.startswith(left)
+    )
+    for pair in (*_SIDE_PAIRS, *alike):
+        if every >= {*pair}:
             return f"{_quoted([name for name, own in words.items() if own & {*pair}])} tell sides apart"
     if written := [name for name, own in words.items() if own & _WRITING]:
         return f"{_quoted(written)} name writing or arrows"
-    signs = [name for name in classes if len(name) == 1 or name.isdigit() or name.lower() in _NUMBERS]
+    signs = [name for name in classes if _is_sign(name)]
     return f"{_quoted(signs)} are letters or digits" if 2 * len(signs) > len(classes) else None
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name in lower case: turnLeft, turn_left and Turn-Left 2 all give turn and left."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
+def _is_sign(name: str) -> bool:
+    """Whether a name is a digit or a letter, also as MNIST has it in "0 - zero"."""
+    parts = re.findall(r"[^\W_]+", name.lower())
+    return len(name) == 1 or (bool(parts) and all(len(p) == 1 or p.isdigit() or p in _NUMBERS for p in parts))
 
 
 def _is_side(word: str) -> bool:
     # As in turnleft and keepright, but not in cleft, bright, upright or copyright.
-    return word in _SIDES or bool(re.search(r"[^c]left$|[^bfpwy]right$", word))
+    within = any(side in word for side in _SIDES_INSIDE)
+    return word in _SIDES or within or bool(re.search(r"[^c]left$|[^bfpwy]right$", word))
 
 
 def _quoted(names: Sequence[str]) -> str:

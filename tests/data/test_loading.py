@@ -1,4 +1,5 @@
 import shutil
+import unicodedata
 from itertools import chain
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
 
 from dnas_ens.data import default_data_root, load_data
 from dnas_ens.data.loading import mirror_hint
@@ -126,10 +128,12 @@ SIDES = (
     *("TurnLeft straight", "turn_left on", "handleft x", "Left-Hand x", "L R", "glove_l glove_r", "links rechts"),
     *("clockwise still", "eye_OD eye_OS", "0 1 2", "b d", "zero one two", "arrow_up x", "text photo"),
     "a b c d e f g h i j k l m n o p q r s t u v w x y z space nothing",
+    *("lefteye righteye", "LeftHandle RightHandle", "左转 右转", "왼쪽 오른쪽", "левая правая", "levá pravá"),
+    *("kiri kanan", "NE NW SE SW", unicodedata.normalize("NFD", "vänster höger"), "0_-_zero 1_-_one 2_-_two"),
 )
 NO_SIDES = (
     *("cat dog", "bright dark", "upright fallen", "cleft whole", "copyright free", "class1 class2", "t-shirt boot"),
-    "l_shape round",
+    *("l_shape round", "leftover fresh", "righteous leftover", "se other", "class_1 class_2", "room2 room3"),
 )
 
 
@@ -145,6 +149,14 @@ def test_flip_of_a_folder(tmp_path, write_images, caplog, names, asked, flip):
         write_images(tmp_path / name, 5, seed=seed)
     assert load_data(tmp_path, flip=asked).flip == flip
     assert ("--flip" in caplog.text) == (not flip)
+
+
+def test_a_dataset_is_mirrored_as_a_folder_of_the_same_names(tmp_path, write_images, caplog):
+    for name in "01":
+        write_images(tmp_path / name, 5, seed=int(name))
+    loaded = load_data(ImageFolder(tmp_path))
+    assert "'0', '1' are letters or digits" in caplog.text
+    assert (loaded.flip, loaded.fingerprint) == (False, load_data(tmp_path).fingerprint)
 
 
 def shared_images(data, one, other):
