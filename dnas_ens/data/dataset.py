@@ -192,7 +192,7 @@ class ImageData:
     pictures: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.classes, str) or not all(isinstance(name, str) for name in self.classes):
+        if not all(isinstance(name, str) for name in self.classes):
             raise UserError(
                 f"The classes are {self.classes!r}, not a text for each.",
                 "Name every class, or build with ImageData.from_splits, which makes texts of numbers.",

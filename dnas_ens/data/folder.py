@@ -145,6 +145,7 @@ def load_folder(
         deep_bits=deep_bits,
         deep_colour=any(picture.is_deep_colour for picture in pictures.values()),
         paths=read,
+        named=True,
     )
 
 
