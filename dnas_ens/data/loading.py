@@ -1,6 +1,6 @@
 """The one way in: a data set by name, by folder, or from a torch Dataset.
 
-Warnings about a user's own images come from here: classes that a mirror image would change, equal images in different
+Warnings about a user's own images come from here: classes that a mirror image would change, copies in different
 splits, and classes of unequal size.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -20,9 +19,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dnas_ens.data.copies import first_alike, first_equal
 from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.data.folder import load_folder, words_of
-from dnas_ens.data.images import LabelledImages, PixelArray
+from dnas_ens.data.images import LabelledImages
 from dnas_ens.data.large import default_data_root
 from dnas_ens.data.names import SOURCE_NAMES
 from dnas_ens.data.sources import load_source
@@ -191,7 +191,9 @@ def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
 
 def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed: int, own: bool) -> ImageData:
     # The splits of data sets known by name are what others compare with, so equal images stay where they are.
-    first = first_equal(source.images) if own else None
+    equal = first = first_equal(source.images) if own else None
+    if equal is not None and source.paths:
+        first = first_alike(source.images, source.labels, equal)
     chosen = choose_splits(
         source.labels,
         classes=source.classes,
@@ -202,8 +204,8 @@ def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed:
         first_equal=first,
         seed=seed,
     )
-    if first is not None:
-        _tell_copies(source, first, chosen)
+    if equal is not None and first is not None:
+        _tell_copies(source, equal, first, chosen)
         _tell_imbalance(source)
     if limit_train is not None:
         train = chosen["train"]
@@ -274,28 +276,24 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:4])) + (" and others" if len(names) > 4 else "")
 
 
-def first_equal(images: PixelArray) -> IntArray:
-    """For each image (N, C, H, W) the index of the first that is equal to it, pixel for pixel; maybe its own."""
-    seen: dict[bytes, int] = {}
-    digests = (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
-    return np.array([seen.setdefault(digest, index) for index, digest in enumerate(digests)], dtype=np.int64)
+def _tell_copies(source: LabelledImages, equal: IntArray, first: IntArray, splits: Mapping[str, IntArray]) -> None:
+    """Say how many images are copies of others, and where that spoils what is measured.
 
-
-def _tell_copies(source: LabelledImages, first: IntArray, splits: Mapping[str, IntArray]) -> None:
-    """Say how many images are equal to others, and where that spoils what is measured."""
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    if not len(copies):
-        return
-    example = ""
-    if source.paths:
-        example = f" (such as {source.paths[copies[0]]} of {source.paths[first[copies[0]]]})"
-    _logger.warning(
-        "%d of %d images are equal to others, pixel for pixel%s; random splits keep equal ones together.",
-        len(copies),
-        len(first),
-        example,
-    )
-    contradictory = int((source.labels[copies] != source.labels[first[copies]]).sum())
+    For each image `equal` is the index of the first that is equal to it, `first` of the first it is any copy of.
+    """
+    copies = np.flatnonzero(equal != np.arange(len(equal)))
+    alike = np.flatnonzero((equal == np.arange(len(equal))) & (first != equal))
+    for found, what in (
+        (copies, "are equal to others, pixel for pixel"),
+        (alike, "look like others of their class that were saved again in another quality or size"),
+    ):
+        if not len(found):
+            continue
+        example = f" (such as {source.paths[found[0]]} of {source.paths[first[found[0]]]})" if source.paths else ""
+        _logger.warning(
+            "%d of %d images %s%s; random splits keep such ones together.", len(found), len(first), what, example
+        )
+    contradictory = int((source.labels[copies] != source.labels[equal[copies]]).sum())
     if contradictory:
         _logger.warning("%d of them are in another class than the image they are equal to.", contradictory)
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import TensorDataset
 from torchvision.datasets import ImageFolder
 
 from dnas_ens.data import default_data_root, load_data
+from dnas_ens.data.copies import first_alike, first_equal
 from dnas_ens.data.loading import mirror_hint
 from dnas_ens.errors import UserError
 
@@ -178,6 +179,51 @@ def test_copies_under_other_names_and_formats_stay_on_one_side(tmp_path, write_i
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
             assert shared_images(data, one, other) == 0
     assert "80 of 120 images are equal to others" in caplog.text
+
+
+def test_copies_saved_again_in_another_quality_and_size_stay_on_one_side(tmp_path, caplog):
+    photos, generator = load_sample_images().images, np.random.default_rng(0)
+    for photo, name in zip(photos, ("china", "flower"), strict=True):
+        (tmp_path / name).mkdir()
+        for index in range(12):
+            y, x = generator.integers(0, 200, 2)
+            picture = Image.fromarray(photo[y : y + 220, x : x + 220])
+            picture.save(tmp_path / name / f"{index:02}.jpg", quality=92)
+            picture.resize((150, 150)).save(tmp_path / name / f"{index:02} sent.jpg", quality=60)
+    data = load_data(tmp_path)
+    assert "24 of 48 images look like others of their class" in caplog.text
+    assert "sent.jpg" in caplog.text
+    for indices in data.splits.values():
+        assert {index ^ 1 for index in indices} == set(indices)
+    assert "images are in" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_different_pictures_of_plain_classes_are_not_taken_for_copies(size):
+    digits = load_digits()
+    scans = [Image.fromarray(np.rint(scan * 255 / 16).astype(np.uint8)) for scan in digits.images]
+    images = np.stack([np.asarray(scan.resize((size, size), Image.Resampling.BILINEAR)) for scan in scans])[:, None]
+    first = first_equal(images)
+    assert np.array_equal(first_alike(images, digits.target, first), first)
+
+
+def test_few_joins_in_sets_without_copies_and_none_between_classes():
+    generator = np.random.default_rng(0)
+    flat = generator.integers(0, 250, (300, 1, 1, 1)) + generator.integers(0, 3, (300, 1, 32, 32))
+    own = np.arange(300)
+    assert np.array_equal(first_alike(flat.astype(np.uint8), own * 0, own), own)
+    coloured = np.repeat(generator.integers(0, 20, (300, 3, 1)), 32 * 32, axis=2).reshape(300, 3, 32, 32)
+    assert np.array_equal(first_alike(coloured.astype(np.uint8), own * 0, own), own)
+    gradient = np.add.outer(np.arange(32), np.arange(32)) * 3
+    alike = (gradient + generator.integers(0, 3, (300, 1, 32, 32))).astype(np.uint8)
+    assert (first_alike(alike, own * 0, own) != own).any()
+    assert np.array_equal(first_alike(alike, own, own), own)
+    # An object that is in one picture alone.
+    alike[150:, :, 8:14, 8:14] += 30
+    joined = first_alike(alike, own * 0, own)
+    assert np.array_equal(joined >= 150, own >= 150)
+    # Copies of copies stay with the first alone.
+    assert np.array_equal(joined[joined], joined)
 
 
 def test_images_shared_by_the_folders_own_splits_are_counted(tmp_path, write_images, caplog):
