@@ -419,6 +419,8 @@ def test_a_folder_that_cannot_be_written_is_told_and_keeps_its_files(folder, tmp
         assert "Permission denied" in err
 
     command("retrain")
+    (tmp_path / "locked").mkdir(mode=0o000)
+    told("-m", "dnas_ens.search", "--data", "locked/photos")
     (tmp_path / "pictures").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "pictures/black.png")
     # The lock names the last process that held it, and is no part of a run.

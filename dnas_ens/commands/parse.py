@@ -38,6 +38,8 @@ T = TypeVar("T")
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 #: A disk that is full or read-only: a matter of the user's machine.
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+#: A path that the user's rights or the system's limits keep out of reach.
+_PATH_ERRORS = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 _HELP = {"-h", "--help"}
 
 
@@ -227,6 +229,10 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
     except BrokenPipeError:
         raise
     except OSError as error:
+        # Whatever asks about a path may meet a folder without access; an error of a process or socket names no path.
+        if error.errno in _PATH_ERRORS and error.filename is not None:
+            cause = f"Cannot reach {os.fsdecode(error.filename)}: {error.strerror}."
+            return _told(UserError(cause, "Check the path, and that you may read and write there."), debug=debug)
         # TensorBoard's thread and others also write, and do not know our errors.
         if error.errno not in _DISK_ERRORS:
             traceback.print_exc()
@@ -238,7 +244,7 @@ def _exit_code(main: Callable[[list[str]], None], arguments: list[str], *, go_on
         return 143 if isinstance(interrupt, Terminated) else 130
     except Exception as error:  # want of memory is told; a defect of ours keeps its traceback
         if _is_want_of_memory(error):
-            remedy = "Lower --batch-size, --channels, --num-channels, --drawn-members or --image-size, or --workers."
+            remedy = "Lower --batch-size, --channels, --drawn-members or --image-size, or --workers."
             return _told(UserError(f"Memory ran out: {str(error) or 'no more of it'}.", remedy), debug=debug)
         traceback.print_exc()
         return 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import glob
 import io
+import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +42,8 @@ class PredictCommand:
     images: Positional[tuple[Path, ...]]
     """Image files, folders of them with the folders inside, and patterns such as "photos/*.jpg"."""
     output: Path | None = None
-    """File for the rows: JSON lines where its name ends in .jsonl, else CSV; default: they are printed as CSV."""
+    """File for the rows: JSON lines where its name ends in .jsonl, else CSV; default: they are printed as CSV.
+    Where the command ends early, the rows so far are in NAME.partial.csv."""
     top_k: int = 1
     """Name so many of the most probable classes, each with its probability."""
     abstain_below: float | None = None
@@ -75,7 +78,7 @@ def main(argv: list[str]) -> None:
 
     from dnas_ens.ensembles.ensemble import Ensemble
     from dnas_ens.ensembles.preprocessing import GIVE_PREPROCESSING
-    from dnas_ens.run.files import json_text, write_atomic
+    from dnas_ens.run.files import json_text
     from dnas_ens.run.machine import resolve_device
 
     require(command.batch_size > 0, f"--batch-size is {command.batch_size}.", "Give --batch-size 1 or more.")
@@ -86,6 +89,11 @@ def main(argv: list[str]) -> None:
         f"--abstain-below is {sure_from}.",
         "Give a probability from 0 to 1.",
     )
+    require(
+        command.output is None or not command.output.is_dir(),
+        f"--output {command.output} is a folder.",
+        "Give a file in it, such as rows.csv.",
+    )
     paths = image_files(command.images)
     ensemble = Ensemble.load(command.folder).to(resolve_device(command.device))
     preprocessing = ensemble.preprocessing
@@ -95,12 +103,11 @@ def main(argv: list[str]) -> None:
     predicted = functools.partial(
         ensemble.predict, batch_size=command.batch_size, top_k=command.top_k, threshold=threshold, cascade=cascade
     )
-    written, classified, skipped, abstained, asked = io.StringIO(), 0, 0, 0, 0
-    target = written if command.output is not None else sys.stdout
+    classified, skipped, abstained, asked = 0, 0, 0, 0
     as_json = command.output is not None and command.output.suffix == ".jsonl"
-    writer = csv.DictWriter(target, columns_of(command), lineterminator="\n")
     began = time.perf_counter()
-    with tqdm(total=len(paths), desc="predicting", unit="image", disable=None, leave=False) as bar:
+    bar = tqdm(total=len(paths), desc="predicting", unit="image", disable=None, leave=False)
+    with bar, rows_into(command.output) as write:
         for start in range(0, len(paths), command.batch_size):
             chunk = paths[start : start + command.batch_size]
             readable = readable_of(chunk, preprocessing) if command.skip_bad_images else chunk
@@ -109,12 +116,15 @@ def main(argv: list[str]) -> None:
                 asked += row.get("asked", ensemble.num_members)
                 if sure_from is not None and row["probability"] < sure_from:
                     row["label"], abstained = None, abstained + 1
+            lines = io.StringIO()
             if as_json:
-                target.writelines(json_text(row) + "\n" for row in rows)
+                lines.writelines(json_text(row) + "\n" for row in rows)
             else:
+                writer = csv.DictWriter(lines, columns_of(command), lineterminator="\n")
                 if not classified + skipped:
                     writer.writeheader()
                 writer.writerows(map(flat, rows))
+            write(lines.getvalue(), len(rows))
             classified, skipped = classified + len(rows), skipped + len(chunk) - len(readable)
             bar.update(len(chunk))
     seconds = time.perf_counter() - began
@@ -124,9 +134,51 @@ def main(argv: list[str]) -> None:
     parts += [f"{skipped} left out"] if skipped else []
     print(f"{', '.join(parts)}; {classified / seconds:.0f} images/s", file=sys.stderr)
     if command.output is not None:
-        # A file's name that is not UTF-8 stays as it is.
-        write_atomic(command.output, written.getvalue().encode(errors="surrogateescape"))
         print(f"wrote {command.output}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def rows_into(output: Path | None) -> Iterator[Callable[[str, int], None]]:
+    """Yield what writes the text of so many rows: to standard output, or to a file that appears when all is written.
+
+    Until then the rows are in NAME.partial.csv beside it, which stays where the block ends early and holds any: an
+    hour's rows are not lost, and an earlier file of complete rows is not replaced by fewer.
+
+    Raises:
+        UserError: The disk is full or the folder cannot be written; so before any row is written.
+    """
+    from dnas_ens.run.files import writing
+
+    if output is None:
+        yield lambda text, _: print(text, end="")
+        return
+    partial, num_rows = output.with_name(f"{output.stem}.partial{output.suffix}"), 0
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # A file's name that is not UTF-8 stays as it is.
+        file = partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+
+    def write(text: str, rows: int) -> None:
+        nonlocal num_rows
+        with writing(partial):
+            file.write(text)
+            file.flush()
+        num_rows += rows
+
+    try:
+        with file:
+            yield write
+            with writing(partial):
+                os.fsync(file.fileno())
+        with writing(output):
+            os.replace(partial, output)
+    except BaseException:
+        if num_rows:
+            told = f"ended early: the first {num_rows} rows are in {partial}, which the next run replaces"
+            print(told, file=sys.stderr)
+        else:
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def fitted_on_val(command: PredictCommand, ensemble: Ensemble) -> tuple[float | None, Cascade | None]:

@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,12 @@ class Split:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
+        for name, given in (("images", images), ("labels", labels)):
+            if not isinstance(given, torch.Tensor):
+                raise UserError(
+                    f"A split's {name} are a {type(given).__name__}.",
+                    f"Give a torch tensor; of a NumPy array it is torch.from_numpy({name}).",
+                )
         if not (images.dtype == torch.uint8 or images.is_floating_point()) or images.ndim != 4:
             raise UserError(
                 f"A split's images are {images.dtype} of shape {tuple(images.shape)}.",
@@ -186,6 +192,13 @@ class ImageData:
     pictures: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
+        if not all(isinstance(name, str) for name in self.classes):
+            raise UserError(
+                f"The classes are {self.classes!r}, not a text for each.",
+                "Name every class, or build with ImageData.from_splits, which makes texts of numbers.",
+            )
+        if self.num_classes < 2:
+            raise UserError(f"The data have {self.num_classes} class.", "Give at least two classes.")
         shape = tuple(self.train.images.shape[1:])
         if shape[1] != shape[2]:
             raise UserError(f"The images are {shape[1]}x{shape[2]}.", "Crop or resize them to squares.")
@@ -221,7 +234,7 @@ class ImageData:
     def from_splits(
         cls,
         name: str,
-        classes: Sequence[str],
+        classes: Sequence[str | int],
         *,
         train: Split,
         val: Split,
@@ -236,11 +249,14 @@ class ImageData:
     ) -> ImageData:
         """Measure normalisation on the training images, take the fingerprint, and build.
 
-        Arguments as for `ImageData`; `splits` counts through train, val and test where it is not given.
+        Arguments as for `ImageData`; `splits` counts through train, val and test where it is not given, and classes
+        that are numbers become texts.
 
         Raises:
             UserError: The parts contradict each other.
         """
+        if not isinstance(classes, Iterable):
+            raise UserError(f"The classes are {classes!r}.", "Give a sequence of names, one a class.")
         parts = {"train": train, "val": val, "test": test}
         for key, part in parts.items():
             check_pixels(part, key)
@@ -257,7 +273,7 @@ class ImageData:
             digest.update(np.asarray(indices[key], dtype="<i8").data)
         return cls(
             name=name,
-            classes=tuple(classes),
+            classes=tuple(map(str, classes)),
             **parts,
             mean=mean,
             std=std,

@@ -27,7 +27,7 @@ from dnas_ens.run.files import read_json, remove_leftovers, write_json
 #: Kept where reading took longer than this, in seconds.
 LEAST_SECONDS = 2.0
 #: One more whenever files are decoded to other pixels than before; what an earlier version kept is then not used.
-DECODING = 1
+DECODING = 2
 
 _logger = logging.getLogger(__name__)
 

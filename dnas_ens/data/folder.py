@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NoReturn
@@ -43,11 +44,20 @@ _CLUTTER = {
 }
 
 _SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "valset"), "val"),
-    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("train", "training", "trn", "entrenamiento", "entraînement", "entrainement"), "train"),
+    **dict.fromkeys(("apprentissage", "addestramento", "treino", "treinamento", "обучение", "训练", "訓練"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation", "validierung", "validación"), "val"),
+    **dict.fromkeys(("validacion", "validação", "validacao", "validazione", "валидация", "验证", "検証"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "holdout", "prueba", "pruebas", "teste", "тест"), "test"),
+    **dict.fromkeys(("测试", "テスト"), "test"),
 }
-_WORDS_BESIDE = {"set", "data", "dataset", "images", "split"}
+# Words that may stand beside one of a split, or be joined to it: test set, testset, Testdaten.
+_WORDS_BESIDE = {
+    *("set", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "split"),
+    *("folder", "daten", "bilder", "datos", "集", "数据", "数据集", "データ"),
+}
+# In German an s joins the two: Trainingsdaten.
+_JOINED = re.compile(f"({'|'.join(_SPLIT_WORDS)})s?({'|'.join(_WORDS_BESIDE)})")
 _FILES_AT_A_TIME = 64
 
 _logger = logging.getLogger(__name__)
@@ -70,7 +80,7 @@ def load_folder(
 
     Args:
         root: Folder with one folder a class, or with `train` and perhaps `val` and `test` that each hold one
-            folder a class; `training`, `valid`, `validation`, `testing` and the like mean the same, in any case.
+            folder a class; `training`, `valid`, `dev`, `TestData`, `Trainingsdaten` and the like mean the same.
         image_size: Side in pixels: the short side is resized and the centre cropped. None takes the
             median of the images' short sides, but 64 at most, and says what becomes of the images.
         skip_bad_images: Leave unreadable images out with a warning, instead of refusing the folder.
@@ -90,6 +100,7 @@ def load_folder(
         raise UserError(f"{root} is a file.", "Give --data the folder that holds one folder of images a class.")
     parts = _find_parts(root)
     classes = _shared_classes(parts)
+    _tell_names_alike(classes)
     paths: list[str] = []
     others: list[str] = []
     labels: list[int] = []
@@ -134,6 +145,7 @@ def load_folder(
         deep_bits=deep_bits,
         deep_colour=any(picture.is_deep_colour for picture in pictures.values()),
         paths=read,
+        named=True,
     )
 
 
@@ -176,13 +188,18 @@ def _find_parts(root: Path) -> dict[str, Path]:
 
 
 def _part_named(name: str) -> str | None:
-    """The split that a folder's name means, such as train for Training or test for test_set; None for none."""
-    words = [word for word in _words(name) if word and word not in _WORDS_BESIDE]
-    return _SPLIT_WORDS.get(words[0]) if len(words) == 1 else None
+    """The split that a folder's name means: train for Training, test for test_set or TestData; None for none."""
+    words = [word for word in words_of(name) if word not in _WORDS_BESIDE]
+    if len(words) != 1:
+        return None
+    joined = _JOINED.fullmatch(words[0])
+    return _SPLIT_WORDS.get(joined[1] if joined else words[0])
 
 
-def _words(name: str) -> list[str]:
-    return re.split(r"[\W\d_]+", name.lower())
+def words_of(name: str) -> list[str]:
+    """The words of a name in lower case: turnLeft, turn_left and Turn-Left 2 all give turn and left."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFC", name))
+    return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
 
 
 def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
@@ -203,7 +220,9 @@ def _refuse_wrong_level(root: Path, inner: dict[str, list[str]]) -> None:
             )
     shared = sorted(set.intersection(*map(set, inner.values())))
     if len(shared) > 1:
-        if _SPLIT_WORDS.keys() & {word for name in inner for word in _words(name)}:
+        words = [words_of(name) for name in inner]
+        begun = all(any(word.startswith(("train", "test", "valid")) for word in own) for own in words)
+        if begun or _SPLIT_WORDS.keys() & set().union(*words):
             raise UserError(
                 f"The folders of {root}, {folders}, look like splits, for each holds {_name_some(shared)}.",
                 "Name them train, val and test.",
@@ -248,6 +267,18 @@ def _shared_classes(parts: dict[str, Path]) -> list[str]:
     )
 
 
+def _tell_names_alike(classes: list[str]) -> None:
+    """Say which class names look the same: one class may have been made twice, on systems that tell them apart."""
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(unicodedata.normalize("NFC", name).casefold().strip(), []).append(name)
+    if several := [name for names in alike.values() if len(names) > 1 for name in names]:
+        _logger.warning(
+            "The classes %s differ by capitals, spaces or the encoding of accents alone, and are kept apart.",
+            ", ".join(map(ascii, several)),
+        )
+
+
 def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) -> None:
     empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
     if empty:
@@ -258,10 +289,26 @@ def _refuse_empty_classes(folder: Path, classes: list[str], counts: np.ndarray) 
 
 
 def _list_folders(folder: Path) -> list[str]:
+    above = _real_ancestors(folder)
     try:
-        return sorted(entry.name for entry in folder.iterdir() if not _is_clutter(entry.name) and entry.is_dir())
+        return sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if not _is_clutter(entry.name) and entry.is_dir() and not _leads_up(entry, above)
+        )
     except OSError as error:
         _refuse_to_pass_over(error)
+
+
+def _real_ancestors(folder: Path) -> set[str]:
+    """The real paths of a folder and of those it lies in, as it was reached and without links."""
+    reached, real = Path(os.path.abspath(folder)), Path(os.path.realpath(folder))
+    return {os.path.realpath(path) for path in (reached, *reached.parents, *real.parents)}
+
+
+def _leads_up(path: str | os.PathLike[str], above: set[str]) -> bool:
+    """Whether a link leads back to a folder that holds it: what lies there belongs to other classes as well."""
+    return os.path.islink(path) and os.path.realpath(path) in above
 
 
 def _refuse_to_pass_over(error: OSError) -> NoReturn:
@@ -272,7 +319,7 @@ def _refuse_to_pass_over(error: OSError) -> NoReturn:
 
 
 def list_images(folder: Path) -> tuple[list[str], list[str]]:
-    """Find the files below a folder; linked folders are followed, each only once.
+    """Find the files below a folder; linked folders are followed, each only once, except those it lies in itself.
 
     Hidden files and folders, and those that systems and network drives leave behind, are passed over.
 
@@ -286,12 +333,15 @@ def list_images(folder: Path) -> tuple[list[str], list[str]]:
     images: list[str] = []
     others: list[str] = []
     seen: set[str] = set()
+    above = _real_ancestors(folder)
     for where, folders, files in os.walk(folder, onerror=_refuse_to_pass_over, followlinks=True):
         seen.add(os.path.realpath(where))
         folders[:] = [
             name
             for name in folders
-            if not _is_clutter(name) and os.path.realpath(os.path.join(where, name)) not in seen
+            if not _is_clutter(name)
+            and os.path.realpath(os.path.join(where, name)) not in seen
+            and not _leads_up(os.path.join(where, name), above)
         ]
         for name in files:
             if not _is_clutter(name):

@@ -38,6 +38,7 @@ _GREY_MODES = ("1", "L", "LA", "La")
 # A value this large needs all 16 bits.
 _HALF_OF_16_BITS = 1 << 15
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
+_ORIENTATION = 0x0112  # a tag of EXIF
 _SIZES_NAMED = 3
 
 _logger = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class LabelledImages:
 
     Images are uint8 (N, C, H, H) and labels int64 (N,); `num_train`, `num_val` and `num_test` are how many the source
     gives for each (see `splits.choose_splits` for these and `max_val`); `paths` are the images' files, where each has
-    one; the rest is as in `dataset.ImageData`.
+    one; `named` says whether the source names its classes, which are numbered otherwise; the rest is as in
+    `dataset.ImageData`.
     """
 
     name: str
@@ -68,6 +70,7 @@ class LabelledImages:
     deep_bits: int | None = None
     deep_colour: bool = False
     paths: tuple[str, ...] = ()
+    named: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,8 +200,10 @@ def open_image(path: str | os.PathLike[str], *, formats: tuple[str, ...] | None 
     return Image.open(path, formats=formats)
 
 
-def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
+def decode(path: str | os.PathLike[str], *, image_size: int | None) -> Picture:
     """Decode an image file (of an animation, the first frame), the right way up, at a side of `image_size` pixels.
+
+    None leaves it whole: its pixels (H, W) or (H, W, 3) need not be square.
 
     Raises:
         ValueError: The pixels have no known range.
@@ -206,7 +211,8 @@ def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
     """
     with open_image(path) as image:
         # The JPEG decoder leaves out detail far below the wanted size; other files are decoded whole.
-        image.draft(None, (2 * image_size, 2 * image_size))
+        if image_size is not None:
+            image.draft(None, (2 * image_size, 2 * image_size))
         deep_colour = _is_deep_colour(image)
         turned = upright(image)
         flat = plain(turned)
@@ -216,10 +222,10 @@ def decode(path: str | os.PathLike[str], *, image_size: int) -> Picture:
             peak = 257 * int(np.asarray(turned)[..., :3].max())
         elif flat.mode == "I;16":
             peak = int(np.asarray(flat).max())
-        return Picture(np.asarray(fit(flat, image_size)), peak=peak)
+        return Picture(np.asarray(flat if image_size is None else fit(flat, image_size)), peak=peak)
 
 
-def decode_or_error(path: str | os.PathLike[str], *, image_size: int) -> Picture | Exception:
+def decode_or_error(path: str | os.PathLike[str], *, image_size: int | None) -> Picture | Exception:
     """Decode as `decode` does, or return what is wrong with the file; memory that ran out is not the file's fault."""
     try:
         return decode(path, image_size=image_size)
@@ -240,8 +246,10 @@ def _is_deep_colour(image: Image.Image) -> bool:
 
 def upright(image: Image.Image) -> Image.Image:
     """The same image turned as its camera noted; one without a note, or with a broken one, stays as it is."""
+    # A note may come after the pixels; what is wrong with those is no matter of the note.
+    image.load()
     try:
-        return ImageOps.exif_transpose(image) if image.info.get("exif") else image
+        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
     except (SyntaxError, ValueError, struct.error):
         return image
 

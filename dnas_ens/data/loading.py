@@ -1,6 +1,6 @@
 """The one way in: a data set by name, by folder, or from a torch Dataset.
 
-Warnings about a user's own images come from here: classes that a mirror image would change, equal images in different
+Warnings about a user's own images come from here: classes that a mirror image would change, copies in different
 splits, and classes of unequal size.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -20,9 +19,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from dnas_ens.data.copies import first_alike, first_equal
 from dnas_ens.data.dataset import ImageData, Split
-from dnas_ens.data.folder import load_folder
-from dnas_ens.data.images import LabelledImages, PixelArray
+from dnas_ens.data.folder import load_folder, words_of
+from dnas_ens.data.images import LabelledImages
 from dnas_ens.data.large import default_data_root
 from dnas_ens.data.names import SOURCE_NAMES
 from dnas_ens.data.sources import load_source
@@ -42,14 +42,23 @@ _SIDES = {
     *("droit", "izquierda", "derecha", "izquierdo", "derecho", "esquerda", "direita", "esquerdo", "direito"),
     *("sinistra", "destra", "sinistro", "destro", "lewo", "prawo", "lewa", "prawa", "vlevo", "vpravo"),
     *("vänster", "höger", "venstre", "høyre", "højre", "vasen", "oikea", "sol", "sağ", "влево", "вправо"),
-    *("лево", "право", "левый", "правый", "左", "右", "←", "→", "east", "west", "clockwise", "anticlockwise"),
+    *("лево", "право", "левый", "правый", "левая", "правая", "левое", "правое", "слева", "справа", "налево"),
+    *("направо", "лівий", "правий", "ліва", "права", "ліворуч", "праворуч", "levá", "pravá", "levý", "pravý"),
+    *("levé", "pravé", "ľavá", "ľavý", "doleva", "doprava", "lewy", "prawy", "lewe", "prawe", "kiri", "kanan"),
+    *("esquerra", "dreta", "stânga", "dreapta", "αριστερά", "δεξιά", "يسار", "يمين", "שמאל", "ימין"),
+    *("←", "→", "east", "west", "northeast", "northwest", "southeast", "southwest", "clockwise", "anticlockwise"),
     *("counterclockwise", "cw", "ccw", "starboard", "sinister", "dexter"),
 }
-# Short for sides only where both are there.
+# Sides within words as well: 左转 is a turn to the left.
+_SIDES_INSIDE = ("左", "右", "왼", "오른쪽", "오른손", "오른발")
+# Sides only where both are there.
 _SIDE_PAIRS = (
     *(("l", "r"), ("lh", "rh"), ("lt", "rt"), ("lhs", "rhs")),
-    *(("os", "od"), ("e", "w"), ("esq", "dir")),
+    *(("os", "od"), ("e", "w"), ("esq", "dir"), ("ne", "nw"), ("se", "sw"), ("ne", "sw"), ("nw", "se")),
+    *(("좌", "우"), ("trái", "phải"), ("bal", "jobb")),
 )
+# Sides where both begin words that end alike, as in lefteye and righteye.
+_SIDE_BEGINNINGS = (("left", "right"), ("links", "rechts"), ("linker", "rechter"), ("linke", "rechte"))
 _WRITING = {
     *("arrow", "arrows", "letter", "letters", "digit", "digits", "text", "texts", "character", "characters"),
     *("alphabet", "word", "words", "handwriting", "font", "fonts", "glyph", "glyphs", "numeral", "numerals"),
@@ -130,9 +139,17 @@ def load_data(
         loaded = loaded if limit_train is None else loaded.limited(limit_train, seed=seed)
     else:
         own = True
+        if not isinstance(data, str | os.PathLike | Dataset):
+            raise UserError(
+                f"A {type(data).__name__} was given as data.",
+                "Give a name, a folder, or torch.utils.data.TensorDataset(images, labels): uint8 images (N, C, H, W), "
+                "int64 labels (N,).",
+            )
         if isinstance(data, Dataset):
             source = load_torch_dataset(data, image_size=image_size)
         elif isinstance(data, str) and data in SOURCE_NAMES:
+            if Path(data).is_dir():
+                _logger.warning("%s is the data set of that name; the folder here is ./%s.", data, data)
             source, own = load_source(data, _root(data_root), image_size=image_size, download=download), False
         else:
             folder, cache = find_folder(data, data_root=_root(data_root)), _root(data_root) / "decoded"
@@ -174,7 +191,9 @@ def find_folder(data: str | os.PathLike[str], *, data_root: Path) -> Path:
 
 def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed: int, own: bool) -> ImageData:
     # The splits of data sets known by name are what others compare with, so equal images stay where they are.
-    first = first_equal(source.images) if own else None
+    equal = first = first_equal(source.images) if own else None
+    if equal is not None and source.paths:
+        first = first_alike(source.images, source.labels, equal)
     chosen = choose_splits(
         source.labels,
         classes=source.classes,
@@ -185,8 +204,8 @@ def _split(source: LabelledImages, flip: bool, *, limit_train: int | None, seed:
         first_equal=first,
         seed=seed,
     )
-    if first is not None:
-        _tell_copies(source, first, chosen)
+    if equal is not None and first is not None:
+        _tell_copies(source, equal, first, chosen)
         _tell_imbalance(source)
     if limit_train is not None:
         train = chosen["train"]
@@ -211,9 +230,7 @@ def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bo
     """Whether training mirrors a source's images, and say so where class names decide it."""
     if asked is not None:
         return asked
-    # A Dataset without names numbers its classes.
-    numbered = source.classes == tuple(map(str, range(len(source.classes)))) and not source.paths
-    hint = None if numbered or not (own and source.flip) else mirror_hint(source.classes)
+    hint = mirror_hint(source.classes) if own and source.flip and source.named else None
     if hint is not None:
         _logger.warning(
             "Training does not mirror the images left to right, for the classes %s; --flip (flip=True) does.",
@@ -224,55 +241,59 @@ def _decide_flip(source: LabelledImages, asked: bool | None, *, own: bool) -> bo
 
 def mirror_hint(classes: Sequence[str]) -> str | None:
     """Say what in the names of the K classes suggests that a mirror changes the meaning; None where nothing does."""
-    words = {name: set(_words(name)) for name in classes}
+    words = {name: set(words_of(name)) for name in classes}
     if of_sides := [name for name, own in words.items() if any(map(_is_side, own))]:
         return f"{_quoted(of_sides)} tell sides apart"
-    for pair in _SIDE_PAIRS:
-        if all(any(side in own for own in words.values()) for side in pair):
+    every = set().union(*words.values())
+    alike = (
+        (word, right + word.removeprefix(left))
+        for left, right in _SIDE_BEGINNINGS
+        for word in sorted(every)
+        if word.startswith(left)
+    )
+    for pair in (*_SIDE_PAIRS, *alike):
+        if every >= {*pair}:
             return f"{_quoted([name for name, own in words.items() if own & {*pair}])} tell sides apart"
     if written := [name for name, own in words.items() if own & _WRITING]:
         return f"{_quoted(written)} name writing or arrows"
-    signs = [name for name in classes if len(name) == 1 or name.isdigit() or name.lower() in _NUMBERS]
+    signs = [name for name in classes if _is_sign(name)]
     return f"{_quoted(signs)} are letters or digits" if 2 * len(signs) > len(classes) else None
 
 
-def _words(name: str) -> list[str]:
-    """The words of a name in lower case: turnLeft, turn_left and Turn-Left 2 all give turn and left."""
-    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
-    return re.findall(r"[^\W\d_]+|[←→]", apart.lower())
+def _is_sign(name: str) -> bool:
+    """Whether a name is a digit or a letter, also as MNIST has it in "0 - zero"."""
+    parts = re.findall(r"[^\W_]+", name.lower())
+    return len(name) == 1 or (bool(parts) and all(len(p) == 1 or p.isdigit() or p in _NUMBERS for p in parts))
 
 
 def _is_side(word: str) -> bool:
     # As in turnleft and keepright, but not in cleft, bright, upright or copyright.
-    return word in _SIDES or bool(re.search(r"[^c]left$|[^bfpwy]right$", word))
+    within = any(side in word for side in _SIDES_INSIDE)
+    return word in _SIDES or within or bool(re.search(r"[^c]left$|[^bfpwy]right$", word))
 
 
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:4])) + (" and others" if len(names) > 4 else "")
 
 
-def first_equal(images: PixelArray) -> IntArray:
-    """For each image (N, C, H, W) the index of the first that is equal to it, pixel for pixel; maybe its own."""
-    seen: dict[bytes, int] = {}
-    digests = (hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images)
-    return np.array([seen.setdefault(digest, index) for index, digest in enumerate(digests)], dtype=np.int64)
+def _tell_copies(source: LabelledImages, equal: IntArray, first: IntArray, splits: Mapping[str, IntArray]) -> None:
+    """Say how many images are copies of others, and where that spoils what is measured.
 
-
-def _tell_copies(source: LabelledImages, first: IntArray, splits: Mapping[str, IntArray]) -> None:
-    """Say how many images are equal to others, and where that spoils what is measured."""
-    copies = np.flatnonzero(first != np.arange(len(first)))
-    if not len(copies):
-        return
-    example = ""
-    if source.paths:
-        example = f" (such as {source.paths[copies[0]]} of {source.paths[first[copies[0]]]})"
-    _logger.warning(
-        "%d of %d images are equal to others, pixel for pixel%s; random splits keep equal ones together.",
-        len(copies),
-        len(first),
-        example,
-    )
-    contradictory = int((source.labels[copies] != source.labels[first[copies]]).sum())
+    For each image `equal` is the index of the first that is equal to it, `first` of the first it is any copy of.
+    """
+    copies = np.flatnonzero(equal != np.arange(len(equal)))
+    alike = np.flatnonzero((equal == np.arange(len(equal))) & (first != equal))
+    for found, what in (
+        (copies, "are equal to others, pixel for pixel"),
+        (alike, "look like others of their class that were saved again in another quality or size"),
+    ):
+        if not len(found):
+            continue
+        example = f" (such as {source.paths[found[0]]} of {source.paths[first[found[0]]]})" if source.paths else ""
+        _logger.warning(
+            "%d of %d images %s%s; random splits keep such ones together.", len(found), len(first), what, example
+        )
+    contradictory = int((source.labels[copies] != source.labels[equal[copies]]).sum())
     if contradictory:
         _logger.warning("%d of them are in another class than the image they are equal to.", contradictory)
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):

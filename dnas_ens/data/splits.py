@@ -40,7 +40,7 @@ def choose_splits(
         num_test: Images it gives for test, or 0.
         max_val: Where val is cut off train: the number of validation images, or a fifth of the
             training images if that is less; exact in total, each class within one image of its share.
-        first_equal: For each image the index of the first that is equal to it. Where a part is cut off train, equal
+        first_equal: For each image the index of the first that it is a copy of. Where a part is cut off train, equal
             images then stay together and count once, except in a class with too few different ones for every part.
         seed: At least 0.
 

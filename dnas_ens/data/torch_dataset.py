@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,10 @@ from dnas_ens.data.images import (
     LabelledImages,
     Picture,
     common_side,
+    decode_or_error,
     plain,
+    reason,
+    remedy_for,
     stack,
     tell_sizes,
     upright,
@@ -21,8 +25,13 @@ from dnas_ens.data.images import (
 )
 from dnas_ens.errors import UserError
 
-# torchvision's data sets of characters, which a mirror turns into other characters or into none.
-_NOT_FLIPPED = {"EMNIST", "KMNIST", "MNIST", "Omniglot", "QMNIST", "SVHN", "USPS"}
+# torchvision's data sets whose meaning a mirror changes: characters, text, and signs that say left or right. A class
+# of one's own counts as the first of these that it is derived from; torchvision derives FashionMNIST from MNIST.
+_FLIPPED = {
+    **dict.fromkeys(("EMNIST", "GTSRB", "KMNIST", "MNIST", "Omniglot", "QMNIST", "RenderedSST2"), False),
+    **dict.fromkeys(("SEMEION", "SVHN", "USPS"), False),
+    "FashionMNIST": True,
+}
 
 
 def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) -> LabelledImages:
@@ -31,7 +40,8 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     Args:
         dataset: A Dataset with a length, whose items are (image, label): a PIL image, or a tensor (H, W) or (C, H, W)
             of C = 1 or 3 channels, uint8 or float in [0, 1]; and a whole number from 0. Class names come from its
-            `classes`, or from the data sets inside its Subsets and ConcatDatasets, where these agree.
+            `classes`, or from the data sets inside its Subsets and ConcatDatasets, where these agree. Files of an
+            ImageFolder with torchvision's own loader and no transform are read as those of a folder are.
         image_size: As for `folder.load_folder`.
 
     Returns:
@@ -51,6 +61,16 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     pictures: list[Picture] = []
     labels = np.empty(num_images, dtype=np.int64)
     for index in range(num_images):
+        if (file := _plain_file(dataset, index)) is not None:
+            path, labels[index] = file
+            picture = decode_or_error(path, image_size=image_size)
+            if isinstance(picture, Exception):
+                raise UserError(
+                    f"{path} cannot be read as an image ({reason(picture)}).",
+                    remedy_for({path: picture}, otherwise="Repair or delete it."),
+                ) from picture
+            pictures.append(picture)
+            continue
         item = dataset[index]
         if not isinstance(item, (tuple, list)) or len(item) != 2:
             raise UserError(
@@ -61,8 +81,9 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
         labels[index] = _to_label(item[1], index=index)
     sources = _innermost(dataset)
     kinds = {type(source).__name__ for source in sources}
-    named = {_named_classes(source) for source in sources}
-    classes = _class_names(_named_classes(dataset) or (named.pop() if len(named) == 1 else ()), labels)
+    inside = {_named_classes(source) for source in sources}
+    named = _named_classes(dataset) or (inside.pop() if len(inside) == 1 else ())
+    classes = _class_names(named, labels)
     arrays, deep_bits = with_one_scale(pictures, [f"item {index}" for index in range(num_images)])
     side = image_size
     if side is None:
@@ -74,10 +95,37 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
         classes=classes,
         images=stack(arrays, image_size=side),
         labels=labels,
-        flip=kinds.isdisjoint(_NOT_FLIPPED),
+        flip=all(map(_may_be_flipped, sources)),
         num_train=num_images,
         deep_bits=deep_bits,
+        deep_colour=any(picture.is_deep_colour for picture in pictures),
+        named=bool(named),
     )
+
+
+def _may_be_flipped(dataset: Any) -> bool:
+    """Whether a mirror image means the same, as far as torchvision's class, or the one that is wrapped, tells."""
+    known = [_FLIPPED[kind.__name__] for kind in type(dataset).__mro__ if kind.__name__ in _FLIPPED]
+    wrapped = getattr(dataset, "dataset", None)
+    if known or not isinstance(wrapped, Dataset):
+        return known[0] if known else True
+    return all(map(_may_be_flipped, _innermost(wrapped)))
+
+
+def _plain_file(dataset: Any, index: int) -> tuple[str, int] | None:
+    """The path and label of an item that is a file, which torchvision would read without transparency or 16 bits."""
+    if type(dataset) is torch.utils.data.Subset:
+        return _plain_file(dataset.dataset, dataset.indices[index])
+    if type(dataset) is torch.utils.data.ConcatDataset:
+        part = bisect.bisect_right(dataset.cumulative_sizes, index)
+        before = dataset.cumulative_sizes[part - 1] if part else 0
+        return _plain_file(dataset.datasets[part], index - before)
+    from torchvision.datasets import folder
+
+    if type(dataset) not in (folder.DatasetFolder, folder.ImageFolder) or dataset.loader is not folder.default_loader:
+        return None
+    plainly = dataset.transform is None and dataset.target_transform is None
+    return dataset.samples[index] if plainly else None
 
 
 def _to_picture(image: Any, *, index: int) -> Picture:

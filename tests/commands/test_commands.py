@@ -190,6 +190,34 @@ def test_predict_writes_a_row_for_every_picture(finished, tmp_path, digits, caps
     assert [int(row["votes"]) for row in rows] == votes.tolist()
 
 
+def test_rows_are_kept_where_predict_ends_early(finished, tmp_path, digits, capsys):
+    for index in range(5):
+        Image.fromarray(digits.test.images[index, 0].numpy()).save(tmp_path / f"{index}.png")
+    command = [str(finished[0]), *(f"{index}.png" for index in range(5)), "--batch-size", "2", "--output", "rows.csv"]
+    assert run_main(predict.main, command) == 0
+    complete = (tmp_path / "rows.csv").read_text()
+    assert not (tmp_path / "rows.partial.csv").exists()
+    (tmp_path / "4.png").write_bytes(b"no image")
+    capsys.readouterr()
+    assert run_main(predict.main, command) == 2
+    told, *error = capsys.readouterr().err.splitlines()
+    assert told == "ended early: the first 4 rows are in rows.partial.csv, which the next run replaces"
+    assert "4.png cannot be read" in error[0]
+    assert (tmp_path / "rows.partial.csv").read_text().splitlines() == complete.splitlines()[:5]
+    assert (tmp_path / "rows.csv").read_text() == complete
+    # Nothing is left of a run without a row.
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert "0.png cannot be read" in refused(predict.main, command, capsys)[0]
+    assert not (tmp_path / "rows.partial.csv").exists()
+
+
+@pytest.mark.parametrize(("output", "cause"), [("out", "--output out is a folder"), ("0.png/rows", "Cannot write")])
+def test_where_rows_cannot_go_is_told_before_a_picture_is_read(finished, tmp_path, capsys, output, cause):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "0.png").write_bytes(b"no image")
+    assert cause in refused(predict.main, [str(finished[0]), "0.png", "--output", output], capsys)[0]
+
+
 def test_a_distilled_network_stands_beside_the_ensemble(finished, tmp_path, capsys):
     shutil.copytree(finished[0], "R")
     assert run_main(distil.main, ["R", "--epochs", "2", "--device", "cpu"]) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -165,6 +166,10 @@ def ended(argv):
         raise ZeroDivisionError("a bug")
     if "pipe" in argv:
         raise BrokenPipeError
+    if "long" in argv:
+        Path("a" * 1000).exists()
+    if "process" in argv:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
     if "full" in argv:
         Path("/dev/full").write_text("x")
 
@@ -177,6 +182,8 @@ def ended(argv):
         ("mistake --debug", 2, rf"Traceback.*{TOLD}"),
         ("bug", 1, "Traceback.*ZeroDivisionError: a bug\n"),
         ("pipe", 1, "Traceback.*BrokenPipeError\n"),
+        ("long", 2, "error: Cannot reach a{1000}: File name too long.\nremedy: Check the path, .*\n"),
+        ("process", 1, "Traceback.*PermissionError.*\n"),
         ("full", 2, "error: Cannot write .*No space left on device.\nremedy: .*\n"),
     ],
 )
@@ -262,3 +269,5 @@ def test_memory_that_runs_out_names_what_to_lower(main, capsys):
     cause, remedy = capsys.readouterr().err.splitlines()
     assert cause.startswith("error: Memory ran out: ")
     assert remedy.startswith("remedy: Lower --batch-size")
+    known = {re.sub(r".*\.", "--", flag) for flag in _flags(whole_way.WholeWayCommand)}
+    assert set(re.findall(r"--[\w-]+", remedy)) <= known

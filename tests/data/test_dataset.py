@@ -49,6 +49,8 @@ IMAGES, LABELS = torch.zeros(2, 1, 4, 4).byte(), torch.zeros(2, dtype=torch.int6
     [
         (IMAGES.int(), LABELS, r"torch.int32 of shape \(2, 1, 4, 4\)"),
         (torch.zeros(2, 4, 4).byte(), LABELS, r"torch.uint8 of shape \(2, 4, 4\)"),
+        (IMAGES.numpy(), LABELS, "images are a ndarray"),
+        (IMAGES, LABELS.tolist(), "labels are a list"),
         (IMAGES, LABELS.float(), "labels are torch.float32"),
         (IMAGES, LABELS[:, None], r"shape \(2, 1\)"),
         (IMAGES, torch.zeros(3, dtype=torch.int64), "2 images but 3 labels"),
@@ -68,6 +70,18 @@ def test_floats_are_a_split_but_no_data_set(make_data):
             dataclasses.replace(data, **{name: floats})
     with pytest.raises(UserError, match="to be normalised"):
         next(iterate_batches(floats, 4))
+
+
+def test_classes_become_texts_or_are_refused(make_data):
+    data = make_data(classes=2)
+    for given, names in ((np.unique([7, 3]), ("3", "7")), (np.array(["ant", "bee"]), ("ant", "bee"))):
+        built = ImageData.from_splits("made", given, **data.named_splits(), flip=True)
+        assert built.classes == names
+    for given, cause in ((2, "The classes are 2"), (["all"], "The data have 1 class")):
+        with pytest.raises(UserError, match=cause):
+            ImageData.from_splits("made", given, **data.named_splits(), flip=True)
+    with pytest.raises(UserError, match="not a text for each"):
+        dataclasses.replace(data, classes=(3, 7))
 
 
 def test_normalisation_is_of_all_the_training_images_and_of_no_others():

@@ -1,6 +1,7 @@
 import errno
 import functools
 import os
+import unicodedata
 
 import numpy as np
 import pytest
@@ -62,6 +63,22 @@ def test_linked_folders_are_followed_once_and_a_class_named_train_is_a_class(tmp
     os.symlink(tmp_path / "data" / "cat", tmp_path / "data" / "cat" / "again")
     loaded = load_folder(tmp_path / "data")
     assert (loaded.classes, loaded.labels.tolist()) == (("cat", "train"), [0, 0, 0, 1, 1, 1, 1])
+
+
+def test_links_to_a_folder_above_are_not_followed(tmp_path, write_images):
+    for name, num in (("data/cat", 3), ("data/dog", 4), ("elsewhere/ant", 5)):
+        write_images(tmp_path / name, num)
+    os.symlink("..", tmp_path / "data" / "cat" / "all")
+    (tmp_path / "data" / "dog" / "deep").mkdir()
+    os.symlink("../../..", tmp_path / "data" / "dog" / "deep" / "all")
+    # A class that is linked lies in two places.
+    os.symlink(tmp_path / "elsewhere" / "ant", tmp_path / "data" / "ant")
+    os.symlink("..", tmp_path / "elsewhere" / "ant" / "all")
+    os.symlink(tmp_path / "data", tmp_path / "elsewhere" / "ant" / "data")
+    os.symlink(".", tmp_path / "data" / "everything")
+    loaded = load_folder(tmp_path / "data")
+    assert loaded.classes == ("ant", "cat", "dog")
+    assert np.bincount(loaded.labels).tolist() == [5, 3, 4]
 
 
 @pytest.mark.parametrize("name", ["@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"])
@@ -161,7 +178,16 @@ def test_sizes(tmp_path, write_images, caplog):
     assert "1 of 19 pictures become 8x8 (1 of 30x10)" in caplog.text
 
 
-@pytest.mark.parametrize("names", ["train Valid test", "TRAINING VALIDATION test-images", "Train-Data val2017 testset"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        *("train Valid test", "TRAINING VALIDATION test-images", "Train-Data val2017 testset"),
+        *("TrainData ValidationData TestData", "TrainingImages dev TestingImages", "TrainSplit evalset TestSplit"),
+        *("TrainingSet validationset TestingSet", "trn val tst", "Trainingsdaten Validierungsdaten Testdaten"),
+        *("entrenamiento validación prueba", "traindata valdata testdata", "训练集 验证集 测试集"),
+        unicodedata.normalize("NFD", "entraînement validation holdout"),
+    ],
+)
 def test_split_folders_by_any_of_their_names(tmp_path, write_images, names):
     train, val, test = names.split()
     parts = {f"{train}/a": 4, f"{train}/b": 3, f"{val}/a": 2, f"{val}/b": 1, f"{test}/a": 1, f"{test}/b": 2}
@@ -187,6 +213,8 @@ ORDINARY = "train/a train/b test/a test/b"
         ("train test", "are splits that hold no class folders", "one folder a class"),
         ("cat/train cat/test dog/train", "{}/cat holds the splits", "{}/test/cat"),
         ("my_train_x/a my_train_x/b rest/a rest/b", "look like splits", "train, val and test"),
+        ("traindir/a traindir/b testdir/a testdir/b", "look like splits", "train, val and test"),
+        ("TestData/a TestData/b", "TestData/ with class folders, but no train/", "Add train/"),
         ("train/a train/b extra/a", "has extra/ beside train/, which holds class", "move extra/ away"),
         ("train/a train/b val/a validation/a", "both val/ and validation/ for one", "one of them"),
         (f"{ORDINARY} test/c", "Class 'c' of {}/test is not in {}/train", "same class folders"),
@@ -199,6 +227,32 @@ def test_folders_laid_out_otherwise_are_refused(tmp_path, write_images, folders,
     told = refusal(tmp_path)
     assert cause.replace("{}", str(tmp_path)) in told[0]
     assert remedy.replace("{}", str(tmp_path)) in told[1]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [
+        "test_tube beaker",
+        "trainers/red trainers/blue boots/red boots/blue",
+        "validation_stamp postmark",
+        "dev test cat",
+    ],
+)
+def test_classes_whose_names_sound_like_splits(tmp_path, write_images, folders):
+    for folder in folders.split():
+        write_images(tmp_path / folder, 3)
+    assert load_folder(tmp_path).classes == tuple(sorted({folder.split("/")[0] for folder in folders.split()}))
+
+
+def test_class_names_that_look_the_same_are_told(tmp_path, write_images, caplog):
+    names = ["Cat", "cat", "dog", "café", unicodedata.normalize("NFD", "café")]
+    for name in names:
+        write_images(tmp_path / name, 3)
+    if len(list(tmp_path.iterdir())) < len(names):
+        pytest.skip("this file system takes such names for one")
+    assert len(load_folder(tmp_path).classes) == 5
+    (told,) = (record.getMessage() for record in caplog.records)
+    assert told.startswith(r"The classes 'Cat', 'cat', 'cafe\u0301', 'caf\xe9' differ by capitals, spaces")
 
 
 def test_equal_folders_in_every_class_and_images_beside_them_are_told(tmp_path, write_images, caplog):

@@ -179,6 +179,33 @@ def test_photo_on_its_side_is_turned(tmp_path):
     assert np.array_equal(turned, np.rot90(pixels, -1))
 
 
+def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize("way", ["before", "after the pixels", "as text", "TIFF"])
+def test_the_orientation_is_found_wherever_a_file_keeps_it(tmp_path, way):
+    pixels = np.zeros((16, 16), dtype=np.uint8)
+    pixels[:8] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, "TIFF" if way == "TIFF" else "PNG", **({"exif": exif} if way == "TIFF" else {}))
+    note, content = exif.tobytes(), path.read_bytes()
+    as_text = f"\nexif\n{len(note):8d}\n{note.hex()}\n".encode()
+    added, place = {
+        "before": (chunk(b"eXIf", note[6:]), content.find(b"IDAT") - 4),
+        "after the pixels": (chunk(b"eXIf", note[6:]), content.find(b"IEND") - 4),
+        "as text": (
+            chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(as_text)),
+            content.find(b"IDAT") - 4,
+        ),
+        "TIFF": (b"", 0),
+    }[way]
+    path.write_bytes(content[:place] + added + content[place:])
+    assert np.array_equal(decode(path, image_size=16).pixels, np.rot90(pixels, -1))
+
+
 def test_read_image_channels(tmp_path):
     grey, colour = np.arange(64, dtype=np.uint8).reshape(8, 8), gradient(8, 8)
     grey_as_colour = np.stack([grey] * 3, -1)

@@ -1,4 +1,5 @@
 import shutil
+import unicodedata
 from itertools import chain
 from pathlib import Path
 
@@ -6,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from torch.utils.data import TensorDataset
+from torchvision.datasets import ImageFolder
 
 from dnas_ens.data import default_data_root, load_data
+from dnas_ens.data.copies import first_alike, first_equal
 from dnas_ens.data.loading import mirror_hint
 from dnas_ens.errors import UserError
 
@@ -85,6 +88,15 @@ def test_folder_by_path_by_text_and_by_name_below_the_data_root(tmp_path, write_
     assert load_data("pets/", data_root=tmp_path / "nowhere").fingerprint == data.fingerprint
 
 
+def test_a_data_sets_name_wins_over_a_folder_of_that_name_and_says_so(tmp_path, monkeypatch, caplog, digits):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert load_data("digits").fingerprint == digits.fingerprint
+    assert "digits is the data set of that name; the folder here is ./digits." in caplog.text
+    with pytest.raises(UserError, match="digits has no class folders"):
+        load_data("./digits")
+
+
 @pytest.mark.parametrize(
     ("typed", "nearest"), [("fashion_mnist", "fashion-mnist"), ("CIFAR-10", "cifar10"), ("MINST", "mnist")]
 )
@@ -100,6 +112,9 @@ def test_unknown_name_lists_the_known_ones_nearest_first(tmp_path, typed, neares
     [
         ({"data": Path("nowhere"), "data_root": "root"}, "no folder nowhere, nor root/nowhere"),
         ({"data": ""}, "--data is ''"),
+        ({"data": (np.zeros(4), np.zeros(4))}, "A tuple was given as data"),
+        ({"data": np.zeros(4)}, "A ndarray was given as data"),
+        ({"data": None}, "A NoneType was given as data"),
         ({"image_size": 0}, "The image size is 0"),
         ({"seed": -1}, "The seed is -1"),
         ({"limit_train": 9}, "The limit is 9 training images, of 1079 in 10 classes"),
@@ -114,10 +129,12 @@ SIDES = (
     *("TurnLeft straight", "turn_left on", "handleft x", "Left-Hand x", "L R", "glove_l glove_r", "links rechts"),
     *("clockwise still", "eye_OD eye_OS", "0 1 2", "b d", "zero one two", "arrow_up x", "text photo"),
     "a b c d e f g h i j k l m n o p q r s t u v w x y z space nothing",
+    *("lefteye righteye", "LeftHandle RightHandle", "左转 右转", "왼쪽 오른쪽", "левая правая", "levá pravá"),
+    *("kiri kanan", "NE NW SE SW", unicodedata.normalize("NFD", "vänster höger"), "0_-_zero 1_-_one 2_-_two"),
 )
 NO_SIDES = (
     *("cat dog", "bright dark", "upright fallen", "cleft whole", "copyright free", "class1 class2", "t-shirt boot"),
-    "l_shape round",
+    *("l_shape round", "leftover fresh", "righteous leftover", "se other", "class_1 class_2", "room2 room3"),
 )
 
 
@@ -133,6 +150,14 @@ def test_flip_of_a_folder(tmp_path, write_images, caplog, names, asked, flip):
         write_images(tmp_path / name, 5, seed=seed)
     assert load_data(tmp_path, flip=asked).flip == flip
     assert ("--flip" in caplog.text) == (not flip)
+
+
+def test_a_dataset_is_mirrored_as_a_folder_of_the_same_names(tmp_path, write_images, caplog):
+    for name in "01":
+        write_images(tmp_path / name, 5, seed=int(name))
+    loaded = load_data(ImageFolder(tmp_path))
+    assert "'0', '1' are letters or digits" in caplog.text
+    assert (loaded.flip, loaded.fingerprint) == (False, load_data(tmp_path).fingerprint)
 
 
 def shared_images(data, one, other):
@@ -154,6 +179,51 @@ def test_copies_under_other_names_and_formats_stay_on_one_side(tmp_path, write_i
         for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
             assert shared_images(data, one, other) == 0
     assert "80 of 120 images are equal to others" in caplog.text
+
+
+def test_copies_saved_again_in_another_quality_and_size_stay_on_one_side(tmp_path, caplog):
+    photos, generator = load_sample_images().images, np.random.default_rng(0)
+    for photo, name in zip(photos, ("china", "flower"), strict=True):
+        (tmp_path / name).mkdir()
+        for index in range(12):
+            y, x = generator.integers(0, 200, 2)
+            picture = Image.fromarray(photo[y : y + 220, x : x + 220])
+            picture.save(tmp_path / name / f"{index:02}.jpg", quality=92)
+            picture.resize((150, 150)).save(tmp_path / name / f"{index:02} sent.jpg", quality=60)
+    data = load_data(tmp_path)
+    assert "24 of 48 images look like others of their class" in caplog.text
+    assert "sent.jpg" in caplog.text
+    for indices in data.splits.values():
+        assert {index ^ 1 for index in indices} == set(indices)
+    assert "images are in" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_different_pictures_of_plain_classes_are_not_taken_for_copies(size):
+    digits = load_digits()
+    scans = [Image.fromarray(np.rint(scan * 255 / 16).astype(np.uint8)) for scan in digits.images]
+    images = np.stack([np.asarray(scan.resize((size, size), Image.Resampling.BILINEAR)) for scan in scans])[:, None]
+    first = first_equal(images)
+    assert np.array_equal(first_alike(images, digits.target, first), first)
+
+
+def test_few_joins_in_sets_without_copies_and_none_between_classes():
+    generator = np.random.default_rng(0)
+    flat = generator.integers(0, 250, (300, 1, 1, 1)) + generator.integers(0, 3, (300, 1, 32, 32))
+    own = np.arange(300)
+    assert np.array_equal(first_alike(flat.astype(np.uint8), own * 0, own), own)
+    coloured = np.repeat(generator.integers(0, 20, (300, 3, 1)), 32 * 32, axis=2).reshape(300, 3, 32, 32)
+    assert np.array_equal(first_alike(coloured.astype(np.uint8), own * 0, own), own)
+    gradient = np.add.outer(np.arange(32), np.arange(32)) * 3
+    alike = (gradient + generator.integers(0, 3, (300, 1, 32, 32))).astype(np.uint8)
+    assert (first_alike(alike, own * 0, own) != own).any()
+    assert np.array_equal(first_alike(alike, own, own), own)
+    # An object that is in one picture alone.
+    alike[150:, :, 8:14, 8:14] += 30
+    joined = first_alike(alike, own * 0, own)
+    assert np.array_equal(joined >= 150, own >= 150)
+    # Copies of copies stay with the first alone.
+    assert np.array_equal(joined[joined], joined)
 
 
 def test_images_shared_by_the_folders_own_splits_are_counted(tmp_path, write_images, caplog):

@@ -84,6 +84,63 @@ def test_classes_and_flip_of_the_data_set_inside_a_subset():
     assert (mixed.name, mixed.classes, mixed.flip) == ("ConcatDataset", ("0", "1"), False)
 
 
+class FashionMNIST(MNIST):
+    """Derived from MNIST as torchvision's is."""
+
+
+class Derived(MNIST):
+    pass
+
+
+class Wrapper(Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index]
+
+
+def test_what_is_derived_from_or_wrapped_around_characters_is_not_mirrored():
+    items = [(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)]
+    gtsrb, rendered, semeion = (type(name, (Listed,), {}) for name in ("GTSRB", "RenderedSST2", "SEMEION"))
+    for kind in (Derived, gtsrb, rendered, semeion, lambda items: Wrapper(Subset(MNIST(items), [0, 1]))):
+        assert not load_torch_dataset(kind(items)).flip
+    for kind in (FashionMNIST, Listed, lambda items: Wrapper(Listed(items))):
+        assert load_torch_dataset(kind(items)).flip
+
+
+def test_classes_are_named_where_a_dataset_names_them():
+    items = [(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)]
+    assert not load_torch_dataset(Listed(items)).named
+    assert load_torch_dataset(Subset(MNIST(items), [0, 1])).named
+
+
+def test_files_of_an_image_folder_are_read_as_those_of_a_folder(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    for index, name in enumerate("abab"):
+        Image.fromarray(np.dstack([PIXELS[index], np.full((6, 6), 51, np.uint8)])).save(
+            tmp_path / name / f"{index}.png"
+        )
+    Image.fromarray(PIXELS[0, :, :, 0].astype(np.uint16) * 16).save(tmp_path / "b" / "deep.png")
+    of_folder, images = load_folder(tmp_path), ImageFolder(tmp_path)
+    assert of_folder.deep_bits == 12
+    split = ConcatDataset([Subset(images, range(2)), Subset(images, range(2, 5))])
+    for given in (images, split):
+        loaded = load_torch_dataset(given)
+        assert np.array_equal(loaded.images, of_folder.images)
+        assert (loaded.labels.tolist(), loaded.deep_bits) == (of_folder.labels.tolist(), 12)
+    images.transform = lambda image: Image.new("L", image.size, 7)
+    assert (load_torch_dataset(images).images == 7).all()
+    images.transform = None
+    (tmp_path / "a" / "0.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"a/0\.png cannot be read as an image"):
+        load_torch_dataset(images)
+
+
 def test_class_names_may_be_an_array():
     named = Listed([(Image.fromarray(pixels), index % 2) for index, pixels in enumerate(PIXELS)])
     named.classes = np.array(["ant", "bee"])
