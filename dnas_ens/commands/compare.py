@@ -46,7 +46,7 @@ class CompareCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
-    """Members trained side by side on a CPU, each on its share of the cores; 0 for one a core."""
+    """Members trained side by side on a CPU, each on one core; 0 for as many as there are cores."""
     engine: Engine = "local"
     """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
     of this machine; --workers then share a machine's threads, or a GPU."""

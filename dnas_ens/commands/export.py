@@ -75,11 +75,14 @@ def compared_images(command: ExportCommand, ensemble: Ensemble) -> Tensor:
         files = image_files(command.images)[:NUM_COMPARED]
         require(len(files) > 1, f"{files[0]} is the only picture.", "Give two or more to compare the file on.")
         return torch.stack([wanted.read(path) for path in files])
+    # What was distilled lies in its teacher's run.
+    own = [command.folder, *([command.folder.absolute().parent] if command.folder.name == "distilled" else [])]
+    runs = [folder for folder in own if (folder / "config.json").exists()]
     require(
-        (command.folder / "config.json").exists(),
+        bool(runs),
         f"{command.folder} is no run folder, so there are no images to compare the file on.",
         "Name some pictures after it.",
     )
-    with RunFolder.open(command.folder, command=[*PROG.split(), str(command.folder)]) as run:
+    with RunFolder.open(runs[0], command=[*PROG.split(), str(command.folder)]) as run:
         data = data_of_run(run, moved_to=command.data)
         return (data.val.images if data.pictures is None else data.pictures)[:NUM_COMPARED]

@@ -5,9 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from dnas_ens.commands.options import data_of_run
 from dnas_ens.compare import tables
@@ -28,8 +31,6 @@ from dnas_ens.run.machine import resolve_device
 from dnas_ens.space.genotype import ranked_genotypes
 
 if TYPE_CHECKING:
-    import torch
-
     from dnas_ens.commands.compare import CompareCommand
 
 
@@ -43,6 +44,13 @@ def compare_runs(command: CompareCommand, *, typed: Sequence[str]) -> None:
     """
     device = resolve_device(command.device)
     with ExitStack() as stack:
+        if device.type == "cpu":
+            # One thread for each training, beside others or not: costs are CPU seconds, and a second thread costs
+            # nearly as many for little.
+            threads = torch.get_num_threads()
+            command = replace(command, workers=command.workers or threads)
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(1)
         runs = [stack.enter_context(RunFolder.open(path, command=typed)) for path in command.run_dirs]
         require_alike(runs)
         comparisons = [_beside(run, command, device) for run in runs]

@@ -6,7 +6,9 @@ module, whatever wraps it (torch.compile, DataParallel, a running average), and 
 
 from __future__ import annotations
 
+import os
 import reprlib
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from dnas_ens.errors import UserError
 from dnas_ens.nn.network import Network
 from dnas_ens.nn.reference_models import ReferenceModel, model_from_spec
 from dnas_ens.nn.reference_models.base import REFERENCE_KIND
-from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, write_atomic, write_json
+from dnas_ens.run.files import load_tensors, read_json, save_tensors, sha256, sync_folder, write_atomic, write_json
 from dnas_ens.training.prediction import Outputs
 
 MANIFEST, TRUNK = "ensemble.json", "trunk.safetensors"
@@ -56,20 +58,30 @@ def write_ensemble(
     manifest = folder / MANIFEST
     if manifest.exists() and not overwrite:
         raise UserError(f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True.")
-    entries = []
-    for index, member in zip(numbers or range(len(stored.members)), stored.members, strict=True):
-        file = f"members/{index}/model.safetensors"
-        state = {name: member.state_dict()[own] for own, name in _plain_names(member).items()}
-        strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-        if strange:
-            raise UserError(
-                f"Member {index} keeps something in {strange[0]} that is not a tensor.",
-                "Keep extra state in buffers, which a safetensors file can hold.",
-            )
-        save_tensors(folder / file, state)
-        inner = _unwrapped(member)
-        spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
-        entries.append({"file": file, "sha256": sha256(folder / file), "spec": spec})
+    entries, written = [], dict[Path, Path]()
+    try:
+        for index, member in zip(numbers or range(len(stored.members)), stored.members, strict=True):
+            file = f"members/{index}/model.safetensors"
+            state = {name: member.state_dict()[own] for own, name in _plain_names(member).items()}
+            strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
+            if strange:
+                raise UserError(
+                    f"Member {index} keeps something in {strange[0]} that is not a tensor.",
+                    "Keep extra state in buffers, which a safetensors file can hold.",
+                )
+            # Beside another ensemble's file, which is whole where the disk is full.
+            new = folder / f"members/{index}/.model.safetensors.{secrets.token_hex(4)}.tmp"
+            written[new] = folder / file
+            save_tensors(new, state)
+            inner = _unwrapped(member)
+            spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
+            entries.append({"file": file, "sha256": sha256(new), "spec": spec})
+        for new, path in written.items():
+            os.replace(new, path)
+            sync_folder(path.parent)
+    finally:
+        for new in written:
+            new.unlink(missing_ok=True)
     trunk = {}
     if stored.preprocessing is not None and stored.preprocessing.trunk is not None:
         save_tensors(folder / TRUNK, stored.preprocessing.trunk.state_dict())

@@ -100,6 +100,12 @@ def test_an_earlier_ensemble_is_not_overwritten_unasked(own_ensemble, tmp_path, 
     with pytest.raises(UserError, match="already"):
         other.save(tmp_path)
     assert (tmp_path / "ensemble.json").read_bytes() == before
+    # Nor by one that cannot be saved whole.
+    strange = nn.Sequential(nn.Flatten(), Noted(192, 3))
+    with pytest.raises(UserError, match="keeps something in"):
+        Ensemble([own_network(8), strange]).save(tmp_path, overwrite=True)
+    assert load(tmp_path).num_members == own_ensemble.num_members
+    assert not list(tmp_path.rglob("*.tmp"))
     other.save(tmp_path, overwrite=True)
     assert load(tmp_path).num_members == 1
 
