@@ -49,7 +49,9 @@ CELLS = "cells"
 class Study:
     """Options of the study."""
 
-    recipe: OmitArgPrefixes[RetrainConfig] = field(default_factory=lambda: RetrainConfig(average_last=0.0))
+    recipe: OmitArgPrefixes[RetrainConfig] = field(
+        default_factory=lambda: RetrainConfig(average_last=0.0, weight_decay=3e-4)
+    )
     """How every solution is trained."""
     models: tuple[str, ...] = (CELLS,)
     """small-cnn, medium-cnn, resnet20v1 or any other reference model, and cells. The first is the one whose weights
@@ -77,6 +79,11 @@ class Study:
 
     def __post_init__(self) -> None:
         require(self.seeds >= 2, f"--seeds is {self.seeds}.", "Give --seeds 2 or more, to have pairs.")
+        require(
+            not (self.recipe.average_last or self.recipe.cycles),
+            "A solution is where one cosine ends, but the recipe averages weights or has cycles.",
+            "Give --average-last 0 and --cycles 0.",
+        )
         require(self.genotypes >= 1, f"--genotypes is {self.genotypes}.", "Give --genotypes 1 or more.")
         require(
             2 <= self.checkpoints <= self.recipe.epochs,

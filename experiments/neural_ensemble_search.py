@@ -140,7 +140,7 @@ class Study:
     def recipe(self, seed: int) -> RetrainConfig:
         """Return how everything is trained with a seed."""
         return replace(
-            retrain_preset("smoke"),
+            retrain_preset("smoke", "darts"),
             num_cells=self.cells,
             channels=self.channels,
             epochs=self.epochs,

@@ -79,7 +79,7 @@ class Ledger:
         """Read what `write` wrote; UserError if it was a budget of the other unit, or of another recipe."""
         form = {
             "budget": {"unit": str},
-            "recipe": dict,
+            "recipe?": dict,
             "channels": int,
             "first_epochs": int,
             "first_cell": int,
@@ -106,7 +106,7 @@ class Ledger:
                 f"{path} holds a budget of {found['budget']['unit']}, and one of {amount.unit} was given.",
                 "Go on with the same kind: --budget for a time, --budget-epochs for epochs.",
             )
-        if (difference := first_difference(found["recipe"], recipe, "recipe")) is not None:
+        if (difference := first_difference(found.get("recipe", recipe), recipe, "recipe")) is not None:
             field, there, here = difference
             raise UserError(
                 f"{path} holds networks of another recipe: {field} is {there} there and {here} here.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,7 +47,8 @@ class CompareCommand:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     workers: int = 0
-    """Members trained side by side on a CPU, each on one core; 0 for as many as there are cores."""
+    """Members trained side by side on a CPU, each on its share of the cores, as one that is trained alone; 0 for one a
+    core."""
     engine: Engine = "local"
     """local, or ray (pip install 'dnas_ens[cluster]'): tasks of the Ray cluster that RAY_ADDRESS names, else of a Ray
     of this machine; --workers then share a machine's threads, or a GPU."""
@@ -80,7 +82,12 @@ def main(argv: list[str], *, prog: str = PROG, description: str = DESCRIPTION) -
     compare_runs(command, typed=[*prog.split(), *argv])
     run = command.run_dirs[0]
     if command.plan:
-        print(f"next: {shlex.join([*prog.split(), *(word for word in argv if word != '--plan')])}")
+        # From any folder.
+        places = {
+            str(path) for path in (*command.run_dirs, command.output, command.data) if path and Path(path).exists()
+        }
+        words = [os.path.abspath(word) if word in places else word for word in argv if word != "--plan"]
+        print(f"next: {shlex.join([*prog.split(), *words])}")
     elif command.path.parent == run:
         from dnas_ens.report import write_report
 

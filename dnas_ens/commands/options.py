@@ -24,6 +24,7 @@ from dnas_ens.space.spaces import SpaceName
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+    from dnas_ens.budget.amount import Amount
     from dnas_ens.data.dataset import ImageData
     from dnas_ens.run.folder import RunFolder
 
@@ -136,6 +137,11 @@ class RunOptions:
     price_per_hour: float | None = None
     """What an hour of all machines costs, for the price that --dry-run prints."""
 
+    @property
+    def amount(self) -> Amount | None:
+        """A budget, where the command has one."""
+        return None
+
 
 def begin_run(
     options: RunOptions, config: SearchConfig, data: ImageData, *, ranks: Ranks, command: list[str]
@@ -163,6 +169,11 @@ def begin_run(
         name=Path(config.data.data).name,
     )
     try:
+        require(
+            options.amount is not None or not run.file("budget.json").exists(),
+            f"The networks of {run.path} are those of a budget.",
+            "Go on with python -m dnas_ens --budget or --budget-epochs, or leave out --run-dir and --resume.",
+        )
         if run.file("splits.json").exists():
             _require_same_data(run, data, config.data.data)
         # The images may have moved.

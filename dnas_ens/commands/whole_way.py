@@ -152,11 +152,6 @@ def _whole_way(command: WholeWayCommand, ranks: Ranks, typed: list[str]) -> None
     require_same_on_all(ranks, data, search=config, retrain=recipe)
     with begin_run(command, config, data, ranks=ranks, command=typed) as run, resumable(run, typed):
         if run is not None:
-            require(
-                command.amount is not None or not run.file("budget.json").exists(),
-                f"The networks of {run.path} are those of a budget.",
-                "Go on with --budget or --budget-epochs, or leave out --run-dir and --resume.",
-            )
             run.record_recipe(to_dict(recipe), resume=command.resume)
         if command.amount is not None:
             assert run is not None

@@ -79,7 +79,10 @@ def plot_frontiers(
         direction.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
         direction.set_major_formatter("{x:g}")
         direction.set_minor_locator(NullLocator())
-    axis.set_title(title, fontproperties=style.font(10, bold=True), loc="left", color=style.TEXT_COLOUR)
+    # A folder's name may hold what would be read as a formula.
+    axis.set_title(
+        title.replace("$", r"\$"), fontproperties=style.font(10, bold=True), loc="left", color=style.TEXT_COLOUR
+    )
     widest = max(style.text_width(label, LABEL_SIZE, bold=True) for label in lines)
     edge = WIDTH - MARGIN - LEADER - widest
     figure.subplots_adjust(left=LEFT, right=edge / WIDTH, bottom=BOTTOM, top=TOP)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from dnas_ens.commands.options import data_of_run
 from dnas_ens.compare import tables
@@ -26,11 +23,13 @@ from dnas_ens.errors import UserError
 from dnas_ens.evaluate.predictions import source_of
 from dnas_ens.evaluate.tables import to_markdown
 from dnas_ens.run.files import first_difference, with_ending
-from dnas_ens.run.folder import RunFolder
+from dnas_ens.run.folder import RunFolder, without_places
 from dnas_ens.run.machine import resolve_device
 from dnas_ens.space.genotype import ranked_genotypes
 
 if TYPE_CHECKING:
+    import torch
+
     from dnas_ens.commands.compare import CompareCommand
 
 
@@ -44,13 +43,6 @@ def compare_runs(command: CompareCommand, *, typed: Sequence[str]) -> None:
     """
     device = resolve_device(command.device)
     with ExitStack() as stack:
-        if device.type == "cpu":
-            # One thread for each training, beside others or not: costs are CPU seconds, and a second thread costs
-            # nearly as many for little.
-            threads = torch.get_num_threads()
-            command = replace(command, workers=command.workers or threads)
-            stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(1)
         runs = [stack.enter_context(RunFolder.open(path, command=typed)) for path in command.run_dirs]
         require_alike(runs)
         comparisons = [_beside(run, command, device) for run in runs]
@@ -150,10 +142,8 @@ def members_of(run: RunFolder) -> int:
 
 
 def _without_seeds(run: RunFolder) -> dict[str, Any]:
-    """Return a configuration without seeds, and without the file of a given base, which a seed may have of its own."""
-    search, recipe = dict(run.config["search"]), dict(run.config["retrain"])
-    given = search["hypernetwork"]["base"] is not None
-    search["hypernetwork"] = {**search["hypernetwork"], "base": given}
+    """Return a configuration without seeds, and without a given base, which a seed may have of its own."""
+    search, recipe = without_places(run.config["search"]), dict(run.config["retrain"])
     del search["seed"], recipe["seed"]
     return {"search": search, "retrain": recipe}
 

@@ -51,6 +51,8 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst", "holdout", "prueba", "pruebas", "teste", "тест"), "test"),
     **dict.fromkeys(("测试", "テスト"), "test"),
 }
+# Words that mean a split beside train/ alone, and may be classes elsewhere.
+_AMBIGUOUS = {"dev", "eval", "evaluation", "holdout", "tst", "teste"}
 # Words that may stand beside one of a split, or be joined to it: test set, testset, Testdaten.
 _WORDS_BESIDE = {
     *("set", "data", "dataset", "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "split"),
@@ -115,7 +117,7 @@ def load_folder(
     _tell_left_out(others, {root, *parts.values()})
     if not paths:
         raise UserError(f"{root} holds no images.", f"Put images ({', '.join(IMAGE_EXTENSIONS)}) in its folders.")
-    sizes = list(in_threads(_size_of, paths))
+    sizes = list(in_threads(size_of, paths))
     side = image_size
     if side is None:
         side = common_side([size for size in sizes if size is not None] or [(1, 1)])
@@ -170,6 +172,8 @@ def _find_parts(root: Path) -> dict[str, Path]:
             )
         else:
             by_part[part] = root / name
+    if "train" not in by_part and all(_AMBIGUOUS.intersection(words_of(folder.name)) for folder in by_part.values()):
+        by_part = {}
     if not by_part:
         _refuse_wrong_level(root, inner)
         return {"train": root}
@@ -393,7 +397,7 @@ def _tell_left_out(others: list[str], outside: set[Path]) -> None:
             )
 
 
-def _size_of(path: str) -> tuple[int, int] | None:
+def size_of(path: str) -> tuple[int, int] | None:
     """Width and height in the file, in pixels; None where it cannot be read, which `_decode_all` tells."""
     try:
         with open_image(path) as image:

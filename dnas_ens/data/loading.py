@@ -261,9 +261,11 @@ def mirror_hint(classes: Sequence[str]) -> str | None:
 
 
 def _is_sign(name: str) -> bool:
-    """Whether a name is a digit or a letter, also as MNIST has it in "0 - zero"."""
-    parts = re.findall(r"[^\W_]+", name.lower())
-    return len(name) == 1 or (bool(parts) and all(len(p) == 1 or p.isdigit() or p in _NUMBERS for p in parts))
+    """Whether a name is a digit or a letter, also as MNIST has it in "0 - zero"; an age of 0-2 is none."""
+    *before, word = re.split(r"[\s_]*-[\s_]*", name.lower())
+    if before:
+        return len(before) == 1 and before[0].isdigit() and word in _NUMBERS
+    return len(word) == 1 or word.isdigit() or word in _NUMBERS
 
 
 def _is_side(word: str) -> bool:
@@ -283,13 +285,13 @@ def _tell_copies(source: LabelledImages, equal: IntArray, first: IntArray, split
     """
     copies = np.flatnonzero(equal != np.arange(len(equal)))
     alike = np.flatnonzero((equal == np.arange(len(equal))) & (first != equal))
-    for found, what in (
-        (copies, "are equal to others, pixel for pixel"),
-        (alike, "look like others of their class that were saved again in another quality or size"),
+    for found, of, what in (
+        (copies, equal, "are equal to others, pixel for pixel"),
+        (alike, first, "look like others of their class that were saved again in another quality or size"),
     ):
         if not len(found):
             continue
-        example = f" (such as {source.paths[found[0]]} of {source.paths[first[found[0]]]})" if source.paths else ""
+        example = f" (such as {source.paths[found[0]]} of {source.paths[of[found[0]]]})" if source.paths else ""
         _logger.warning(
             "%d of %d images %s%s; random splits keep such ones together.", len(found), len(first), what, example
         )

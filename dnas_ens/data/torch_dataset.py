@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from dnas_ens.data.folder import size_of
 from dnas_ens.data.images import (
     LabelledImages,
     Picture,
     common_side,
     decode_or_error,
+    in_threads,
     plain,
     reason,
     remedy_for,
@@ -58,12 +60,20 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     num_images = len(dataset)
     if num_images == 0:
         raise UserError(f"The {type(dataset).__name__} is empty.", "Give a Dataset with items.")
+    files = [_plain_file(dataset, index) for index in range(num_images)]
+    paths = [file[0] for file in files if file is not None]
+    side = image_size
+    if side is None and len(paths) == num_images:
+        # Before they are decoded, which large photos then are at less than their size, as in a folder.
+        sizes = [size for size in in_threads(size_of, paths) if size is not None] or [(1, 1)]
+        side = common_side(sizes)
+        tell_sizes(sizes, side)
     pictures: list[Picture] = []
     labels = np.empty(num_images, dtype=np.int64)
     for index in range(num_images):
-        if (file := _plain_file(dataset, index)) is not None:
+        if (file := files[index]) is not None:
             path, labels[index] = file
-            picture = decode_or_error(path, image_size=image_size)
+            picture = decode_or_error(path, image_size=side)
             if isinstance(picture, Exception):
                 raise UserError(
                     f"{path} cannot be read as an image ({reason(picture)}).",
@@ -85,7 +95,6 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
     named = _named_classes(dataset) or (inside.pop() if len(inside) == 1 else ())
     classes = _class_names(named, labels)
     arrays, deep_bits = with_one_scale(pictures, [f"item {index}" for index in range(num_images)])
-    side = image_size
     if side is None:
         sizes = [(array.shape[1], array.shape[0]) for array in arrays]
         side = common_side(sizes)
@@ -100,6 +109,7 @@ def load_torch_dataset(dataset: Dataset[Any], *, image_size: int | None = None) 
         deep_bits=deep_bits,
         deep_colour=any(picture.is_deep_colour for picture in pictures),
         named=bool(named),
+        paths=tuple(paths) if len(paths) == num_images else (),
     )
 
 

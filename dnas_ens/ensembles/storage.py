@@ -59,6 +59,14 @@ def write_ensemble(
     if manifest.exists() and not overwrite:
         raise UserError(f"{folder} holds an ensemble already.", "Choose another folder, or save with overwrite=True.")
     entries, written = [], dict[Path, Path]()
+
+    def beside(file: str) -> Path:
+        """Where a file is written first: an earlier ensemble stays whole until all are there, if the disk is full."""
+        path = folder / file
+        new = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        written[new] = path
+        return new
+
     try:
         for index, member in zip(numbers or range(len(stored.members)), stored.members, strict=True):
             file = f"members/{index}/model.safetensors"
@@ -69,24 +77,23 @@ def write_ensemble(
                     f"Member {index} keeps something in {strange[0]} that is not a tensor.",
                     "Keep extra state in buffers, which a safetensors file can hold.",
                 )
-            # Beside another ensemble's file, which is whole where the disk is full.
-            new = folder / f"members/{index}/.model.safetensors.{secrets.token_hex(4)}.tmp"
-            written[new] = folder / file
+            new = beside(file)
             save_tensors(new, state)
             inner = _unwrapped(member)
             spec = inner.spec() if isinstance(inner, Network | ReferenceModel) else EXTERNAL
             entries.append({"file": file, "sha256": sha256(new), "spec": spec})
+        trunk = {}
+        if stored.preprocessing is not None and stored.preprocessing.trunk is not None:
+            new = beside(TRUNK)
+            save_tensors(new, stored.preprocessing.trunk.state_dict())
+            trunk = {"trunk_sha256": sha256(new)}
+        card = model_card(stored, entries, notes=notes)
         for new, path in written.items():
             os.replace(new, path)
             sync_folder(path.parent)
     finally:
         for new in written:
             new.unlink(missing_ok=True)
-    trunk = {}
-    if stored.preprocessing is not None and stored.preprocessing.trunk is not None:
-        save_tensors(folder / TRUNK, stored.preprocessing.trunk.state_dict())
-        trunk = {"trunk_sha256": sha256(folder / TRUNK)}
-    card = model_card(stored, entries, notes=notes)
     write_atomic(folder / CARD, card.encode())
     # Last: a folder without it was interrupted and does not load.
     write_json(

@@ -128,7 +128,7 @@ class ShiftPredictions:
                 labels=stored["labels"],
                 foreign={name: stored[f"foreign_{i}"] for i, name in enumerate(stored["foreign_names"].tolist())},
                 seed=int(stored["seed"]),
-                source=str(stored["source"]),
+                source=str(stored.get("source", "")),
             )
 
         return load_arrays(path, made)

@@ -22,6 +22,7 @@ def plot_diversity_curve(
     shared_edges: ArrayLike | None = None,
     *,
     directions: ArrayLike | None = None,
+    is_distance: bool = True,
 ) -> Figure:
     """Draw the distance D to the base against lambda, one line a direction, beside the diagonal D = lambda.
 
@@ -30,6 +31,7 @@ def plot_diversity_curve(
         distance_to_base: P distances D in [0, 1].
         shared_edges: P numbers of edges shared with the base, for a second panel below.
         directions: P direction numbers; one line for all points by default.
+        is_distance: Whether lambda asks for a distance; there is no diagonal otherwise.
 
     Returns:
         The figure, its first axis the distances and its second, if any, the shared edges.
@@ -48,8 +50,9 @@ def plot_diversity_curve(
     heights = [DISTANCE_HEIGHT] if shared_edges is None else [DISTANCE_HEIGHT, SHARED_HEIGHT]
     figure, axes = _panels(heights)
     span = float(max(columns["lam"].max(), 1e-3))
-    axes[0].plot([0, min(span, 1)], [0, min(span, 1)], color=style.MUTED_COLOUR, linestyle="--", linewidth=1.2)
-    axes[0].lines[0].set(label="D = λ", gid="diagonal")
+    if is_distance:
+        axes[0].plot([0, min(span, 1)], [0, min(span, 1)], color=style.MUTED_COLOUR, linestyle="--", linewidth=1.2)
+        axes[0].lines[0].set(label="D = λ", gid="diagonal")
     _lines(axes[0], columns, "distance_to_base", labelled=directions is not None)
     axes[0].set_ylim(-0.03, 1.03)
     style.style_axis(axes[0], y_label="distance D to the base")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from dnas_ens.figures.cells import draw_genotype, operation_label
@@ -98,21 +99,31 @@ def steering_section(files: RunFiles) -> Section | None:
     if not curve:
         return None
     shared, direction = curve.get("shared_edges"), curve.get("direction")
-    figure = plot_diversity_curve(curve["lam"], curve["distance_to_base"], shared, directions=direction)
+    objective = files.config.get("search", {}).get("objective", {})
+    # Other penalties read lambda as a number of edges, or as a weight.
+    asked = objective.get("penalty", "js-pairwise") == "js-pairwise"
+    figure = plot_diversity_curve(
+        curve["lam"], curve["distance_to_base"], shared, directions=direction, is_distance=asked
+    )
     directions = len(set(direction or [0]))
     lines = f"One line for each of {count(directions, 'direction')}" if directions > 1 else "There is one direction"
     below = "; below, the edges that the discrete cells share with it" if shared else ""
     picture = Picture(
         name="diversity",
         title="Distance D and shared edges against λ",
-        caption=f"{lines}; the dashed diagonal is what was asked for. The distance D is that of the relaxed "
-        f"architecture to the base, 0 for the same and 1 for nothing in common{below}.",
-        description="Line chart of the distance to the base rising with lambda beside the diagonal, and below it the "
-        "number of shared edges.",
+        caption=f"{lines}{'; the dashed diagonal is what was asked for' if asked else ''}. The distance D is that of "
+        f"the relaxed architecture to the base, 0 for the same and 1 for nothing in common{below}.",
+        description=f"Line chart of the distance to the base against lambda{' beside the diagonal' if asked else ''}, "
+        "and below it the number of shared edges.",
         figure=figure,
         shape="wide",
     )
-    text = "<p>The search learns paths of architectures away from a base: λ asks how far from it each should lie.</p>"
+    meaning = (
+        "λ asks how far from it each should lie."
+        if asked
+        else f"with the penalty {escape(str(objective['penalty']))} λ is not a distance, so only the trend tells."
+    )
+    text = f"<p>The search learns paths of architectures away from a base: {meaning}</p>"
     return Section(name="steering", title="Does λ steer diversity?", text=text, pictures=[picture])
 
 

@@ -196,7 +196,7 @@ class RunFolder:
 
     def _compare(self, section: str, config: Mapping[str, Any], *, resume: bool, otherwise: str) -> None:
         stored = self.config.get(section, ABSENT)
-        difference = first_difference(_without_places(stored), _without_places(as_json(config)), section)
+        difference = first_difference(without_places(stored), without_places(as_json(config)), section)
         if difference is not None:
             field, there, asked = difference
             raise UserError(
@@ -210,14 +210,23 @@ class RunFolder:
             )
 
 
-def _without_places(section: Any) -> Any:
-    """Return a section without where its images lie: they may have moved, and their fingerprint is compared."""
-    if not isinstance(section, dict) or not isinstance(section.get("data"), dict):
+def without_places(section: Any) -> Any:
+    """Return a section of config.json without where its images and its base lie, which may have moved.
+
+    What they are is compared elsewhere: images by their fingerprint, a base by its genotype.
+    """
+    if not isinstance(section, dict):
         return section
-    data = {name: value for name, value in section["data"].items() if name not in ("data", "data_root")}
-    trunk = data.get("trunk")
-    # A name, and perhaps the file of its weights.
-    return {**section, "data": {**data, "trunk": trunk.partition(":")[0] if isinstance(trunk, str) else trunk}}
+    found = dict(section)
+    data, hypernetwork = section.get("data"), section.get("hypernetwork")
+    if isinstance(data, dict):
+        found["data"] = {name: value for name, value in data.items() if name not in ("data", "data_root")}
+        # A name, and perhaps the file of its weights.
+        if isinstance(trunk := data.get("trunk"), str):
+            found["data"]["trunk"] = trunk.partition(":")[0]
+    if isinstance(hypernetwork, dict):
+        found["hypernetwork"] = {**hypernetwork, "base": hypernetwork.get("base") is not None}
+    return found
 
 
 @contextlib.contextmanager

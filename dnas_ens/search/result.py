@@ -142,6 +142,7 @@ class SearchResult:
             self.curve.distance_to_base,
             self.curve.shared_edges,
             directions=self.curve.direction,
+            is_distance=self.config.objective.penalty == "js-pairwise",
         )
 
     def to_dict(self) -> dict[str, Any]:

@@ -278,8 +278,8 @@ def projection() -> str:
     chain = sum(seconds for _, seconds in stages)
     return (
         "## A projection, not measured\n\n"
-        f"A study of {SEEDS} seeds of all methods with five members, preset `fast` on Fashion-MNIST, a command a seed "
-        f"on one Ray cluster, {work / 3600:.0f} GPU-hours:\n\n"
+        f"A study of {SEEDS} seeds of all methods with five members, preset `fast` in the space `darts` on "
+        f"Fashion-MNIST, a command a seed on one Ray cluster, {work / 3600:.0f} GPU-hours:\n\n"
         "| GPUs | hours | GPU-hours paid | busy, % |\n|--:|--:|--:|--:|\n" + rows + "\n"
         f"More GPUs than tasks side by side are of no use: a seed's longest chain takes {chain / 3600:.1f} hours. It "
         "assumes:\n\n"

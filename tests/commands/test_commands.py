@@ -441,6 +441,8 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, mon
     # Without its budget it is not taken for a run that was interrupted.
     said = refused(whole_way.main, [*BUDGET, "--run-dir", str(folder), "--resume"], capsys)
     assert "are those of a budget" in said[0]
+    searched = ["--limit-train", "96", "--device", "cpu", "--run-dir", str(folder), "--resume"]
+    assert "are those of a budget" in refused(search.main, searched, capsys)[0]
     assert not (folder / "genotypes.json").exists()
     spent = json.loads((folder / "budget.json").read_text())["spent"]
     assert 8 < spent <= 12

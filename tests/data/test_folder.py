@@ -236,6 +236,7 @@ def test_folders_laid_out_otherwise_are_refused(tmp_path, write_images, folders,
         "trainers/red trainers/blue boots/red boots/blue",
         "validation_stamp postmark",
         "dev test cat",
+        "dev/x dev/y prod/x prod/z staging/w",
     ],
 )
 def test_classes_whose_names_sound_like_splits(tmp_path, write_images, folders):

@@ -134,7 +134,15 @@ SIDES = (
 )
 NO_SIDES = (
     *("cat dog", "bright dark", "upright fallen", "cleft whole", "copyright free", "class1 class2", "t-shirt boot"),
-    *("l_shape round", "leftover fresh", "righteous leftover", "se other", "class_1 class_2", "room2 room3"),
+    *(
+        "l_shape round",
+        "leftover fresh",
+        "righteous leftover",
+        "se other",
+        "class_1 class_2",
+        "room2 room3",
+        "0-2 4-6 8-12",
+    ),
 )
 
 

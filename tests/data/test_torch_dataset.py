@@ -133,12 +133,21 @@ def test_files_of_an_image_folder_are_read_as_those_of_a_folder(tmp_path):
         loaded = load_torch_dataset(given)
         assert np.array_equal(loaded.images, of_folder.images)
         assert (loaded.labels.tolist(), loaded.deep_bits) == (of_folder.labels.tolist(), 12)
+    assert load_torch_dataset(images).paths == of_folder.paths
     images.transform = lambda image: Image.new("L", image.size, 7)
     assert (load_torch_dataset(images).images == 7).all()
     images.transform = None
     (tmp_path / "a" / "0.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"a/0\.png cannot be read as an image"):
         load_torch_dataset(images)
+
+
+def test_photos_of_an_image_folder_have_the_pixels_that_a_folder_has(tmp_path):
+    gradient = np.add.outer(np.arange(900) % 251, np.arange(700) % 97).astype(np.uint8)
+    for name, shift in (("a", 0), ("b", 40)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(np.dstack([gradient, gradient + shift, gradient])).save(tmp_path / name / "photo.jpg")
+    assert np.array_equal(load_torch_dataset(ImageFolder(tmp_path)).images, load_folder(tmp_path).images)
 
 
 def test_class_names_may_be_an_array():

@@ -25,6 +25,9 @@ def test_one_line_in_the_order_of_lambda_beside_the_diagonal(largest, end):
     # The diagonal ends where the first of both scales does.
     assert points(axis, "diagonal") == [(0, 0), (end, end)]
     assert len(axis.lines) == 2
+    # Where lambda is no distance, none was asked for.
+    (axis,) = plot_diversity_curve([largest, 0.0], [0.4, 0.0], is_distance=False).axes
+    assert len(axis.lines) == 1
 
 
 def test_every_direction_has_its_line_in_both_panels():

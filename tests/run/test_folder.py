@@ -101,6 +101,17 @@ def test_another_configuration_is_refused_by_its_first_field(tmp_path, config, d
     RunFolder.create(tmp_path, config=CONFIG, resume=True).close()
 
 
+def test_images_and_a_base_may_have_moved(tmp_path):
+    def config(place, base):
+        data = {"data": f"{place}/photos", "data_root": place, "trunk": f"resnet18:{place}/weights.pt", "flip": True}
+        return {"seed": 0, "data": data, "hypernetwork": {"base": base, "directions": 3}}
+
+    RunFolder.create(tmp_path / "R", config=config("/old", "/old/base.json")).close()
+    RunFolder.create(tmp_path / "R", config=config("/new", "base.json"), resume=True).close()
+    cause = refused(lambda: RunFolder.create(tmp_path / "R", config=config("/new", None), resume=True))
+    assert "search.hypernetwork.base is true there and false here" in cause
+
+
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     for attempt in (

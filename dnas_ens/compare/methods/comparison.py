@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -210,17 +211,33 @@ class Comparison:
         if name not in self._trained:
             recipe = self.recipe_of(name, **fields)
             folder = self._room_for(name, genotypes[0], recipe)
-            train_members(
-                genotypes,
-                self.data,
-                recipe,
-                device=self.device,
-                folder=folder,
-                workers=self.workers,
-                engine=self.engine,
-            )
+            # Several share the threads among them.
+            with self.threads_of_a_member() if len(genotypes) == 1 else nullcontext():
+                train_members(
+                    genotypes,
+                    self.data,
+                    recipe,
+                    device=self.device,
+                    folder=folder,
+                    workers=self.workers,
+                    engine=self.engine,
+                )
             self._trained[name] = self._predicted(folder, len(genotypes), recipe)
         return self._trained[name]
+
+    @contextmanager
+    def threads_of_a_member(self) -> Iterator[None]:
+        """Give what is trained alone on a CPU as many threads as each of our members has beside the others.
+
+        Costs are CPU seconds, and a further thread costs nearly as many for little.
+        """
+        threads = torch.get_num_threads()
+        beside = min(self.workers or threads, self.num_members)
+        torch.set_num_threads(max(1, threads // beside))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
     def _room_for(self, name: str, genotype: Genotype, recipe: RetrainConfig) -> Path:
         """Return the folder of a method, or one of its own for this size where it holds networks of another one.

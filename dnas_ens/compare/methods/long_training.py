@@ -138,7 +138,8 @@ def train_long(
     )
     companion = companion_of(training)
     folder = comparison.place_of(name)
-    found = train_on(training, companion, folder, epochs=epochs, save_every=recipe.epochs, description=name)
+    with comparison.threads_of_a_member():
+        found = train_on(training, companion, folder, epochs=epochs, save_every=recipe.epochs, description=name)
     return training, companion, found["cpu_seconds"]
 
 

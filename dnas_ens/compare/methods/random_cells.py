@@ -122,7 +122,8 @@ def nes_re(comparison: Comparison) -> Iterator[Result]:
 
     def train(genotype: Genotype, index: int) -> np.ndarray:
         training = MemberTraining(genotype, comparison.data, recipe, index=index, device=comparison.device)
-        trained_network(training, folder=folder, num_members=size)
+        with comparison.threads_of_a_member():
+            trained_network(training, folder=folder, num_members=size)
         return training.val_probs()
 
     evolution = RegularisedEvolution(

@@ -67,8 +67,9 @@ def _machine(records: Records, ends: Mapping[int, Any]) -> list[str]:
         f"{env.get('time', '')[:10]}, {card}, torch {packages.get('torch')}, CUDA {env.get('cuda')}, Python "
         f"{env.get('python')}, {env.get('num_cpus')} cores of {env.get('cpu')}. Command: "
         "`python experiments/gpu_session.py`; every figure and all timings are in the .jsonl beside this. Medians of "
-        "sides timed in turn in one process. The search is that of the preset `fast` (five cells, C=16, four members "
-        "a step), a member that of the same preset (eight cells, C=16), both on Fashion-MNIST.",
+        "sides timed in turn in one process. The search is the soft one of the preset `fast` in the space `darts` "
+        "(five cells, C=16, four members a step), a member that of the same preset (eight cells, C=16), both on "
+        "Fashion-MNIST.",
         "",
     ]
     unfinished = [f"{number} ({line['end']})" for number, line in sorted(ends.items()) if line["end"] != "done"]
@@ -79,6 +80,7 @@ def _machine(records: Records, ends: Mapping[int, Any]) -> list[str]:
         rates = [
             f"{precision} {records[f'product {precision}']['operations_per_second']['median'] / 1e12:.0f} TFLOP/s"
             for precision in ("bfloat16", "float32")
+            if f"product {precision}" in records
         ]
         lines += [
             f"Ceilings: a copy {copied / 1e12:.2f} TB/s; a product of 8192 × 8192: {', '.join(rates)}.",
