@@ -66,7 +66,8 @@ def plot_diversity_curve(
         axis.set_xlim(-0.03 * span, 1.03 * span)
         axis.yaxis.set_label_coords(-38 / WIDTH, 0.5)
     axes[-1].set_xlabel("λ", fontproperties=style.font(10), color=style.TEXT_COLOUR)
-    axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, prop=style.font(9), borderaxespad=0)
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, prop=style.font(9), borderaxespad=0)
     return figure
 
 
