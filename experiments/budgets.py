@@ -18,6 +18,7 @@ import functools
 import itertools
 import math
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.config.settings import Engine
 from dnas_ens.data import ImageData, load_data
-from dnas_ens.figures.style import CYCLE, MARKERS, font, new_figure, style_axis
+from dnas_ens.figures.style import CYCLE, LINE_COLOUR, MARKERS, font, new_figure, style_axis
 from dnas_ens.metrics.calibration import per_image_calibrated_nll
 from dnas_ens.metrics.significance import mean_and_deviation
 from dnas_ens.nn.network import Network
@@ -538,23 +539,36 @@ def write_genotypes(folder: Path, records: Records, regime: str) -> None:
 
 
 def plot(records: Records, regime: str, path: Path) -> None:
-    """Draw the mean calibrated NLL of every method against the budget."""
+    """Draw the calibrated NLL of every method: its mean against the budget, or at a single budget that of each seed."""
     figure = new_figure(560, 340)
     axis = figure.subplots()
     budgets = REGIMES[regime].budgets
-    for (method, found), colour, marker in zip(compared(records, regime).items(), CYCLE, MARKERS, strict=False):
-        points = []
+    losses: dict[str, dict[float, list[float]]] = {}
+    for method, found in compared(records, regime).items():
         for position, budget in enumerate(budgets):
             if found and (chosen := taken(found, position)) is not None:
                 rows = [record["splits"][index] for record, index in zip(found, chosen, strict=True)]
-                points.append((budget, np.mean([row["calibrated_nll"] for row in rows])))
-        if points:
+                losses.setdefault(method, {})[budget] = [row["calibrated_nll"] for row in rows]
+    label = "calibrated NLL on test, nats"
+    if len(budgets) == 1 and losses:
+        of_seeds = np.array([found[budgets[0]] for found in losses.values()])
+        # A line a seed: what differs between methods is compared seed by seed.
+        axis.plot(of_seeds, color=LINE_COLOUR, linewidth=0.8, zorder=1)
+        for place, (own, colour, marker) in enumerate(zip(of_seeds, CYCLE, MARKERS, strict=False)):
+            axis.scatter(np.full(len(own), place), own, color=colour, marker=marker, s=30, zorder=2)
+            axis.hlines(own.mean(), place - 0.22, place + 0.22, color=colour, linewidth=2.4, zorder=3)
+        axis.set_xlim(-0.5, len(of_seeds) - 0.5)
+        axis.set_xticks(range(len(of_seeds)), [textwrap.fill(method, 18) for method in losses])
+        style_axis(axis, x_label=f"{budgets[0]:g} CPU seconds in all; a dot a seed, bars their means", y_label=label)
+    else:
+        for (method, of_budgets), colour, marker in zip(losses.items(), CYCLE, MARKERS, strict=False):
+            points = [(budget, float(np.mean(own))) for budget, own in of_budgets.items()]
             axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=method, linewidth=1.6)
-    axis.set_xscale("log")
-    axis.set_xticks(REGIMES[regime].budgets, [f"{budget:g}" for budget in REGIMES[regime].budgets], minor=False)
-    axis.minorticks_off()
-    style_axis(axis, x_label="CPU seconds in all", y_label="calibrated NLL on test, nats")
-    axis.legend(frameon=False, prop=font(9))
+        axis.set_xscale("log")
+        axis.set_xticks(budgets, [f"{budget:g}" for budget in budgets], minor=False)
+        axis.minorticks_off()
+        style_axis(axis, x_label="CPU seconds in all", y_label=label)
+        axis.legend(frameon=False, prop=font(9))
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
