@@ -103,6 +103,7 @@ PHOTOGRAPHS = Regime(
     budgets=(15, 40, 100),
     trainings=((30, 16, 2), (60, 16, 2), (90, 16, 2), (120, 16, 2), (160, 16, 1), (30, 32, 1), (80, 32, 1)),
 )
+SHORT = ((20, 16, 2), (25, 16, 1), (30, 16, 1), (35, 16, 1), (15, 32, 1))
 LONG = ((60, 16, 2), (120, 16, 2), (60, 32, 1))
 REGIMES = {
     # All of digits leave no error to tell methods by.
@@ -114,6 +115,9 @@ REGIMES = {
         trainings=((60, 16, 3), (120, 16, 5), (250, 16, 5), (500, 16, 2), (250, 32, 2)),
     ),
     "fashion-mnist-14px-2k": FASHION_MNIST,
+    # The smallest alone.
+    "fashion-mnist-14px-2k-15s": replace(FASHION_MNIST, budgets=(15,), trainings=SHORT),
+    "cifar10-jpeg-16px-2k-15s": replace(PHOTOGRAPHS, budgets=(15,), trainings=SHORT),
     # All that the two smaller budgets pay for, which takes half the time.
     "fashion-mnist-14px-2k-40s": replace(FASHION_MNIST, budgets=(15, 40)),
     # The largest alone, with the trainings that may be worth most for it.

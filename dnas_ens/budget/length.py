@@ -7,8 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from dnas_ens.budget.choice import cross_fitted_loss
 from dnas_ens.budget.forecast import LOOKS, saturated_after
 from dnas_ens.data.dataset import Split
@@ -51,17 +49,17 @@ class Length:
     def __call__(self, scalars: Mapping[str, float]) -> None:
         """Take over what an epoch has brought."""
         total = self._training.recipe.epochs
-        if self._at_most is not None:
-            total = min(total, self._useful(self._at_most))
         if self._ends is not None:
             total = min(total, self._in_time(self._ends))
+        if self._at_most is not None:
+            total = min(total, self._useful(self._at_most, total))
         self._training.total_epochs = max(total, self._training.epoch)
 
-    def _useful(self, at_most: float) -> int:
-        """Return the epochs that are of use, once all looks have said so."""
+    def _useful(self, at_most: float, total: int) -> int:
+        """Return the epochs that are of use, once all looks have said so; those that end before need none."""
         training, worth = self._training, self._worth
         looks = [max(1, math.ceil(share * at_most - worth)) for share in LOOKS]
-        if self._looks and worth < LOOKS[0] * at_most and training.epoch in looks:
+        if self._looks and worth < LOOKS[0] * at_most and training.epoch in looks and total > looks[-1]:
             training.looks.append(saturated_after(worth + training.epoch, self._gap()))
         if training.epoch < looks[-1] or not training.looks:
             return training.recipe.epochs
@@ -80,7 +78,7 @@ class Length:
         count = min(len(training.val), len(training.train_split))
 
         def loss(split: Split) -> float:
-            some = split.subset(np.linspace(0, len(split) - 1, count).astype(int))
+            some = split.drawn(count)
             log_probs = predict_log_probs(training.network, some, augmentation=training.augmentation)
             return cross_fitted_loss(log_probs.exp().cpu().numpy()[None], some.labels.cpu().numpy())
 

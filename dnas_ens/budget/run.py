@@ -24,7 +24,7 @@ from dnas_ens.budget.ledger import LEDGER, Ledger
 from dnas_ens.budget.length import Length, val_share
 from dnas_ens.config import RetrainConfig, SearchConfig, require
 from dnas_ens.config.fields import to_dict
-from dnas_ens.data.dataset import ImageData
+from dnas_ens.data.dataset import ImageData, Split
 from dnas_ens.ensembles.ensemble import Ensemble
 from dnas_ens.ensembles.storage import MANIFEST
 from dnas_ens.errors import UserError
@@ -65,6 +65,9 @@ FREE, WIDEST = 1.25, 128
 SECONDS_BETWEEN_NOTES = 60.0
 #: Share of a budget of time that is kept for what is not training.
 RESERVE = 0.02
+#: Predicting val once takes this share of a budget of time at most, but for so many images: further ones say little of
+#: the one or two networks that a short budget pays for.
+VAL_SHARE, LEAST_VAL = 0.02, 1000
 
 
 class Cells(Protocol):
@@ -114,7 +117,6 @@ class Spending:
         self.clock = clock
         self.data, self.recipe, self.amount, self.cells = data, recipe.of_base(), amount, cells
         self.folder, self.device = folder, torch.device(device)
-        self.labels = data.val.labels.cpu().numpy()
         self._found: Sequence[Genotype] | None = None
         self._networks: dict[int, Network] = {}
         self._val_probs: dict[int, FloatArray] = {}
@@ -134,6 +136,8 @@ class Spending:
         )
         asked = as_json(to_dict(self.recipe))
         self._ledger = Ledger.read(file, amount, asked) if begun else self._plan(asked)
+        self.val = _some(data.val, self._enough_val)
+        self.labels = self.val.labels.cpu().numpy()
         self._charged, self._goes_on = self._ledger.spent, {unit.number for unit in self._ledger.coming}
         self._noted = time.monotonic()
         self.slots = self._slots(workers)
@@ -224,6 +228,14 @@ class Spending:
             coming=[],
         )
 
+    @property
+    def _enough_val(self) -> int:
+        """How many images of val decide."""
+        if self.amount.unit == "epochs":
+            return len(self.data.val)
+        an_image = val_share(1, len(self.data.train)) * self._ledger.epoch_seconds
+        return max(LEAST_VAL, int(VAL_SHARE * self.amount.total / an_image))
+
     def _slots(self, workers: int) -> int:
         """Return how many networks are trained side by side once there is a first one."""
         if self.amount.unit == "epochs" or self.device.type != "cpu" or self.clock is not time.monotonic:
@@ -310,6 +322,7 @@ class Spending:
                     number=number,
                     folder=self.folder,
                     execution=self._execution,
+                    num_val=len(self.val),
                     length=self._length_of(unit),
                 )
                 self._started[number] = self.clock(), pool.submit(task)
@@ -461,7 +474,7 @@ class Spending:
     def _load(self, unit: Unit) -> None:
         """Train the unit's network, or take it from the folder if it is finished there."""
         training = self._training(self._plan_of(unit), unit.number)
-        training.val_measurements = 1
+        training.val, training.val_measurements = self.val.to(self.device), 1
         length = Length(training, **self._length_of(unit), clock=self.clock)
 
         def on_epoch(scalars: Mapping[str, float]) -> None:
@@ -498,7 +511,7 @@ class Spending:
     def _reserve(self) -> float:
         """Share of a budget of time that is kept for what is not training."""
         # Networks that end together wait for one another while val is predicted.
-        share = val_share(len(self.data.val), len(self.data.train))
+        share = val_share(len(self.val), len(self.data.train))
         val = self._ledger.epoch_seconds * share / self.amount.total
         return RESERVE + (self.slots - 1) * val
 
@@ -540,13 +553,24 @@ class Spending:
 
 
 def _train_in_time(
-    plan: Plan, data: ImageData, *, number: int, folder: Path, execution: Execution | None, length: dict[str, Any]
+    plan: Plan,
+    data: ImageData,
+    *,
+    number: int,
+    folder: Path,
+    execution: Execution | None,
+    num_val: int,
+    length: dict[str, Any],
 ) -> None:
     """Train a network into the folder, in a process of its own."""
     training = build_training(plan, data, number=number, device="cpu", folder=folder, execution=execution)
-    training.val_measurements = 1
+    training.val, training.val_measurements = _some(data.val, num_val), 1
     training.on_epoch = Length(training, **length)
     trained_network(training, folder=folder, num_members=number + 1)
+
+
+def _some(val: Split, count: int) -> Split:
+    return val if count >= len(val) else val.drawn(count)
 
 
 def _standard_error(differences: FloatArray) -> float:

@@ -5,7 +5,6 @@ import math
 import statistics
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from tiny import genotype, same
@@ -59,7 +58,7 @@ def gap(training):
     """What `Length` looks at: the network in evaluation mode on all of val and as many training images."""
     network, losses = copy.deepcopy(training.network).eval(), []
     for split in (training.val, training.train_split):
-        places = np.linspace(0, len(split) - 1, len(training.val)).astype(int)
+        places = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))[: len(training.val)]
         with torch.no_grad():
             probs = network(training.augmentation.normalise(split.images[places])).softmax(1)
         losses.append(cross_fitted_loss(probs.numpy()[None], split.labels[places].numpy()))
@@ -103,6 +102,16 @@ def test_a_network_is_trained_until_it_knows_its_images(few_digits, worth, stop)
     trained(again, Length(again, worth=worth, at_most=48))
     assert again.epoch == training.epoch
     assert same(again.network.state_dict(), training.network.state_dict())
+
+
+@pytest.mark.parametrize(("ends", "looked"), [(12, 0), (30, 3)])
+def test_a_network_that_ends_before_the_last_look_is_not_looked_at(few_digits, ends, looked):
+    training = MemberTraining(genotype(0), few_digits, RetrainConfig(num_cells=1, channels=4, epochs=48), index=0)
+    # An epoch a second; the looks are after 8, 12 and 16.
+    length = Length(training, at_most=48, ends=ends, clock=lambda: float(training.epoch))
+    trained(training, length)
+    assert len(training.looks) == looked
+    assert training.epoch <= ends
 
 
 def test_what_looks_have_said_holds_where_there_are_no_more(few_digits):

@@ -22,6 +22,7 @@ from dnas_ens.config.fields import with_fields
 from dnas_ens.config.presets import search_preset
 from dnas_ens.ensembles import Ensemble
 from dnas_ens.errors import UserError
+from dnas_ens.metrics.calibration import fit_temperature
 from dnas_ens.run.files import load_tensors, read_json
 from dnas_ens.space.known_cells import PLAIN_CNN, RESNET
 from dnas_ens.training.members import Plan, build_training, train_member
@@ -446,6 +447,19 @@ def test_from_python(few_digits, tmp_path):
     with pytest.raises(UserError, match="are not those of a budget"):
         de.spend(few_digits, 9, folder=tmp_path, channels=4, batch_size=16, device="cpu")
     assert not (tmp_path / "budget.json").exists()
+
+
+def test_a_short_budget_looks_at_a_part_of_val(few_digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("dnas_ens.budget.run.LEAST_VAL", 12)
+    monkeypatch.setattr("dnas_ens.budget.run.VAL_SHARE", 1e-9)
+    given = Given(genotype(0))
+    short = Spending(few_digits, RECIPE, amount=Amount(total=0.5), cells=given, folder=tmp_path / "short")
+    assert same({"labels": short.val.labels}, {"labels": few_digits.val.drawn(12).labels})
+    ensemble = short.run()
+    probs = np.mean(ensemble.predict_probs(short.val), axis=0, dtype=np.float64)
+    assert float(ensemble.temperature) == pytest.approx(fit_temperature(probs, short.val.labels.numpy()), rel=1e-4)
+    # Epochs are counted so that every machine decides alike.
+    assert len(spending(few_digits, tmp_path / "epochs").val) == len(few_digits.val)
 
 
 def test_what_a_recipe_leaves_open_is_measured_once(few_digits, tmp_path):
