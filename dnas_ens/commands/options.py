@@ -67,10 +67,11 @@ def configured(argv: Sequence[str], *, prog: str, section: str | None = None) ->
     }
     for name, value in named.items():
         require(isinstance(value, str), f"{name} in {early.config} is no text.", "Make it a text.")
+    whole = {field.name for field in dataclasses.fields(SearchConfig)} <= stored.keys()
     for name, typed in (("preset", early.preset), ("regime", early.regime)):
-        # Its settings would be those of the file all the same.
+        # Of a run's own file all settings would be those of the file all the same.
         require(
-            not typed or named[name] in ("", typed),
+            not (typed and whole) or named[name] == typed,
             f"--{name} is {typed}, but {early.config} is of the {name} {named[name]}.",
             f"Leave --{name} out, or take {name} out of the file.",
         )

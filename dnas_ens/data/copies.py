@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-import torch
 from scipy.spatial import cKDTree
 
 from dnas_ens.data.images import PixelArray
@@ -21,7 +20,7 @@ _RADIUS = (2 - 2 * _CORRELATION) ** 0.5
 # So many of the nearest pictures are looked at, so that a set of similar ones takes no longer.
 _NEIGHBOURS = 8
 # A pixel takes up to 16 bytes on the way.
-_PIXELS_AT_A_TIME = 2**20
+_PIXELS_AT_A_TIME = 2**19
 
 
 def first_equal(images: PixelArray) -> IntArray:
@@ -60,12 +59,15 @@ def first_alike(images: PixelArray, labels: IntArray, first: IntArray) -> IntArr
 
 def _block_means(images: PixelArray, indices: IntArray) -> FloatArray:
     """The mean grey of 8x8 blocks of each of n images, (n, 8, 8)."""
-    chunks = np.array_split(indices, max(1, len(indices) * images[0].size // _PIXELS_AT_A_TIME))
-    means = [
-        torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(images[chunk]).float().mean(dim=1), 8)
-        for chunk in chunks
-    ]
-    blocks: FloatArray = torch.cat(means).double().numpy()
+    side = images.shape[-1]
+    edges = np.arange(8) * side // 8
+    lengths = np.diff([*edges, side])
+    blocks = np.empty((len(indices), 8, 8))
+    chunks = np.array_split(np.arange(len(indices)), max(1, len(indices) * images[0].size // _PIXELS_AT_A_TIME))
+    for chunk in chunks:
+        grey = images[indices[chunk]].mean(axis=1, dtype=np.float32)
+        sums = np.add.reduceat(np.add.reduceat(grey, edges, axis=1), edges, axis=2)
+        blocks[chunk] = sums / np.multiply.outer(lengths, lengths)
     return blocks
 
 

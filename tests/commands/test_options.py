@@ -4,7 +4,7 @@ import pytest
 
 from dnas_ens.commands.options import configured
 from dnas_ens.commands.whole_way import WholeWayCommand
-from dnas_ens.config.fields import with_fields
+from dnas_ens.config.fields import to_dict, with_fields
 from dnas_ens.config.presets import retrain_preset, search_preset
 from dnas_ens.errors import UserError
 
@@ -38,6 +38,10 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(configure):
     search, recipe = configure("--preset=smoke", file)
     assert (search.preset, search.supernet.channels, search.bilevel.epochs) == ("smoke", 5, 12)
     assert recipe.channels == 16
+    # Beside all settings of a run it would change the label alone.
+    for typed in ("--preset smoke", "--regime js"):
+        with pytest.raises(UserError, match=f"{typed.replace(' ', ' is ')}, but"):
+            configure(typed, {"search": to_dict(search_preset("micro"))})
     file = {"search": {"regime": "hypernet", "hypernetwork": {"base": "theirs.json"}}}
     search, _ = configure("", file)
     assert (search.regime, str(search.hypernetwork.base)) == ("hypernet", "theirs.json")

@@ -29,7 +29,7 @@ def test_what_is_fuzzed_can_be_read_before(trained, tmp_path, name):
 
 
 def test_a_command_goes_on_from_before_a_write(monkeypatch):
-    monkeypatch.setattr(faults, "SHARES", 60)
+    monkeypatch.setattr(faults, "SHARES", 90)
     record = faults.writes_one("retrain", 40)
     assert (record["tried"], record["wrong"]) == (1, [])
     # Shares of one process are those of several: every write belongs to one of them, whichever was tried before.
