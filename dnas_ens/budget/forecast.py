@@ -446,7 +446,8 @@ def _longer(
     growth = 1 + (LONGEST_GROWTH - 1) * left_to_learn(base.end)
     goal = enough if 2 * base.epochs <= enough else max(enough, growth * base.epochs)
     most = math.ceil(min(goal, useful) - KEPT * base.epochs)
-    if length > most and epochs_left - most >= SHORTEST * most:
+    # A cycle is of use.
+    if length > most and epochs_left - most >= CYCLE_EPOCHS * most:
         length = most
     if useful < math.inf:
         length = min(length, math.ceil(useful - KEPT * base.epochs))

@@ -315,6 +315,9 @@ def test_on_several_slots_no_room_is_kept_for_a_network_that_cannot_fit():
     [
         # At once as long as is enough, 120 epochs, of which going on keeps 0.7 of the 16.
         (16, 1.5, 1.4, 1500, 109),
+        # What is left then pays for a cycle of 22 epochs, or for nothing that is of use.
+        (16, 1.5, 1.4, 132, 109),
+        (16, 1.5, 1.4, 130, 130),
         # Looks on the way decide, whatever the gap is.
         (4, 1.5, 1.1, 1500, 118),
         # Later no longer than until the gap is 0.5, which is expected after 393 epochs.
