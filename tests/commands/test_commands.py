@@ -19,7 +19,7 @@ from PIL import Image
 from processes import start
 
 import dnas_ens as de
-from dnas_ens.commands import compare, distil, evaluate, predict, retrain, search, whole_way
+from dnas_ens.commands import compare, distil, evaluate, export, predict, retrain, search, whole_way
 from dnas_ens.commands.parse import run_main
 from dnas_ens.run.checkpoint import CheckpointStore
 from dnas_ens.run.files import read_json
@@ -244,6 +244,9 @@ def test_a_distilled_network_stands_beside_the_ensemble(finished, tmp_path, caps
     assert run_main(evaluate.main, ["R", "--from-predictions"]) == 0
     assert [row["name"] for row in read_json(tmp_path / "R/results.json")] == names
     assert "Member 3 was asked for" in refused(distil.main, ["R", "--member", "3", "--resume"], capsys)[0]
+    # Its file would be compared on images of the run.
+    exported = export.ExportCommand(folder=Path("R/distilled"), output=Path("d.pt2"))
+    assert len(export.compared_images(exported, student)) == export.NUM_COMPARED
 
 
 def test_what_is_distilled_from_cycles_is_trained_as_long_as_they_all_are(finished, capsys):

@@ -1,17 +1,21 @@
 """Options, the frontier, and both budgets of given predictions and costs."""
 
 import re
+from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from dnas_ens.compare.budgets import equal_cost, unspent_sentences
+from dnas_ens.compare.figure import plot_frontiers
 from dnas_ens.compare.frontier import Option, Trained, best_within, frontier, of_exchangeable, of_ordered
-from dnas_ens.compare.methods.comparison import Result
+from dnas_ens.compare.methods.comparison import Comparison, Result
 from dnas_ens.compare.methods.searched import LEAST_CROSSED, weighted
 from dnas_ens.data.splits import alternating_halves
 from dnas_ens.ensembles.weighting import fit_weights
@@ -148,3 +152,23 @@ def test_weights_and_temperature_come_from_different_halves_of_a_large_val():
     np.testing.assert_allclose(found["cross_fit"].per_image_calibrated_nll, np.mean(losses, axis=0))
     # A small val is not halved.
     assert "cross_fit" not in weighted(some_predictions(images=LEAST_CROSSED - 1), fit)
+
+
+def test_a_name_with_dollars_is_drawn_as_it_is(tmp_path):
+    results = of_seeds({"ours": [60, 100], "other": [50, 90]})
+    results = [[replace(result, label=result.name) for result in of_seed] for of_seed in results]
+    plot_frontiers(results, budgets={"our total cost": 100.0}, title="prices_$5_to_$10", path=tmp_path / "drawn.png")
+    assert (tmp_path / "drawn.png").stat().st_size > 0
+
+
+def test_what_is_trained_alone_has_the_threads_of_a_member():
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        for workers, members, threads in ((0, 2, 2), (1, 2, 4), (0, 9, 1)):
+            of_run = SimpleNamespace(workers=workers, num_members=members)
+            with Comparison.threads_of_a_member(of_run):
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)

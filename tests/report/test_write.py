@@ -14,6 +14,7 @@ from dnas_ens.evaluate.predictions import source_of
 from dnas_ens.evaluate.tables import result_rows
 from dnas_ens.figures.cells import save_cells
 from dnas_ens.report import write_report
+from dnas_ens.report.architectures import steering_section
 from dnas_ens.report.run_files import RunFiles
 from dnas_ens.run.files import read_json, write_json
 from dnas_ens.space.genotype import Genotype
@@ -212,6 +213,18 @@ def test_confusions_with_hostile_names_and_seconds_of_a_gpu(make_run, prediction
     rows = re.findall(r'<th scope="row">[^<]*</th>((?:<td>\d*</td>){4})', source[source.index("Confusion matrix") :])
     cells = [[int(cell or 0) for cell in re.findall(r"<td>(\d*)</td>", row)] for row in rows]
     assert cells == confusion_matrix(given.test_labels, given.averaged()[1].argmax(axis=1)).tolist()
+
+
+@pytest.mark.parametrize(("penalty", "asked"), [("js-pairwise", True), ("edge-overlap", False)])
+def test_a_diagonal_is_drawn_where_a_distance_was_asked_for(make_run, predictions, penalty, asked):
+    folder = make_run(predictions(2, 10, 3), evaluated=False)
+    config = read_json(folder / "config.json")
+    config["search"]["objective"] = {"penalty": penalty}
+    write_json(folder / "config.json", config)
+    steering = steering_section(RunFiles.load(folder))
+    assert ("dashed diagonal" in steering.pictures[0].caption) == asked
+    assert any(line.get_gid() == "diagonal" for line in steering.pictures[0].figure.axes[0].lines) == asked
+    assert ("how far from it each should lie" in steering.text) == asked
 
 
 def test_search_alone_by_the_command(make_run, predictions, capsys):
