@@ -473,7 +473,7 @@ def test_a_budget_is_spent_evaluated_and_raised_by_what_is_printed(tmp_path, mon
 
 
 def test_ctrl_c_keeps_what_a_budget_has_bought(tmp_path, capsys):
-    process = start("-m", "dnas_ens", *BUDGET, "--budget", "64s", "--run-dir", "bought", env=ENVIRONMENT)
+    process = start("-m", "dnas_ens", *BUDGET, "--budget", "2m", "--run-dir", "bought", env=ENVIRONMENT)
     said = ""
     while "budget: the best network" not in said and "budget: another" not in said:
         line = process.stderr.readline()
